@@ -1,0 +1,1 @@
+"""What is measured in one video: one file per question."""

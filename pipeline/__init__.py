@@ -1,0 +1,1 @@
+"""How curation runs over many videos. Read `stages.py` first."""

@@ -1,0 +1,1 @@
+"""Records, units, the shard sample and configuration: imports nothing else of ours."""

@@ -1,0 +1,169 @@
+"""Arrays in flight: frozen dataclasses that check their shapes when made.
+
+Legend: F frames of a clip, N samples of audio, T sampled frames of a scan, P contour points,
+J joints. Coordinates are pixels, x to the right and y down, pixel centres at whole numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.units import AUDIO_HZ
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+NUM_LANDMARKS = 478
+"""Points of MediaPipe's face landmarker: 468 of the mesh, 10 of the irises."""
+
+MISSING, INTERPOLATED, MEASURED = 0, 1, 2
+"""Validity codes of a frame's lip contour."""
+
+
+def expect_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless `array` has `shape`, where None stands for any length."""
+    fits = array.ndim == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name}: expected shape [{want}], found {list(array.shape)}")
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Mono float32 samples [N] at 16 kHz in [-1, 1]; sample 0 sounds at source second `start_s`."""
+
+    start_s: float
+    samples: Floats
+
+    def __post_init__(self) -> None:
+        expect_shape("audio", self.samples, (None,))
+
+    @property
+    def end_s(self) -> float:
+        return self.start_s + len(self.samples) / AUDIO_HZ
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Faces of one frame: boxes [n, 4] (x0, y0, x1, y1 in source pixels), scores [n] in 0..1."""
+
+    time_s: float
+    boxes: Floats
+    scores: Floats
+
+    def __post_init__(self) -> None:
+        expect_shape("boxes", self.boxes, (None, 4))
+        expect_shape("scores", self.scores, (len(self.boxes),))
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """One face through one scene as the sparse scan saw it.
+
+    Attributes:
+        scene, track: numbers within the video.
+        start_s, end_s: span the face is taken to be present, source seconds.
+        times_s: float64 [T], instants of the sampled frames in which it was detected.
+        boxes: [T, 4] in source pixels. scores: [T], 0..1.
+        detector: name of the detector.
+    """
+
+    scene: int
+    track: int
+    start_s: float
+    end_s: float
+    times_s: NDArray[np.float64]
+    boxes: Floats
+    scores: Floats
+    detector: str
+
+    def __post_init__(self) -> None:
+        expect_shape("times_s", self.times_s, (None,))
+        expect_shape("boxes", self.boxes, (len(self.times_s), 4))
+        expect_shape("scores", self.scores, (len(self.times_s),))
+
+    def box_at(self, time_s: float) -> Floats:
+        """Box [4] at an instant: linear between samples, held beyond the ends."""
+        columns = [np.interp(time_s, self.times_s, self.boxes[:, i]) for i in range(4)]
+        return np.array(columns, np.float32)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Dense face landmarks of a clip, in clip pixels.
+
+    Attributes:
+        points: [F, 478, 3], x, y in pixels, z at the scale of x; NaN where not seen.
+        blendshapes: [F, 52] in 0..1, NaN where not seen.
+        angles_deg: [F, 3] yaw, pitch, roll of the head, NaN where not seen.
+    """
+
+    points: Floats
+    blendshapes: Floats
+    angles_deg: Floats
+
+    def __post_init__(self) -> None:
+        frames = len(self.points)
+        expect_shape("landmarks", self.points, (None, NUM_LANDMARKS, 3))
+        expect_shape("blendshapes", self.blendshapes, (frames, 52))
+        expect_shape("angles_deg", self.angles_deg, (frames, 3))
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """[F]: True where the face was found."""
+        return np.isfinite(self.points[:, 0, 0])
+
+
+@dataclass(frozen=True)
+class LipTrace:
+    """Outer-lip contour of every frame: `contour` [F, P, 2] in clip pixels, NaN where missing;
+    `valid` [F] uint8: 0 missing, 1 interpolated, 2 measured."""
+
+    contour: Floats
+    valid: Bytes
+
+    def __post_init__(self) -> None:
+        expect_shape("contour", self.contour, (None, None, 2))
+        expect_shape("valid", self.valid, (len(self.contour),))
+
+
+@dataclass(frozen=True)
+class ClipArrays:
+    """Everything with a shape that is known of one clip, as stored in `parts/<part>/<clip>.npz`.
+
+    Attributes:
+        landmarks: [F, 478, 3], as in `Landmarks.points`.
+        contour: [F, P, 2]; lip_valid: [F], as in `LipTrace`.
+        joints: [F, J, 3] x, y in clip pixels, score 0..1; NaN where not seen.
+        face_rgb: [112, 112, 3] uint8, aligned to the ArcFace template.
+        speech: [L, D] float16 at 50 Hz.
+        mouth: [F, M] mouth measures and bands: [F, B] audio bands, of the sync estimator.
+        identity: [D] unit length, empty where no weights are present.
+    """
+
+    landmarks: Floats
+    contour: Floats
+    lip_valid: Bytes
+    joints: Floats
+    face_rgb: Bytes
+    speech: NDArray[np.float16]
+    mouth: Floats
+    bands: Floats
+    identity: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self) -> None:
+        frames = len(self.landmarks)
+        expect_shape("landmarks", self.landmarks, (frames, NUM_LANDMARKS, 3))
+        expect_shape("contour", self.contour, (frames, None, 2))
+        expect_shape("lip_valid", self.lip_valid, (frames,))
+        expect_shape("joints", self.joints, (frames, None, 3))
+        expect_shape("face_rgb", self.face_rgb, (112, 112, 3))
+        expect_shape("speech", self.speech, (None, None))
+        expect_shape("mouth", self.mouth, (frames, None))
+        expect_shape("bands", self.bands, (frames, None))
+        expect_shape("identity", self.identity, (None,))

@@ -1,0 +1,298 @@
+"""Configuration: typed sections, a unit and a source for every threshold.
+
+`measure` sections decide what is recorded of a clip; changing them means measuring again.
+`thresholds` and `shards` are applied to what was recorded, as often as the user likes.
+`run` says how the work is done and never changes a byte of what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import CommandError
+
+
+class Section(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClipConfig(Section):
+    """What a clip is."""
+
+    fps: float = Field(
+        25.0,
+        ge=8,
+        le=60,
+        description="Rate of every clip, frames/s. 23 suits the published FantasyTalking weights.",
+    )
+    max_s: float = Field(20.0, gt=0, description="Longer spans of a track are split, s.")
+    min_s: float = Field(1.0, gt=0, description="Shorter spans are candidates, but not measured densely, s.")
+    longest_edge_px: int = Field(
+        1024, ge=64, description="Clips are scaled down to this longest edge, never up, px."
+    )
+
+
+class ScanConfig(Section):
+    """Scenes and faces, sparsely, on small frames."""
+
+    longest_edge_px: int = Field(
+        640, ge=128, description="Longest edge of the frames that the detector sees, px."
+    )
+    sample_s: float = Field(0.5, gt=0, description="Time between two frames in which faces are detected, s.")
+    detector: Literal["centerface", "scrfd"] = "centerface"
+    min_score: float = Field(0.5, ge=0, le=1, description="Detections below this are not faces, 0..1.")
+    scene_detector: Literal["adaptive", "content", "none"] = "adaptive"
+    scene_threshold: float | None = Field(
+        None,
+        description="Threshold of the scene detector in its own unit; none: the detector's default in curation/scenes.py.",
+    )
+
+
+class LipsConfig(Section):
+    """The lip-tracing mask."""
+
+    dilation: float = Field(
+        0.08, ge=0, le=1, description="Growth of the outer-lip contour, share of the mouth's width."
+    )
+    max_gap_frames: int = Field(
+        4, ge=0, description="Longest run of missing frames that is interpolated, frames."
+    )
+    smoothing_frames: int = Field(
+        5, ge=1, description="Window of the zero-lag smoothing filter, frames (odd; 1: none)."
+    )
+
+
+class MotionConfig(Section):
+    """Motion intensity."""
+
+    pose: bool = Field(True, description="Measure body joints (omega_body).")
+    pose_stride_frames: int = Field(
+        5, ge=1, description="Joints are measured every so many frames and interpolated between, frames."
+    )
+
+
+class SpeechConfig(Section):
+    """Voice activity and speech embedding."""
+
+    embedding: str = Field(
+        "logmel-80",
+        description="'logmel-80', or the folder or hub name of a transformers speech encoder such as 'facebook/wav2vec2-base-960h'.",
+    )
+    device: str = Field("auto", description="'auto', 'cpu' or a torch device for the embedding.")
+
+
+class IdentityConfig(Section):
+    """Face embedding."""
+
+    model: str = Field(
+        "auto",
+        description="Name in the model registry, 'none', or 'auto': the first ArcFace-style model whose weights are present.",
+    )
+    same_person: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Cosine similarity from which two clips show one person, for splits. MobileFaceNet: same 0.84-0.91, different at most 0.30.",
+    )
+
+
+class GateConfig(Section):
+    """Below these a clip is not measured any further: cheaper than the thresholds, and looser."""
+
+    min_speech_fraction: float = Field(0.1, ge=0, le=1, description="Share of the clip with speech.")
+    min_face_px: float = Field(48.0, ge=0, description="Median height of the face box, px.")
+    skip_video_below_speech_fraction: float = Field(
+        0.0, ge=0, le=1, description="A video with less speech is not even scanned for faces; 0: all are."
+    )
+
+
+class MeasureConfig(Section):
+    clip: ClipConfig = ClipConfig()
+    scan: ScanConfig = ScanConfig()
+    gates: GateConfig = GateConfig()
+    lips: LipsConfig = LipsConfig()
+    motion: MotionConfig = MotionConfig()
+    speech: SpeechConfig = SpeechConfig()
+    identity: IdentityConfig = IdentityConfig()
+
+
+def _rule(default: float | None, unit: str, source: str, description: str) -> Any:
+    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source})
+
+
+class Thresholds(Section):
+    """What a clip must fulfil. `null` switches a rule off."""
+
+    min_duration_s: float | None = _rule(
+        3.0, "s", "practice: 2-20 s (LatentSync 5-10, TalkVid > 5)", "shortest clip"
+    )
+    max_duration_s: float | None = _rule(20.0, "s", "practice: 2-20 s", "longest clip")
+    min_source_fps: float | None = _rule(
+        24.9,
+        "frames/s",
+        "practice: 25 fps; 24.9 admits rounding of the container's clock",
+        "least frame rate of the source",
+    )
+    min_face_px: float | None = _rule(
+        128.0, "px", "ours: about a third of Wan's 480 px short edge", "least median height of the face box"
+    )
+    min_face_confidence: float | None = _rule(
+        0.9,
+        "0..1",
+        "FantasyTalking data section: InsightFace confidence 0.9",
+        "least mean detector confidence",
+    )
+    max_faces: int | None = _rule(
+        1, "faces", "TalkVid, Hallo: exactly one face", "most faces visible at once"
+    )
+    min_lip_valid_fraction: float | None = _rule(
+        0.9,
+        "share of frames",
+        "ours: stage 2 learns from the mask",
+        "least share of frames with a measured lip contour",
+    )
+    max_yaw_p95_deg: float | None = _rule(
+        60.0, "degrees", "ours: beyond this half of the mouth is hidden", "largest 95th percentile of |yaw|"
+    )
+    min_speech_fraction: float | None = _rule(
+        0.4, "share", "ours: a sentence with its pauses", "least share of the clip with speech"
+    )
+    max_clipped_fraction: float | None = _rule(0.01, "share", "ours", "largest share of clipped samples")
+    max_abs_sync_offset_frames: float | None = _rule(
+        3.0,
+        "frames",
+        "LatentSync: 6; ours: 3 (120 ms at 25 fps)",
+        "largest absolute audio offset, where scored",
+    )
+    min_sync_confidence: float | None = _rule(
+        None, "see curation/sync.py", "ours", "least confidence of the sync peak, where scored"
+    )
+    require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
+    require_speaker: bool = Field(
+        True, description="Reject a face while another face in view is the one that speaks."
+    )
+    min_face_blur: float | None = _rule(
+        None,
+        "grey levels squared",
+        "off: depends on the codec",
+        "least variance of the Laplacian of the face",
+    )
+
+
+class ShardConfig(Section):
+    """How accepted clips are cut and packed."""
+
+    max_samples: int = Field(1000, ge=1, description="Most samples in one shard.")
+    target_mb: float = Field(512.0, gt=0, description="Size aimed at, megabytes; estimated before encoding.")
+    validation_fraction: float = Field(
+        0.02, ge=0, lt=1, description="Share of people (or source videos) held out."
+    )
+    crf: int = Field(18, ge=0, le=51, description="x264 constant rate factor; 18 is visually lossless.")
+    preset: str = Field("veryfast", description="x264 preset.")
+    seed: str = Field("talkforge", description="Salt of the split and of the order of samples.")
+
+
+class RunConfig(Section):
+    """How the work is done; never changes what comes out."""
+
+    part_s: float = Field(600.0, gt=0, description="Footage in one part, s.")
+    workers: int = Field(0, ge=0, description="Parts in flight; 0: one for each core.")
+    deadline_factor: float = Field(
+        60.0, gt=0, description="A part may take this many seconds for each second of its footage..."
+    )
+    deadline_min_s: float = Field(300.0, gt=0, description="... and at least this long, s.")
+
+
+class Config(Section):
+    """The whole configuration of `talkforge curate`."""
+
+    measure: MeasureConfig = MeasureConfig()
+    thresholds: Thresholds = Thresholds()
+    shards: ShardConfig = ShardConfig()
+    run: RunConfig = RunConfig()
+
+
+def load_config(path: Path | None, settings: Iterable[str] = ()) -> Config:
+    """Configuration from a YAML file and `section.key=value` settings.
+
+    Raises:
+        CommandError: the file cannot be read, or a key or value does not fit; one line.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise CommandError(f"config {path}: {' '.join(str(error).split())}") from None
+        if not isinstance(data, dict):
+            raise CommandError(f"config {path}: expected sections, found {type(data).__name__}")
+    return apply_settings(data, settings, str(path or "defaults"))
+
+
+def apply_settings(data: dict[str, Any], settings: Iterable[str], name: str = "config") -> Config:
+    """`data` with `section.key=value` settings laid over it, checked.
+
+    A setting may leave out the leading `measure.`: `scan.sample_s=1` is `measure.scan.sample_s=1`.
+    """
+    data = json.loads(json.dumps(data))
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            raise CommandError(f"--set {setting}: expected section.key=value")
+        if keys[0] in MeasureConfig.model_fields:
+            keys.insert(0, "measure")
+        _put(data, keys, text, setting)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CommandError(f"{name}: {where}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _put(data: dict[str, Any], keys: list[str], text: str, setting: str) -> None:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise CommandError(f"--set {setting}: the value is not YAML") from None
+    for key in keys[:-1]:
+        child = data.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise CommandError(f"--set {setting}: {key} is not a section")
+        data = child
+    data[keys[-1]] = value
+
+
+def config_hash(section: BaseModel) -> str:
+    """sha256 of a section's canonical JSON."""
+    text = json.dumps(section.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flatten(section: BaseModel) -> dict[str, Any]:
+    """`section.key` -> value of every leaf, for naming differences."""
+
+    def walk(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            yield prefix, value
+
+    return dict(walk("", section.model_dump(mode="json")))
+
+
+def differences(old: BaseModel, new: BaseModel) -> list[str]:
+    """One `key: old -> new` for every leaf that differs."""
+    a, b = flatten(old), flatten(new)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]

@@ -1,0 +1,27 @@
+"""The exception tree. Messages name the record, what was expected and what was found."""
+
+from __future__ import annotations
+
+
+class TalkforgeError(Exception):
+    """Anything the user can be told in one line."""
+
+
+class CommandError(TalkforgeError):
+    """A bad option, path or configuration: exit code 2."""
+
+
+class MediaError(TalkforgeError):
+    """A video or audio file cannot be read; becomes a failure row."""
+
+
+class ModelError(TalkforgeError):
+    """Weights are missing, altered or of the wrong kind."""
+
+
+class DatasetError(TalkforgeError):
+    """A data set on disk is not what its marker files promise."""
+
+
+class RunError(TalkforgeError):
+    """The run itself cannot go on (full disk, cluster gone): exit code 1."""

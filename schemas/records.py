@@ -1,0 +1,285 @@
+"""The records, in the order in which they flow.
+
+    Source -> Video -> Scene -> Track -> Clip -> measurements -> Verdict
+    anything that goes wrong -> Failure
+
+A record is immutable and holds no arrays; it is what Parquet and JSON see. Field names of
+the measurements are the column names of the ledger. Arrays travel in the frozen dataclasses
+of `schemas.arrays`.
+
+Time: before `Clip`, source seconds; from `Clip` on, frames at the data set's constant rate.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas import units
+
+
+class Record(BaseModel):
+    """Frozen, and refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Source(Record):
+    """One input as the user named it, with what the user said of it."""
+
+    uri: str
+    source: str = ""
+    licence: str = ""
+    consent: str = ""
+
+
+class Video(Record):
+    """Probe facts of one file; `video_id` is the first 12 hex digits of its sha256.
+
+    Sizes are those of the picture as it should be shown: after rotation and with square
+    pixels. Times are source seconds (0 = the container's start time); `end_s` is the end of the
+    last frame as far as the container tells, and may lie beyond what can be decoded.
+    """
+
+    video_id: str
+    sha256: str
+    uri: str
+    num_bytes: int
+    source: str = ""
+    licence: str = ""
+    consent: str = ""
+    container: str
+    video_codec: str
+    pixel_format: str
+    width_px: int
+    height_px: int
+    coded_width_px: int
+    coded_height_px: int
+    rotation_deg: int
+    """Clockwise rotation to apply for display: 0, 90, 180 or 270."""
+    sample_aspect_ratio: float
+    fps: float
+    """Average frames per second of the stream."""
+    fps_nominal: float
+    """Rate the container declares; differs from `fps` where the rate varies."""
+    start_s: float
+    end_s: float
+    audio_codec: str = ""
+    audio_hz: int = 0
+    audio_channels: int = 0
+    audio_start_s: float | None = None
+    """None where the file has no audio stream."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def has_audio(self) -> bool:
+        return self.audio_start_s is not None
+
+
+class Scene(Record):
+    """A span without a cut. `opened_by` says what evidence opened it."""
+
+    video_id: str
+    index: int
+    start_s: float
+    end_s: float
+    opened_by: Literal["start", "picture", "face_jump"]
+
+
+class Track(Record):
+    """One face through one scene, as seen by the sparse scan."""
+
+    video_id: str
+    scene: int
+    track: int
+    """Number of the track within its video."""
+    start_s: float
+    end_s: float
+    num_samples: int
+    """Sampled frames in which the face was detected."""
+    face_px: float
+    """Median height of the face box, in source pixels."""
+    face_confidence: float
+    """Mean detector confidence, 0 to 1."""
+    detector: str
+
+
+def clip_id(video_id: str, start_s: float, end_s: float, track: int) -> str:
+    """Key of a clip and of its sample: no dots, sorts by time within a video."""
+    start_ms, end_ms = units.milliseconds(start_s), units.milliseconds(end_s)
+    return f"{video_id}_{start_ms:08d}_{end_ms:08d}_t{track}"
+
+
+class Clip(Record):
+    """A span of a track: the unit of everything after.
+
+    Frame k shows the source at `start_s + k / fps`. `width_px` and `height_px` are those of the
+    clip as it will be written; landmarks, contours and joints are in these pixels.
+    """
+
+    clip_id: str
+    video_id: str
+    uri: str
+    scene: int
+    track: int
+    start_s: float
+    end_s: float
+    fps: float
+    num_frames: int
+    width_px: int
+    height_px: int
+
+    @property
+    def duration_s(self) -> float:
+        return units.seconds_from_frames(self.num_frames, self.fps)
+
+
+class Face(Record):
+    """What the track and the dense landmarks say of the face."""
+
+    source_fps: float
+    """Average rate of the source video, frames per second."""
+    face_px: float
+    """Median height of the detected face box, in source pixels."""
+    face_confidence: float
+    """Mean detector confidence over the clip's sampled frames, 0 to 1."""
+    face_confidence_min: float
+    faces_max: int
+    """Most faces visible at once in the sampled frames of the clip, this one included."""
+    face_seen_fraction: float | None = None
+    """Share of frames in which landmarks were found; None where not measured densely."""
+    yaw_deg: float | None = None
+    """Median yaw, positive to the viewer's right; likewise pitch (up) and roll (clockwise)."""
+    pitch_deg: float | None = None
+    roll_deg: float | None = None
+    yaw_p95_deg: float | None = None
+    """95th percentile of |yaw|: how far the head turns away."""
+
+
+class Lips(Record):
+    """How well the lip trace is founded."""
+
+    lip_valid_fraction: float
+    """Share of frames whose contour was measured (code 2)."""
+    lip_interpolated_fraction: float
+    """Share of frames whose contour was interpolated (code 1)."""
+    lip_area_fraction: float
+    """Mean share of the clip's pixels that the mask covers where it exists."""
+
+
+class Motion(Record):
+    """Raw variances of motion; None where there was too little to measure."""
+
+    omega_face_raw: float | None
+    """Variance of facial landmarks, head pose and scale removed, in units of squared
+    inter-ocular distance."""
+    omega_body_raw: float | None
+    """Variance of body joints, camera motion removed, in units of squared shoulder width."""
+    joints_valid_fraction: float
+    """Share of frames with body joints measured or interpolated."""
+
+
+class Speech(Record):
+    """What is heard in the clip's span."""
+
+    speech_fraction: float
+    """Share of the clip in which the voice activity detector hears speech, 0 to 1."""
+    loudness_dbfs: float
+    """RMS level of the clip, dB relative to full scale; -120 for digital silence."""
+    clipped_fraction: float
+    """Share of samples at or beyond 0.999 of full scale."""
+
+
+class Sync(Record):
+    """Whether this face's mouth follows this audio."""
+
+    sync_method: str
+    """Name of the estimator, with the version of its map."""
+    sync_offset_frames: int | None
+    """Frames by which the audio must be delayed (positive) to match the mouth; None: unscored."""
+    sync_confidence: float | None
+    """Significance of the peak; see `curation.sync` for its meaning. None: unscored."""
+    sync_zero_confidence: float | None
+    """The same significance at lag zero, used to say who of several people speaks."""
+
+
+class Identity(Record):
+    """Whose face it is, as far as an embedding can tell; the vector is in the clip's arrays."""
+
+    identity_model: str
+    identity_consistency: float
+    """Least cosine similarity of a good frame's embedding to the clip's median embedding."""
+
+
+class Quality(Record):
+    """The picture of the face."""
+
+    face_blur: float
+    """Variance of the Laplacian of the 112 px aligned face in 8-bit grey levels: low is blurred."""
+    face_luma: float
+    """Mean luma of the face crop, 0 to 255."""
+
+
+class ClipMeasures(Record):
+    """A clip with every measurement made of it; None means not measured.
+
+    `stopped_by` names the gate that ended measuring early: the rest is unknown, not bad.
+    """
+
+    clip: Clip
+    stopped_by: str | None
+    face: Face
+    speech: Speech | None = None
+    lips: Lips | None = None
+    motion: Motion | None = None
+    sync: Sync | None = None
+    identity: Identity | None = None
+    quality: Quality | None = None
+
+
+class Reason(Record):
+    """One failed rule, with what was measured and what was asked."""
+
+    code: str
+    field: str
+    value: float | None
+    threshold: float | None
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.4g}"
+        threshold = "" if self.threshold is None else f", threshold {self.threshold:.4g}"
+        return f"{self.code} ({self.field} {value}{threshold})"
+
+
+class Verdict(Record):
+    """Accepted, or every reason why not."""
+
+    clip_id: str
+    accepted: bool
+    reasons: tuple[Reason, ...]
+
+
+class Failure(Record):
+    """An error, which is never a verdict: a decode error is not a low score.
+
+    `key` is what failed: a uri, a video id with a span, or a clip id.
+    """
+
+    stage: str
+    key: str
+    video_id: str
+    uri: str
+    error: str
+    message: str
+
+
+class Sample(Record):
+    """Where an accepted clip went."""
+
+    clip_id: str
+    split: str
+    shard: str
