@@ -142,7 +142,6 @@ class ClipArrays:
         joints: [F, J, 3] x, y in clip pixels, score 0..1; NaN where not seen.
         face_rgb: [112, 112, 3] uint8, aligned to the ArcFace template.
         speech: [L, D] float16 at 50 Hz.
-        mouth: [F, M] mouth measures and bands: [F, B] audio bands, of the sync estimator.
         identity: [D] unit length, empty where no weights are present.
     """
 
@@ -152,8 +151,6 @@ class ClipArrays:
     joints: Floats
     face_rgb: Bytes
     speech: NDArray[np.float16]
-    mouth: Floats
-    bands: Floats
     identity: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
@@ -164,6 +161,4 @@ class ClipArrays:
         expect_shape("joints", self.joints, (frames, None, 3))
         expect_shape("face_rgb", self.face_rgb, (112, 112, 3))
         expect_shape("speech", self.speech, (None, None))
-        expect_shape("mouth", self.mouth, (frames, None))
-        expect_shape("bands", self.bands, (frames, None))
         expect_shape("identity", self.identity, (None,))

@@ -45,12 +45,22 @@ class ScanConfig(Section):
     """Scenes and faces, sparsely, on small frames."""
 
     longest_edge_px: int = Field(
-        640, ge=128, description="Longest edge of the frames that the detector sees, px."
+        480, ge=128, description="Longest edge of the frames that the detector sees, px."
     )
     sample_s: float = Field(0.5, gt=0, description="Time between two frames in which faces are detected, s.")
-    detector: Literal["centerface", "scrfd"] = "centerface"
-    min_score: float = Field(0.5, ge=0, le=1, description="Detections below this are not faces, 0..1.")
-    scene_detector: Literal["adaptive", "content", "none"] = "adaptive"
+    detector: Literal["centerface", "scrfd"] = Field(
+        "centerface", description="Face detector: CenterFace, or InsightFace's SCRFD where its weights are."
+    )
+    min_score: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="Detections below this are not faces, 0..1. CenterFace gives a cartoon rabbit 0.5.",
+    )
+    scene_detector: Literal["adaptive", "content", "none"] = Field(
+        "adaptive",
+        description="PySceneDetect's detector of cuts in the picture; jumps of faces count as well.",
+    )
     scene_threshold: float | None = Field(
         None,
         description="Threshold of the scene detector in its own unit; none: the detector's default in curation/scenes.py.",
@@ -164,7 +174,10 @@ class Thresholds(Section):
         60.0, "degrees", "ours: beyond this half of the mouth is hidden", "largest 95th percentile of |yaw|"
     )
     min_speech_fraction: float | None = _rule(
-        0.4, "share", "ours: a sentence with its pauses", "least share of the clip with speech"
+        0.3,
+        "share",
+        "ours: a sentence of GRID with its pauses has 0.40 to 0.60",
+        "least share of the clip with speech",
     )
     max_clipped_fraction: float | None = _rule(0.01, "share", "ours", "largest share of clipped samples")
     max_abs_sync_offset_frames: float | None = _rule(
@@ -206,6 +219,12 @@ class RunConfig(Section):
 
     part_s: float = Field(600.0, gt=0, description="Footage in one part, s.")
     workers: int = Field(0, ge=0, description="Parts in flight; 0: one for each core.")
+    gpu_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of a GPU that an embedding task takes, where the cluster has any.",
+    )
     deadline_factor: float = Field(
         60.0, gt=0, description="A part may take this many seconds for each second of its footage..."
     )

@@ -108,6 +108,19 @@ class Track(Record):
     detector: str
 
 
+class Outcome(Record):
+    """What became of one window of a video: whether it holds candidates, and if not, why."""
+
+    video_id: str
+    start_s: float
+    end_s: float
+    outcome: Literal["candidates", "no_audio", "no_speech", "no_face"]
+    speech_s: float
+    """Seconds of speech heard in the window."""
+    face_s: float
+    """Seconds in which at least one face was tracked."""
+
+
 def clip_id(video_id: str, start_s: float, end_s: float, track: int) -> str:
     """Key of a clip and of its sample: no dots, sorts by time within a video."""
     start_ms, end_ms = units.milliseconds(start_s), units.milliseconds(end_s)
@@ -277,9 +290,90 @@ class Failure(Record):
     message: str
 
 
-class Sample(Record):
-    """Where an accepted clip went."""
+class LedgerRow(Record):
+    """One candidate clip with everything known of it: a row of `ledger.parquet`.
+
+    Exactly one of these holds: accepted; rejected, with reasons; failed, with `failure`.
+    """
 
     clip_id: str
-    split: str
-    shard: str
+    video_id: str
+    uri: str
+    source: str
+    licence: str
+    consent: str
+    start_s: float
+    end_s: float
+    duration_s: float
+    scene: int
+    track: int
+    fps: float
+    num_frames: int
+    width_px: int
+    height_px: int
+    accepted: bool
+    reasons: tuple[str, ...]
+    """Codes of the failed rules, in the order of the funnel; see `curation.verdict`."""
+    reason_details: tuple[str, ...]
+    """The same with measured value and threshold, for people."""
+    failure: str | None
+    """What went wrong while the clip was measured or cut."""
+    stopped_by: str | None
+    """Code of the gate that ended measuring early."""
+    person_id: str | None
+    split: str | None
+    """`train` or `validation`; None where the clip is not accepted."""
+    shard: str | None
+    """Name of the shard that holds the clip; None until it is cut."""
+    source_fps: float
+    face_px: float
+    face_confidence: float
+    face_confidence_min: float
+    faces_max: int
+    face_seen_fraction: float | None
+    yaw_deg: float | None
+    pitch_deg: float | None
+    roll_deg: float | None
+    yaw_p95_deg: float | None
+    lip_valid_fraction: float | None
+    lip_interpolated_fraction: float | None
+    lip_area_fraction: float | None
+    speech_fraction: float | None
+    loudness_dbfs: float | None
+    clipped_fraction: float | None
+    sync_offset_frames: int | None
+    sync_confidence: float | None
+    sync_zero_confidence: float | None
+    sync_method: str | None
+    active_speaker: bool | None
+    """Of several faces in view, is this the one that speaks? None: alone, or unclear."""
+    omega_face_raw: float | None
+    omega_body_raw: float | None
+    joints_valid_fraction: float | None
+    omega_face: float | None
+    omega_body: float | None
+    identity_model: str | None
+    identity_consistency: float | None
+    face_blur: float | None
+    face_luma: float | None
+
+
+class SourceRow(Record):
+    """One input and what became of it: a row of `sources.parquet`."""
+
+    uri: str
+    video_id: str | None
+    status: Literal["measured", "failed", "duplicate", "no_candidates"]
+    reason: str
+    """Why it failed or gave no candidates, or the input it repeats; empty where measured."""
+    duration_s: float
+    speech_s: float
+    face_s: float
+    num_clips: int
+    num_bytes: int
+    width_px: int | None
+    height_px: int | None
+    fps: float | None
+    source: str
+    licence: str
+    consent: str

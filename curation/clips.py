@@ -1,0 +1,90 @@
+"""Which spans of a face track are candidate clips?
+
+Every second of every track belongs to exactly one candidate, however short: what is too short is
+rejected by the verdict, with its length, and so is counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from curation.media import clip_size
+from schemas.arrays import FaceTrack
+from schemas.config import ClipConfig
+from schemas.records import Clip, Video, clip_id
+from schemas.units import frames_from_seconds, seconds_from_frames
+
+Segment = tuple[float, float]
+
+
+def candidates(
+    video: Video, tracks: Sequence[FaceTrack], speech: Sequence[Segment], config: ClipConfig
+) -> list[tuple[Clip, FaceTrack]]:
+    """Candidate clips of the tracks, in order of start and track, with the track of each.
+
+    A track longer than `config.max_s` is split at the pauses of speech nearest to equal parts, so
+    that words stay whole where they can. Parts shorter than one frame are dropped.
+
+    Args:
+        speech: (start_s, end_s) of speech in source seconds, ascending.
+    """
+    width_px, height_px = clip_size(video, config.longest_edge_px)
+    found = []
+    for track in tracks:
+        for start_s, end_s in split_span(track.start_s, track.end_s, speech, config.max_s):
+            num_frames = frames_from_seconds(end_s - start_s, config.fps)
+            if num_frames < 1:
+                continue
+            end_s = start_s + seconds_from_frames(num_frames, config.fps)
+            clip = Clip(
+                clip_id=clip_id(video.video_id, start_s, end_s, track.track),
+                video_id=video.video_id,
+                uri=video.uri,
+                scene=track.scene,
+                track=track.track,
+                start_s=start_s,
+                end_s=end_s,
+                fps=config.fps,
+                num_frames=num_frames,
+                width_px=width_px,
+                height_px=height_px,
+            )
+            found.append((clip, track))
+    return sorted(found, key=lambda pair: (pair[0].start_s, pair[0].track, pair[0].clip_id))
+
+
+def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: float) -> list[Segment]:
+    """[start_s, end_s) in the fewest near-equal parts of at most `max_s`, cut in pauses of speech.
+
+    A cut moves at most a quarter of a part away from its equal place; where no pause lies
+    there, the equal place itself is taken.
+    """
+    parts = int(np.ceil((end_s - start_s) / max_s - 1e-6))
+    if parts <= 1:
+        return [(start_s, end_s)]
+    pauses = [(a[1] + b[0]) / 2 for a, b in itertools.pairwise(speech)]
+    edges = [start_s]
+    for index in range(1, parts):
+        ideal_s = start_s + (end_s - start_s) * index / parts
+        # A part may neither outgrow max_s nor leave the rest too long for the parts that remain.
+        reach_s = (end_s - start_s) / parts / 4
+        low_s = max(ideal_s - reach_s, end_s - (parts - index) * max_s)
+        high_s = min(ideal_s + reach_s, edges[-1] + max_s)
+        near = [pause for pause in pauses if low_s <= pause <= high_s]
+        edges.append(min(near, key=lambda pause: abs(pause - ideal_s), default=ideal_s))
+    edges.append(end_s)
+    return list(itertools.pairwise(edges))
+
+
+def union(spans: Sequence[Segment]) -> list[Segment]:
+    """The spans with overlaps merged, ascending."""
+    merged: list[Segment] = []
+    for start_s, end_s in sorted(spans):
+        if merged and start_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end_s))
+        else:
+            merged.append((start_s, end_s))
+    return merged

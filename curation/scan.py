@@ -1,0 +1,159 @@
+"""One pass over a video's window: its scenes, and the faces in sparse samples of them.
+
+Every picture is decoded once and scaled to a small size for the scenes. Faces are looked for, in
+larger ones, on a grid of instants, in the first and the last picture, and on both sides of every
+frame that may open a shot; all of these are samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from curation.faces import Detector, link
+from curation.media import Picture, pictures
+from curation.scenes import PICTURE_EDGE_PX, WINDOW_FRAMES, SceneFinder, scenes
+from schemas.arrays import Bytes, Detections, FaceTrack, Floats
+from schemas.config import ScanConfig
+from schemas.errors import MediaError
+from schemas.records import Scene, Video
+
+TRACK_PICTURE_EDGE_PX = 320
+"""Longest edge of the picture kept of each track."""
+
+_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90)
+_EPSILON_S = 1e-6
+
+
+@dataclass(frozen=True)
+class TrackPicture:
+    """A track at the sampled instant nearest its middle: `rgb` uint8 [H, W, 3], longest edge at most
+    320 px, and the face's `box` [4] in its pixels."""
+
+    time_s: float
+    rgb: Bytes
+    box: Floats
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass found; scenes and tracks are numbered from 0 within the window.
+
+    Attributes:
+        scenes: cover the decoded part of the window without gap or overlap.
+        tracks: of all scenes. detections: of every sample, in order of time; boxes of both in
+            source display pixels.
+        pictures: one for each track, by its number.
+    """
+
+    scenes: tuple[Scene, ...]
+    tracks: tuple[FaceTrack, ...]
+    detections: tuple[Detections, ...]
+    pictures: dict[int, TrackPicture]
+
+
+def scan(
+    path: Path, video: Video, start_s: float, end_s: float, config: ScanConfig, detector: Detector
+) -> Scan:
+    """Scenes and faces of [start_s, end_s) of a video.
+
+    Holds a dozen decoded pictures, and some 30 kB for each second of footage.
+
+    Raises:
+        MediaError: no picture of the window can be decoded.
+    """
+    samples = _Samples(video, config, detector)
+    finder = SceneFinder(config, lambda frame: samples.detect(frame).boxes, video.width_px)
+    grid = 0
+    begin_s = until_s = None
+    for picture in pictures(path, video, start_s, end_s):
+        time_s = max(picture.time_s, start_s)
+        begin_s = time_s if begin_s is None else begin_s
+        until_s = picture.until_s
+        frame = samples.push(time_s, picture)
+        finder.push(time_s, picture.rgb(longest_edge_px=PICTURE_EDGE_PX))
+        if start_s + grid * config.sample_s < until_s - _EPSILON_S:
+            samples.detect(frame)
+            grid = int((until_s - _EPSILON_S - start_s) // config.sample_s) + 1
+    if begin_s is None or until_s is None:
+        raise MediaError(f"{video.uri!r}: expected pictures in {start_s:g}..{end_s:g} s, found none")
+    samples.detect(samples.num_frames - 1)
+    cuts = finder.finish()
+    found = scenes(video.video_id, begin_s, min(until_s, end_s), cuts)
+    detections = samples.detections()
+    tracks = link(detections, found, detector.name)
+    return Scan(found, tracks, detections, {t.track: samples.picture(t) for t in tracks})
+
+
+class _Samples:
+    """The last few pictures, and what was seen in those that were looked at."""
+
+    def __init__(self, video: Video, config: ScanConfig, detector: Detector) -> None:
+        self.num_frames = 0
+        self._video = video
+        self._edge_px = config.longest_edge_px
+        self._detector = detector
+        self._recent: dict[int, tuple[float, Picture]] = {}
+        self._seen: dict[int, Detections] = {}
+        self._jpegs: dict[float, Bytes] = {}
+
+    def push(self, time_s: float, picture: Picture) -> int:
+        """Take the next picture; its frame number."""
+        frame = self.num_frames
+        self._recent[frame] = (time_s, picture)
+        self._recent.pop(frame - WINDOW_FRAMES - 2, None)
+        self.num_frames += 1
+        return frame
+
+    def detect(self, frame: int) -> Detections:
+        """Faces in a recent picture; makes it a sample."""
+        if frame not in self._seen:
+            time_s, picture = self._recent[frame]
+            rgb = picture.rgb(longest_edge_px=self._edge_px)
+            boxes, scores = self._detector.detect(rgb)
+            self._seen[frame] = Detections(time_s, boxes * self._scale(rgb.shape), scores)
+            if len(boxes):
+                self._jpegs[time_s] = _jpeg(rgb)
+        return self._seen[frame]
+
+    def detections(self) -> tuple[Detections, ...]:
+        return tuple(self._seen[frame] for frame in sorted(self._seen))
+
+    def picture(self, track: FaceTrack) -> TrackPicture:
+        """The track's sample nearest its middle."""
+        middle = int(np.argmin(np.abs(track.times_s - (track.start_s + track.end_s) / 2)))
+        time_s = float(track.times_s[middle])
+        rgb = cv2.cvtColor(cv2.imdecode(self._jpegs[time_s], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return TrackPicture(time_s, np.asarray(rgb), track.boxes[middle] / self._scale(rgb.shape))
+
+    def _scale(self, shape: tuple[int, ...]) -> Floats:
+        """[4]: source display pixels per pixel of a picture [H, W, ...], for boxes."""
+        x, y = self._video.width_px / shape[1], self._video.height_px / shape[0]
+        return np.array([x, y, x, y], np.float32)
+
+
+def _jpeg(rgb: Bytes) -> Bytes:
+    """Encoded at the size of a track's picture."""
+    height_px, width_px = rgb.shape[:2]
+    scale = min(1.0, TRACK_PICTURE_EDGE_PX / max(height_px, width_px))
+    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _JPEG)
+    return np.asarray(data)
+
+
+def faces_visible(detections: Sequence[Detections], start_s: float, end_s: float) -> int:
+    """Most faces visible at once in the samples of [start_s, end_s).
+
+    A number of faces counts if it is reached in two samples in a row, so that one false
+    detection in a long clip does not count; where the span holds a single sample, that one decides.
+    """
+    counts = [len(d.boxes) for d in detections if start_s - _EPSILON_S <= d.time_s < end_s - _EPSILON_S]
+    if len(counts) < 2:
+        return sum(counts)
+    return max(min(pair) for pair in itertools.pairwise(counts))

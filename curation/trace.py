@@ -1,0 +1,194 @@
+"""Every frame of the clips that may survive: landmarks, lips, joints and face crops, in one decode.
+
+Clips that overlap in time (several people in view) share the decode and the picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curation import identity, lips, motion, pose, quality
+from curation.draw import thumbnail
+from curation.landmarks import FaceLandmarker, LandmarkTracer
+from curation.media import Picture, frames_shown, pictures
+from schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
+from schemas.config import MeasureConfig
+from schemas.records import Clip, Face, Lips, Motion, Quality, Video
+
+log = logging.getLogger(__name__)
+
+NUM_CROPS = 8
+"""Aligned face crops taken of a clip, evenly spaced, for identity; the sharpest is its face picture."""
+
+Pair = tuple[Clip, FaceTrack]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the dense pass found of one clip.
+
+    `joints` is [F, J, 3]; `crops` [n, 112, 112, 3] with n <= `NUM_CROPS`; `face_rgb` the sharpest
+    of them, black where the face was never found; `thumbnail` JPEG bytes.
+    """
+
+    landmarks: Landmarks
+    lips: LipTrace
+    joints: Floats
+    crops: Bytes
+    face_rgb: Bytes
+    lips_row: Lips
+    motion_row: Motion
+    quality_row: Quality | None
+    thumbnail: bytes
+
+    def measures(self, face: Face) -> dict[str, Any]:
+        """The measurements, by their field in `ClipMeasures`; `face` is completed."""
+        seen = self.landmarks.seen
+        update: dict[str, Any] = {"face_seen_fraction": round(float(seen.mean()), 4)}
+        if seen.any():
+            yaw, pitch, roll = np.median(self.landmarks.angles_deg[seen], axis=0)
+            update |= {
+                "yaw_deg": round(float(yaw), 2),
+                "pitch_deg": round(float(pitch), 2),
+                "roll_deg": round(float(roll), 2),
+                "yaw_p95_deg": round(float(np.percentile(np.abs(self.landmarks.angles_deg[seen, 0]), 95)), 2),
+            }
+        return {
+            "face": face.model_copy(update=update),
+            "lips": self.lips_row,
+            "motion": self.motion_row,
+            "quality": self.quality_row,
+        }
+
+
+@dataclass
+class _ClipTracer:
+    """The tracers of one clip and the few pictures it keeps."""
+
+    clip: Clip
+    face: LandmarkTracer
+    body: pose.PoseTracer | None
+    crops: list[Bytes] = field(default_factory=list)
+    middle: Bytes | None = None
+
+    def push(self, shown: range, rgb: Bytes) -> None:
+        """Measure one picture, shown in the clip's frames `shown`."""
+        points = self.face.push(shown, rgb)
+        clip = self.clip
+        if self.body is not None:
+            self.body.push(shown, rgb, self.face.box_at(shown[0]))
+        wanted = len(self.crops) * clip.num_frames // NUM_CROPS
+        if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
+            self.crops.append(identity.align(rgb, points))
+        if clip.num_frames // 2 in shown:
+            self.middle = rgb.copy()
+
+    def finish(self, config: MeasureConfig) -> Trace:
+        """Put together what was measured."""
+        landmarks = self.face.finish()
+        trace = lips.trace(landmarks, config.lips)
+        joints = self.body.finish() if self.body else pose.no_joints(self.clip.num_frames)
+        camera = self.body.camera() if self.body else None
+        crops = np.stack(self.crops) if self.crops else np.zeros((0, 112, 112, 3), np.uint8)
+        rows = [quality.measure(crop) for crop in crops]
+        best = int(np.argmax([row.face_blur for row in rows])) if rows else None
+        return Trace(
+            landmarks=landmarks,
+            lips=trace,
+            joints=joints,
+            crops=crops,
+            face_rgb=np.zeros((112, 112, 3), np.uint8) if best is None else crops[best],
+            lips_row=lips.measure(trace, self.clip),
+            motion_row=motion.measure(landmarks, joints, camera),
+            quality_row=None if best is None else rows[best],
+            thumbnail=self._thumbnail(trace),
+        )
+
+    def _thumbnail(self, trace: LipTrace) -> bytes:
+        k = self.clip.num_frames // 2
+        if self.middle is None:
+            return b""
+        contour = trace.contour[k] if trace.valid[k] else None
+        return thumbnail(self.middle, box=self.face.box_at(k), contour=contour)
+
+
+def trace(
+    path: Path,
+    video: Video,
+    pairs: Sequence[Pair],
+    landmarker: FaceLandmarker,
+    pose_task: Path | None,
+    config: MeasureConfig,
+) -> dict[str, Trace | Exception]:
+    """Dense measurements of the clips, by clip id; an error stands for the clips it hit.
+
+    Args:
+        pairs: clips of one video with their tracks, ascending in start.
+        pose_task: MediaPipe pose bundle, or None to leave the body out.
+    """
+    results: dict[str, Trace | Exception] = {}
+    for group in overlapping(pairs):
+        try:
+            results |= _trace_group(path, video, group, landmarker, pose_task, config)
+        except Exception as error:
+            log.debug("trace of %s", group[0][0].clip_id, exc_info=True)
+            results |= {clip.clip_id: error for clip, _ in group}
+    return results
+
+
+def overlapping(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+    """The clips in groups that share footage; one decode serves a group."""
+    group: list[Pair] = []
+    end_s = 0.0
+    for clip, track in pairs:
+        if group and clip.start_s >= end_s - 1e-9:
+            yield group
+            group = []
+        end_s = max(end_s, clip.end_s) if group else clip.end_s
+        group.append((clip, track))
+    if group:
+        yield group
+
+
+def _trace_group(
+    path: Path,
+    video: Video,
+    group: Sequence[Pair],
+    landmarker: FaceLandmarker,
+    pose_task: Path | None,
+    config: MeasureConfig,
+) -> dict[str, Trace | Exception]:
+    stride = config.motion.pose_stride_frames
+    waiting = [
+        _ClipTracer(
+            clip,
+            LandmarkTracer(landmarker, track, clip, video),
+            pose.PoseTracer(pose_task, clip, stride) if pose_task else None,
+        )
+        for clip, track in group
+    ]
+    results: dict[str, Trace | Exception] = {}
+    start_s = group[0][0].start_s
+    end_s = max(clip.end_s for clip, _ in group)
+    for picture in pictures(path, video, start_s, end_s):
+        for tracer in [t for t in waiting if t.clip.end_s <= picture.time_s]:
+            results[tracer.clip.clip_id] = tracer.finish(config)
+            waiting.remove(tracer)
+        _push(waiting, picture)
+    return results | {tracer.clip.clip_id: tracer.finish(config) for tracer in waiting}
+
+
+def _push(tracers: Sequence[_ClipTracer], picture: Picture) -> None:
+    rgb: Bytes | None = None
+    for tracer in tracers:
+        clip = tracer.clip
+        shown = frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+        if shown:
+            rgb = picture.rgb(clip.width_px, clip.height_px) if rgb is None else rgb
+            tracer.push(shown, rgb)

@@ -1,0 +1,99 @@
+"""Is this clip good enough? Applies every rule and names every one that fails.
+
+A rule looks at one measured field and one threshold of `schemas.config.Thresholds`. A clip whose
+measuring was stopped at a gate is judged by what is known of it; the rest is unknown, and the
+gate's own code is among the reasons, so such a clip is never accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from schemas.config import Thresholds
+from schemas.records import Reason, Verdict
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`field` must be `at_least` or `at_most` the threshold named `threshold`.
+
+    `needed`: a clip without this measurement fails; otherwise the rule is passed over.
+    """
+
+    code: str
+    field: str
+    threshold: str
+    side: Literal["at_least", "at_most"]
+    needed: bool = True
+    absolute: bool = False
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("too_short", "duration_s", "min_duration_s", "at_least"),
+    Rule("too_long", "duration_s", "max_duration_s", "at_most"),
+    Rule("low_frame_rate", "source_fps", "min_source_fps", "at_least"),
+    Rule("no_speech", "speech_fraction", "min_speech_fraction", "at_least"),
+    Rule("audio_clipped", "clipped_fraction", "max_clipped_fraction", "at_most"),
+    Rule("face_small", "face_px", "min_face_px", "at_least"),
+    Rule("low_confidence", "face_confidence", "min_face_confidence", "at_least"),
+    Rule("multiple_faces", "faces_max", "max_faces", "at_most"),
+    Rule("lips_not_traced", "lip_valid_fraction", "min_lip_valid_fraction", "at_least"),
+    Rule("face_turned", "yaw_p95_deg", "max_yaw_p95_deg", "at_most"),
+    Rule("face_blurred", "face_blur", "min_face_blur", "at_least"),
+    Rule(
+        "out_of_sync", "sync_offset_frames", "max_abs_sync_offset_frames", "at_most",
+        needed=False, absolute=True,
+    ),
+    Rule("sync_weak", "sync_confidence", "min_sync_confidence", "at_least", needed=False),
+)  # fmt: skip
+"""In the order of the funnel: the cheapest question first."""
+
+CODES: tuple[str, ...] = (*(rule.code for rule in RULES), "sync_unscored", "not_speaking")
+
+
+def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
+    """Verdict on one ledger row (a mapping from column name to value; None: not measured).
+
+    Besides the rules' fields, `clip_id`, `stopped_by` (the code of the gate that ended measuring,
+    or None) and `active_speaker` (False where another face in view speaks) are read.
+    """
+    stopped = row.get("stopped_by")
+    reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
+    if stopped and all(reason.code != stopped for reason in reasons):
+        field = next(rule.field for rule in RULES if rule.code == stopped)
+        reasons.append(Reason(code=stopped, field=field, value=row.get(field), threshold=None))
+    if not stopped:
+        reasons += _sync_reasons(row, thresholds)
+    return Verdict(clip_id=row["clip_id"], accepted=not reasons, reasons=tuple(reasons))
+
+
+def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped: str | None) -> Reason | None:
+    threshold = getattr(thresholds, rule.threshold)
+    if threshold is None:
+        return None
+    value = row.get(rule.field)
+    if value is None:
+        fails = rule.needed and not stopped
+    else:
+        size = abs(value) if rule.absolute else value
+        fails = size < threshold if rule.side == "at_least" else size > threshold
+    if not fails:
+        return None
+    return Reason(
+        code=rule.code,
+        field=rule.field,
+        value=None if value is None else float(value),
+        threshold=float(threshold),
+    )
+
+
+def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
+    reasons = []
+    if thresholds.require_sync_score and row.get("sync_offset_frames") is None:
+        reasons.append(Reason(code="sync_unscored", field="sync_offset_frames", value=None, threshold=None))
+    if thresholds.require_speaker and row.get("active_speaker") is False:
+        value = row.get("sync_zero_confidence")
+        reasons.append(Reason(code="not_speaking", field="sync_zero_confidence", value=value, threshold=None))
+    return reasons

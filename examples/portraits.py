@@ -1,0 +1,180 @@
+"""Two real portraits in the public domain, framed and varied as wished.
+
+The pictures lie in packages that are installed anyway (scikit-image, matplotlib); nothing is
+downloaded and no picture is kept here. `portraits.json` holds their lip, eye and face points,
+annotated once (median of MediaPipe's face landmarker over nine crops and scales, checked by eye
+at six times the size), so that what is known of a generated video does not come from the models
+that are tested on it. The people shown never said what the generated videos make them say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from schemas.arrays import Bytes, Floats, expect_shape
+from schemas.errors import MediaError
+
+PORTRAITS = ("collins", "hopper")
+
+
+@dataclass(frozen=True)
+class Face:
+    """Points of one portrait, pixels of its picture.
+
+    Attributes:
+        outer: [20, 2] outer lip contour, from the corner on the viewer's left over the upper lip.
+        inner_upper, inner_lower: [11, 2] inner edge of each lip, left to right.
+        eyes: [2, 2, 9, 2] eye on the viewer's left, right; upper, lower lid; left to right.
+        box: [2, 2] corners of the box around all face landmarks (forehead to chin).
+        chin: [2].
+    """
+
+    outer: Floats
+    inner_upper: Floats
+    inner_lower: Floats
+    eyes: Floats
+    box: Floats
+    chin: Floats
+
+    def __post_init__(self) -> None:
+        expect_shape("outer", self.outer, (20, 2))
+        expect_shape("inner_upper", self.inner_upper, (11, 2))
+        expect_shape("inner_lower", self.inner_lower, (11, 2))
+        expect_shape("eyes", self.eyes, (2, 2, 9, 2))
+        expect_shape("box", self.box, (2, 2))
+
+    @property
+    def height_px(self) -> float:
+        return float(self.box[1, 1] - self.box[0, 1])
+
+    def mirrored(self, width_px: int) -> Face:
+        """The face in the mirrored picture, every list again from left to right."""
+        flip = np.array([-1, 1], np.float32)
+        shift = np.array([width_px - 1, 0], np.float32)
+        order = np.r_[10:-1:-1, 19:10:-1]  # corner, upper lip, corner, lower lip: seen in a mirror
+        box = self.box * flip + shift
+        return Face(
+            self.outer[order] * flip + shift,
+            self.inner_upper[::-1] * flip + shift,
+            self.inner_lower[::-1] * flip + shift,
+            self.eyes[::-1, :, ::-1] * flip + shift,
+            np.stack([box.min(0), box.max(0)]),
+            self.chin * flip + shift,
+        )
+
+    def moved(self, matrix: np.ndarray) -> Face:
+        """The face after an affine `matrix` [2, 3] without shear or mirroring to speak of."""
+
+        def move(points: Floats) -> Floats:
+            moved: Floats = (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+            return moved
+
+        eyes, chin = move(self.eyes), move(self.chin)
+        outer, upper, lower = move(self.outer), move(self.inner_upper), move(self.inner_lower)
+        return Face(outer, upper, lower, eyes, move(self.box), chin)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A picture [H, W, 3] uint8 RGB with one upright face, and that face's points."""
+
+    picture: Bytes
+    face: Face
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a portrait fills its picture.
+
+    Attributes:
+        face_px: height of the face, forehead to chin, in pixels.
+        centre: where the centre of the face lies, as shares of width and height.
+        mirror: show the mirror image.
+        aspect: width of the face relative to its true width.
+        gains: factors of red, green and blue.
+        gamma: exponent of the tone curve; above 1 darkens.
+    """
+
+    face_px: float = 260.0
+    centre: tuple[float, float] = (0.5, 0.46)
+    mirror: bool = False
+    aspect: float = 1.0
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    gamma: float = 1.0
+
+
+@cache
+def portrait(name: str) -> Head:
+    """The portrait `name` of `PORTRAITS` as it lies in its package.
+
+    Raises:
+        MediaError: the package is not installed, or holds another picture.
+    """
+    entry = json.loads(Path(__file__).with_name("portraits.json").read_text(encoding="utf-8"))[name]
+    where = f"portrait {name} ({entry['package']}/{entry['member']})"
+    try:
+        data = (importlib.resources.files(entry["package"]) / entry["member"]).read_bytes()
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise MediaError(f"{where}: {error}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry["sha256"]:
+        raise MediaError(f"{where}: expected sha256 {entry['sha256']}, found {found}")
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise MediaError(f"{where}: not a picture that OpenCV reads")
+    lists = {key: np.array(value, np.float32) for key, value in entry.items() if isinstance(value, list)}
+    eyes = [[lists[f"{side}_eye_{lid}"] for lid in ("upper", "lower")] for side in ("left", "right")]
+    lips = (lists["outer"], lists["inner_upper"], lists["inner_lower"])
+    return Head(picture, Face(*lips, np.array(eyes), lists["face"], lists["chin"][0]))
+
+
+def frame(name: str, width_px: int, height_px: int, framing: Framing | None = None) -> Head:
+    """The portrait `name` on a canvas of the given size, its mouth level."""
+    framing = framing or Framing(face_px=0.41 * height_px)
+    head = portrait(name)
+    if framing.mirror:
+        mirrored = head.face.mirrored(head.picture.shape[1])
+        head = Head(np.ascontiguousarray(head.picture[:, ::-1]), mirrored)
+    face = head.face
+    along = face.outer[10] - face.outer[0]
+    roll = float(np.arctan2(along[1], along[0]))
+    turn = np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
+    stretch = np.diag([framing.aspect, 1.0]) * framing.face_px / face.height_px
+    linear = stretch @ turn
+    target = np.array(framing.centre) * [width_px, height_px]
+    matrix = np.column_stack([linear, target - linear @ face.box.mean(0)])
+    picture = cv2.warpAffine(
+        head.picture, matrix, (width_px, height_px), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+    )
+    return Head(_graded(picture, framing), face.moved(matrix))
+
+
+def _graded(picture: Bytes, framing: Framing) -> Bytes:
+    levels = (np.arange(256) / 255) ** framing.gamma
+    curves = np.clip(levels[:, None] * np.array(framing.gains), 0, 1) * 255 + 0.5
+    graded: Bytes = cv2.LUT(picture, curves.astype(np.uint8)[None])
+    return graded
+
+
+def varied(seed: int, size_px: int) -> Head:
+    """One of endlessly many heads: either portrait, mirrored or not, in its own framing and light."""
+    rng = np.random.default_rng([seed, 1])
+    name = PORTRAITS[int(rng.integers(len(PORTRAITS)))]
+    framing = Framing(face_px=size_px * rng.uniform(0.42, 0.58), mirror=bool(rng.integers(2)))
+    gains = tuple(float(gain) for gain in rng.uniform(0.9, 1.06, 3))
+    framing = replace(
+        framing,
+        centre=(float(rng.uniform(0.44, 0.56)), float(rng.uniform(0.42, 0.5))),
+        aspect=float(rng.uniform(0.9, 1.1)),
+        gains=(gains[0], gains[1], gains[2]),
+        gamma=float(rng.uniform(0.8, 1.25)),
+    )
+    return frame(name, size_px, size_px, framing)

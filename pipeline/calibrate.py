@@ -1,0 +1,88 @@
+"""Does the data set teach the sync estimator more than the shipped map knows?
+
+The shipped map was fitted on under a minute of footage. Once a data set holds enough of its own,
+every clip is scored again by a map fitted on the other videos. The scores go to `sync.parquet`, which
+`select` prefers to those of the parts; it is made anew when parts are added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from curation import sync
+from pipeline import tables
+from pipeline.ledger import Committed, Measured, committed_parts, read_committed
+from pipeline.store import Store
+from schemas.records import Record, Sync
+
+TABLE, MARKER = "sync.parquet", "sync.json"
+
+
+class Rescored(Record):
+    """A clip's sync by the data set's own map."""
+
+    clip_id: str
+    sync: Sync
+
+
+def calibrate(store: Store) -> bool:
+    """Score all clips by the data set's own map, where there is enough footage for one.
+
+    Nothing is done again while neither the parts nor the shipped map have changed. Returns whether
+    the data set has a map of its own.
+    """
+    state = _state(store)
+    if store.exists(MARKER) and json.loads(store.read(MARKER))["state"] == state:
+        return store.exists(TABLE)
+    store.delete(MARKER)
+    rows = rescore(read_committed(store))
+    if rows:
+        store.write(TABLE, tables.to_bytes(tables.to_table(Rescored, rows)))
+    else:
+        store.delete(TABLE)
+    store.write(MARKER, json.dumps({"state": state}).encode())
+    return bool(rows)
+
+
+def rescore(committed: Committed) -> list[Rescored]:
+    """Sync of every traced clip by the data set's own map; empty where there is too little footage."""
+    traced = [clip for clip in committed.clips if "mouth" in clip.features]
+    if not traced:
+        return []
+    fps = traced[0].measures.clip.fps
+    items = [(c.measures.clip.video_id, c.features["mouth"], c.features["bands"]) for c in traced]
+    own = sync.dataset_map(items, fps)
+    if own.method != sync.DATASET:
+        return []
+    return [
+        Rescored(
+            clip_id=clip.measures.clip.clip_id,
+            sync=sync.score(mouth, bands, fps, own, video_id),
+        )
+        for clip, (video_id, mouth, bands) in zip(traced, items, strict=True)
+    ]
+
+
+def read_calibrated(store: Store) -> Committed:
+    """Everything committed, with sync by the data set's own map where there is one."""
+    committed = read_committed(store)
+    if store.exists(MARKER) and store.exists(TABLE):
+        rows = tables.from_table(Rescored, tables.from_bytes(store.read(TABLE), TABLE))
+        own = {row.clip_id: row.sync for row in rows}
+        committed.clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
+    return committed
+
+
+def _with_sync(clip: Measured, own: Sync | None) -> Measured:
+    return clip if own is None else replace(clip, measures=clip.measures.model_copy(update={"sync": own}))
+
+
+def _state(store: Store) -> str:
+    """Changes with the committed parts and with the shipped map."""
+    digest = hashlib.sha256(sync.MAP_PATH.read_bytes())
+    for part in committed_parts(store):
+        files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
+        digest.update(f"{part} {files['features.npz']}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,259 @@
+"""The command line. Exit codes: 0 finished (failures are rows), 1 the run itself could not finish,
+2 a bad command, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.config import Config, apply_settings, load_config
+from schemas.errors import CommandError, TalkforgeError
+
+if TYPE_CHECKING:
+    from pipeline.executor import Executor
+
+app = typer.Typer(
+    name="talkforge",
+    help="Raw talking-head footage in, training data for audio-driven portrait video out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Folder or fsspec URI of a data set.")
+]
+SettingsOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Overrides one value of the configuration."),
+]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", help="ray, or inline: everything in this process.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster to use, such as auto; without it Ray starts on this machine.")
+]
+
+
+@app.command()
+def curate(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="Files, folders, globs, lists (.txt, .csv, .tsv, .parquet) or URIs."
+        ),
+    ],
+    dataset: Annotated[str, typer.Option("--out", metavar="DATASET", help="Folder or URI of the data set.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML configuration; see configs/.")
+    ] = None,
+    settings: SettingsOption = [],  # noqa: B006 (typer reads the default, nobody changes it)
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")] = None,
+) -> None:
+    """Measure videos, choose clips, cut them into shards and write the report. Resumes."""
+    from pipeline import curate as job
+    from pipeline.display import Watch, summary
+    from pipeline.store import Store
+
+    resolved = load_config(config, settings)
+    _check_executor(executor, address)
+    with Watch(err) as watch:
+        selection = job.curate(
+            inputs, Store(dataset), resolved, _executor(executor, resolved, address), limit, watch.show
+        )
+    summary(out, selection, dataset)
+
+
+@app.command()
+def status(dataset: DatasetArgument) -> None:
+    """What is done, what is left, and what was kept so far."""
+    from pipeline import curate as job
+    from pipeline.dataset import load_dataset, load_intake
+    from pipeline.display import progress_line
+    from pipeline.store import Store
+
+    store = Store(dataset)
+    state = job.progress(store, load_dataset(store).config)
+    out.print(f"{len(load_intake(store))} inputs; {progress_line(state)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def select(dataset: DatasetArgument, settings: SettingsOption = []) -> None:  # noqa: B006
+    """Apply other thresholds to what was measured; decodes nothing."""
+    from pipeline import curate as job
+    from pipeline.dataset import exclusive, load_dataset, load_intake
+    from pipeline.display import summary
+    from pipeline.store import Store
+
+    store = Store(dataset)
+    described = load_dataset(store)
+    begin_s = time.monotonic()
+    config = _reselected(described.config, settings)
+    with exclusive(store):
+        selection = job.select(store, described.model_copy(update={"config": config}), load_intake(store))
+        job.report(store)
+    summary(out, selection, dataset)
+    waiting = sum(row.accepted and row.shard is None for row in selection.rows)
+    if waiting:
+        out.print(f"{waiting} accepted clips are in no shard yet: talkforge shard {dataset}")
+    out.print(f"selected in {time.monotonic() - begin_s:.1f} s")
+
+
+@app.command()
+def shard(
+    dataset: DatasetArgument,
+    settings: SettingsOption = [],  # noqa: B006
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+) -> None:
+    """Cut what is now accepted into shards; measures nothing again."""
+    from pipeline import curate as job
+    from pipeline.dataset import exclusive, load_dataset, load_intake
+    from pipeline.display import summary
+    from pipeline.store import Store
+
+    store = Store(dataset)
+    described = load_dataset(store)
+    config = _reselected(described.config, settings)
+    _check_executor(executor, address)
+    with exclusive(store):
+        intake = load_intake(store)
+        selection = job.select(store, described.model_copy(update={"config": config}), intake)
+        runner = _executor(executor, config, address)()
+        try:
+            selection = job.shard(store, load_dataset(store), selection, intake, runner)
+        finally:
+            runner.close()
+    summary(out, selection, dataset)
+
+
+@app.command()
+def report(dataset: DatasetArgument) -> None:
+    """Write report/index.html and report/statistics.json again."""
+    from pipeline import curate as job
+    from pipeline.store import Store
+
+    folder = job.report(Store(dataset))
+    out.print(f"{dataset}/{folder}/index.html", soft_wrap=True)
+
+
+@app.command()
+def verify(dataset: DatasetArgument) -> None:
+    """Check every checksum, member, shape and clock; exit 1 and name what is wrong."""
+    from pipeline.store import Store
+    from pipeline.verify import verify as check
+
+    problems = check(Store(dataset))
+    for problem in problems:
+        out.print(f"{problem.path}: {problem.what}", soft_wrap=True, markup=False, highlight=False)
+    if problems:
+        raise typer.Exit(1)
+    out.print(f"{dataset}: everything is as it should be", soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    dataset: DatasetArgument,
+    clip: Annotated[str, typer.Argument(metavar="CLIP", help="Id of a clip, as in ledger.parquet.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE.mp4", help="Video to write.")],
+) -> None:
+    """Draw box, landmarks, lip mask, mouth opening and loudness over a clip."""
+    from pipeline import curate as job
+    from pipeline.store import Store
+
+    job.inspect(Store(dataset), clip, to)
+    out.print(str(to), soft_wrap=True)
+
+
+@app.command()
+def models(
+    fetch: Annotated[list[str], typer.Option(metavar="NAME", help="Fetch these weights now.")] = [],  # noqa: B006
+) -> None:
+    """Which weights there are: source, licence, commercial use, present or not."""
+    from curation import models as registry
+
+    for name in fetch:
+        out.print(f"{name}: {registry.fetch(name, allow_web=True)}", soft_wrap=True)
+    table = Table("name", "needed by", "from", "licence", "commercial use", "present", box=None)
+    for row in registry.describe():
+        present = row.found if row.present else f"no {row.found}".strip()
+        table.add_row(
+            row.name, row.needed_by, row.source, row.licence, "yes" if row.commercial_use else "no", present
+        )
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point: turns every error into one line and an exit code."""
+    logging.basicConfig(
+        level=os.environ.get("TALKFORGE_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
+    )
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as request:
+        code = request.exit_code
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        code = 130
+    except CommandError as error:
+        err.print(f"talkforge: {error}", soft_wrap=True, markup=False, highlight=False)
+        code = 2
+    except TalkforgeError as error:
+        err.print(f"talkforge: {error}", soft_wrap=True, markup=False, highlight=False)
+        code = 1
+    except Exception as error:
+        code = _click_or_bug(error)
+    sys.exit(code)
+
+
+def _click_or_bug(error: Exception) -> int:
+    """Exit code of an error of the command line's own library (2), or of one of ours (1)."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    logging.getLogger(__name__).debug("unexpected", exc_info=True)
+    text = " ".join(str(error).split())
+    err.print(
+        f"talkforge: unexpected {type(error).__name__}: {text} (TALKFORGE_LOG=DEBUG shows where)",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    return 1
+
+
+def _check_executor(name: str, address: str | None) -> None:
+    if name not in ("ray", "inline"):
+        raise CommandError(f"--executor {name}: expected ray or inline")
+    if address and name == "inline":
+        raise CommandError("--address: goes with --executor ray")
+
+
+def _executor(name: str, config: Config, address: str | None) -> Callable[[], Executor]:
+    from pipeline.executor import make_executor
+
+    return lambda: make_executor(name, config, address)
+
+
+def _reselected(config: Config, settings: list[str]) -> Config:
+    for setting in settings:
+        section = setting.partition(".")[0]
+        if section not in ("thresholds", "shards", "run"):
+            raise CommandError(
+                f"--set {setting}: only thresholds, shards and run can change without measuring again"
+            )
+    return apply_settings(config.model_dump(mode="json"), settings)

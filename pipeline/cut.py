@@ -1,0 +1,217 @@
+"""Accepted clips out of their videos, into shards: the only pass that encodes.
+
+A shard is one task: its clips are cut in the shard's order and written one by one. A clip that
+cannot be cut is a failure row, and the shard is written without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from curation import lips, media
+from pipeline import shards
+from pipeline.ledger import Measured, Selection
+from pipeline.rows import failure_row
+from pipeline.shards import ShardClip, ShardPlan
+from pipeline.store import Store, local_copy
+from schemas import sample
+from schemas.arrays import ClipArrays, Floats
+from schemas.config import ShardConfig
+from schemas.errors import DatasetError, RunError
+from schemas.records import Clip, Failure, LedgerRow, Video
+from schemas.sample import Members, Provenance, SampleMeta
+
+AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
+"""Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One clip to cut: where its arrays lie and what is written of it."""
+
+    part: str
+    meta: SampleMeta
+    video: Video
+    identity: Floats
+    """[D], empty where no face embedding was measured."""
+
+
+@dataclass(frozen=True)
+class CutShard:
+    """What became of one shard: the keys that are in it, and the clips that could not be cut."""
+
+    name: str
+    keys: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+
+def orders(
+    selection: Selection,
+    measured: Mapping[str, Measured],
+    videos: Mapping[str, Video],
+    models: Mapping[str, str],
+    measure_hash: str,
+    tool_version: str,
+) -> dict[str, Order]:
+    """What to cut: one order for each accepted clip, by clip id."""
+    found = {}
+    for row in selection.rows:
+        if not row.accepted:
+            continue
+        clip, video = measured[row.clip_id], videos[row.video_id]
+        provenance = Provenance(
+            uri=video.uri,
+            sha256=video.sha256,
+            source=video.source,
+            licence=video.licence,
+            consent=video.consent,
+            models=dict(models),
+            config_hash=measure_hash,
+            tool_version=tool_version,
+        )
+        meta = SampleMeta(
+            measures=clip.measures,
+            omega_face=row.omega_face,
+            omega_body=row.omega_body,
+            person_id=row.person_id,
+            verdict=selection.verdicts[row.clip_id],
+            provenance=provenance,
+        )
+        identity = clip.features.get("identity", np.zeros(0, np.float32))
+        found[row.clip_id] = Order(clip.part, meta, video, identity)
+    return found
+
+
+def plan(rows: Sequence[LedgerRow], orders: Mapping[str, Order], config: ShardConfig) -> list[ShardPlan]:
+    """Shards for the accepted clips."""
+    return shards.plan(
+        [
+            ShardClip(
+                clip_id=row.clip_id,
+                split=row.split or "train",
+                num_frames=row.num_frames,
+                fps=row.fps,
+                width_px=row.width_px,
+                height_px=row.height_px,
+                content_hash=hashlib.sha256(sample.to_json(orders[row.clip_id].meta)).hexdigest(),
+            )
+            for row in rows
+            if row.accepted
+        ],
+        config,
+    )
+
+
+def cut_shard(store: Store, shard: ShardPlan, orders: Sequence[Order], config: ShardConfig) -> CutShard:
+    """Cut and write one shard, unless it lies there already as planned."""
+    manifest = shards.current(store, shard)
+    if manifest is not None:
+        return CutShard(shard.name, manifest.keys, ())
+    failures: list[Failure] = []
+    manifest = shards.write_shard(store, shard, _samples(store, orders, config, failures))
+    return CutShard(shard.name, manifest.keys if manifest else (), tuple(failures))
+
+
+def _samples(
+    store: Store, orders: Sequence[Order], config: ShardConfig, failures: list[Failure]
+) -> Iterator[tuple[str, Members]]:
+    for order in orders:
+        key = order.meta.clip.clip_id
+        try:
+            with local_copy(order.video.uri) as path:
+                members = cut(store, order, path, config)
+        except RunError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise RunError(f"no space left for cutting clips in {tempfile.gettempdir()}") from None
+            failures.append(failure_row("cut", key, order.video, error))
+            continue
+        yield key, members
+
+
+def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
+    """Members of one sample, cut from the video at `path`.
+
+    Raises:
+        MediaError: the video cannot be read any more.
+        DatasetError: the clip's arrays are missing, or do not fit the clip.
+    """
+    clip, video = order.meta.clip, order.video
+    arrays = read_arrays(store, order.part, clip.clip_id, order.identity)
+    stereo = media.read_audio(path, video, clip.start_s, clip.end_s, AUDIO_HZ, AUDIO_CHANNELS)
+    mono = media.read_audio(path, video, clip.start_s, clip.end_s)
+    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
+        out = Path(folder) / "clip.mp4"
+        media.encode_mp4(out, _frames(path, video, clip), clip.fps, stereo, config.crf, config.preset)
+        mp4 = out.read_bytes()
+    masks = (
+        lips.rasterise(contour, clip.height_px, clip.width_px)
+        if valid
+        else np.zeros((clip.height_px, clip.width_px), bool)
+        for contour, valid in zip(arrays.contour, arrays.lip_valid, strict=True)
+    )
+    bits = np.concatenate([sample.pack_mask(mask[None]) for mask in masks])
+    return sample.encode(
+        order.meta, arrays, bits, mp4=mp4, flac=media.encode_flac(mono), face_jpg=_jpeg(arrays.face_rgb)
+    )
+
+
+def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:
+    """Exactly the clip's frames, uint8 [H, W, 3]; raises DatasetError where some cannot be decoded."""
+    count, rgb = 0, None
+    for picture in media.pictures(path, video, clip.start_s, clip.end_s):
+        shown = media.frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+        if shown:
+            rgb = picture.rgb(clip.width_px, clip.height_px)
+            for _ in shown:
+                yield rgb
+            count += len(shown)
+    if count != clip.num_frames:
+        raise DatasetError(f"clip {clip.clip_id}: expected {clip.num_frames} frames, decoded {count}")
+
+
+def read_arrays(store: Store, part: str, clip_id: str, identity: Floats) -> ClipArrays:
+    """The arrays of a clip that was traced and embedded.
+
+    Raises:
+        DatasetError: a file is missing or not readable; names it.
+    """
+    traced = _load(store, f"parts/{part}/{clip_id}.npz")
+    spoken = _load(store, f"parts/{part}/{clip_id}.speech.npz")
+    try:
+        return ClipArrays(
+            landmarks=traced["landmarks"],
+            contour=traced["contour"],
+            lip_valid=traced["lip_valid"],
+            joints=traced["joints"],
+            face_rgb=traced["face_rgb"],
+            speech=spoken["speech"],
+            identity=identity,
+        )
+    except (KeyError, ValueError) as error:
+        raise DatasetError(f"parts/{part}/{clip_id}.npz: {error}") from None
+
+
+def _load(store: Store, name: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError) as error:
+        raise DatasetError(f"{name}: not a readable npz file ({error})") from None
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not done:
+        raise DatasetError("the face picture cannot be encoded")
+    return bytes(data)

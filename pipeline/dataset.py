@@ -1,0 +1,205 @@
+"""The data set as a whole: its description, its inputs and its plan, and what may change them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import filelock
+from pydantic import Field
+
+from pipeline import parts, tables
+from pipeline.intake import Intake, mark_duplicates
+from pipeline.parts import Part
+from pipeline.store import Store
+from schemas.config import Config, config_hash, differences
+from schemas.errors import CommandError, DatasetError
+from schemas.records import Record, Video
+
+SCHEMA_VERSION = 1
+"""Version of everything on disk but the samples, which carry their own."""
+
+
+class ModelUse(Record):
+    """One model that had a part in the measurements."""
+
+    name: str
+    needed_by: str
+    sha256: str
+    licence: str
+    commercial_use: bool
+
+
+class Dataset(Record):
+    """`dataset.json`: what the data set is and what made it.
+
+    `config.measure` never changes once it is written; `thresholds` and `shards` are those of the
+    last selection, `quantiles` its percentiles of the raw motion variances.
+    """
+
+    schema_version: int
+    tool_version: str
+    config: Config
+    config_hash: str
+    """sha256 of the measuring configuration."""
+    models: tuple[ModelUse, ...]
+    joints: tuple[str, ...]
+    """Names of the body joints, in the order of `joints.npz`."""
+    quantiles: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+def tool_version() -> str:
+    """Version of the installed package."""
+    return metadata.version("talkforge")
+
+
+def load_dataset(store: Store) -> Dataset:
+    """The data set's description.
+
+    Raises:
+        CommandError: there is no data set here.
+        DatasetError: `dataset.json` is not readable or of another schema version.
+    """
+    if not store.exists("dataset.json"):
+        raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
+    try:
+        data: dict[str, Any] = json.loads(store.read("dataset.json"))
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
+        return Dataset.model_validate(data)
+    except (ValueError, AttributeError) as error:
+        raise DatasetError(f"dataset.json: {' '.join(str(error).split())[:300]}") from None
+
+
+def save_dataset(store: Store, dataset: Dataset) -> None:
+    """Write `dataset.json`."""
+    store.write("dataset.json", json.dumps(dataset.model_dump(mode="json"), indent=1).encode())
+
+
+def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
+    """The data set to go on with, or a new one.
+
+    Raises:
+        CommandError: what is there was made with another configuration, or other models; names the
+            differences.
+    """
+    if not store.exists("dataset.json"):
+        store.check_writable()
+        if store.list():
+            raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
+        save_dataset(store, fresh)
+        return fresh
+    old = load_dataset(store)
+    changed = differences(old.config.measure, fresh.config.measure)
+    if changed:
+        raise CommandError(
+            f"{store.root} was measured with another configuration: {'; '.join(changed)}. "
+            "Use that configuration again, or another --out"
+        )
+    chosen = differences(old.config.thresholds, fresh.config.thresholds)
+    chosen += differences(old.config.shards, fresh.config.shards)
+    if chosen:
+        raise CommandError(
+            f"{store.root} was selected with other thresholds: {'; '.join(chosen)}. "
+            "Change them with `talkforge select` and `talkforge shard`; nothing is measured again"
+        )
+    models = sorted(set(old.models) ^ set(fresh.models), key=lambda use: use.name)
+    if models:
+        names = ", ".join(sorted({use.name for use in models}))
+        raise CommandError(f"{store.root} was measured with other models: {names} differ")
+    return old.model_copy(update={"config": fresh.config})
+
+
+@contextmanager
+def exclusive(store: Store) -> Iterator[None]:
+    """Keeps a second run out of a local data set; the lock dies with its process.
+
+    Raises:
+        CommandError: another run is at work on it.
+    """
+    folder = store.local_root
+    if folder is None or not folder.is_dir():
+        yield
+        return
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise CommandError(f"{store.root}: another run is at work on this data set") from None
+    except OSError as error:
+        raise CommandError(f"{store.root}: cannot be written to ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_intake(store: Store) -> list[Intake]:
+    """Every input so far; empty before the first plan."""
+    if not store.exists("plan.parquet"):  # written last: without it the intake is not complete
+        return []
+    return tables.from_table(Intake, tables.from_bytes(store.read("intake.parquet"), "intake.parquet"))
+
+
+def load_plan(store: Store) -> list[Part]:
+    """The parts planned so far."""
+    if not store.exists("plan.parquet"):
+        return []
+    return tables.from_table(Part, tables.from_bytes(store.read("plan.parquet"), "plan.parquet"))
+
+
+def extend_plan(store: Store, new: Iterable[Intake], part_s: float) -> tuple[list[Intake], list[Part]]:
+    """Add inputs: their rows to the intake, and parts for videos that no part covers yet.
+
+    An input that was there before is replaced: its file has changed. Parts once planned keep
+    their names and windows, so that a run that is resumed finds what it has committed.
+    """
+    new = list(new)
+    uris = {row.source.uri for row in new}
+    known = [row for row in load_intake(store) if row.source.uri not in uris]
+    plan = load_plan(store)
+    if not new and plan:
+        return known, plan
+    # A duplicate is looked at again: the file that stood for it may just have been replaced.
+    settled = [row for row in known if row.status != "duplicate"]
+    open_rows = new + [row for row in known if row.status == "duplicate"]
+    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.source.uri)
+    videos = videos_by_id(rows)
+    number = 1 + max((int(part.name) for part in plan), default=-1)
+    plan = [part for old in plan if (part := _refreshed(old, videos)).windows]
+    covered = {window.video.video_id for part in plan for window in part.windows}
+    plan += parts.plan([video for key, video in videos.items() if key not in covered], part_s, number)
+    store.write("intake.parquet", tables.to_bytes(tables.to_table(Intake, rows)))
+    store.write("plan.parquet", tables.to_bytes(tables.to_table(Part, plan)))
+    return rows, plan
+
+
+def _refreshed(part: Part, videos: Mapping[str, Video]) -> Part:
+    """The part without windows of content that is gone, the others where their content lies now."""
+    windows = [
+        w.model_copy(update={"video": videos[w.video.video_id]})
+        for w in part.windows
+        if w.video.video_id in videos
+    ]
+    return part.model_copy(update={"windows": tuple(windows)})
+
+
+def describe(config: Config, models: Sequence[ModelUse], joints: Sequence[str]) -> Dataset:
+    """Description of a data set that is about to be made."""
+    return Dataset(
+        schema_version=SCHEMA_VERSION,
+        tool_version=tool_version(),
+        config=config,
+        config_hash=config_hash(config.measure),
+        models=tuple(models),
+        joints=tuple(joints),
+    )
+
+
+def videos_by_id(intake: Iterable[Intake]) -> dict[str, Video]:
+    """The videos that are measured, by id."""
+    return {row.video.video_id: row.video for row in intake if row.video and row.status == "planned"}

@@ -1,0 +1,97 @@
+"""What a person sees on the terminal: progress while measuring, and a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from pipeline.curate import Progress
+from pipeline.ledger import Selection
+
+LINE_EVERY_S = 30.0
+"""Where the output is no terminal, a line of progress is written at most this often, s."""
+
+
+class Watch:
+    """Shows progress: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Bar(TextColumn("{task.description}"), BarColumn(), console=console)
+        self._task = self._bar.add_task("measuring", total=None)
+        self._last_line_s = float("-inf")
+
+    def __enter__(self) -> Watch:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def show(self, state: Progress) -> None:
+        """Take over a new state."""
+        text = progress_line(state)
+        self._bar.update(self._task, description=text, completed=state.done_s, total=state.total_s or 1)
+        now_s = time.monotonic()
+        finished = state.parts_done == state.parts
+        if not self._console.is_terminal and (finished or now_s - self._last_line_s >= LINE_EVERY_S):
+            self._last_line_s = now_s
+            self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def progress_line(state: Progress) -> str:
+    """Parts, hours in, hours kept, real-time factor, time left: in one line."""
+    left = "" if state.left_s is None else f", {hours(state.left_s)} left"
+    pace = f", {state.real_time_factor:.2f}x real time" if state.measured_s else ""
+    return (
+        f"parts {state.parts_done}/{state.parts}, in {hours(state.done_s)} of {hours(state.total_s)}, "
+        f"kept {hours(state.kept_s)}{pace}{left}"
+    )
+
+
+def summary(console: Console, selection: Selection, dataset: str) -> None:
+    """What was kept, what was not and why, and where the report is."""
+    accepted = [row for row in selection.rows if row.accepted]
+    rejected = [row for row in selection.rows if not row.accepted and row.failure is None]
+    failed = [row for row in selection.rows if row.failure is not None]
+    kept_s = sum(row.duration_s for row in accepted)
+    in_s = sum(row.duration_s for row in selection.sources if row.status != "duplicate")
+    states = Counter(row.status for row in selection.sources)
+    console.print(
+        f"{len(selection.sources)} inputs, {hours(in_s)}: "
+        + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(states.items()))
+    )
+    console.print(
+        f"{len(selection.rows)} candidate clips: {len(accepted)} accepted ({hours(kept_s)}), "
+        f"{len(rejected)} rejected, {len(failed)} failed"
+    )
+    reasons = Counter(code for row in rejected for code in row.reasons)
+    if reasons:
+        table = Table("clips", "reason", box=None, pad_edge=False)
+        for code, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(str(count), code)
+        console.print(table)
+    for source in selection.sources:
+        if source.status in ("failed", "no_candidates"):
+            console.print(
+                f"{source.status.replace('_', ' ')}: {source.uri!r}: {source.reason}",
+                soft_wrap=True, markup=False, highlight=False,
+            )  # fmt: skip
+    console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
+
+
+def hours(seconds: float) -> str:
+    """A length of time for people: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:.2f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"

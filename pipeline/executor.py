@@ -1,0 +1,261 @@
+"""Runs parts: in this process, or as chains of Ray tasks.
+
+A part is the chain `commit(embed(measure(part)))`. With Ray the chains stream: as many parts are in
+flight as there are workers, so that one part is embedded while another is measured. Only rows, face
+crops and 16 kHz audio travel between tasks; frames never do.
+
+A part past its deadline is cancelled by force; one whose worker dies is tried once more. If that
+does not help it is split, until the offending window stands alone; that window gets a failure row
+and the rest go on.
+Both executors give the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import stages
+from pipeline.intake import Intake, failed, stamp_of, take_in
+from pipeline.parts import Part
+from pipeline.store import Store
+from schemas.config import Config
+from schemas.errors import RunError, TalkforgeError
+from schemas.records import Source
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 2
+"""Times a part (or a source) is tried before it is split (or given up)."""
+
+PROBE_DEADLINE_S = 600.0
+"""Longest time for hashing and probing one input, s."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A committed part and how long it took, wall seconds."""
+
+    part: Part
+    wall_s: float
+
+
+def is_committed(part: Part, store: Store) -> bool:
+    return store.exists(f"parts/{part.name}/part.json")
+
+
+def outstanding(part: Part, store: Store) -> list[Part]:
+    """What is left to do of a part: nothing, itself, or the rest of its halves if it was split."""
+    if is_committed(part, store):
+        return []
+    if len(part.windows) > 1:
+        halves = part.halves()
+        left = [outstanding(half, store) for half in halves]
+        if any(rest != [half] for rest, half in zip(left, halves, strict=True)):
+            return [piece for rest in left for piece in rest]
+    return [part]
+
+
+class InlineExecutor:
+    """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
+
+    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
+        """Hash and probe every source."""
+        yield from map(take_in, sources)
+
+    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
+        """Measure and commit the parts."""
+        for part in parts:
+            begin_s = time.monotonic()
+            measured = stages.measure(part, config.measure, store)
+            stages.commit(stages.embed(measured, config.measure, store), store)
+            yield Done(part, time.monotonic() - begin_s)
+
+    def map(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """`function(*call)` for every call, in order."""
+        for call in calls:
+            yield function(*call)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+@dataclass
+class _Flight:
+    """One part (or call) in the air."""
+
+    item: Any
+    refs: list[Any]
+    tries: int
+    begin_s: float
+    deadline_s: float
+
+
+class RayExecutor:
+    """Chains of Ray tasks on this machine, or on the cluster at `address`."""
+
+    def __init__(self, config: Config, address: str | None = None) -> None:
+        import ray
+
+        env = worker_environment()
+        os.environ.update(env)  # a Ray that starts here hands its environment on
+        if address:
+            place: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": env}}
+        else:
+            place = {"num_cpus": config.run.workers or os.cpu_count()}
+        try:
+            ray.init(
+                ignore_reinit_error=True,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                **place,
+            )
+        except Exception as error:
+            raise RunError(f"Ray does not start: {' '.join(str(error).split())}") from None
+        self._ray = ray
+        self._config = config
+        self._gpu_share = config.run.gpu_share if ray.cluster_resources().get("GPU") else 0.0
+
+    def close(self) -> None:
+        """Stop the Ray that was started here, or leave the cluster."""
+        self._ray.shutdown()
+
+    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
+        """Hash and probe every source, in any order; one that hangs or kills its worker fails."""
+        task = self._ray.remote(max_retries=0)(take_in)
+
+        def launch(source: Source) -> tuple[list[Any], float]:
+            return [task.remote(source)], PROBE_DEADLINE_S
+
+        for flight, result in self._fly(deque(sources), launch):
+            if isinstance(result, BaseException):
+                yield failed(flight.item, stamp_of(flight.item.uri), "probe", result)
+            else:
+                yield result
+
+    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
+        """Measure and commit the parts, in any order."""
+        remote = self._ray.remote
+        measure = remote(max_retries=0, num_cpus=1)(stages.measure)
+        embed = remote(max_retries=0, num_cpus=1, num_gpus=self._gpu_share)(stages.embed)
+        commit = remote(max_retries=0, num_cpus=0)(stages.commit)
+        settings = config.run
+
+        def launch(part: Part) -> tuple[list[Any], float]:
+            measured = measure.remote(part, config.measure, store)
+            embedded = embed.remote(measured, config.measure, store)
+            deadline_s = max(settings.deadline_min_s, settings.deadline_factor * part.duration_s)
+            return [commit.remote(embedded, store), embedded, measured], deadline_s
+
+        queue = deque(parts)
+        for flight, result in self._fly(queue, launch):
+            part: Part = flight.item
+            if isinstance(result, BaseException):
+                log.warning("part %s: %s", part.name, result)
+                if len(part.windows) > 1:
+                    queue.extend(piece for piece in part.halves() if not is_committed(piece, store))
+                    continue
+                stages.give_up(part, result, store)
+            yield Done(part, time.monotonic() - flight.begin_s)
+
+    def map(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """`function(*call)` for every call, in any order.
+
+        Raises:
+            RunError: a call failed although it was tried again.
+        """
+        task = self._ray.remote(max_retries=0)(function)
+
+        def launch(call: tuple[Any, ...]) -> tuple[list[Any], float]:
+            return [task.remote(*call)], float("inf")
+
+        for _, result in self._fly(deque(calls), launch):
+            if isinstance(result, BaseException):
+                raise RunError(str(result))
+            yield result
+
+    def _fly(
+        self, queue: deque[Any], launch: Callable[[Any], tuple[list[Any], float]]
+    ) -> Iterator[tuple[_Flight, Any]]:
+        """Keep a bounded number of items in the air; yield each with its result or its last error.
+
+        `queue` may grow while this runs.
+        """
+        flights: list[_Flight] = []
+        retries: deque[_Flight] = deque()
+        try:
+            while queue or flights or retries:
+                while (queue or retries) and len(flights) < self._limit():
+                    old = retries.popleft() if retries else None
+                    item = old.item if old else queue.popleft()
+                    refs, deadline_s = launch(item)
+                    tries = old.tries + 1 if old else 1
+                    flights.append(_Flight(item, refs, tries, time.monotonic(), deadline_s))
+                yield from self._land(flights, retries)
+        finally:
+            for flight in flights:
+                self._cancel(flight)
+
+    def _land(self, flights: list[_Flight], retries: deque[_Flight]) -> Iterator[tuple[_Flight, Any]]:
+        ready, _ = self._ray.wait([f.refs[0] for f in flights], timeout=0.5)
+        for flight in list(flights):
+            overdue = time.monotonic() - flight.begin_s > flight.deadline_s
+            if flight.refs[0] not in ready and not overdue:
+                continue
+            flights.remove(flight)
+            if flight.refs[0] in ready:
+                result = self._get(flight.refs[0])
+            else:
+                self._cancel(flight)
+                result = TimeoutError(f"cancelled at its deadline of {flight.deadline_s:.0f} s")
+            died = isinstance(result, BaseException) and not isinstance(result, TimeoutError)
+            if died and flight.tries < TRIES:
+                retries.append(flight)
+            else:
+                yield flight, result
+
+    def _get(self, ref: Any) -> Any:
+        """The result, or the error that stands for it; what concerns the whole run is raised."""
+        try:
+            return self._ray.get(ref)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, TalkforgeError):
+                raise cause from None
+            return cause
+        except self._ray.exceptions.RayError as error:
+            return RunError(f"the worker died ({type(error).__name__})")
+
+    def _cancel(self, flight: _Flight) -> None:
+        for ref in flight.refs:
+            self._ray.cancel(ref, force=True)
+
+    def _limit(self) -> int:
+        cpus = int(self._ray.cluster_resources().get("CPU", 1))
+        return max(1, self._config.run.workers or cpus)
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of workers: one thread each, so that they neither wait for one another nor
+    give other bytes than a single process; and the folders of weights, which may be relative."""
+    env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    folders = {name: os.environ.get(name) for name in ("TALKFORGE_MODELS", "TALKFORGE_CACHE")}
+    return env | {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
+
+
+Executor = InlineExecutor | RayExecutor
+
+
+def make_executor(name: str, config: Config, address: str | None = None) -> Executor:
+    """The executor named `ray` or `inline`."""
+    return InlineExecutor() if name == "inline" else RayExecutor(config, address)

@@ -1,0 +1,111 @@
+"""Look at one clip with everything that was measured of it drawn in: `talkforge inspect`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from curation import media
+from curation.draw import SILENCE_DBFS, Curves, Marks, overlay
+from schemas.arrays import Bytes, ClipArrays, Floats
+from schemas.errors import DatasetError, MediaError
+from schemas.records import Clip, Video
+from schemas.units import samples_from_frames
+
+log = logging.getLogger(__name__)
+
+INSPECT_CRF = 20
+INSPECT_PRESET = "veryfast"
+INSPECT_HZ = 48_000
+
+INNER_UPPER, INNER_LOWER = 13, 14
+EYE_OUTER_RIGHT, EYE_OUTER_LEFT = 33, 263
+"""Indices of MediaPipe's face mesh: middle of the inner lips, outer corners of the eyes."""
+
+
+def inspect(clip: Clip, arrays: ClipArrays, video: Video, path: Path, out: Path) -> None:
+    """Write an mp4 of the clip with box, landmarks, lip mask and joints, and below it the mouth's
+    opening, the loudness and the validity of the lip contour with a moving cursor.
+
+    Args:
+        arrays: stored measurements of `clip`, in its pixels and frames.
+        path: a local copy of the video.
+        out: mp4 to write.
+
+    Raises:
+        DatasetError: `arrays` are not of this clip.
+        MediaError: the clip's span cannot be decoded any more.
+    """
+    if len(arrays.landmarks) != clip.num_frames:
+        raise DatasetError(
+            f"{clip.clip_id}: expected arrays of {clip.num_frames} frames, found {len(arrays.landmarks)}"
+        )
+    mono = media.read_audio(path, video, clip.start_s, clip.end_s)
+    curves = Curves(
+        opening=mouth_opening(arrays.landmarks),
+        loudness_dbfs=loudness_dbfs(mono, clip.num_frames, clip.fps),
+        valid=arrays.lip_valid,
+        fps=clip.fps,
+    )
+    sound = None
+    if video.has_audio:
+        sound = media.read_audio(path, video, clip.start_s, clip.end_s, hz=INSPECT_HZ, channels=2)
+    frames = _overlaid(clip, arrays, video, path, curves)
+    media.encode_mp4(out, frames, clip.fps, sound, crf=INSPECT_CRF, preset=INSPECT_PRESET)
+    log.info("%s: %d frames written to %s", clip.clip_id, clip.num_frames, out)
+
+
+def mouth_opening(landmarks: Floats) -> Floats:
+    """[F]: gap between the inner lips over the distance of the outer eye corners, NaN where not seen.
+
+    Args:
+        landmarks: [F, 478, 3] in clip pixels.
+    """
+    plane = landmarks[:, :, :2]
+    gap = np.linalg.norm(plane[:, INNER_UPPER] - plane[:, INNER_LOWER], axis=1)
+    eyes = np.linalg.norm(plane[:, EYE_OUTER_RIGHT] - plane[:, EYE_OUTER_LEFT], axis=1)
+    return np.asarray(gap / np.where(eyes > 0, eyes, np.nan), np.float32)
+
+
+def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
+    """[num_frames]: RMS level under each frame in dB relative to full scale, -60 at the least.
+
+    Args:
+        samples: [N] mono at 16 kHz; missing samples count as silence.
+    """
+    edges = [samples_from_frames(frame, fps) for frame in range(num_frames + 1)]
+    power = np.zeros(edges[-1], np.float64)
+    count = min(len(samples), edges[-1])
+    power[:count] = np.square(samples[:count], dtype=np.float64)
+    mean = np.add.reduceat(power, edges[:-1]) / np.diff(edges)
+    return np.asarray(10 * np.log10(np.maximum(mean, 10 ** (SILENCE_DBFS / 10))), np.float32)
+
+
+def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: Curves) -> Iterator[Bytes]:
+    """Every frame of the clip with its marks, in order."""
+    shown = 0
+    for picture in media.pictures(path, video, clip.start_s, clip.end_s):
+        frames = media.frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+        if not frames:
+            continue
+        rgb = picture.rgb(width_px=clip.width_px, height_px=clip.height_px)
+        for frame in frames:
+            yield overlay(rgb, _marks(arrays, frame), curves, frame)
+        shown += len(frames)
+    if shown != clip.num_frames:
+        raise MediaError(f"{clip.clip_id}: expected {clip.num_frames} frames in {path.name}, found {shown}")
+
+
+def _marks(arrays: ClipArrays, frame: int) -> Marks:
+    landmarks = arrays.landmarks[frame]
+    box = np.concatenate([landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)])
+    return Marks(
+        box=box,
+        landmarks=landmarks,
+        contour=arrays.contour[frame],
+        joints=arrays.joints[frame],
+        valid=int(arrays.lip_valid[frame]),
+    )

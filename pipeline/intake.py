@@ -1,0 +1,232 @@
+"""What did the user give us? Every input becomes one row: planned, duplicate or failed.
+
+Nothing is opened for writing here, ever: input files are the user's.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import mimetypes
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import fsspec
+import pyarrow.parquet as pq
+
+from curation.probe import content_hash, probe
+from pipeline.store import local_copy
+from schemas.errors import CommandError, MediaError, TalkforgeError
+from schemas.records import Failure, Record, Source, Video
+
+EXTRA_SUFFIXES = frozenset(
+    {".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mov", ".avi", ".flv", ".wmv", ".m4v"}
+    | {".mxf", ".ogv", ".3gp", ".vob", ".mp4"}
+)
+"""Video files that `mimetypes` may not know; folders are searched for these and for video/*."""
+
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
+
+LIST_COLUMNS = frozenset({"uri", "source", "licence", "consent"})
+
+
+class Intake(Record):
+    """One input after a first look.
+
+    `stamp` (size and time of change) tells whether a file must be hashed again; `first_uri` is
+    the input of the same content that is measured in a duplicate's place.
+    """
+
+    source: Source
+    stamp: str
+    status: Literal["planned", "duplicate", "failed"]
+    video: Video | None = None
+    failure: Failure | None = None
+    first_uri: str = ""
+
+
+def find_inputs(inputs: Iterable[str], limit: int | None = None) -> list[Source]:
+    """Sources named by files, folders, globs, lists and URIs; each once, sorted by name.
+
+    Raises:
+        CommandError: an input does not exist, a list cannot be read, or nothing is found.
+    """
+    inputs = list(inputs)
+    found: dict[str, Source] = {}
+    for text in inputs:
+        for source in _expand(text):
+            found.setdefault(source.uri, source)
+    if not found:
+        raise CommandError(f"no videos in {', '.join(map(repr, inputs))}")
+    return [found[uri] for uri in sorted(found)][:limit]
+
+
+def _expand(text: str) -> Iterator[Source]:
+    if "://" in text:
+        yield from _expand_uri(text)
+        return
+    path = Path(text)
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if is_video_name(file.name) and not file.is_dir()]
+        if not files:
+            raise CommandError(f"no videos in folder {text!r}")
+        yield from (Source(uri=_absolute(file)) for file in files)
+    elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
+        yield from read_list(path)
+    elif path.exists() or path.is_symlink():
+        yield Source(uri=_absolute(path))
+    elif glob.has_magic(text):
+        names = [name for name in sorted(glob.glob(text, recursive=True)) if not Path(name).is_dir()]  # noqa: PTH207
+        if not names:
+            raise CommandError(f"nothing matches {text!r}")
+        yield from (Source(uri=_absolute(name)) for name in names)
+    else:
+        raise CommandError(f"no such file, folder or list: {text!r}")
+
+
+def _absolute(path: str | Path) -> str:
+    """A name that means the same to a worker in another folder; links are left as they are."""
+    return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
+
+
+def _expand_uri(text: str) -> Iterator[Source]:
+    try:
+        filesystem, path = fsspec.url_to_fs(text)
+        if glob.has_magic(text):
+            names = filesystem.glob(path)
+        elif filesystem.isdir(path):
+            names = [name for name in filesystem.find(path) if is_video_name(name)]
+        else:
+            names = [path] if filesystem.exists(path) else []
+    except (OSError, ValueError, ImportError) as error:
+        raise CommandError(f"{text}: {error}") from None
+    if not names:
+        raise CommandError(f"no videos at {text!r}")
+    yield from (Source(uri=filesystem.unstrip_protocol(name)) for name in sorted(names))
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's name promises a video."""
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith("video/") or Path(name).suffix.lower() in EXTRA_SUFFIXES
+
+
+def read_list(path: Path) -> list[Source]:
+    """Sources of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
+
+    Names that are not absolute are relative to the list's folder.
+
+    Raises:
+        CommandError: the list cannot be read, has no `uri` column or an unknown one, or is empty.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            rows = pq.read_table(path).to_pylist()
+        else:
+            rows = _text_rows(path.read_text(encoding="utf-8"), path.suffix.lower())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"list {path}: {' '.join(str(error).split())}") from None
+    if not rows:
+        raise CommandError(f"list {path}: names no videos")
+    unknown = sorted(set(rows[0]) - LIST_COLUMNS, key=str)
+    if "uri" not in rows[0] or unknown:
+        raise CommandError(
+            f"list {path}: expected the columns uri and, if you like, source, licence, consent; "
+            f"found {', '.join(map(str, rows[0]))}"
+        )
+    return [_source(row, path) for row in rows]
+
+
+def _text_rows(text: str, suffix: str) -> list[dict[str, str]]:
+    if suffix == ".txt":
+        return [{"uri": line.strip()} for line in text.splitlines() if line.strip()]
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
+
+
+def _source(row: dict[str, str | None], path: Path) -> Source:
+    uri = row.get("uri") or ""
+    if not uri:
+        raise CommandError(f"list {path}: a row has no uri")
+    if "://" not in uri:
+        uri = _absolute(path.parent / uri)
+    return Source(
+        uri=uri,
+        source=row.get("source") or "",
+        licence=row.get("licence") or "",
+        consent=row.get("consent") or "",
+    )
+
+
+def stamp_of(uri: str) -> str:
+    """Cheap mark of a file's state: size and time of change; empty where it cannot be had."""
+    if "://" not in uri:
+        try:
+            facts = Path(uri).stat()
+        except OSError:
+            return ""
+        return f"{facts.st_size}-{facts.st_mtime_ns}"
+    try:
+        filesystem, path = fsspec.url_to_fs(uri)
+        info = filesystem.info(path)
+    except (OSError, ValueError, ImportError):
+        return ""
+    return "-".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "updated"))
+
+
+def take_in(source: Source) -> Intake:
+    """Hash and probe one source; an unreadable one is a failed row, never an exception."""
+    if not _is_utf8(source.uri):
+        name = source.uri.encode("utf-8", "backslashreplace").decode()
+        error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
+        return failed(source.model_copy(update={"uri": name}), "", "probe", error)
+    stamp = stamp_of(source.uri)
+    try:
+        with local_copy(source.uri) as path:
+            video = probe(path, source, content_hash(path))
+    except (TalkforgeError, OSError) as error:
+        return failed(source, stamp, "probe", error)
+    return Intake(source=source, stamp=stamp, status="planned", video=video)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def failed(source: Source, stamp: str, stage: str, error: BaseException) -> Intake:
+    """Row of a source that cannot be used, with the reason in one line."""
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    failure = Failure(
+        stage=stage,
+        key=source.uri,
+        video_id="",
+        uri=source.uri,
+        error="MediaError" if isinstance(error, MediaError) else type(error).__name__,
+        message=" ".join(text.split()),
+    )
+    return Intake(source=source, stamp=stamp, status="failed", failure=failure)
+
+
+def mark_duplicates(rows: Iterable[Intake], known: Iterable[Intake] = ()) -> list[Intake]:
+    """Of several inputs with the same bytes the first by name is measured, the rest point to it.
+
+    `known` rows of an earlier run come before all new ones.
+    """
+    first: dict[str, str] = {
+        row.video.sha256: row.source.uri for row in known if row.video and row.status == "planned"
+    }
+    marked = []
+    for row in sorted(rows, key=lambda row: row.source.uri):
+        if row.video is not None:
+            uri = first.setdefault(row.video.sha256, row.source.uri)
+            first_uri = "" if uri == row.source.uri else uri
+            status = "duplicate" if first_uri else "planned"
+            row = row.model_copy(update={"status": status, "first_uri": first_uri})
+        marked.append(row)
+    return marked

@@ -1,0 +1,85 @@
+"""The unit of work: a part is at most about ten minutes of footage, and is committed whole.
+
+Many short videos share a part; a long video is cut into windows of one part each. The plan is a
+pure function of the videos and the length of a part, and is stored, so that a run that was killed
+goes on with the very same parts. A part is there when its `part.json` is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from schemas.records import Record, Video
+
+
+class Window(Record):
+    """A span of one video, in source seconds."""
+
+    video: Video
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def key(self) -> str:
+        """Names the window in failures: video id and span."""
+        return f"{self.video.video_id} [{self.start_s:.1f}, {self.end_s:.1f}) s"
+
+
+class Part(Record):
+    """Windows that are measured and committed together."""
+
+    name: str
+    windows: tuple[Window, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return sum(window.duration_s for window in self.windows)
+
+    def halves(self) -> tuple[Part, Part]:
+        """The part as two, to find the window that kills its worker."""
+        middle = len(self.windows) // 2
+        return (
+            Part(name=f"{self.name}-0", windows=self.windows[:middle]),
+            Part(name=f"{self.name}-1", windows=self.windows[middle:]),
+        )
+
+
+def windows_of(video: Video, part_s: float) -> list[Window]:
+    """The video in the fewest equal windows of at most `part_s`.
+
+    A track that crosses the border of two windows is two tracks; with clips of seconds and
+    windows of minutes that touches about one clip in thirty.
+    """
+    count = max(1, math.ceil(video.duration_s / part_s))
+    edges = [video.start_s + video.duration_s * i / count for i in range(count + 1)]
+    edges[-1] = video.end_s
+    return [Window(video=video, start_s=a, end_s=b) for a, b in itertools.pairwise(edges)]
+
+
+def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[Part]:
+    """Parts of the videos in the order given; windows are packed until `part_s` is full."""
+    parts: list[Part] = []
+    held: list[Window] = []
+
+    def close() -> None:
+        if held:
+            parts.append(Part(name=f"{first_number + len(parts):06d}", windows=tuple(held)))
+            held.clear()
+
+    for window in _all_windows(videos, part_s):
+        if sum(other.duration_s for other in held) + window.duration_s > part_s * (1 + 1e-9):
+            close()
+        held.append(window)
+    close()
+    return parts
+
+
+def _all_windows(videos: Iterable[Video], part_s: float) -> Iterable[Window]:
+    for video in videos:
+        yield from windows_of(video, part_s)

@@ -1,0 +1,174 @@
+"""Each measured quantity: how it is distributed, and what moving its threshold would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from curation.verdict import RULES, Rule
+from schemas.config import Thresholds
+
+HISTOGRAM_BINS = 24
+"""Bins of a histogram; quantities that are counted in whole numbers may have twice as many."""
+
+WHAT_IF_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+"""Where a threshold is tried: at these quantiles of the clips that it alone decides on."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measured column of the ledger; `scale` is how its histogram is binned."""
+
+    field: str
+    label: str
+    unit: str
+    scale: Literal["linear", "whole", "log"] = "linear"
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("duration_s", "Length of the clip", "s"),
+    Measure("source_fps", "Frame rate of the source", "frames/s"),
+    Measure("speech_fraction", "Share of the clip with speech", "0 to 1"),
+    Measure("loudness_dbfs", "Loudness", "dBFS"),
+    Measure("clipped_fraction", "Share of clipped samples", "0 to 1"),
+    Measure("face_px", "Height of the face", "px"),
+    Measure("face_confidence", "Mean detector confidence", "0 to 1"),
+    Measure("face_confidence_min", "Least detector confidence", "0 to 1"),
+    Measure("faces_max", "Most faces visible at once", "faces", "whole"),
+    Measure("face_seen_fraction", "Share of frames with landmarks", "0 to 1"),
+    Measure("yaw_p95_deg", "How far the head turns (95th percentile of |yaw|)", "degrees"),
+    Measure("yaw_deg", "Median yaw (to the viewer's right)", "degrees"),
+    Measure("pitch_deg", "Median pitch (up)", "degrees"),
+    Measure("roll_deg", "Median roll (clockwise)", "degrees"),
+    Measure("lip_valid_fraction", "Share of frames with a measured lip contour", "0 to 1"),
+    Measure("lip_interpolated_fraction", "Share of frames with an interpolated lip contour", "0 to 1"),
+    Measure("lip_area_fraction", "Share of the picture under the lip mask", "0 to 1"),
+    Measure("sync_offset_frames", "Audio offset (positive: delay the audio)", "frames", "whole"),
+    Measure("sync_confidence", "Significance of the sync peak", "see curation/sync.py"),
+    Measure("sync_zero_confidence", "Significance of sync at zero lag", "see curation/sync.py"),
+    Measure("omega_face_raw", "Motion of the face, raw variance", "squared inter-ocular distance", "log"),
+    Measure("omega_face", "Motion of the face, normalised", "0 to 1"),
+    Measure("omega_body_raw", "Motion of the body, raw variance", "squared shoulder width", "log"),
+    Measure("omega_body", "Motion of the body, normalised", "0 to 1"),
+    Measure("joints_valid_fraction", "Share of frames with body joints", "0 to 1"),
+    Measure("identity_consistency", "Least similarity to the clip's own face", "cosine"),
+    Measure("face_blur", "Sharpness of the face", "grey levels squared", "log"),
+    Measure("face_luma", "Brightness of the face", "0 to 255"),
+)
+
+
+def hours_of(column: pd.Series) -> float:
+    """Sum of a column of hours, unknown ones left out, to a microhour (3.6 ms)."""
+    return round(float(column.sum()), 6)
+
+
+def rounded(value: float) -> float:
+    """Six significant digits: enough to read, and the same on every machine."""
+    return float(f"{value:.6g}")
+
+
+def tally(rows: pd.DataFrame) -> dict[str, Any]:
+    """How many clips these are, and how long."""
+    return {"clips": len(rows), "hours": hours_of(rows["hours"])}
+
+
+def threshold_of(rule: Rule | None, thresholds: Thresholds) -> dict[str, Any]:
+    """A rule's threshold with its unit and source; every value None for a reason without a threshold."""
+    if rule is None:
+        return dict.fromkeys(
+            ("field", "threshold_name", "threshold", "side", "unit", "source", "description")
+        )
+    info = Thresholds.model_fields[rule.threshold]
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    value = getattr(thresholds, rule.threshold)
+    return {
+        "field": rule.field,
+        "threshold_name": rule.threshold,
+        "threshold": None if value is None else float(value),
+        "side": rule.side,
+        "unit": extra.get("unit", ""),
+        "source": extra.get("source", ""),
+        "description": info.description or "",
+    }
+
+
+def what_if(
+    rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, thresholds: Thresholds
+) -> dict[str, Any] | None:
+    """What is kept where this threshold is moved and all others stay; None: nothing to try it on.
+
+    `clips` and `broken` are those of `clips_table` and `broken_rules`. Clips whose measuring
+    stopped at a gate are left out: what else they would break is unknown.
+    """
+    others = broken.drop(columns=rule.code).any(axis=1)
+    open_ = clips[~others & clips["failure"].isna() & clips["stopped_by"].isna()]
+    values = open_[rule.field].abs() if rule.absolute else open_[rule.field]
+    if not values.notna().any():
+        return None
+    now = getattr(thresholds, rule.threshold)
+    points = {rounded(q) for q in values.quantile(list(WHAT_IF_QUANTILES), interpolation="nearest")}
+    points |= set() if now is None else {float(now)}
+
+    def kept(threshold: float) -> dict[str, Any]:
+        passes = values.ge(threshold) if rule.side == "at_least" else values.le(threshold)
+        return {"threshold": threshold, **tally(open_[passes | (values.isna() & (not rule.needed))])}
+
+    return {
+        "code": rule.code,
+        **threshold_of(rule, thresholds),
+        "points": [kept(point) for point in sorted(points)],
+    }
+
+
+def histogram(measure: Measure, clips: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any] | None:
+    """Clips in each bin, accepted and not, with quantiles and thresholds; None: never measured.
+
+    Values beyond the outermost edges are counted in the outermost bins.
+    """
+    values = clips[measure.field]
+    known = values.dropna()
+    if known.empty:
+        return None
+    rules = [rule for rule in RULES if rule.field == measure.field]
+    lines = [threshold_of(rule, thresholds) for rule in rules]
+    edges = _edges(measure, known, [line["threshold"] for line in lines if line["threshold"] is not None])
+    inner = known.clip(edges[0], edges[-1])
+    accepted = clips.loc[known.index, "accepted"]
+    quantiles = known.quantile([0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    return {
+        "field": measure.field,
+        "label": measure.label,
+        "unit": measure.unit,
+        "scale": measure.scale,
+        "known": len(known),
+        "unknown": len(values) - len(known),
+        "mean": rounded(known.mean()),
+        "quantiles": {f"{q:g}": rounded(value) for q, value in quantiles.items()},
+        "thresholds": [line for line in lines if line["threshold"] is not None],
+        "absolute": any(rule.absolute for rule in rules),
+        "edges": [rounded(edge) for edge in edges],
+        "accepted": np.histogram(inner[accepted], edges)[0].tolist(),
+        "not_accepted": np.histogram(inner[~accepted], edges)[0].tolist(),
+    }
+
+
+def _edges(measure: Measure, known: pd.Series, thresholds: list[float]) -> NDArray[np.float64]:
+    """Edges of the bins: the middle 98 % of the values and the thresholds; the rest goes to the ends."""
+    low, high = (float(known.quantile(q)) for q in (0.01, 0.99))
+    low, high = min([low, *thresholds]), max([high, *thresholds])
+    if measure.scale == "whole":
+        low, high = np.floor(low), np.ceil(high)
+        step = max(1, int(np.ceil((high - low + 1) / (2 * HISTOGRAM_BINS))))
+        return np.arange(low - 0.5, high + 0.5 + step, step)
+    if measure.scale == "log" and (known > 0).any():
+        least = max(low, float(known[known > 0].min()))
+        if high < least * 1.1:
+            least, high = least / 2, least * 2
+        return np.geomspace(least, high, HISTOGRAM_BINS + 1)
+    if high - low < 1e-9 + 1e-6 * abs(high):
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, HISTOGRAM_BINS + 1)

@@ -1,0 +1,54 @@
+"""What is known of a part while it is measured: what travels from task to task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.parts import Part
+from schemas.arrays import Bytes, Floats
+from schemas.records import ClipMeasures, Failure, Outcome, Scene, Track
+
+
+@dataclass(frozen=True)
+class TracedClip:
+    """A clip between `measure` and `commit`.
+
+    Attributes:
+        measures: everything measured of it so far.
+        thumbnail: JPEG bytes for the contact sheet.
+        samples: its 16 kHz audio [N]; None where it was stopped at a gate, or failed.
+        crops: aligned faces [n, 112, 112, 3]; likewise.
+        features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D].
+    """
+
+    measures: ClipMeasures
+    thumbnail: bytes
+    samples: Floats | None = None
+    crops: Bytes | None = None
+    features: dict[str, Floats] = field(default_factory=dict)
+
+
+@dataclass
+class PartResult:
+    """Rows, small arrays, and the sha256 of every file written so far."""
+
+    part: Part
+    outcomes: list[Outcome] = field(default_factory=list)
+    scenes: list[Scene] = field(default_factory=list)
+    tracks: list[Track] = field(default_factory=list)
+    clips: list[TracedClip] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Adds the process's CPU seconds spent inside to a stage."""
+        begin_s = time.process_time()
+        try:
+            yield
+        finally:
+            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + time.process_time() - begin_s

@@ -1,0 +1,119 @@
+"""Rows out of what was seen and heard of a window: small, pure, and in nobody's way in `stages.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from curation import clips, scan, speech
+from pipeline.parts import Window
+from schemas.arrays import Audio, FaceTrack, Floats
+from schemas.config import MeasureConfig
+from schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Speech, Track, Video
+from schemas.units import samples_from_frames, samples_from_seconds
+
+Spans = Sequence[clips.Segment]
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A window after the cheap questions: its sound, where speech is in it, and what was scanned."""
+
+    video: Video
+    audio: Audio
+    segments: Spans
+    seen: scan.Scan
+
+
+def cheap_measures(clip: Clip, track: FaceTrack, surveyed: Surveyed, config: MeasureConfig) -> ClipMeasures:
+    """What the scan and the voice detector say of a clip, and the gate that stops it, if one does."""
+    face = _face(clip, track, surveyed)
+    samples = clip_audio(surveyed.audio, clip)
+    heard = speech.measure(samples, surveyed.segments, clip.start_s, clip.end_s)
+    return ClipMeasures(clip=clip, stopped_by=_gate(clip, face, heard, config), face=face, speech=heard)
+
+
+def _face(clip: Clip, track: FaceTrack, surveyed: Surveyed) -> Face:
+    inside = (track.times_s >= clip.start_s) & (track.times_s < clip.end_s)
+    if not inside.any():  # between two samples: the nearest one speaks for it
+        middle_s = (clip.start_s + clip.end_s) / 2
+        inside = np.arange(len(track.times_s)) == np.argmin(np.abs(track.times_s - middle_s))
+    heights_px = (track.boxes[:, 3] - track.boxes[:, 1])[inside]
+    return Face(
+        source_fps=surveyed.video.fps,
+        face_px=round(float(np.median(heights_px)), 2),
+        face_confidence=round(float(track.scores[inside].mean(dtype=np.float64)), 4),
+        face_confidence_min=round(float(track.scores[inside].min()), 4),
+        faces_max=scan.faces_visible(surveyed.seen.detections, clip.start_s, clip.end_s),
+    )
+
+
+def _gate(clip: Clip, face: Face, heard: Speech, config: MeasureConfig) -> str | None:
+    if clip.duration_s < config.clip.min_s:
+        return "too_short"
+    if heard.speech_fraction < config.gates.min_speech_fraction:
+        return "no_speech"
+    if face.face_px < config.gates.min_face_px:
+        return "face_small"
+    return None
+
+
+def clip_audio(audio: Audio, clip: Clip) -> Floats:
+    """The clip's samples [N], N exactly what `units` says of its frames; silence beyond the ends."""
+    count = samples_from_frames(clip.num_frames, clip.fps)
+    first = samples_from_seconds(clip.start_s - audio.start_s)
+    piece = audio.samples[max(first, 0) : max(first + count, 0)]
+    before = min(max(-first, 0), count)
+    return np.pad(piece, (before, count - before - len(piece))).astype(np.float32)
+
+
+def track_row(video: Video, track: FaceTrack) -> Track:
+    """The table row of a track."""
+    return Track(
+        video_id=video.video_id,
+        scene=track.scene,
+        track=track.track,
+        start_s=track.start_s,
+        end_s=track.end_s,
+        num_samples=len(track.times_s),
+        face_px=float(np.median(track.boxes[:, 3] - track.boxes[:, 1])),
+        face_confidence=float(track.scores.mean(dtype=np.float64)),
+        detector=track.detector,
+    )
+
+
+def outcome_row(
+    window: Window,
+    outcome: Literal["candidates", "no_audio", "no_speech", "no_face"],
+    speech_spans: Spans = (),
+    face_spans: Spans = (),
+) -> Outcome:
+    """What became of a window; overlapping faces count once."""
+    return Outcome(
+        video_id=window.video.video_id,
+        start_s=window.start_s,
+        end_s=window.end_s,
+        outcome=outcome,
+        speech_s=seconds(speech_spans),
+        face_s=seconds(clips.union(face_spans)),
+    )
+
+
+def seconds(spans: Spans) -> float:
+    """Total length of the spans, s."""
+    return float(sum(end_s - start_s for start_s, end_s in spans))
+
+
+def failure_row(stage: str, key: str, video: Video, error: BaseException) -> Failure:
+    """The row of an error, its message in one line."""
+    return Failure(
+        stage=stage,
+        key=key,
+        video_id=video.video_id,
+        uri=video.uri,
+        error=type(error).__name__,
+        message=" ".join(str(error).split()) or type(error).__name__,
+    )

@@ -1,0 +1,360 @@
+"""Accepted clips into WebDataset shards: who goes where, and the tar files themselves.
+
+    split_groups   clips of one person or one source video stay together
+    assign_splits  each group is for training or for validation
+    plan           clips of a split into shards of a size, in an order that mixes videos
+    write_shard    one shard: tar file first, manifest last
+
+All of it is a pure function of its arguments. A shard is there when its manifest is there; a tar
+file without one is left from a run that was killed, and is written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from webdataset import TarWriter
+
+from pipeline.store import Store, sha256_of
+from schemas import sample
+from schemas.arrays import Floats
+from schemas.config import ShardConfig
+from schemas.errors import DatasetError
+from schemas.sample import Members, ShardManifest
+
+log = logging.getLogger(__name__)
+
+FOLDER = "shards"
+
+NEIGHBOUR_BLOCK = 256
+"""Clips compared with all others at a time: 100 MB of similarities for 100,000 clips."""
+
+_FILE = re.compile(r"(train|validation)-\d{6}\.(tar|json)")
+
+
+@dataclass(frozen=True)
+class ShardClip:
+    """What the plan needs to know of an accepted clip.
+
+    Attributes:
+        split: "train" or "validation".
+        content_hash: changes whenever the sample would be written differently for another reason
+            than the `ShardConfig`: measurements, verdict, normalised motion, person, models.
+    """
+
+    clip_id: str
+    split: str
+    num_frames: int
+    fps: float
+    width_px: int
+    height_px: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be: its name (`train-000000`), the keys in order, and what they depend on."""
+
+    name: str
+    keys: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def tar(self) -> str:
+        return f"{FOLDER}/{self.name}.tar"
+
+    @property
+    def manifest(self) -> str:
+        return f"{FOLDER}/{self.name}.json"
+
+
+class ClipGroup(NamedTuple):
+    """`person_id` is None where no face embedding is known; `group` is never split."""
+
+    person_id: str | None
+    group: str
+
+
+def split_groups(rows: Iterable[tuple[str, str, Floats | None]], same_person: float) -> dict[str, ClipGroup]:
+    """Person and group of every clip.
+
+    People are the connected components of "cosine similarity of two clips is at least
+    `same_person`"; groups are those of "same person or same video", so that neither a face nor a
+    source is ever on both sides of a split. Clips without an embedding are grouped by video. A
+    person is named after the smallest clip id, a group after the smallest video id in it.
+
+    Args:
+        rows: (clip id, video id, face embedding [D] or None) of every clip, in any order.
+
+    Raises:
+        DatasetError: embeddings differ in length.
+    """
+    ordered = sorted(rows, key=lambda row: row[0])
+    faces = {clip_id: face for clip_id, _, face in ordered if face is not None and len(face)}
+    _check_lengths(faces)
+    person_of = dict(zip(faces, _people(list(faces.values()), same_person).tolist(), strict=True))
+    person_names: dict[int, str] = {}
+    for clip_id, person in person_of.items():
+        person_names.setdefault(person, _person_id(clip_id))
+
+    videos = sorted({video_id for _, video_id, _ in ordered})
+    number_of = {video_id: number for number, video_id in enumerate(videos)}
+    # One node for each video, then one for each person; a clip joins its video with its person.
+    edges = [
+        (number_of[video_id], len(videos) + person_of[clip_id])
+        for clip_id, video_id, _ in ordered
+        if clip_id in person_of
+    ]
+    left, right = np.array(edges, np.int64).reshape(-1, 2).T
+    component = _components(len(videos) + len(person_names), left, right).tolist()
+    group_names: dict[int, str] = {}
+    for number, video_id in enumerate(videos):
+        group_names.setdefault(component[number], video_id)
+    return {
+        clip_id: ClipGroup(
+            person_names[person_of[clip_id]] if clip_id in person_of else None,
+            group_names[component[number_of[video_id]]],
+        )
+        for clip_id, video_id, _ in ordered
+    }
+
+
+def assign_splits(groups: Mapping[str, str], config: ShardConfig) -> dict[str, str]:
+    """Clip id -> "train" or "validation", from clip id -> group.
+
+    A group is held out when its hash falls into the lowest `validation_fraction`, whatever other
+    groups there are: clips that come later do not move those that are there. With few groups
+    the share held out may be far from the fraction, and may be none.
+    """
+
+    def split(group: str) -> str:
+        digest = hashlib.sha256(f"{config.seed}\0{group}".encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") < config.validation_fraction * 2**64
+        return "validation" if held_out else "train"
+
+    return {clip_id: split(group) for clip_id, group in groups.items()}
+
+
+def estimate_bytes(clip: ShardClip, config: ShardConfig) -> int:
+    """Bytes that a sample will have, give or take a factor of three.
+
+    Picture: 0.15 bits per pixel at x264's CRF 18, halved with every 5 CRF. Source: median of
+    twelve talking-head clips (0.04 to 0.41). Landmarks, lips and joints: 4 kB per frame. Sound
+    and speech features (AAC, FLAC, 768 float16 at 50 Hz): 100 kB per second. The rest: 15 kB.
+    """
+    bits_per_px = 0.15 * 2 ** ((18 - config.crf) / 5)
+    picture = clip.num_frames * clip.width_px * clip.height_px * bits_per_px / 8
+    return round(picture + 4_000 * clip.num_frames + 100_000 * clip.num_frames / clip.fps + 15_000)
+
+
+def plan(clips: Iterable[ShardClip], config: ShardConfig) -> list[ShardPlan]:
+    """Shards for all clips, by split and number.
+
+    Clips are ordered by the hash of seed and id, which spreads those of one video over the
+    shards; a shard is closed before it would exceed `max_samples` or, by estimate, `target_mb`.
+
+    Raises:
+        DatasetError: a clip id is no valid key or occurs twice, or a split is unknown.
+    """
+    by_split: dict[str, list[ShardClip]] = defaultdict(list)
+    seen: set[str] = set()
+    for clip in clips:
+        sample.check_key(clip.clip_id)
+        if clip.clip_id in seen:
+            raise DatasetError(f"clip {clip.clip_id}: expected once among the accepted, found twice")
+        if clip.split not in ("train", "validation"):
+            raise DatasetError(
+                f"clip {clip.clip_id}: expected split train or validation, found {clip.split!r}"
+            )
+        seen.add(clip.clip_id)
+        by_split[clip.split].append(clip)
+    return [
+        ShardPlan(f"{split}-{number:06d}", tuple(c.clip_id for c in packed), _fingerprint(packed, config))
+        for split in sorted(by_split)
+        for number, packed in enumerate(_pack(by_split[split], config))
+    ]
+
+
+def current(store: Store, shard: ShardPlan) -> ShardManifest | None:
+    """The manifest of the shard as it lies in the store, if it is whole and as planned."""
+    if not store.exists(shard.manifest):
+        return None
+    try:
+        manifest = read_manifest(store, shard.name)
+        same = manifest.fingerprint == shard.fingerprint and manifest.keys == shard.keys
+        return manifest if same and store.size(shard.tar) == manifest.bytes else None
+    except DatasetError:
+        return None
+
+
+def write_shard(
+    store: Store, shard: ShardPlan, samples: Iterable[tuple[str, Members]]
+) -> ShardManifest | None:
+    """Write one shard, tar file first, manifest last; one sample is in memory at a time.
+
+    Args:
+        samples: (key, members) in the plan's order. Keys may be missing (their clips could not be
+            cut): the shard is written without them, and will not count as `current`.
+
+    Returns:
+        The manifest, or None where there was not one sample; then there is no shard.
+
+    Raises:
+        DatasetError: a key that is not planned here or is out of order, or members that do not
+            belong into a sample.
+        RunError: the store cannot be written to.
+    """
+    # The old manifest must not vouch for the new tar file, not even for a moment.
+    store.delete(shard.manifest)
+    with store.writing(shard.tar) as path:
+        keys = _write_tar(store, shard, path, samples)
+        with store.telling("read", shard.tar):
+            manifest = ShardManifest(
+                name=shard.name,
+                sha256=sha256_of(path),
+                bytes=path.stat().st_size,
+                count=len(keys),
+                keys=tuple(keys),
+                fingerprint=shard.fingerprint,
+            )
+    if not keys:
+        store.delete(shard.tar)
+        return None
+    if len(keys) < len(shard.keys):
+        log.warning("shard %s: %d of %d samples written", shard.name, len(keys), len(shard.keys))
+    store.write(shard.manifest, json.dumps(manifest.model_dump(), indent=1).encode())
+    return manifest
+
+
+def read_manifest(store: Store, name: str) -> ShardManifest:
+    """Manifest of the shard `name`.
+
+    Raises:
+        DatasetError: there is none, or it is not a manifest.
+    """
+    path = f"{FOLDER}/{name}.json"
+    try:
+        return ShardManifest.model_validate_json(store.read(path))
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DatasetError(f"{path}: expected a shard manifest, found {where}: {first['msg']}") from None
+
+
+def remove_stale(store: Store, shards: Iterable[ShardPlan]) -> list[str]:
+    """Remove the shards of an earlier plan; to be called when all shards are written.
+
+    Only files named like shards are touched. Manifests go first, so that a shard never promises
+    a tar file that is gone.
+    """
+    keep = {path for shard in shards for path in (shard.tar, shard.manifest)}
+    stale = [path for path in store.list(FOLDER) if path not in keep and _FILE.fullmatch(Path(path).name)]
+    for path in sorted(stale, key=lambda path: (path.endswith(".tar"), path)):
+        store.delete(path)
+    return stale
+
+
+def _write_tar(
+    store: Store, shard: ShardPlan, path: Path, samples: Iterable[tuple[str, Members]]
+) -> list[str]:
+    keys: list[str] = []
+    planned = iter(shard.keys)
+    with (
+        store.telling("write", shard.tar),
+        path.open("wb") as stream,
+        # Time, owner and mode are fixed, and members sorted by TarWriter: the same bytes each time.
+        TarWriter(stream, encoder=False, mtime=0, user="talkforge", group="talkforge", mode=0o444) as tar,
+    ):
+        for key, members in samples:
+            if key not in planned:  # consumes the plan up to the key, so order counts as well
+                raise DatasetError(f"shard {shard.name}: expected its planned keys in order, found {key}")
+            sample.check_members(key, members)
+            tar.write({"__key__": key, **members})
+            keys.append(key)
+    return keys
+
+
+def _fingerprint(clips: Sequence[ShardClip], config: ShardConfig) -> str:
+    """Of all that decides on a shard's bytes: layout, encoder settings, clips and their contents."""
+    content = {
+        "layout": sample.VERSION,
+        "crf": config.crf,
+        "preset": config.preset,
+        "clips": [[clip.clip_id, clip.content_hash] for clip in clips],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _pack(clips: Iterable[ShardClip], config: ShardConfig) -> Iterator[list[ShardClip]]:
+    held: list[ShardClip] = []
+    held_bytes = 0
+    for clip in sorted(clips, key=lambda clip: _order(clip.clip_id, config.seed)):
+        num_bytes = estimate_bytes(clip, config)
+        full = len(held) >= config.max_samples or held_bytes + num_bytes > config.target_mb * 1e6
+        if held and full:
+            yield held
+            held, held_bytes = [], 0
+        held.append(clip)
+        held_bytes += num_bytes
+    if held:
+        yield held
+
+
+def _order(clip_id: str, seed: str) -> tuple[bytes, str]:
+    return hashlib.sha256(f"{seed}\0{clip_id}".encode()).digest(), clip_id
+
+
+def _person_id(first_clip_id: str) -> str:
+    return "p" + hashlib.sha256(first_clip_id.encode()).hexdigest()[:12]
+
+
+def _check_lengths(faces: Mapping[str, Floats]) -> None:
+    if not faces:
+        return
+    first, length = next((clip_id, len(face)) for clip_id, face in faces.items())
+    for clip_id, face in faces.items():
+        if len(face) != length:
+            raise DatasetError(
+                f"clip {clip_id}: expected a face embedding of {length} numbers as in clip {first}, "
+                f"found {len(face)}"
+            )
+
+
+def _people(faces: Sequence[Floats], same_person: float) -> NDArray[np.int64]:
+    """Number of the person on each face [n], counted in order of first appearance."""
+    if not faces:
+        return np.zeros(0, np.int64)
+    vectors = np.stack(faces).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    count = len(vectors)
+    labels = np.arange(count)
+    for start in range(0, count, NEIGHBOUR_BLOCK):
+        # Each pair once: a block against itself and all that follow. Labels carry what is known
+        # already, so that no more than one block of pairs is ever held.
+        near = vectors[start : start + NEIGHBOUR_BLOCK] @ vectors[start:].T >= same_person
+        left, right = np.nonzero(near)
+        edges = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
+        labels = _components(count, edges[0], edges[1])[labels]
+    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
+    rank: NDArray[np.int64] = np.argsort(np.argsort(first))
+    return rank[numbers]
+
+
+def _components(nodes: int, left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int64]:
+    """Component number [nodes] of the graph with edges left[i] - right[i]."""
+    graph = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(nodes, nodes))
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels

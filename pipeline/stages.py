@@ -1,0 +1,246 @@
+"""The whole flow of measuring, in order. Start reading here.
+
+    part  ->  measure  ->  embed  ->  commit            once for each part, see `executor.py`
+    committed parts  ->  select  ->  cut  ->  report    as often as you like, see `curate.py`
+
+`measure` asks the cheapest question first and stops as soon as a clip cannot survive:
+
+    1  listen   audio of the window; where is speech?
+    2  scan     scenes and faces, sparsely, on small frames
+    3  split    tracks into candidate clips; cheap measures; gates
+    4  trace    every frame of what is left: landmarks, lips, joints, face crops
+    5  sync     does this mouth follow this audio?
+    6  embed    speech and identity embeddings, in batches; on a GPU where there is one
+    7  commit   tables, then `part.json`: from then on the part exists
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from curation import clips, faces, identity, landmarks, models, scan, speech, sync, trace
+from curation.draw import thumbnail
+from curation.media import read_audio
+from pipeline import tables
+from pipeline.parts import Part, Window
+from pipeline.results import PartResult, TracedClip
+from pipeline.rows import Surveyed, cheap_measures, clip_audio, failure_row, outcome_row, seconds, track_row
+from pipeline.store import Store, local_copy, npz_bytes
+from schemas.arrays import Audio
+from schemas.config import MeasureConfig
+from schemas.errors import ModelError, RunError
+from schemas.records import ClipMeasures, Failure, Identity, Outcome, Scene, Track
+from schemas.units import features_from_frames
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The models of a measuring worker, loaded once."""
+
+    detector: faces.Detector
+    landmarker: landmarks.FaceLandmarker
+    pose_task: Path | None
+    sync_map: sync.SyncMap
+
+
+@functools.lru_cache(maxsize=1)
+def load_tools(config_json: str) -> Tools:
+    """Models of the measuring stages for a `MeasureConfig` in JSON; kept for the process."""
+    config = MeasureConfig.model_validate_json(config_json)
+    cv2.setNumThreads(1)  # a worker is one thread; Ray runs as many as there are cores
+    return Tools(
+        detector=faces.load_detector(config.scan),
+        landmarker=landmarks.FaceLandmarker(models.weights("face_landmarker")),
+        pose_task=models.pose_task() if config.motion.pose else None,
+        sync_map=sync.SyncMap.load(),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def load_encoders(config_json: str) -> tuple[speech.SpeechEncoder, identity.Embedder | None]:
+    """Models of the embedding stage, kept for the process."""
+    config = MeasureConfig.model_validate_json(config_json)
+    return speech.load_encoder(config.speech), identity.load_embedder(config.identity)
+
+
+def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
+    """Stages 1 to 5 of every window; a window that fails becomes a failure row, the rest go on.
+
+    Raises:
+        RunError, ModelError: nothing can be measured at all (full disk, no weights).
+    """
+    result = PartResult(part)
+    tools = load_tools(config.model_dump_json())
+    for window in part.windows:
+        try:
+            with local_copy(window.video.uri) as path:
+                _measure_window(path, window, config, tools, store, result)
+        except (RunError, ModelError):
+            raise
+        except Exception as error:
+            log.debug("window %s", window.key, exc_info=True)
+            result.failures.append(failure_row("measure", window.key, window.video, error))
+    return result
+
+
+def _measure_window(
+    path: Path, window: Window, config: MeasureConfig, tools: Tools, store: Store, result: PartResult
+) -> None:
+    video = window.video
+    if not video.has_audio:
+        result.outcomes.append(outcome_row(window, "no_audio"))
+        return
+
+    with result.clock("listen"):
+        audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))
+        segments = speech.segments(audio.samples, audio.start_s)
+    if seconds(segments) < config.gates.skip_video_below_speech_fraction * window.duration_s:
+        result.outcomes.append(outcome_row(window, "no_speech", segments))
+        return
+
+    with result.clock("scan"):
+        seen = scan.scan(path, video, window.start_s, window.end_s, config.scan, tools.detector)
+    surveyed = Surveyed(video, audio, segments, seen)
+
+    pairs = clips.candidates(video, seen.tracks, segments, config.clip)
+    rows = [cheap_measures(clip, track, surveyed, config) for clip, track in pairs]
+    survivors = [pair for pair, row in zip(pairs, rows, strict=True) if row.stopped_by is None]
+
+    with result.clock("trace"):
+        traced = trace.trace(path, video, survivors, tools.landmarker, tools.pose_task, config)
+
+    spans = [(track.start_s, track.end_s) for track in seen.tracks]
+    result.outcomes.append(outcome_row(window, "candidates" if pairs else "no_face", segments, spans))
+    result.scenes += seen.scenes
+    result.tracks += [track_row(video, track) for track in seen.tracks]
+    _keep(pairs, rows, traced, surveyed, tools, store, result)
+
+
+def _keep(
+    pairs: Sequence[trace.Pair],
+    rows: Sequence[ClipMeasures],
+    traced: dict[str, trace.Trace | Exception],
+    surveyed: Surveyed,
+    tools: Tools,
+    store: Store,
+    result: PartResult,
+) -> None:
+    """Every candidate into the result: finished, stopped at its gate, or failed."""
+    for (clip, track), row in zip(pairs, rows, strict=True):
+        found = traced.get(clip.clip_id)
+        if isinstance(found, trace.Trace):
+            result.clips.append(_finish(row, found, surveyed.audio, tools, store, result))
+            continue
+        if found is not None:
+            result.failures.append(failure_row("trace", clip.clip_id, surveyed.video, found))
+        picture = surveyed.seen.pictures[track.track]
+        result.clips.append(TracedClip(row, thumbnail(picture.rgb, box=picture.box)))
+
+
+def _finish(
+    row: ClipMeasures, found: trace.Trace, audio: Audio, tools: Tools, store: Store, result: PartResult
+) -> TracedClip:
+    """Score the sync of a traced clip, and write its arrays."""
+    clip = row.clip
+    samples = clip_audio(audio, clip)
+    with result.clock("sync"):
+        mouth = sync.mouth_measures(found.landmarks)
+        bands = sync.audio_bands(samples, clip.num_frames, clip.fps)
+        scored = sync.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
+    with result.clock("store"):
+        name = f"{clip.clip_id}.npz"
+        content = npz_bytes(
+            landmarks=found.landmarks.points,
+            contour=found.lips.contour,
+            lip_valid=found.lips.valid,
+            joints=found.joints,
+            face_rgb=found.face_rgb,
+        )
+        result.files[name] = store.write(f"parts/{result.part.name}/{name}", content)
+    return TracedClip(
+        measures=row.model_copy(update={**found.measures(row.face), "sync": scored}),
+        thumbnail=found.thumbnail,
+        samples=samples,
+        crops=found.crops,
+        features={"mouth": mouth, "bands": bands},
+    )
+
+
+def embed(result: PartResult, config: MeasureConfig, store: Store) -> PartResult:
+    """Stage 6: speech and identity embeddings of every traced clip, batched over the part."""
+    traced = [item for item in result.clips if item.samples is not None]
+    if not traced:
+        return result
+    encoder, embedder = load_encoders(config.model_dump_json())
+    with result.clock("embed"):
+        lengths = [features_from_frames(c.measures.clip.num_frames, c.measures.clip.fps) for c in traced]
+        encoded = encoder.encode([item.samples for item in traced if item.samples is not None], lengths)
+        for item, matrix in zip(traced, encoded, strict=True):
+            name = f"{item.measures.clip.clip_id}.speech.npz"
+            result.files[name] = store.write(f"parts/{result.part.name}/{name}", npz_bytes(speech=matrix))
+        # What has been embedded need not travel any further.
+        result.clips = [
+            replace(_identified(item, embedder), samples=None, crops=None) for item in result.clips
+        ]
+    return result
+
+
+def _identified(item: TracedClip, embedder: identity.Embedder | None) -> TracedClip:
+    if embedder is None or item.crops is None or not len(item.crops):
+        return item
+    vector, consistency = identity.summarise(embedder.embed(item.crops))
+    who = Identity(identity_model=embedder.name, identity_consistency=consistency)
+    measures = item.measures.model_copy(update={"identity": who})
+    return replace(item, measures=measures, features={**item.features, "identity": vector})
+
+
+def commit(result: PartResult, store: Store) -> float:
+    """Stage 7: write the part's tables, and `part.json` last. Returns the seconds committed."""
+    folder = f"parts/{result.part.name}"
+    files = dict(result.files)
+    for name, table in (
+        ("windows.parquet", tables.to_table(Window, result.part.windows)),
+        ("outcomes.parquet", tables.to_table(Outcome, result.outcomes)),
+        ("scenes.parquet", tables.to_table(Scene, result.scenes)),
+        ("tracks.parquet", tables.to_table(Track, result.tracks)),
+        ("clips.parquet", tables.to_table(ClipMeasures, [item.measures for item in result.clips])),
+        ("failures.parquet", tables.to_table(Failure, result.failures)),
+    ):
+        files[name] = store.write(f"{folder}/{name}", tables.to_bytes(table))
+    named = {item.measures.clip.clip_id: item for item in result.clips}
+    features = {
+        f"{key}/{what}": array for key, item in named.items() for what, array in item.features.items()
+    }
+    pictures = {key: np.frombuffer(item.thumbnail, np.uint8) for key, item in named.items()}
+    files["features.npz"] = store.write(f"{folder}/features.npz", npz_bytes(**features))
+    files["thumbnails.npz"] = store.write(f"{folder}/thumbnails.npz", npz_bytes(**pictures))
+    for path in store.list(folder):
+        if Path(path).name not in files:  # left by a run that was killed
+            store.delete(path)
+    marker = {
+        "name": result.part.name,
+        "seconds": result.part.duration_s,
+        "clips": len(result.clips),
+        "failures": len(result.failures),
+        "cpu_s": {stage: round(spent_s, 3) for stage, spent_s in sorted(result.cpu_s.items())},
+        "files": dict(sorted(files.items())),
+    }
+    store.write(f"{folder}/part.json", json.dumps(marker, indent=1).encode())
+    return result.part.duration_s
+
+
+def give_up(part: Part, error: BaseException, store: Store) -> float:
+    """Commit a part whose worker cannot survive it: every window becomes a failure row."""
+    result = PartResult(part)
+    result.failures = [failure_row("measure", w.key, w.video, error) for w in part.windows]
+    return commit(result, store)

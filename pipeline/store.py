@@ -1,0 +1,298 @@
+"""Files of a data set, on a local disk or in any fsspec store, written whole or not at all.
+
+On a local disk a file is written under a temporary name in its own folder (`.tmp-` and 32 hex
+digits), flushed to the disk and then renamed; a writer that is killed leaves at most such a file,
+which no reader sees and `Store.sweep` removes. Object stores publish an object when its upload is
+complete, which is the same promise. What belongs together is committed by a marker file that is
+written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from schemas.errors import CommandError, DatasetError, MediaError, RunError, TalkforgeError
+from schemas.sample import npz_bytes as npz_bytes
+
+TEMPORARY = ".tmp-"
+"""Names of files that are still being written begin with this."""
+
+CHUNK_BYTES = 8 << 20
+
+Names = list[str]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A data set's folder. Names are relative to it and use '/'.
+
+    Attributes:
+        root: local path or fsspec URI such as `s3://bucket/dataset`.
+
+    Every method raises RunError when the disk or the network fails, DatasetError when a file
+    that is asked for is not there, and CommandError when a name or the root is not usable: one
+    line each, naming the file.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        root = str(self.root)
+        if not root or "\0" in root:
+            raise CommandError(f"data set {root!r}: expected a path or a URI")
+        if "://" not in root:  # absolute, so that it is the same place in every worker
+            root = str(Path(root).absolute())
+        object.__setattr__(self, "root", root)
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        if "://" not in self.root:
+            return LocalFileSystem(), self.root.rstrip("/")
+        try:
+            filesystem, path = url_to_fs(self.root)
+        except (ImportError, ValueError, OSError) as error:
+            raise CommandError(f"data set {self.root}: {one_line(error)}") from None
+        return filesystem, str(path).rstrip("/")
+
+    @property
+    def local_root(self) -> Path | None:
+        """The folder on this machine's disk; None for a remote store."""
+        filesystem, path = self._place
+        return Path(path) if isinstance(filesystem, LocalFileSystem) else None
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        filesystem, path = self._at(name)
+        with self.telling("read", name):
+            return bytes(filesystem.cat_file(path))
+
+    def open(self, name: str) -> BinaryIO:
+        """A file for reading; seekable, fetched in blocks where it is remote."""
+        filesystem, path = self._at(name)
+        with self.telling("read", name):
+            return cast(BinaryIO, filesystem.open(path, "rb"))
+
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file whole and return the sha256 (hex) of its bytes."""
+        filesystem, path = self._at(name)
+        if self.local_root is None:
+            with self.telling("write", name):
+                filesystem.pipe_file(path, data)
+        else:
+            with self.writing(name) as temporary, self.telling("write", name):
+                temporary.write_bytes(data)
+        return hashlib.sha256(data).hexdigest()
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write a large file to; it becomes `name` when the block ends well.
+
+        When the block raises, nothing is left behind.
+        """
+        filesystem, path = self._at(name)
+        if self.local_root is None:
+            with self.telling("write", name):
+                folder = tempfile.mkdtemp(prefix="talkforge-")
+            try:
+                temporary = Path(folder) / posixpath.basename(name)
+                yield temporary
+                with self.telling("write", name):
+                    filesystem.put_file(str(temporary), path)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+        target = Path(path)
+        temporary = target.with_name(TEMPORARY + uuid.uuid4().hex)
+        with self.telling("write", name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with self.telling("write", name):
+                _publish(temporary, target)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def put(self, source: Path, name: str) -> str:
+        """Copy a local file into the store and return its sha256 (hex)."""
+        with self.writing(name) as temporary, self.telling("write", name):
+            shutil.copyfile(source, temporary)
+            return sha256_of(temporary)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        filesystem, path = self._at(name)
+        with self.telling("read", name):
+            filesystem.invalidate_cache()
+            return bool(filesystem.isfile(path))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        filesystem, path = self._at(name)
+        with self.telling("read", name):
+            filesystem.invalidate_cache()
+            return int(filesystem.size(path))
+
+    def list(self, folder: str = "") -> Names:
+        """Names of all files below a folder, sorted; empty where there is no such folder."""
+        return [name for name in self._find(folder) if not _is_temporary(name)]
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        filesystem, path = self._at(name)
+        with self.telling("delete", name), suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+    def sha256(self, name: str) -> str:
+        """sha256 (hex) of a file's bytes, read in blocks."""
+        digest = hashlib.sha256()
+        with self.open(name) as file, self.telling("read", name):
+            while block := file.read(CHUNK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def sweep(self) -> Names:
+        """Remove what killed writers left; returns the names.
+
+        To be called before a run writes anything: a writer that is still alive would lose its file.
+        """
+        filesystem, root = self._place
+        left = [name for name in self._find("") if _is_temporary(name)]
+        for name in left:
+            with self.telling("delete", name), suppress(FileNotFoundError):
+                filesystem.rm_file(f"{root}/{name}")
+        return left
+
+    def check_writable(self) -> None:
+        """Raise CommandError unless files can be written below the root, which is made if need be."""
+        probe = f"writable-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except RunError as error:
+            raise CommandError(f"data set {self.root}: cannot be written to ({error})") from None
+
+    @contextmanager
+    def telling(self, action: str, name: str) -> Iterator[None]:
+        """Turns what a disk, a network or a cloud library raises into one line about `name`."""
+        try:
+            yield
+        except TalkforgeError:
+            raise
+        except FileNotFoundError:
+            raise DatasetError(f"{self.root}: expected {name}, found no such file") from None
+        except OSError as error:
+            raise RunError(f"cannot {action} {name} in {self.root}: {one_line(error)}") from None
+        except Exception as error:
+            if self.local_root is not None:
+                raise
+            raise RunError(f"cannot {action} {name} in {self.root}: {one_line(error)}") from None
+
+    def _at(self, name: str) -> tuple[Any, str]:
+        _check_name(name)
+        filesystem, root = self._place
+        return filesystem, f"{root}/{name}"
+
+    def _find(self, folder: str) -> Names:
+        filesystem, root = self._place
+        if folder:
+            _check_name(folder)
+        with self.telling("list", folder or "the files"):
+            filesystem.invalidate_cache()
+            found = filesystem.find(f"{root}/{folder}" if folder else root)
+            return sorted(str(path)[len(root) + 1 :] for path in found)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path for an input: the file itself, or a copy of a remote one that is then removed.
+
+    Raises:
+        MediaError: a remote file is not there or cannot be fetched.
+        RunError: there is no room for the copy.
+    """
+    if "://" not in uri:
+        yield Path(uri)
+        return
+    try:
+        filesystem, path = url_to_fs(uri)
+    except (ImportError, ValueError, OSError) as error:
+        raise MediaError(f"{uri}: {one_line(error)}") from None
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path)
+        return
+    suffix = Path(path).suffix[:16]
+    with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=suffix) as copy:
+        _fetch(uri, copy)
+        yield Path(copy.name)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line and without numbers that mean nothing to the reader."""
+    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+def _fetch(uri: str, copy: IO[bytes]) -> None:
+    try:
+        with fsspec.open(uri, "rb") as source:
+            while block := source.read(CHUNK_BYTES):
+                _append(copy, block)
+    except TalkforgeError:
+        raise
+    except FileNotFoundError:
+        raise MediaError(f"{uri}: no such file") from None
+    except Exception as error:  # cloud libraries raise their own
+        raise MediaError(f"{uri}: cannot be fetched: {one_line(error)}") from None
+
+
+def _append(copy: IO[bytes], block: bytes) -> None:
+    try:
+        copy.write(block)
+        copy.flush()
+    except OSError as error:
+        raise RunError(f"cannot copy to {tempfile.gettempdir()}: {one_line(error)}") from None
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Flush to the disk, rename, and flush the folder that now holds the name."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _is_temporary(name: str) -> bool:
+    return posixpath.basename(name).startswith(TEMPORARY)
+
+
+def _check_name(name: str) -> None:
+    pieces = name.split("/")
+    bad = "\0" in name or "\\" in name or any(piece in ("", ".", "..") for piece in pieces)
+    if bad or _is_temporary(name):
+        raise CommandError(f"file name {name!r}: expected a plain name below the data set's folder")

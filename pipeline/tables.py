@@ -1,0 +1,76 @@
+"""Records as Parquet: the Arrow schema of a table follows from the record's fields."""
+
+from __future__ import annotations
+
+import io
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import DatasetError
+from schemas.records import Record
+
+R = TypeVar("R", bound=Record)
+
+_SCALARS: dict[Any, pa.DataType] = {
+    str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
+}  # fmt: skip
+
+
+def arrow_type(annotation: Any) -> pa.DataType:
+    """Arrow type of a record field: scalars, literals, optionals, nested records, tuples of one type.
+
+    Raises:
+        TypeError: the annotation has no Arrow counterpart.
+    """
+    if annotation in _SCALARS:
+        return _SCALARS[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (a for a in arguments if a is not type(None))
+        return arrow_type(inner)
+    if origin is typing.Literal:
+        return pa.string()
+    if origin is tuple:
+        return pa.list_(arrow_type(arguments[0]))
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return pa.struct(list(arrow_schema(annotation)))
+    raise TypeError(f"no Arrow type for {annotation}")
+
+
+def arrow_schema(model: type[Record]) -> pa.Schema:
+    """Arrow schema of a record: one field for each of its own, in order."""
+    return pa.schema([(name, arrow_type(field.annotation)) for name, field in model.model_fields.items()])
+
+
+def to_table(model: type[R], records: Iterable[R]) -> pa.Table:
+    """Table of the records, with every column even where there are no records."""
+    return pa.Table.from_pylist([record.model_dump() for record in records], schema=arrow_schema(model))
+
+
+def from_table(model: type[R], table: pa.Table) -> list[R]:
+    """Records of a table."""
+    return [model.model_validate(row) for row in table.to_pylist()]
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """Parquet file of a table; the same table gives the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def from_bytes(data: bytes, name: str) -> pa.Table:
+    """Table of a Parquet file.
+
+    Raises:
+        DatasetError: the bytes are not Parquet; names the file.
+    """
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except pa.ArrowException as error:
+        raise DatasetError(f"{name}: not a readable Parquet file ({error})") from None

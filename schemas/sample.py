@@ -1,0 +1,415 @@
+"""One shard sample, encoded and decoded side by side, and the manifest of a shard.
+
+A sample is a key and some members; in a shard the file `<key>.<member>` holds each. The key is
+the clip's id. Pictures and sound come and go as encoded bytes: no codec is needed here.
+
+Legend: F frames of the clip, H x W its size in pixels, P contour points, J joints, L speech
+features at 50 Hz, D their width.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from schemas import units
+from schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
+from schemas.errors import DatasetError
+from schemas.records import Clip, ClipMeasures, Record, Verdict
+
+VERSION = 1
+"""Version of the layout of a sample and of a shard's manifest."""
+
+Members = dict[str, bytes]
+"""Member name -> bytes, in the order of `MEMBERS`."""
+
+MEMBERS = (
+    "face.jpg",
+    "flac",
+    "identity.npy",
+    "joints.npz",
+    "json",
+    "landmarks.npz",
+    "latents.npz",
+    "lips.npz",
+    "mp4",
+    "speech.npy",
+    "txt",
+)
+"""Every member a sample may have, in the order in which they lie in a shard."""
+
+OPTIONAL = frozenset({"identity.npy", "latents.npz"})
+"""Members that may be missing: no face embedding was measured; latents are encoded later."""
+
+STEPS_PER_PX = 16
+"""Contours and landmarks are stored in steps of 1/16 px: finer than they are measured, and
+the low bits of a float do not compress."""
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class Provenance(Record):
+    """Where a sample comes from and what measured it."""
+
+    uri: str
+    sha256: str
+    """Of the source file."""
+    source: str
+    licence: str
+    consent: str
+    models: dict[str, str]
+    """Name of each model that had a part in the measurements -> sha256 of its weights."""
+    config_hash: str
+    """sha256 of the measuring configuration, as in `dataset.json`."""
+    tool_version: str
+
+
+class SampleMeta(Record):
+    """The `json` member: the clip, everything measured of it, the verdict and the provenance."""
+
+    version: Literal[1] = 1
+    measures: ClipMeasures
+    omega_face: float | None
+    """Motion intensity of the face (omega_l), 0 to 1 by the data set's quantiles."""
+    omega_body: float | None
+    """Motion intensity of the body (omega_b), likewise."""
+    person_id: str | None
+    verdict: Verdict
+    provenance: Provenance
+
+    @property
+    def clip(self) -> Clip:
+        return self.measures.clip
+
+
+class ShardManifest(Record):
+    """`shards/<name>.json`: commits and describes the tar file of the same name."""
+
+    version: Literal[1] = 1
+    name: str
+    sha256: str
+    bytes: int
+    count: int
+    keys: tuple[str, ...]
+    """In the order in which the samples lie in the tar file."""
+    fingerprint: str
+    """Changes whenever the shard would be written differently; see `pipeline.shards`."""
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """A decoded sample; checks its shapes and clocks when made and raises DatasetError.
+
+    Attributes:
+        key: the clip's id.
+        meta: the clip with everything known of it.
+        mp4, flac, face_jpg: encoded bytes; `flac` is 16 kHz mono.
+        mask_bits: [F, ceil(H*W/8)] uint8, see `pack_mask`.
+        contour: [F, P, 2] float32 in clip pixels, NaN where `lip_valid` is 0.
+        lip_valid: [F] uint8: 0 missing, 1 interpolated, 2 measured.
+        landmarks: [F, 478, 3] float32, NaN where the face was not seen.
+        joints: [F, J, 3] float32: x, y in clip pixels, score 0..1; NaN where not seen.
+        speech: [L, D] float16 at 50 Hz.
+        identity: [D] float32 of unit length, or empty where none was measured.
+        text: prompt or transcript, may be empty.
+    """
+
+    key: str
+    meta: SampleMeta
+    mp4: bytes
+    flac: bytes
+    face_jpg: bytes
+    mask_bits: Bytes
+    contour: Floats
+    lip_valid: Bytes
+    landmarks: Floats
+    joints: Floats
+    speech: np.ndarray
+    identity: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        _expect(self.key, "json clip_id", self.meta.clip.clip_id, self.key)
+        _expect(self.key, "json verdict clip_id", self.meta.verdict.clip_id, self.key)
+        _check_shapes(self)
+        _check_values(self)
+        _check_encoded(self)
+
+    def masks(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Lip masks of frames [first, last): bool [n, H, W]."""
+        clip = self.meta.clip
+        return unpack_mask(self.mask_bits[first:last], clip.height_px, clip.width_px)
+
+
+def encode(
+    meta: SampleMeta,
+    arrays: ClipArrays,
+    mask_bits: Bytes,
+    *,
+    mp4: bytes,
+    flac: bytes,
+    face_jpg: bytes,
+    text: str = "",
+) -> Members:
+    """Members of one sample; the same arguments give the same bytes.
+
+    Args:
+        meta: its `clip.clip_id` becomes the key.
+        arrays: of the clip; contour and landmarks are rounded to 1/16 px.
+        mask_bits: [F, ceil(H*W/8)] uint8 from `pack_mask`.
+        mp4, flac, face_jpg: encoded elsewhere.
+
+    Raises:
+        DatasetError: a shape or a clock does not fit the clip; names key, expected and found.
+    """
+    sample = ShardSample(
+        key=meta.clip.clip_id,
+        meta=meta,
+        mp4=mp4,
+        flac=flac,
+        face_jpg=face_jpg,
+        mask_bits=mask_bits,
+        contour=_on_grid(arrays.contour),
+        lip_valid=arrays.lip_valid,
+        landmarks=_on_grid(arrays.landmarks),
+        joints=arrays.joints,
+        speech=arrays.speech,
+        identity=arrays.identity,
+        text=text,
+    )
+    members = {
+        "face.jpg": face_jpg,
+        "flac": flac,
+        "identity.npy": _npy(sample.identity),
+        "joints.npz": npz_bytes(points=sample.joints),
+        "json": to_json(meta),
+        "landmarks.npz": npz_bytes(points=sample.landmarks),
+        "lips.npz": npz_bytes(mask=mask_bits, valid=sample.lip_valid, contour=sample.contour),
+        "mp4": mp4,
+        "speech.npy": _npy(sample.speech),
+        "txt": text.encode("utf-8"),
+    }
+    if not len(sample.identity):
+        del members["identity.npy"]
+    return members
+
+
+def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
+    """The sample in `members`.
+
+    Raises:
+        DatasetError: a member is missing, unknown or unreadable, or a shape or a clock does not
+            fit the clip; names key, expected and found.
+    """
+    check_members(key, members)
+    lips = _arrays(key, "lips.npz", members, ("mask", "valid", "contour"))
+    identity = np.zeros(0, np.float32)
+    if "identity.npy" in members:
+        identity = _array(key, "identity.npy", members)
+        if not len(identity):
+            raise DatasetError(f"sample {key}: identity.npy: expected a vector, found none")
+    return ShardSample(
+        key=key,
+        meta=_meta(key, members["json"]),
+        mp4=members["mp4"],
+        flac=members["flac"],
+        face_jpg=members["face.jpg"],
+        mask_bits=lips["mask"],
+        contour=lips["contour"],
+        lip_valid=lips["valid"],
+        landmarks=_arrays(key, "landmarks.npz", members, ("points",))["points"],
+        joints=_arrays(key, "joints.npz", members, ("points",))["points"],
+        speech=_array(key, "speech.npy", members),
+        identity=identity,
+        text=_text(key, members["txt"]),
+    )
+
+
+def check_key(key: str) -> None:
+    """Raise DatasetError unless `key` is letters, digits, '_' and '-' only.
+
+    A dot would end the key early in every WebDataset reader; a slash would make a folder.
+    """
+    if not _KEY.fullmatch(key):
+        raise DatasetError(f"sample {key!r}: expected a key of 1 to 80 letters, digits, '_' and '-' only")
+
+
+def check_members(key: str, members: Mapping[str, bytes]) -> None:
+    """Raise DatasetError unless every required member is there and none is unknown."""
+    check_key(key)
+    missing = [name for name in MEMBERS if name not in members and name not in OPTIONAL]
+    unknown = sorted(set(members) - set(MEMBERS))
+    if missing or unknown:
+        found = [f"no {name}" for name in missing] + [f"an unknown {name}" for name in unknown]
+        raise DatasetError(f"sample {key}: expected its members, found {', '.join(found)}")
+
+
+def pack_mask(mask: np.ndarray) -> Bytes:
+    """Bool [..., H, W] -> uint8 [..., ceil(H*W/8)], one row of bits for each frame.
+
+    Pixels are taken row by row; the first pixel is the highest bit of the first byte
+    (`numpy.packbits`, bitorder "big"); the bits beyond the last pixel are 0.
+    """
+    flat = mask.astype(np.bool_).reshape(*mask.shape[:-2], mask.shape[-2] * mask.shape[-1])
+    return np.packbits(flat, axis=-1, bitorder="big")
+
+
+def unpack_mask(bits: Bytes, height_px: int, width_px: int) -> np.ndarray:
+    """uint8 [..., ceil(H*W/8)] -> bool [..., H, W]: undoes `pack_mask`."""
+    flat = np.unpackbits(bits, axis=-1, count=height_px * width_px, bitorder="big")
+    return flat.view(np.bool_).reshape(*bits.shape[:-1], height_px, width_px)
+
+
+def flac_facts(data: bytes) -> tuple[int, int, int]:
+    """(sample rate in Hz, channels, samples per channel) from a FLAC file's STREAMINFO.
+
+    Source: RFC 9639, section 8.2.
+
+    Raises:
+        ValueError: not a FLAC file.
+    """
+    if len(data) < 42 or data[:4] != b"fLaC" or data[4] & 0x7F or data[5:8] != b"\x00\x00\x22":
+        raise ValueError("not a FLAC file")
+    packed = int.from_bytes(data[18:26], "big")
+    return packed >> 44, (packed >> 41 & 0b111) + 1, packed & (1 << 36) - 1
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    """Compressed npz of named arrays, readable with plain `numpy.load`.
+
+    Numpy dates every entry 1980-01-01, so that the bytes depend on nothing but the arrays.
+    """
+    stream = io.BytesIO()
+    contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    np.savez_compressed(stream, **contiguous)
+    return stream.getvalue()
+
+
+def to_json(record: Record) -> bytes:
+    """Canonical JSON of a record: sorted keys, UTF-8, one line."""
+    data = record.model_dump(mode="json")
+    return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _expect(key: str, what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise DatasetError(f"sample {key}: {what}: expected {expected}, found {found}")
+
+
+def _check_shapes(sample: ShardSample) -> None:
+    clip = sample.meta.clip
+    frames = clip.num_frames
+    mask_bytes = -(-clip.height_px * clip.width_px // 8)
+    features = units.features_from_frames(frames, clip.fps)
+    wanted: dict[str, tuple[np.ndarray, Any, tuple[int | None, ...]]] = {
+        "lips.npz mask": (sample.mask_bits, np.uint8, (frames, mask_bytes)),
+        "lips.npz valid": (sample.lip_valid, np.uint8, (frames,)),
+        "lips.npz contour": (sample.contour, np.float32, (frames, None, 2)),
+        "landmarks.npz points": (sample.landmarks, np.float32, (frames, NUM_LANDMARKS, 3)),
+        "joints.npz points": (sample.joints, np.float32, (frames, None, 3)),
+        "speech.npy": (sample.speech, np.float16, (features, None)),
+        "identity.npy": (sample.identity, np.float32, (None,)),
+    }
+    for name, (array, dtype, shape) in wanted.items():
+        fits = array.dtype == dtype and array.ndim == len(shape)
+        fits = fits and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
+        if not fits:
+            sizes = ", ".join("any" if n is None else str(n) for n in shape)
+            _expect(
+                sample.key,
+                name,
+                f"{array.dtype} {list(array.shape)}",
+                f"{np.dtype(dtype)} [{sizes}] for {frames} frames at {clip.fps:g} fps",
+            )
+
+
+def _check_values(sample: ShardSample) -> None:
+    valid, key = sample.lip_valid, sample.key
+    if not np.isin(valid, (MISSING, INTERPOLATED, MEASURED)).all():
+        _expect(key, "lips.npz valid", f"{int(valid.max())}", "0, 1 or 2 in every frame")
+    finite = np.isfinite(sample.contour).all(axis=(1, 2))
+    nowhere = np.isnan(sample.contour).all(axis=(1, 2))
+    if (wrong := np.flatnonzero(np.where(valid == MISSING, ~nowhere, ~finite))).size:
+        frame = int(wrong[0])
+        expected = "NaN" if valid[frame] == MISSING else "numbers"
+        _expect(key, f"lips.npz contour of frame {frame} (valid {valid[frame]})", "others", expected)
+    if (wrong := np.flatnonzero(sample.mask_bits.any(axis=1) & (valid == MISSING))).size:
+        _expect(key, f"lips.npz mask of frame {int(wrong[0])} (valid 0)", "pixels", "no pixels")
+    if not np.isfinite(sample.speech).all():
+        _expect(key, "speech.npy", "NaN or infinity", "numbers")
+    if len(sample.identity):
+        length = float(np.linalg.norm(sample.identity.astype(np.float64)))
+        if not abs(length - 1) < 1e-3:
+            _expect(key, "identity.npy", f"length {length:.4g}", "length 1")
+
+
+def _check_encoded(sample: ShardSample) -> None:
+    clip, key = sample.meta.clip, sample.key
+    try:
+        found = flac_facts(sample.flac)
+    except ValueError as error:
+        raise DatasetError(f"sample {key}: flac: expected a FLAC file, found {error}") from None
+    expected = (units.AUDIO_HZ, 1, units.samples_from_frames(clip.num_frames, clip.fps))
+    words = "{} Hz, {} channels, {} samples"
+    _expect(key, "flac", words.format(*found), words.format(*expected))
+    if sample.mp4[4:8] != b"ftyp":
+        _expect(key, "mp4", f"{len(sample.mp4)} other bytes", "an MP4 file")
+    if sample.face_jpg[:3] != b"\xff\xd8\xff":
+        _expect(key, "face.jpg", f"{len(sample.face_jpg)} other bytes", "a JPEG file")
+
+
+def _meta(key: str, data: bytes) -> SampleMeta:
+    try:
+        return SampleMeta.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DatasetError(f"sample {key}: json: {where}: {first['msg']}") from None
+
+
+def _text(key: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DatasetError(f"sample {key}: txt: expected UTF-8, found other bytes") from None
+
+
+def _on_grid(array: np.ndarray) -> Floats:
+    rounded: Floats = np.round(array.astype(np.float32) * STEPS_PER_PX) / np.float32(STEPS_PER_PX)
+    return rounded + np.float32(0)  # -0 and +0 are one place, and should be the same bytes
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _array(key: str, member: str, members: Mapping[str, bytes]) -> np.ndarray:
+    try:
+        return np.asarray(np.load(io.BytesIO(members[member]), allow_pickle=False))
+    except Exception as error:  # damaged bytes make numpy raise almost anything
+        raise DatasetError(f"sample {key}: {member}: expected an array, found {_line(error)}") from None
+
+
+def _arrays(
+    key: str, member: str, members: Mapping[str, bytes], names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(members[member]), allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except Exception as error:  # likewise numpy and zipfile
+        wanted = ", ".join(names)
+        raise DatasetError(f"sample {key}: {member}: expected {wanted}, found {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

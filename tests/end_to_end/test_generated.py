@@ -1,0 +1,191 @@
+"""The main job on generated videos whose truth is known, through both executors."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from examples import demo_videos
+
+Row = dict[str, Any]
+
+TALKFORGE = Path(sys.executable).with_name("talkforge")
+CONFIG = Path(__file__).parents[2] / "configs" / "offline.yaml"
+SMALL_PARTS = ("--set", "run.part_s=12", "--config", str(CONFIG))
+
+
+def run(*arguments: object, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TALKFORGE, *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def digest(folder: Path, *patterns: str) -> dict[str, str]:
+    """sha256 of the files that must not depend on how the work was done."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
+
+
+RESULTS = ("shards/*", "ledger.parquet", "sources.parquet", "failures.parquet", "dataset.json", "parts/*/*.npz",
+           "parts/*/*.parquet", "report/*")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    demo_videos.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The videos, curated through Ray without any trouble."""
+    out = tmp_path_factory.mktemp("ray") / "set"
+    done = run("curate", videos, "--out", out, *SMALL_PARTS)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return out
+
+
+def ledger(dataset: Path) -> list[Row]:
+    return pq.read_table(dataset / "ledger.parquet").to_pylist()
+
+
+def test_every_file_meets_the_fate_it_was_made_for(videos: Path, dataset: Path) -> None:
+    truth = json.loads((videos / "truth.json").read_text())
+    statuses = {Path(row["uri"]).name: row for row in pq.read_table(dataset / "sources.parquet").to_pylist()}
+    reasons: dict[str, list[list[str]]] = {name: [] for name in truth}
+    for row in ledger(dataset):
+        reasons[Path(str(row["uri"])).name].append(row["reasons"])
+    assert {name: row["status"] for name, row in statuses.items()} == {
+        name: row["status"] for name, row in truth.items()
+    }
+    assert reasons == {name: row["expected"] for name, row in truth.items()}
+
+
+def test_cuts_are_found_frame_exactly(videos: Path, dataset: Path) -> None:
+    truth = json.loads((videos / "truth.json").read_text())["cut.mp4"]
+    scenes = pq.read_table(sorted(dataset.glob("parts/*/scenes.parquet"))).to_pylist()
+    (video,) = {row["video_id"] for row in ledger(dataset) if str(row["uri"]).endswith("/cut.mp4")}
+    starts = sorted(row["start_s"] for row in scenes if row["video_id"] == video)
+    assert [round(start * truth["fps"]) for start in starts] == [0, *truth["cuts"]]
+
+
+def test_offsets_are_within_two_frames_where_scored(videos: Path, dataset: Path) -> None:
+    truth = json.loads((videos / "truth.json").read_text())
+    scored = 0
+    for row in ledger(dataset):
+        film = truth[Path(str(row["uri"])).name]
+        if row["sync_offset_frames"] is not None and row["active_speaker"] is not False:
+            assert abs(row["sync_offset_frames"] - film["sync_offset_frames"]) <= 2, row["uri"]
+            scored += 1
+    assert scored >= 4
+
+
+def test_the_speaker_of_two_is_named(videos: Path, dataset: Path) -> None:
+    faces = json.loads((videos / "truth.json").read_text())["two_people.mp4"]["faces"]
+    rows = [row for row in ledger(dataset) if str(row["uri"]).endswith("/two_people.mp4")]
+    expected = [face["speaks"] for face in sorted(faces, key=lambda face: face["box"][0])]
+    assert [row["active_speaker"] for row in sorted(rows, key=lambda row: row["track"])] == expected
+
+
+def test_plain_webdataset_reads_the_shards(dataset: Path) -> None:
+    urls = [str(path) for path in sorted(dataset.glob("shards/*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert {sample["__key__"] for sample in samples} == {
+        row["clip_id"] for row in ledger(dataset) if row["accepted"]
+    }
+    for sample in samples:
+        assert {
+            "mp4",
+            "flac",
+            "json",
+            "txt",
+            "lips.npz",
+            "landmarks.npz",
+            "joints.npz",
+            "face.jpg",
+            "speech.npy",
+        } <= set(sample)
+        clip = json.loads(sample["json"])["measures"]["clip"]
+        with np.load(io.BytesIO(sample["lips.npz"])) as lips:
+            masks = np.unpackbits(lips["mask"], axis=1)
+        share = masks.mean(axis=1)
+        assert len(masks) == clip["num_frames"]
+        # Never all ones, never one mask for the whole clip.
+        assert 0 < share.min() < share.max() < 0.1
+        assert len({mask.tobytes() for mask in masks}) > clip["num_frames"] / 2
+
+
+def test_verify_finds_nothing_wrong(dataset: Path) -> None:
+    done = run("verify", dataset)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_inline_gives_the_same_bytes(videos: Path, dataset: Path, tmp_path: Path) -> None:
+    done = run("curate", videos, "--out", tmp_path / "set", "--executor", "inline", *SMALL_PARTS)
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "set", *RESULTS) == digest(dataset, *RESULTS)
+
+
+def test_the_same_command_again_changes_nothing(videos: Path, dataset: Path) -> None:
+    before = digest(dataset, "**/*")
+    done = run("curate", videos, "--out", dataset, "--executor", "inline", *SMALL_PARTS)
+    assert done.returncode == 0, done.stderr
+    assert digest(dataset, "**/*") == before
+
+
+def test_killed_drivers_and_workers_leave_no_trace(videos: Path, dataset: Path, tmp_path: Path) -> None:
+    out, chance = tmp_path / "set", random.Random(5)
+    command = [str(TALKFORGE), "curate", str(videos), "--out", str(out), *SMALL_PARTS]
+    for victim in ("driver", "worker"):
+        driver = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline_s = time.monotonic() + 120
+        while not list(out.glob("parts/*/*.npz")) and driver.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        time.sleep(chance.uniform(0, 3))
+        if victim == "driver":
+            os.killpg(driver.pid, signal.SIGKILL)
+        else:
+            for pid in _workers_of(driver.pid):
+                os.kill(pid, signal.SIGKILL)
+                break
+        code = driver.wait(timeout=400)
+        assert code == (-signal.SIGKILL if victim == "driver" else 0)
+    done = run(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert digest(out, *RESULTS) == digest(dataset, *RESULTS)
+
+
+def _workers_of(session: int) -> list[int]:
+    """Ray's busy worker processes of the session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+                group = os.getsid(int(entry.name))
+            except (OSError, UnicodeDecodeError):
+                continue
+            if group == session and title.startswith("ray::measure"):
+                found.append(int(entry.name))
+    return found

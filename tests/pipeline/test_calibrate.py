@@ -1,0 +1,88 @@
+"""A data set with enough footage scores itself; a small one keeps the shipped map's scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from curation import sync
+from pipeline import stages
+from pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
+from pipeline.parts import Part, Window
+from pipeline.results import PartResult, TracedClip
+from pipeline.store import Store
+from schemas.records import Clip, ClipMeasures, Face, Sync, Video, clip_id
+
+FRAMES = 750
+
+
+def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, TracedClip]:
+    """A 30 s clip whose mouth follows its audio, `lag` frames late."""
+    bands = rng.normal(size=(FRAMES, sync.NUM_BANDS)).cumsum(axis=0).astype(np.float32) * 0.3
+    mixed = np.roll(bands, lag, axis=0) @ np.random.default_rng(0).normal(
+        size=(sync.NUM_BANDS, sync.NUM_MEASURES)
+    )
+    mouth = (mixed + rng.normal(size=mixed.shape)).astype(np.float32)
+    video = Video(
+        video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"{number}.mp4", num_bytes=1, container="mp4",
+        video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
+        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
+        start_s=0.0, end_s=30.0, audio_start_s=0.0,
+    )  # fmt: skip
+    clip = Clip(
+        clip_id=clip_id(video.video_id, 0, 30, 0), video_id=video.video_id, uri=video.uri, scene=0, track=0,
+        start_s=0.0, end_s=30.0, fps=25.0, num_frames=FRAMES, width_px=64, height_px=64,
+    )  # fmt: skip
+    shipped = Sync(
+        sync_method=sync.SHIPPED, sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=0.0
+    )
+    face = Face(source_fps=25.0, face_px=200.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
+    measures = ClipMeasures(clip=clip, stopped_by=None, face=face, sync=shipped)
+    window = Window(video=video, start_s=0.0, end_s=30.0)
+    return window, TracedClip(measures, b"", features={"mouth": mouth, "bands": bands})
+
+
+def store_of(path: Path, count: int) -> Store:
+    store, rng = Store(str(path / "set")), np.random.default_rng(1)
+    made = [traced(number, lag=4 if number == 2 else 0, rng=rng) for number in range(count)]
+    part = Part(name="000000", windows=tuple(window for window, _ in made))
+    stages.commit(PartResult(part, clips=[clip for _, clip in made]), store)
+    return store
+
+
+def test_enough_footage_is_scored_by_its_own_map(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 8)
+    assert calibrate(store)
+    found = [clip.measures.sync for clip in read_calibrated(store).clips]
+    assert [score.sync_method for score in found if score] == [sync.DATASET] * 8
+    # The mouth that comes four frames late is found, though it was among the teachers.
+    assert [score.sync_offset_frames for score in found if score] == [0, 0, 4, 0, 0, 0, 0, 0]
+
+
+def test_too_little_footage_keeps_the_shipped_scores(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 3)
+    assert not calibrate(store)
+    assert not store.exists(TABLE)
+    assert {
+        clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync
+    } == {sync.SHIPPED}
+
+
+def test_nothing_is_scored_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(tmp_path, 8)
+    calibrate(store)
+    before = store.read(TABLE)
+    monkeypatch.setattr(sync, "score", lambda *_: pytest.fail("scored again"))
+    assert calibrate(store)
+    assert store.read(TABLE) == before
+
+
+def test_without_the_marker_the_table_does_not_count(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 8)
+    calibrate(store)
+    store.delete(MARKER)
+    assert {
+        clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync
+    } == {sync.SHIPPED}

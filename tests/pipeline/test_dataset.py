@@ -1,0 +1,149 @@
+"""What may be continued, and what is refused with the difference named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import dataset
+from pipeline.dataset import ModelUse, describe, exclusive, extend_plan, load_dataset, open_for_curating
+from pipeline.intake import Intake
+from pipeline.store import Store
+from schemas.config import Config, apply_settings
+from schemas.errors import CommandError, DatasetError
+from schemas.records import Source, Video
+
+MODEL = ModelUse(name="m", needed_by="scan", sha256="0" * 64, licence="MIT", commercial_use=True)
+
+
+def store_at(path: Path) -> Store:
+    return Store(str(path / "set"))
+
+
+def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Dataset:
+    return describe(apply_settings({}, settings), models, ["nose"])
+
+
+def intake(uri: str, content: int, seconds: float = 100.0) -> Intake:
+    video = Video(
+        video_id=f"{content:012x}", sha256=f"{content:064x}", uri=uri, num_bytes=1, container="mp4",
+        video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
+        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
+        start_s=0.0, end_s=seconds,
+    )  # fmt: skip
+    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video)
+
+
+def test_a_new_data_set_is_described_and_can_be_opened_again(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    open_for_curating(store, fresh())
+    assert open_for_curating(store, fresh()) == load_dataset(store)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("scan.sample_s=1", r"scan\.sample_s: 0\.5 -> 1\.0"),
+        ("thresholds.min_face_px=64", r"min_face_px: 128\.0 -> 64\.0.*talkforge select"),
+        ("shards.crf=23", "crf: 18 -> 23"),
+    ],
+)
+def test_another_configuration_is_refused_with_the_difference(
+    tmp_path: Path, setting: str, message: str
+) -> None:
+    store = store_at(tmp_path)
+    open_for_curating(store, fresh())
+    with pytest.raises(CommandError, match=message):
+        open_for_curating(store, fresh(setting))
+
+
+def test_how_the_work_is_done_may_change(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    open_for_curating(store, fresh())
+    assert open_for_curating(store, fresh("run.workers=3")).config.run.workers == 3
+
+
+def test_other_weights_are_refused_by_name(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    open_for_curating(store, fresh())
+    other = MODEL.model_copy(update={"sha256": "1" * 64})
+    with pytest.raises(CommandError, match="other models: m differ"):
+        open_for_curating(store, fresh(models=(other,)))
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    store.write("holiday.jpg", b"x")
+    with pytest.raises(CommandError, match="not empty, and no data set"):
+        open_for_curating(store, fresh())
+
+
+def test_a_place_without_a_data_set_is_a_bad_command(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="no data set here"):
+        load_dataset(store_at(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"schema_version": 99}', "expected schema version 1, found 99"),
+        (b"[]", "dataset.json"),
+        (b"{", "dataset.json"),
+    ],
+)
+def test_a_damaged_description_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    store = store_at(tmp_path)
+    store.write("dataset.json", content)
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(store)
+
+
+def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    open_for_curating(store, fresh())
+    with exclusive(store), pytest.raises(CommandError, match="another run is at work"), exclusive(store):
+        pass
+    with exclusive(store):
+        pass
+
+
+def test_the_plan_grows_and_keeps_what_was_planned(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    rows, first = extend_plan(store, [intake("b", 2), intake("a", 1)], 600.0)
+    assert [row.source.uri for row in rows] == ["a", "b"]
+    assert [[window.video.uri for window in part.windows] for part in first] == [["a", "b"]]
+    rows, again = extend_plan(store, [], 600.0)
+    assert (rows, again) == (dataset.load_intake(store), first)
+    rows, more = extend_plan(store, [intake("0", 3), intake("1", 1)], 600.0)
+    assert more[:1] == first
+    assert [(part.name, [w.video.uri for w in part.windows]) for part in more[1:]] == [("000001", ["0"])]
+    assert [(row.source.uri, row.status) for row in rows] == [
+        ("0", "planned"), ("1", "duplicate"), ("a", "planned"), ("b", "planned"),
+    ]  # fmt: skip
+
+
+def test_a_duplicate_takes_over_when_the_first_file_has_changed(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    extend_plan(store, [intake("a", 1), intake("b", 1)], 600.0)
+    rows, plan = extend_plan(store, [intake("a", 7)], 600.0)
+    assert [(row.source.uri, row.status, row.first_uri) for row in rows] == [
+        ("a", "planned", ""),
+        ("b", "planned", ""),
+    ]
+    assert [(w.video.uri, w.video.sha256[-1]) for part in plan for w in part.windows] == [
+        ("b", "1"),
+        ("a", "7"),
+    ]
+
+
+def test_content_that_is_gone_leaves_the_plan(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    extend_plan(store, [intake("a", 1)], 600.0)
+    _, plan = extend_plan(store, [intake("a", 2)], 600.0)
+    assert [(part.name, [w.video.sha256[-1] for w in part.windows]) for part in plan] == [("000001", ["2"])]
+
+
+def test_defaults_are_the_configuration_of_an_empty_file(tmp_path: Path) -> None:
+    assert fresh().config == Config()
+    assert dataset.load_plan(store_at(tmp_path)) == []

@@ -1,0 +1,229 @@
+"""Selection: verdicts, speakers, intensities, people and splits, and nothing lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.intake import Intake
+from pipeline.ledger import (
+    Committed,
+    Measured,
+    check_conservation,
+    intensity,
+    select,
+    source_rows,
+    with_failures,
+    with_shards,
+)
+from schemas.config import Config, apply_settings
+from schemas.errors import DatasetError
+from schemas.records import (
+    Clip,
+    ClipMeasures,
+    Face,
+    Failure,
+    Lips,
+    Motion,
+    Outcome,
+    Source,
+    Speech,
+    Sync,
+    Video,
+    clip_id,
+)
+
+
+def video(number: int) -> Video:
+    return Video(
+        video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"{number}.mp4", num_bytes=1, container="mp4",
+        licence="CC0", video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
+        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
+        start_s=0.0, end_s=60.0, audio_start_s=0.0,
+    )  # fmt: skip
+
+
+def planned(number: int) -> Intake:
+    return Intake(source=Source(uri=f"{number}.mp4"), stamp="", status="planned", video=video(number))
+
+
+def measured(
+    number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, zero: float | None = None,
+    identity: tuple[float, ...] = (), failure: Failure | None = None, **face: Any,
+) -> Measured:  # fmt: skip
+    of, end_s = video(number), start_s + 4.0
+    clip = Clip(
+        clip_id=clip_id(of.video_id, start_s, end_s, track), video_id=of.video_id, uri=of.uri, scene=0,
+        track=track, start_s=start_s, end_s=end_s, fps=25.0, num_frames=100, width_px=64, height_px=64,
+    )  # fmt: skip
+    facts = {"source_fps": 25.0, "face_px": 200.0, "face_confidence": 0.95, "face_confidence_min": 0.9}
+    facts |= {"faces_max": 1, "yaw_p95_deg": 10.0}
+    row = ClipMeasures(
+        clip=clip,
+        stopped_by=None,
+        face=Face.model_validate(facts | face),
+        speech=Speech(speech_fraction=0.8, loudness_dbfs=-20.0, clipped_fraction=0.0),
+        lips=Lips(lip_valid_fraction=1.0, lip_interpolated_fraction=0.0, lip_area_fraction=0.02),
+        motion=Motion(omega_face_raw=omega, omega_body_raw=None, joints_valid_fraction=0.0),
+        sync=Sync(sync_method="x", sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=zero),
+    )
+    features = {"identity": np.array(identity, np.float32)} if identity else {}
+    return Measured("000000", row, features, failure)
+
+
+def committed(*clips: Measured) -> Committed:
+    ordered = sorted(clips, key=lambda clip: clip.measures.clip.clip_id)
+    return Committed(clips=ordered, failures=[clip.failure for clip in ordered if clip.failure])
+
+
+def test_a_good_clip_is_accepted_and_carries_what_its_source_said() -> None:
+    (row,) = select(committed(measured()), [planned(1)], Config()).rows
+    assert (row.accepted, row.reasons, row.failure, row.licence) == (True, (), None, "CC0")
+    assert row.split in ("train", "validation")
+    assert row.shard is None
+
+
+def test_a_rejected_clip_has_codes_and_details_and_no_split() -> None:
+    (row,) = select(committed(measured(face_px=96.0, faces_max=2)), [planned(1)], Config()).rows
+    assert row.reasons == ("face_small", "multiple_faces")
+    assert row.reason_details == (
+        "face_small (face_px 96, threshold 128)",
+        "multiple_faces (faces_max 2, threshold 1)",
+    )
+    assert (row.accepted, row.split) == (False, None)
+
+
+def test_a_changed_threshold_changes_the_verdict_and_nothing_else() -> None:
+    parts = committed(measured(face_px=96.0))
+    before = select(parts, [planned(1)], Config()).rows[0]
+    after = select(parts, [planned(1)], apply_settings({}, ["thresholds.min_face_px=64"])).rows[0]
+    assert (before.accepted, after.accepted) == (False, True)
+    changed = {name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)}
+    assert changed == {"accepted", "reasons", "reason_details", "split", "omega_face"}
+
+
+def test_intensities_are_ranks_among_the_accepted() -> None:
+    clips = [measured(n, omega=float(n)) for n in range(1, 6)]
+    rows = select(committed(*clips), [planned(n) for n in range(1, 6)], Config()).rows
+    assert [row.omega_face for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert [row.omega_body for row in rows] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("raw", "quantiles", "expected"),
+    [
+        (3.0, [1.0, 2.0, 3.0, 4.0, 5.0], 0.5),
+        (2.5, [1.0, 2.0, 3.0, 4.0, 5.0], 0.375),
+        (0.0, [1.0, 2.0], 0.0),
+        (9.0, [1.0, 2.0], 1.0),
+        (7.0, [7.0] * 101, 0.5),
+        (1.0, [1.0, 1.0, 1.0, 2.0, 3.0], 0.25),
+        (None, [1.0, 2.0], None),
+        (1.0, [], None),
+    ],
+)
+def test_intensity(raw: float | None, quantiles: list[float], expected: float | None) -> None:
+    assert intensity(raw, quantiles) == expected
+
+
+def test_of_two_faces_in_view_the_speaker_is_named() -> None:
+    clips = committed(measured(track=0, zero=5.0), measured(track=1, zero=0.2))
+    loose = apply_settings({}, ["thresholds.max_faces=null"])
+    rows = select(clips, [planned(1)], loose).rows
+    assert [(row.active_speaker, row.reasons) for row in rows] == [(True, ()), (False, ("not_speaking",))]
+
+
+def test_faces_that_are_not_in_view_together_do_not_compete() -> None:
+    clips = committed(measured(start_s=0.0, zero=5.0), measured(start_s=4.0, zero=0.2))
+    assert [row.active_speaker for row in select(clips, [planned(1)], Config()).rows] == [None, None]
+
+
+def test_one_person_is_never_on_both_sides() -> None:
+    clips = [measured(n, identity=(1.0, 0.01 * n)) for n in range(1, 30)]
+    clips += [measured(30, identity=(0.0, 1.0))]
+    half = apply_settings({}, ["shards.validation_fraction=0.5"])
+    rows = select(committed(*clips), [planned(n) for n in range(1, 31)], half).rows
+    assert len({row.person_id for row in rows}) == 2
+    assert len({row.split for row in rows[:29]}) == 1
+
+
+def test_a_failed_clip_is_neither_accepted_nor_lost() -> None:
+    of = video(1)
+    failure = Failure(
+        stage="trace", key="", video_id=of.video_id, uri=of.uri, error="MediaError", message="gone"
+    )
+    selection = select(committed(measured(failure=failure)), [planned(1)], Config())
+    (row,) = selection.rows
+    assert (row.accepted, row.failure) == (False, "MediaError: gone")
+    check_conservation(selection, [planned(1)])
+
+
+def test_a_clip_that_cannot_be_cut_becomes_a_failure() -> None:
+    selection = select(committed(measured()), [planned(1)], Config())
+    key = selection.rows[0].clip_id
+    failure = Failure(stage="cut", key=key, video_id="", uri="1.mp4", error="MediaError", message="gone")
+    after = with_failures(with_shards(selection, {key: "train-000000"}), [failure])
+    assert (after.rows[0].accepted, after.rows[0].shard, after.rows[0].failure) == (
+        False,
+        None,
+        "MediaError: gone",
+    )
+    assert after.failures == (failure,)
+    check_conservation(after, [planned(1)])
+
+
+def test_what_was_measured_of_a_replaced_file_is_left_out() -> None:
+    selection = select(committed(measured(1), measured(2)), [planned(2)], Config())
+    assert [row.video_id for row in selection.rows] == [video(2).video_id]
+
+
+def test_losing_an_input_is_an_error_with_the_counts() -> None:
+    selection = select(committed(measured()), [planned(1)], Config())
+    with pytest.raises(DatasetError, match="expected 2 rows, one an input, found 1"):
+        check_conservation(selection, [planned(1), planned(2)])
+
+
+def test_every_input_has_its_fate() -> None:
+    uri = "broken.mp4"
+    failure = Failure(
+        stage="probe", key=uri, video_id="", uri=uri, error="MediaError", message="no video stream"
+    )
+    intake = [
+        planned(1),
+        planned(2),
+        planned(3),
+        planned(4),
+        Intake(
+            source=Source(uri="copy.mp4"), stamp="", status="duplicate", video=video(1), first_uri="1.mp4"
+        ),
+        Intake(source=Source(uri=uri), stamp="", status="failed", failure=failure),
+    ]
+    parts = committed(measured(1))
+    for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio")):
+        parts.outcomes.append(
+            Outcome.model_validate(
+                {"video_id": video(number).video_id, "start_s": 0, "end_s": 9, "outcome": outcome,
+                 "speech_s": 2.0, "face_s": 1.0}
+            )
+        )  # fmt: skip
+    parts.failures.append(
+        Failure(
+            stage="measure",
+            key="w",
+            video_id=video(3).video_id,
+            uri="3.mp4",
+            error="RunError",
+            message="died",
+        )
+    )
+    rows = {row.uri: (row.status, row.reason, row.num_clips) for row in source_rows(intake, parts)}
+    assert rows == {
+        "1.mp4": ("measured", "", 1),
+        "2.mp4": ("no_candidates", "no_audio, no_face", 0),
+        "3.mp4": ("failed", "RunError: died", 0),
+        "4.mp4": ("failed", "not measured yet", 0),
+        "copy.mp4": ("duplicate", "same content as 1.mp4", 0),
+        "broken.mp4": ("failed", "MediaError: no video stream", 0),
+    }

@@ -1,0 +1,274 @@
+"""The store: the same promises on a local disk and in an object store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from pipeline import store as store_module
+from pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, one_line, sha256_of
+from schemas.errors import CommandError, DatasetError, MediaError, RunError
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "local":
+        yield Store(str(tmp_path / "data set"))
+        return
+    root = f"memory://test-{uuid.uuid4().hex}/data set"
+    yield Store(root)
+    for path in fsspec.filesystem("memory").find(root):
+        fsspec.filesystem("memory").rm_file(path)
+
+
+def test_write_read_list_delete(store: Store) -> None:
+    assert store.list() == [] and store.list("parts") == []
+    data = bytes(range(256)) * 10
+    digest = store.write("parts/000001/clips.parquet", data)
+    store.write("dataset.json", b"{}")
+    assert digest == hashlib.sha256(data).hexdigest() == store.sha256("parts/000001/clips.parquet")
+    assert store.read("parts/000001/clips.parquet") == data
+    assert store.size("parts/000001/clips.parquet") == 2560
+    assert store.list() == ["dataset.json", "parts/000001/clips.parquet"]
+    assert store.list("parts") == ["parts/000001/clips.parquet"]
+    assert store.exists("dataset.json") and not store.exists("parts") and not store.exists("other")
+    store.delete("dataset.json")
+    store.delete("dataset.json")
+    assert store.list() == ["parts/000001/clips.parquet"]
+
+
+def test_write_replaces(store: Store) -> None:
+    store.write("a.json", b"a long first version")
+    store.write("a.json", b"second")
+    assert store.read("a.json") == b"second"
+
+
+def test_open_reads_anywhere(store: Store) -> None:
+    store.write("a.bin", bytes(range(100)))
+    with store.open("a.bin") as file:
+        file.seek(90)
+        assert file.read(5) == bytes(range(90, 95))
+
+
+def test_writing_publishes_at_the_end_of_the_block(store: Store) -> None:
+    with store.writing("shards/a.tar") as path:
+        path.write_bytes(b"tar")
+        assert store.list() == [] and not store.exists("shards/a.tar")
+    assert store.read("shards/a.tar") == b"tar"
+    assert not path.exists()
+
+
+def test_writing_leaves_nothing_when_the_block_raises(store: Store) -> None:
+    store.write("a.bin", b"old")
+    with pytest.raises(ZeroDivisionError), store.writing("a.bin") as path:
+        path.write_bytes(b"new")
+        raise ZeroDivisionError
+    assert store.read("a.bin") == b"old"
+    assert store.list() == ["a.bin"] and store.sweep() == [] and not path.exists()
+
+
+def test_put_copies_a_file(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"x" * 1000)
+    assert store.put(source, "copies/a.bin") == sha256_of(source)
+    assert store.read("copies/a.bin") == source.read_bytes() == b"x" * 1000
+
+
+def test_missing_files_are_named(store: Store) -> None:
+    for ask in (store.read, store.open, store.size, store.sha256):
+        with pytest.raises(DatasetError, match=r"expected parts/a\.json, found no such file$"):
+            ask("parts/a.json")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../a",
+        "a/../b",
+        "/etc/passwd",
+        "a//b",
+        "a/",
+        "./a",
+        "a\0b",
+        "a\\b",
+        f"{TEMPORARY}1",
+        f"a/{TEMPORARY}",
+    ],
+)
+def test_names_never_leave_the_root(store: Store, name: str) -> None:
+    for ask in (store.read, store.exists, store.delete, store.open):
+        with pytest.raises(CommandError, match="expected a plain name below the data set's folder"):
+            ask(name)
+    with pytest.raises(CommandError):
+        store.write(name, b"")
+    with pytest.raises(CommandError), store.writing(name):
+        raise AssertionError("no path must be given out")
+    assert store.list() == []
+
+
+def test_a_store_can_be_sent_to_a_worker(store: Store) -> None:
+    store.write("a", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+
+
+def test_check_writable_leaves_nothing(store: Store) -> None:
+    store.check_writable()
+    assert store.list() == []
+
+
+def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("out")
+    store.write("a", b"1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.read("a") == b"1"
+    assert store.local_root == tmp_path / "out"
+    assert Store("memory://x").local_root is None
+
+
+def test_what_a_killed_writer_leaves_is_invisible_and_swept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("parts/0/a.npz", b"1")
+    pid = os.fork()
+    if pid == 0:  # a writer that is killed in the middle of its work
+        with store.writing("parts/0/b.npz") as path:
+            path.write_bytes(b"half")
+            os._exit(9)
+    os.waitpid(pid, 0)
+    (left,) = [file for file in (tmp_path / "parts/0").iterdir() if file.name != "a.npz"]
+    assert left.name.startswith(TEMPORARY) and len(left.name) == len(TEMPORARY) + 32
+    assert store.list() == ["parts/0/a.npz"]
+    assert store.sweep() == [f"parts/0/{left.name}"]
+    assert [file.name for file in (tmp_path / "parts/0").iterdir()] == ["a.npz"]
+
+
+def test_a_local_file_is_flushed_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(number: int) -> None:
+        calls.append("fsync folder" if os.path.isdir(f"/dev/fd/{number}") else "fsync file")  # noqa: PTH112
+        fsync(number)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        calls.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    Store(str(tmp_path)).write("a", b"1")
+    assert calls == ["fsync file", "replace", "fsync folder"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+
+    def full(self: Path, _: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError) as caught:
+        store.write("parts/0/a.npz", b"1")
+    assert str(caught.value) == f"cannot write parts/0/a.npz in {tmp_path}: No space left on device"
+    assert store.list() == [] and store.sweep() == []
+
+
+def test_a_root_that_cannot_be_made_is_a_bad_command(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CommandError, match=r"cannot be written to \(cannot write writable-.*Not a directory\)$"
+    ):
+        Store(str(tmp_path / "file" / "data")).check_writable()
+
+
+def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match=r"^cannot read folder in .*: Is a directory$"):
+        Store(str(tmp_path)).read("folder")
+
+
+@pytest.mark.parametrize("root", ["", "a\0b", "nonesuch://bucket/x"])
+def test_a_bad_root_is_a_bad_command(root: str) -> None:
+    with pytest.raises(CommandError, match=r"^data set "):
+        Store(root).list()
+
+
+def test_errors_of_a_cloud_library_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def fail(*_: object) -> None:
+        raise NoCredentialsError("Unable to locate\ncredentials")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "pipe_file", fail)
+    with pytest.raises(RunError, match=r"^cannot write a in memory://x: Unable to locate credentials$"):
+        Store("memory://x").write("a", b"")
+
+
+def test_one_line() -> None:
+    assert one_line(OSError(13, "Permission denied", "/x")) == "Permission denied"
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(ValueError()) == "ValueError"
+
+
+def test_npz_bytes_depend_on_the_arrays_only() -> None:
+    arrays = {"a/b": np.arange(5), "c": np.zeros((2, 0), np.float32)}
+    assert npz_bytes(**arrays) == npz_bytes(**arrays)
+    assert npz_bytes(**arrays) != npz_bytes(**{**arrays, "c": np.ones(1)})
+
+
+def test_local_copy_of_a_local_file_is_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "name with spaces.v2.mp4"
+    file.write_bytes(b"video")
+    for uri in (str(file), f"file://{file}"):
+        with local_copy(uri) as path:
+            assert path == file
+        assert file.exists()
+
+
+def test_local_copy_of_a_remote_file_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 7)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/inputs/a.mov", b"0123456789" * 3)
+    with local_copy("memory://inputs/a.mov") as path:
+        assert path.suffix == ".mov" and path.read_bytes() == b"0123456789" * 3
+    assert not path.exists()
+    memory.rm("/inputs", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("memory://nowhere/a.mp4", "memory://nowhere/a.mp4: no such file"),
+        ("nonesuch://a.mp4", "nonesuch://a.mp4: Protocol not known: nonesuch"),
+    ],
+)
+def test_an_input_that_cannot_be_fetched_is_a_media_error(uri: str, message: str) -> None:
+    with pytest.raises(MediaError) as caught, local_copy(uri):
+        raise AssertionError("no path must be given out")
+    assert str(caught.value).startswith(message)
+
+
+def test_no_room_for_a_copy_ends_the_run() -> None:
+    fsspec.filesystem("memory").pipe_file("/inputs/b.mov", b"0123456789")
+
+    class Full:
+        def write(self, _: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left on device"):
+        store_module._fetch("memory://inputs/b.mov", Full())  # type: ignore[arg-type]
+    fsspec.filesystem("memory").rm("/inputs", recursive=True)
