@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean
+.PHONY: install demo test check format bench clean
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo

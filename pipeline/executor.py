@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,6 +108,7 @@ class RayExecutor:
     def __init__(self, config: Config, address: str | None = None) -> None:
         import ray
 
+        logging.getLogger("ray").setLevel(logging.ERROR)  # its advice on start-up is not for our users
         env = worker_environment()
         os.environ.update(env)  # a Ray that starts here hands its environment on
         if address:
@@ -112,14 +116,18 @@ class RayExecutor:
         else:
             place = {"num_cpus": config.run.workers or os.cpu_count()}
         try:
-            ray.init(
-                ignore_reinit_error=True,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                **place,
-            )
+            with uninterrupted():
+                ray.init(
+                    ignore_reinit_error=True,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **place,
+                )
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         except Exception as error:
             raise RunError(f"Ray does not start: {' '.join(str(error).split())}") from None
         self._ray = ray
@@ -160,7 +168,8 @@ class RayExecutor:
         queue = deque(parts)
         for flight, result in self._fly(queue, launch):
             part: Part = flight.item
-            if isinstance(result, BaseException):
+            # A part that was cancelled while it was being committed may be there all the same.
+            if isinstance(result, BaseException) and not is_committed(part, store):
                 log.warning("part %s: %s", part.name, result)
                 if len(part.windows) > 1:
                     queue.extend(piece for piece in part.halves() if not is_committed(piece, store))
@@ -243,6 +252,31 @@ class RayExecutor:
     def _limit(self) -> int:
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         return max(1, self._config.run.workers or cpus)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off until the block is over: a Ray that is half started leaves processes behind.
+
+    A second Ctrl-C gets through at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        pressed.append(number)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def worker_environment() -> dict[str, str]:

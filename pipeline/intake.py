@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from curation.probe import content_hash, probe
 from pipeline.store import local_copy
-from schemas.errors import CommandError, MediaError, TalkforgeError
+from schemas.errors import CommandError, MediaError, RunError
 from schemas.records import Failure, Record, Source, Video
 
 EXTRA_SUFFIXES = frozenset(
@@ -70,10 +70,10 @@ def _expand(text: str) -> Iterator[Source]:
         return
     path = Path(text)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if is_video_name(file.name) and not file.is_dir()]
-        if not files:
+        names = sorted(_below(path))
+        if not names:
             raise CommandError(f"no videos in folder {text!r}")
-        yield from (Source(uri=_absolute(file)) for file in files)
+        yield from (Source(uri=_absolute(name)) for name in names)
     elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
         yield from read_list(path)
     elif path.exists() or path.is_symlink():
@@ -85,6 +85,26 @@ def _expand(text: str) -> Iterator[Source]:
         yield from (Source(uri=_absolute(name)) for name in names)
     else:
         raise CommandError(f"no such file, folder or list: {text!r}")
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Videos below a folder, and folders that cannot be read: they become rows that say so.
+
+    Links to folders are followed; a folder that is reached twice is entered once.
+    """
+    unreadable: list[str] = []
+    entered: set[str] = set()
+    for root, folders, files in os.walk(
+        folder, followlinks=True, onerror=lambda error: unreadable.append(str(error.filename))
+    ):
+        here = os.path.realpath(root)
+        if here in entered:
+            folders.clear()
+            continue
+        entered.add(here)
+        folders.sort()
+        yield from (os.path.join(root, name) for name in files if is_video_name(name))  # noqa: PTH118
+    yield from unreadable
 
 
 def _absolute(path: str | Path) -> str:
@@ -127,7 +147,7 @@ def read_list(path: Path) -> list[Source]:
             rows = pq.read_table(path).to_pylist()
         else:
             rows = _text_rows(path.read_text(encoding="utf-8"), path.suffix.lower())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise CommandError(f"list {path}: {' '.join(str(error).split())}") from None
     if not rows:
         raise CommandError(f"list {path}: names no videos")
@@ -147,6 +167,9 @@ def _text_rows(text: str, suffix: str) -> list[dict[str, str]]:
 
 
 def _source(row: dict[str, str | None], path: Path) -> Source:
+    wrong = [value for value in row.values() if not isinstance(value, str | None)]
+    if wrong:
+        raise CommandError(f"list {path}: expected texts, found {wrong[0]!r}")
     uri = row.get("uri") or ""
     if not uri:
         raise CommandError(f"list {path}: a row has no uri")
@@ -165,7 +188,7 @@ def stamp_of(uri: str) -> str:
     if "://" not in uri:
         try:
             facts = Path(uri).stat()
-        except OSError:
+        except (OSError, ValueError):
             return ""
         return f"{facts.st_size}-{facts.st_mtime_ns}"
     try:
@@ -177,7 +200,11 @@ def stamp_of(uri: str) -> str:
 
 
 def take_in(source: Source) -> Intake:
-    """Hash and probe one source; an unreadable one is a failed row, never an exception."""
+    """Hash and probe one source; an unreadable one is a failed row.
+
+    Raises:
+        RunError: there is no room for a copy of a remote one.
+    """
     if not _is_utf8(source.uri):
         name = source.uri.encode("utf-8", "backslashreplace").decode()
         error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
@@ -186,7 +213,9 @@ def take_in(source: Source) -> Intake:
     try:
         with local_copy(source.uri) as path:
             video = probe(path, source, content_hash(path))
-    except (TalkforgeError, OSError) as error:
+    except RunError:
+        raise
+    except Exception as error:  # whatever a damaged file makes a library raise
         return failed(source, stamp, "probe", error)
     return Intake(source=source, stamp=stamp, status="planned", video=video)
 

@@ -40,6 +40,7 @@ def digest(folder: Path, *patterns: str) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in patterns
         for path in sorted(folder.glob(pattern))
+        if path.is_file()
     }
 
 
