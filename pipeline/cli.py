@@ -156,7 +156,10 @@ def verify(dataset: DatasetArgument) -> None:
     from pipeline.store import Store
     from pipeline.verify import verify as check
 
-    problems = check(Store(dataset))
+    store = Store(dataset)
+    if not store.exists("dataset.json") and not store.list("parts"):
+        raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
+    problems = check(store)
     for problem in problems:
         out.print(f"{problem.path}: {problem.what}", soft_wrap=True, markup=False, highlight=False)
     if problems:
@@ -198,6 +201,8 @@ def models(
 
 def main() -> None:
     """Entry point: turns every error into one line and an exit code."""
+    if sys.stderr is sys.__stderr__ and os.environ.get("TALKFORGE_LOG", "").upper() != "DEBUG":
+        _hush_libraries()
     logging.basicConfig(
         level=os.environ.get("TALKFORGE_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
@@ -207,10 +212,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except typer.Exit as request:
         code = request.exit_code
-    except typer.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
+    except (typer.Abort, KeyboardInterrupt):
         code = 130
     except CommandError as error:
         err.print(f"talkforge: {error}", soft_wrap=True, markup=False, highlight=False)
@@ -220,14 +222,28 @@ def main() -> None:
         code = 1
     except Exception as error:
         code = _click_or_bug(error)
+    if code == 130:  # also what typer makes of a KeyboardInterrupt
+        err.print("interrupted; the same command goes on from here")
     sys.exit(code)
+
+
+def _hush_libraries() -> None:
+    """MediaPipe and TFLite chat on descriptor 2 whatever they are told: give it to nobody, and write
+    what we have to say to a copy."""
+    sys.stderr.flush()
+    ours = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 def _click_or_bug(error: Exception) -> int:
     """Exit code of an error of the command line's own library (2), or of one of ours (1)."""
-    show = getattr(error, "show", None)
-    if callable(show):
-        show()
+    describe = getattr(error, "format_message", None)
+    if callable(describe):
+        if text := describe().strip():  # nothing where no command was given: help was shown
+            err.print(f"talkforge: {text} (see --help)", soft_wrap=True, markup=False, highlight=False)
         return int(getattr(error, "exit_code", 2))
     logging.getLogger(__name__).debug("unexpected", exc_info=True)
     text = " ".join(str(error).split())

@@ -280,8 +280,8 @@ def shard(
 
 def report(store: Store) -> str:
     """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
-    dataset = json.loads(store.read("dataset.json"))
     load_dataset(store)
+    dataset = json.loads(store.read("dataset.json"))
     write_report(
         store,
         ledger=tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").to_pandas(),

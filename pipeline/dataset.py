@@ -88,9 +88,9 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
             differences.
     """
     if not store.exists("dataset.json"):
-        store.check_writable()
         if store.list():
             raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
+        store.check_writable()
         save_dataset(store, fresh)
         return fresh
     old = load_dataset(store)

@@ -106,6 +106,8 @@ class RayExecutor:
     """Chains of Ray tasks on this machine, or on the cluster at `address`."""
 
     def __init__(self, config: Config, address: str | None = None) -> None:
+        # Ray reads it when it is imported: deaths of workers are told by us, in one line.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)  # its advice on start-up is not for our users
@@ -237,13 +239,14 @@ class RayExecutor:
         """The result, or the error that stands for it; what concerns the whole run is raised."""
         try:
             return self._ray.get(ref)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
+        except self._ray.exceptions.RayError as error:
+            # What the task raised, or what an earlier task of the chain raised or died of.
+            cause = getattr(error, "cause", None) or error
             if isinstance(cause, TalkforgeError):
                 raise cause from None
-            return cause
-        except self._ray.exceptions.RayError as error:
-            return RunError(f"the worker died ({type(error).__name__})")
+            if isinstance(cause, Exception) and not isinstance(cause, self._ray.exceptions.RayError):
+                return cause
+            return RunError(f"the worker died ({type(cause).__name__})")
 
     def _cancel(self, flight: _Flight) -> None:
         for ref in flight.refs:

@@ -71,6 +71,7 @@ def committed_parts(store: Store) -> list[str]:
 def read_committed(store: Store) -> Committed:
     """Rows and small arrays of every committed part, clips in the order of their ids."""
     found = Committed()
+    seen: set[str] = set()
     for part in committed_parts(store):
         folder = f"parts/{part}"
         failures = _rows(store, f"{folder}/failures.parquet", Failure)
@@ -78,6 +79,9 @@ def read_committed(store: Store) -> Committed:
         features = _features(store, f"{folder}/features.npz")
         for measures in _rows(store, f"{folder}/clips.parquet", ClipMeasures):
             key = measures.clip.clip_id
+            if key in seen:  # a window that was measured twice, because its part was cut up anew
+                continue
+            seen.add(key)
             found.clips.append(Measured(part, measures, features.get(key, {}), by_key.get(key)))
         found.outcomes += _rows(store, f"{folder}/outcomes.parquet", Outcome)
         found.failures += failures

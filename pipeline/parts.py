@@ -7,6 +7,7 @@ goes on with the very same parts. A part is there when its `part.json` is there.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -42,12 +43,17 @@ class Part(Record):
         return sum(window.duration_s for window in self.windows)
 
     def halves(self) -> tuple[Part, Part]:
-        """The part as two, to find the window that kills its worker."""
+        """The part as two, to find the window that kills its worker.
+
+        A half is named after what it holds: should a video leave the plan later, no half that was
+        committed before stands for other windows.
+        """
         middle = len(self.windows) // 2
-        return (
-            Part(name=f"{self.name}-0", windows=self.windows[:middle]),
-            Part(name=f"{self.name}-1", windows=self.windows[middle:]),
-        )
+        return self._piece(self.windows[:middle]), self._piece(self.windows[middle:])
+
+    def _piece(self, windows: tuple[Window, ...]) -> Part:
+        content = hashlib.sha256("".join(window.key for window in windows).encode()).hexdigest()
+        return Part(name=f"{self.name}-{content[:8]}", windows=windows)
 
 
 def windows_of(video: Video, part_s: float) -> list[Window]:

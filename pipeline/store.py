@@ -194,9 +194,9 @@ class Store:
             yield
         except TalkforgeError:
             raise
-        except FileNotFoundError:
-            raise DatasetError(f"{self.root}: expected {name}, found no such file") from None
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and action == "read":
+                raise DatasetError(f"{self.root}: expected {name}, found no such file") from None
             raise RunError(f"cannot {action} {name} in {self.root}: {one_line(error)}") from None
         except Exception as error:
             if self.local_root is not None:

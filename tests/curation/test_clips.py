@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from curation.clips import candidates, split_span, union
 from schemas.arrays import FaceTrack
 from schemas.config import ClipConfig
-from schemas.records import Video
+from tests.records import video
 
-
-def video(width_px: int = 640, height_px: int = 480) -> Video:
-    return Video(
-        video_id="0123456789ab", sha256="0123456789ab" + "0" * 52, uri="a.mp4", num_bytes=1, container="mp4",
-        video_codec="h264", pixel_format="yuv420p", width_px=width_px, height_px=height_px,
-        coded_width_px=width_px, coded_height_px=height_px, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0,
-        fps_nominal=25.0, start_s=0.0, end_s=60.0, audio_start_s=0.0,
-    )  # fmt: skip
+ID = 0x0123456789AB
+TALL = video(ID, width_px=1080, height_px=1920)
 
 
 def track(start_s: float, end_s: float, number: int = 0) -> FaceTrack:
@@ -28,29 +24,29 @@ def track(start_s: float, end_s: float, number: int = 0) -> FaceTrack:
 
 
 def test_a_short_track_is_one_clip_with_whole_frames() -> None:
-    ((clip, of),) = candidates(video(), [track(1.0, 4.01)], [], ClipConfig())
+    ((clip, of),) = candidates(video(ID), [track(1.0, 4.01)], [], ClipConfig())
     assert (clip.num_frames, clip.start_s, clip.end_s, of.track) == (75, 1.0, 4.0, 0)
     assert clip.clip_id == "0123456789ab_00001000_00004000_t0"
-    assert (clip.width_px, clip.height_px) == (640, 480)
+    assert (clip.width_px, clip.height_px) == (64, 64)
 
 
 def test_three_seconds_at_25_fps_are_75_frames_in_spite_of_rounding() -> None:
-    ((clip, _),) = candidates(video(), [track(0.1 + 0.2, 3.3)], [], ClipConfig())
+    ((clip, _),) = candidates(video(ID), [track(0.1 + 0.2, 3.3)], [], ClipConfig())
     assert clip.num_frames == 75
 
 
 def test_a_track_shorter_than_a_frame_gives_nothing() -> None:
-    assert candidates(video(), [track(1.0, 1.03)], [], ClipConfig()) == []
+    assert candidates(video(ID), [track(1.0, 1.03)], [], ClipConfig()) == []
 
 
 def test_large_pictures_are_scaled_down_to_even_sizes() -> None:
-    ((clip, _),) = candidates(video(1080, 1920), [track(0, 4)], [], ClipConfig(longest_edge_px=1000))
+    ((clip, _),) = candidates(TALL, [track(0, 4)], [], ClipConfig(longest_edge_px=1000))
     assert (clip.width_px, clip.height_px) == (562, 1000)
 
 
 def test_clips_come_in_order_of_start_then_track() -> None:
     tracks = [track(5, 9, 1), track(0, 4, 2), track(0, 4, 0)]
-    found = [(clip.start_s, clip.track) for clip, _ in candidates(video(), tracks, [], ClipConfig())]
+    found = [(clip.start_s, clip.track) for clip, _ in candidates(video(ID), tracks, [], ClipConfig())]
     assert found == [(0, 0), (0, 2), (5, 1)]
 
 
@@ -60,7 +56,7 @@ def test_parts_cover_the_span_and_none_is_too_long(length_s: float) -> None:
     parts = split_span(0.0, length_s, speech, 20.0)
     assert parts[0][0] == 0.0
     assert parts[-1][1] == length_s
-    assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     assert all(0 < end - start <= 20.0 + 1e-9 for start, end in parts)
     assert len(parts) == np.ceil(length_s / 20.0)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +27,13 @@ import pytest
 from examples.talking_heads import varied_take
 from examples.talking_heads import write as write_head
 from pipeline import cli
-from pipeline.intake import take_in
-from schemas.records import Source
+from pipeline.intake import find_inputs, take_in
+from pipeline.store import Store
+from schemas.errors import CommandError
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 Row = dict[str, Any]
+Run = tuple[Path, subprocess.CompletedProcess[str]]
 
 TALKFORGE = Path(sys.executable).with_name("talkforge")
 CONFIG = Path(__file__).parents[2] / "configs" / "offline.yaml"
@@ -51,10 +58,7 @@ FATES: dict[str, tuple[str, Callable[[str], str]]] = {
     TALK: ("measured", exactly("")),
     "talk again.mp4": ("duplicate", lambda uri: f"same content as {Path(uri).with_name(TALK)}"),
     "talk cut short.mp4": ("measured", exactly("")),
-    "talk without its index.mp4": (
-        "failed",
-        no_video("expected a video file, found data in no known media format"),
-    ),
+    "talk without its index.mp4": ("failed", NO_FORMAT),
     "empty.mp4": ("failed", no_video("expected a video file, found an empty file (0 bytes)")),
     "text.mp4": ("failed", NO_FORMAT),
     "noise.mkv": ("failed", NO_FORMAT),
@@ -63,14 +67,15 @@ FATES: dict[str, tuple[str, Callable[[str], str]]] = {
     "no pictures.mkv": ("failed", no_video("expected pictures, found none that can be decoded")),
     "absurd.mkv": (
         "failed",
-        no_video(
-            "expected a picture size of at most 141557760 pixels, found none, or one larger than that"
-        ),
+        no_video("expected a picture size of at most 141557760 pixels, found none, or one larger than that"),
     ),
     "pipe.mp4": ("failed", no_video("expected a regular file, found a named pipe")),
     "dangling.mp4": ("failed", no_video("expected a readable file, found no such file or directory")),
     "loop.mp4": ("failed", no_video("expected a readable file, found too many levels of symbolic links")),
-    NOT_UTF8: ("failed", exactly("MediaError: the name is not UTF-8 and cannot be recorded; rename the file")),
+    NOT_UTF8: (
+        "failed",
+        exactly("MediaError: the name is not UTF-8 and cannot be recorded; rename the file"),
+    ),
     "no sound.mp4": ("no_candidates", exactly("no_audio")),
     "nobody.dots.in.name.mp4": ("no_candidates", exactly("no_face")),
     "one picture.mp4": ("no_candidates", exactly("no_face")),
@@ -82,8 +87,10 @@ def fill(folder: Path) -> None:
     write_head(folder / TALK, varied_take(3, size_px=256, duration_s=4))
     whole = (folder / TALK).read_bytes()
     shutil.copyfile(folder / TALK, folder / "talk again.mp4")
-    _cut_short(folder / TALK, folder / "talk cut short.mp4")
-    (folder / "talk without its index.mp4").write_bytes(whole[: whole.index(b"moov") - 4][:20_000])
+    (folder / "talk cut short.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    index = whole.index(b"moov") - 4
+    end = index + int.from_bytes(whole[index : index + 4], "big")
+    (folder / "talk without its index.mp4").write_bytes(whole[:index] + whole[end:])
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("This is a text that calls itself a video.\n" * 100)
     (folder / "noise.mkv").write_bytes(np.random.default_rng(0).bytes(50_000))
@@ -100,24 +107,6 @@ def fill(folder: Path) -> None:
     write_media(folder / "one picture.mp4", Pictures(steady(1)), SECOND)
     (folder / "a folder.mp4").mkdir()
     (folder / "notes.md").write_text("no video, and it does not say so")
-
-
-def _cut_short(whole: Path, out: Path) -> None:
-    """The file with its index in front, but only six tenths of its pictures and sound."""
-    with tempfile.TemporaryDirectory() as folder:
-        front = Path(folder) / "front.mp4"
-        import av
-
-        with av.open(str(whole)) as old, av.open(
-            str(front), "w", container_options={"movflags": "faststart"}
-        ) as new:
-            streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
-            for packet in old.demux():
-                if packet.dts is not None:
-                    packet.stream = streams[packet.stream]
-                    new.mux(packet)
-        data = front.read_bytes()
-        out.write_bytes(data[: len(data) * 6 // 10])
 
 
 def _absurd(path: Path) -> None:
@@ -143,15 +132,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(
-    videos: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The one run over all of them, through Ray; the videos must be as they were."""
     out = tmp_path_factory.mktemp("out") / "data set"
     before = state(videos)
     done = subprocess.run(
         [TALKFORGE, "curate", videos, "--out", out, "--executor", "ray", *SMALL],
-        capture_output=True, text=True, errors="replace", timeout=200, check=False,
+        capture_output=True, text=True, errors="replace", timeout=400, check=False,
     )  # fmt: skip
     assert state(videos) == before
     return out, done
@@ -161,17 +148,17 @@ def rows(dataset: Path, name: str) -> list[Row]:
     return pq.read_table(dataset / f"{name}.parquet").to_pylist()
 
 
-def test_a_run_with_failures_is_a_finished_run(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_run_with_failures_is_a_finished_run(run: Run) -> None:
     _, done = run
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert "18 inputs" in done.stdout
+    # Progress, and nothing of what Ray and the models have to say.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("parts ")] == []
+    assert done.stdout.startswith(f"{len(FATES)} inputs")
     assert "1 duplicate, 12 failed, 2 measured, 3 no candidates" in done.stdout
 
 
-def test_every_input_is_a_row_with_its_reason(
-    videos: Path, run: tuple[Path, subprocess.CompletedProcess[str]]
-) -> None:
+def test_every_input_is_a_row_with_its_reason(videos: Path, run: Run) -> None:
     found = {row["uri"]: (row["status"], row["reason"]) for row in rows(run[0], "sources")}
     wanted = {}
     for name, (status, reason) in FATES.items():
@@ -180,7 +167,7 @@ def test_every_input_is_a_row_with_its_reason(
     assert found == wanted
 
 
-def test_every_failed_input_is_a_failure(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_every_failed_input_is_a_failure(run: Run) -> None:
     failed = [row for row in rows(run[0], "sources") if row["status"] == "failed"]
     failures = rows(run[0], "failures")
     assert [row["uri"] for row in failures] == [row["uri"] for row in failed]
@@ -188,7 +175,7 @@ def test_every_failed_input_is_a_failure(run: tuple[Path, subprocess.CompletedPr
     assert [f"{row['error']}: {row['message']}" for row in failures] == [row["reason"] for row in failed]
 
 
-def test_no_clip_is_lost(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_no_clip_is_lost(run: Run) -> None:
     clips = rows(run[0], "ledger")
     counts = Counter(Path(row["uri"]).name for row in clips)
     assert counts == {TALK: 1, "talk cut short.mp4": 1}
@@ -199,16 +186,201 @@ def test_no_clip_is_lost(run: tuple[Path, subprocess.CompletedProcess[str]]) -> 
     assert fates == {TALK: (True, [], None), "talk cut short.mp4": (False, ["too_short"], None)}
 
 
-def test_what_came_of_it_is_sound(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    done = command("verify", run[0])
-    assert (done.code, done.stderr) == (0, "")
+def test_what_came_of_it_is_sound(run: Run) -> None:
+    ended = main("verify", run[0])
+    assert (ended.code, ended.stderr) == (0, "")
+
+
+def test_a_run_that_is_interrupted_goes_on(videos: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "data set"
+    command = [TALKFORGE, "curate", videos, "--out", out, *SMALL]
+    ours = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline_s = time.monotonic() + 100
+    while not (out / "plan.parquet").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    os.killpg(ours.pid, signal.SIGINT)  # as a terminal does it
+    stdout, stderr = ours.communicate(timeout=90)
+    assert (ours.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in stderr
+    assert alive(ours.pid) == []
+    assert not (out / "ledger.parquet").exists()
+    assert main(*command[1:], "--executor", "inline").code == 0
+    assert results(out) == results(run[0])
+
+
+def alive(session: int) -> list[str]:
+    """Command lines of the processes that a session has left running."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if os.getsid(int(entry.name)) == session and " Z " not in (entry / "stat").read_text():
+                found.append((entry / "cmdline").read_bytes().decode())
+    return found
+
+
+def results(dataset: Path) -> dict[str, str]:
+    """sha256 of what must not depend on how the work was done."""
+    return {
+        str(path.relative_to(dataset)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.rglob("*"))
+        if path.is_file() and path.name not in ("part.json", ".lock")
+    }
 
 
 # ------------------------------------------------------------------------ bad commands
 
 
+@dataclass(frozen=True)
 class Ended:
-    """Exit code and output of a command that ran in this process."""
+    """Exit code and output of a command."""
 
-    def __init__(self, code: int, stdout: str, stderr: str) -> None:
-        self.code, self.stdout, self.stderr = code, stdout, stderr
+    code: int
+    stdout: str
+    stderr: str
+
+
+def main(*arguments: object) -> Ended:
+    """The command line, in this process."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", ["talkforge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return Ended(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with one tiny video, a regular file and a folder without videos."""
+    write_media(tmp_path / "a.mp4", Pictures(steady(5)))
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    (tmp_path / "colour.yaml").write_text("thresholds:\n  colour: red\n")
+    (tmp_path / "odd.yaml").write_text("- a\n- b\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    (tmp_path / "number.csv").write_text("uri,colour\na.mp4,red\n")
+    return tmp_path
+
+
+BAD_COMMANDS = {
+    "curate none.mp4 --out out": "no such file, folder or list: 'none.mp4'",
+    "curate none*.mp4 --out out": "nothing matches 'none*.mp4'",
+    "curate empty --out out": "no videos in folder 'empty'",
+    "curate number.csv --out out": "expected the columns uri and, if you like",
+    "curate a.mp4 --out file/out": "cannot be written to",
+    "curate a.mp4 --out file": "cannot be written to",
+    "curate a.mp4 --out /proc/out": "cannot be written to",
+    "curate a.mp4 --out full": "not empty, and no data set (dataset.json is missing)",
+    "curate a.mp4 --out out --config none.yaml": "config none.yaml: ",
+    "curate a.mp4 --out out --config odd.yaml": "expected sections, found list",
+    "curate a.mp4 --out out --config broken.yaml": "config broken.yaml: while parsing",
+    "curate a.mp4 --out out --config colour.yaml": "colour.yaml: thresholds.colour: Extra inputs",
+    "curate a.mp4 --out out --set fps": "--set fps: expected section.key=value",
+    "curate a.mp4 --out out --set clip.fps=fast": "measure.clip.fps: ",
+    "curate a.mp4 --out out --set clip.fps=1000": "less than or equal to 60, found 1000",
+    "curate a.mp4 --out out --set clip.colour=red": "measure.clip.colour: Extra inputs",
+    "curate a.mp4 --out out --executor slurm": "--executor slurm: expected ray or inline",
+    "curate a.mp4 --out out --executor inline --address auto": "--address: goes with --executor ray",
+    "curate a.mp4 --out out --limit 0": "Invalid value for '--limit'",
+    "curate a.mp4 --out out --colour red": "No such option: --colour",
+    "curate a.mp4": "Missing option '--out'",
+    "curate": "Missing argument 'INPUT...'",
+    "paint": "No such command 'paint'",
+    "status full": "no data set here (dataset.json is missing)",
+    "select full": "no data set here (dataset.json is missing)",
+    "shard full": "no data set here (dataset.json is missing)",
+    "report full": "no data set here (dataset.json is missing)",
+    "verify full": "no data set here (dataset.json is missing)",
+    "inspect full x --out x.mp4": "no data set here (dataset.json is missing)",
+    "status none": "no data set here (dataset.json is missing)",
+    "verify none": "no data set here (dataset.json is missing)",
+}
+
+
+@pytest.mark.parametrize("line", BAD_COMMANDS)
+def test_a_bad_command_is_one_line_and_exit_2(
+    place: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(place)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    ended = main(*line.split())
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1 and ended.stderr.startswith("talkforge: ")
+    assert BAD_COMMANDS[line] in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--set", "clip.fps=23"], "another configuration: clip.fps: 25.0 -> 23.0. Use that"),
+        (["--set", "thresholds.min_face_px=200"], "other thresholds: min_face_px: 64.0 -> 200.0. Change"),
+        (["--set", "shards.crf=30"], "other thresholds: crf: 18 -> 30. Change"),
+    ],
+)
+def test_another_configuration_is_refused_and_named(
+    videos: Path, run: Run, settings: list[str], message: str
+) -> None:
+    before = state(run[0])
+    ended = main("curate", videos, "--out", run[0], "--executor", "inline", *SMALL, *settings)
+    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
+    assert message in ended.stderr
+    assert state(run[0]) == before
+
+
+def test_a_clip_that_is_not_there_cannot_be_inspected(run: Run, tmp_path: Path) -> None:
+    ended = main("inspect", run[0], "nobody", "--out", tmp_path / "x.mp4")
+    assert (ended.code, ended.stderr.count("\n")) == (2, 1)
+    assert "no clip 'nobody'; ledger.parquet lists them" in ended.stderr
+    assert not (tmp_path / "x.mp4").exists()
+
+
+# ------------------------------------------------------------------------- permissions
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Whoever runs this, the superuser may read everything: be nobody for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def locked() -> Iterator[Path]:
+    """A folder that everybody may enter, with a file and a folder that nobody may read."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_media(folder / "secret.mp4", Pictures(steady(5))).chmod(0)
+        (folder / "attic").mkdir()
+        write_media(folder / "attic" / "b.mp4", Pictures(steady(5)))
+        (folder / "attic").chmod(0)
+        yield folder
+        (folder / "attic").chmod(0o755)
+
+
+def test_what_may_not_be_read_is_a_row_and_not_forgotten(locked: Path) -> None:
+    with somebody_else():
+        rows = {Path(row.source.uri).name: row for row in map(take_in, find_inputs([str(locked)]))}
+    assert {name: row.status for name, row in rows.items()} == {"secret.mp4": "failed", "attic": "failed"}
+    failures = {name: row.failure.message for name, row in rows.items() if row.failure}
+    assert failures["secret.mp4"].endswith("expected a readable file, found permission denied")
+    assert failures["attic"].endswith("expected a regular file, found a folder")
+
+
+def test_a_data_set_that_may_not_be_written(locked: Path) -> None:
+    (locked / "sealed").mkdir(mode=0o555)
+    with somebody_else(), pytest.raises(CommandError, match=r"cannot be written to .*Permission denied"):
+        Store(str(locked / "sealed" / "set")).check_writable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,10 @@ def digest(folder: Path, *patterns: str) -> dict[str, str]:
     }
 
 
-RESULTS = ("shards/*", "ledger.parquet", "sources.parquet", "failures.parquet", "dataset.json", "parts/*/*.npz",
-           "parts/*/*.parquet", "report/*")  # fmt: skip
+RESULTS = (
+    *("shards/*", "ledger.parquet", "sources.parquet", "failures.parquet", "dataset.json"),
+    *("parts/*/*.npz", "parts/*/*.parquet", "report/*"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,40 +157,42 @@ def test_the_same_command_again_changes_nothing(videos: Path, dataset: Path) -> 
     assert digest(dataset, "**/*") == before
 
 
-def test_killed_drivers_and_workers_leave_no_trace(videos: Path, dataset: Path, tmp_path: Path) -> None:
-    out, chance = tmp_path / "set", random.Random(5)
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_kill_at_any_moment_leaves_no_trace(
+    victim: str, videos: Path, dataset: Path, tmp_path: Path
+) -> None:
+    out, chance = tmp_path / "set", random.Random(victim)
     command = [str(TALKFORGE), "curate", str(videos), "--out", str(out), *SMALL_PARTS]
-    for victim in ("driver", "worker"):
-        driver = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline_s = time.monotonic() + 120
-        while not list(out.glob("parts/*/*.npz")) and driver.poll() is None and time.monotonic() < deadline_s:
-            time.sleep(0.1)
-        time.sleep(chance.uniform(0, 3))
-        if victim == "driver":
-            os.killpg(driver.pid, signal.SIGKILL)
-        else:
-            for pid in _workers_of(driver.pid):
-                os.kill(pid, signal.SIGKILL)
-                break
-        code = driver.wait(timeout=400)
-        assert code == (-signal.SIGKILL if victim == "driver" else 0)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: bool(measuring(driver.pid)))
+    time.sleep(chance.uniform(0, 8))
+    wait_for(lambda: bool(measuring(driver.pid)) or driver.poll() is not None)
+    os.kill(driver.pid if victim == "driver" else measuring(driver.pid)[0], signal.SIGKILL)
+    assert driver.wait(timeout=400) == (-signal.SIGKILL if victim == "driver" else 0)
     done = run(*command[1:])
     assert done.returncode == 0, done.stderr
     assert digest(out, *RESULTS) == digest(dataset, *RESULTS)
 
 
-def _workers_of(session: int) -> list[int]:
-    """Ray's busy worker processes of the session."""
-    found = []
+def wait_for(happened: Callable[[], bool], timeout_s: float = 180) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline_s, "nothing happened"
+        time.sleep(0.05)
+
+
+def measuring(driver: int) -> list[int]:
+    """Process ids of Ray workers below the driver that are measuring a part."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
-                group = os.getsid(int(entry.name))
-            except (OSError, UnicodeDecodeError):
-                continue
-            if group == session and title.startswith("ray::measure"):
-                found.append(int(entry.name))
-    return found
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
+
+    def below(pid: int) -> bool:
+        return pid == driver or (pid in parents and below(parents[pid]))
+
+    return sorted(pid for pid, title in titles.items() if title.startswith("ray::measure") and below(pid))

@@ -13,7 +13,8 @@ from pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
 from pipeline.parts import Part, Window
 from pipeline.results import PartResult, TracedClip
 from pipeline.store import Store
-from schemas.records import Clip, ClipMeasures, Face, Sync, Video, clip_id
+from schemas.records import Clip, ClipMeasures, Face, Sync, clip_id
+from tests.records import video
 
 FRAMES = 750
 
@@ -25,14 +26,9 @@ def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, Tra
         size=(sync.NUM_BANDS, sync.NUM_MEASURES)
     )
     mouth = (mixed + rng.normal(size=mixed.shape)).astype(np.float32)
-    video = Video(
-        video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"{number}.mp4", num_bytes=1, container="mp4",
-        video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
-        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
-        start_s=0.0, end_s=30.0, audio_start_s=0.0,
-    )  # fmt: skip
+    of = video(number, seconds=30.0)
     clip = Clip(
-        clip_id=clip_id(video.video_id, 0, 30, 0), video_id=video.video_id, uri=video.uri, scene=0, track=0,
+        clip_id=clip_id(of.video_id, 0, 30, 0), video_id=of.video_id, uri=of.uri, scene=0, track=0,
         start_s=0.0, end_s=30.0, fps=25.0, num_frames=FRAMES, width_px=64, height_px=64,
     )  # fmt: skip
     shipped = Sync(
@@ -40,7 +36,7 @@ def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, Tra
     )
     face = Face(source_fps=25.0, face_px=200.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
     measures = ClipMeasures(clip=clip, stopped_by=None, face=face, sync=shipped)
-    window = Window(video=video, start_s=0.0, end_s=30.0)
+    window = Window(video=of, start_s=0.0, end_s=30.0)
     return window, TracedClip(measures, b"", features={"mouth": mouth, "bands": bands})
 
 

@@ -12,7 +12,8 @@ from pipeline.intake import Intake
 from pipeline.store import Store
 from schemas.config import Config, apply_settings
 from schemas.errors import CommandError, DatasetError
-from schemas.records import Source, Video
+from schemas.records import Source
+from tests.records import video
 
 MODEL = ModelUse(name="m", needed_by="scan", sha256="0" * 64, licence="MIT", commercial_use=True)
 
@@ -25,14 +26,8 @@ def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Da
     return describe(apply_settings({}, settings), models, ["nose"])
 
 
-def intake(uri: str, content: int, seconds: float = 100.0) -> Intake:
-    video = Video(
-        video_id=f"{content:012x}", sha256=f"{content:064x}", uri=uri, num_bytes=1, container="mp4",
-        video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
-        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
-        start_s=0.0, end_s=seconds,
-    )  # fmt: skip
-    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video)
+def intake(uri: str, content: int) -> Intake:
+    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, uri=uri))
 
 
 def test_a_new_data_set_is_described_and_can_be_opened_again(tmp_path: Path) -> None:

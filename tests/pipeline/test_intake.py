@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.intake import Intake, find_inputs, mark_duplicates, stamp_of, take_in
 from schemas.errors import CommandError
-from schemas.records import Source, Video
+from schemas.records import Source
+from tests.records import video
 
 
 def names(inputs: list[str], limit: int | None = None) -> list[str]:
@@ -148,14 +149,8 @@ def test_a_name_that_is_not_utf8_is_a_failed_row(tmp_path: Path) -> None:
     assert row.failure.message == "the name is not UTF-8 and cannot be recorded; rename the file"
 
 
-def intake(uri: str, content: int, status: str = "planned") -> Intake:
-    video = Video(
-        video_id=f"{content:012x}", sha256=f"{content:064x}", uri=uri, num_bytes=1, container="mp4",
-        video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
-        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
-        start_s=0.0, end_s=1.0,
-    )  # fmt: skip
-    return Intake.model_validate({"source": Source(uri=uri), "stamp": "1", "status": status, "video": video})
+def intake(uri: str, content: int) -> Intake:
+    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, uri=uri))
 
 
 def test_of_equal_files_the_first_by_name_is_measured() -> None:

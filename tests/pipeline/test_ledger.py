@@ -31,18 +31,9 @@ from schemas.records import (
     Source,
     Speech,
     Sync,
-    Video,
     clip_id,
 )
-
-
-def video(number: int) -> Video:
-    return Video(
-        video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"{number}.mp4", num_bytes=1, container="mp4",
-        licence="CC0", video_codec="h264", pixel_format="yuv420p", width_px=64, height_px=64, coded_width_px=64,
-        coded_height_px=64, rotation_deg=0, sample_aspect_ratio=1.0, fps=25.0, fps_nominal=25.0,
-        start_s=0.0, end_s=60.0, audio_start_s=0.0,
-    )  # fmt: skip
+from tests.records import video
 
 
 def planned(number: int) -> Intake:

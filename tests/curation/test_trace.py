@@ -1,0 +1,145 @@
+"""Clips that share footage share one decode, and are measured as if each were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curation import media, models, trace
+from curation.landmarks import FaceLandmarker
+from curation.probe import content_hash, probe
+from examples.talking_heads import side_by_side, varied_take, write
+from schemas.arrays import FaceTrack
+from schemas.config import MeasureConfig
+from schemas.errors import MediaError
+from schemas.records import Clip, Source, Video, clip_id
+from schemas.units import frames_from_seconds
+
+Pairs = list[trace.Pair]
+
+CONFIG = MeasureConfig.model_validate({"motion": {"pose": False}})
+
+
+def clip_of(number: int, start_s: float, end_s: float) -> Clip:
+    return Clip(
+        clip_id=clip_id("0123456789ab", start_s, end_s, number), video_id="0123456789ab", uri="a.mp4",
+        scene=0, track=number, start_s=start_s, end_s=end_s, fps=25.0,
+        num_frames=frames_from_seconds(end_s - start_s, 25.0), width_px=512, height_px=256,
+    )  # fmt: skip
+
+
+def track_of(number: int, box: np.ndarray) -> FaceTrack:
+    return FaceTrack(
+        scene=0, track=number, start_s=0.0, end_s=2.0, times_s=np.array([0.0, 2.0]),
+        boxes=np.stack([box, box]).astype(np.float32), scores=np.ones(2, np.float32), detector="truth",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, Pairs]:
+    """Two heads side by side; a clip of the left one, and a later one of the right one."""
+    path = tmp_path_factory.mktemp("trace") / "two.mp4"
+    take = side_by_side(varied_take(3, duration_s=2), varied_take(5, duration_s=2))
+    write(path, take)
+    boxes = [np.median(face.box, axis=0) for face in take.faces]
+    clips = [clip_of(0, 0.0, 1.2), clip_of(1, 0.48, 1.6)]
+    video = probe(path, Source(uri=str(path)), content_hash(path))
+    return path, video, [(clip, track_of(i, boxes[i])) for i, clip in enumerate(clips)]
+
+
+@pytest.fixture(scope="module")
+def landmarker() -> FaceLandmarker:
+    return FaceLandmarker(models.weights("face_landmarker"))
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    if hasattr(one, "__dataclass_fields__"):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return bool(one == other)
+
+
+def test_together_is_the_same_as_apart_in_one_decode(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, video, pairs = film
+    apart = [trace.trace(path, video, [pair], landmarker, None, CONFIG) for pair in pairs]
+    decoded: list[tuple[float, float]] = []
+
+    def counted(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Picture]:
+        decoded.append((start_s, end_s))
+        return media.pictures(path, video, start_s, end_s)
+
+    monkeypatch.setattr(trace, "pictures", counted)
+    together = trace.trace(path, video, pairs, landmarker, None, CONFIG)
+    assert decoded == [(0.0, 1.6)]
+    assert list(together) == [clip.clip_id for clip, _ in pairs]
+    for (clip, _), alone in zip(pairs, apart, strict=True):
+        found = together[clip.clip_id]
+        assert isinstance(found, trace.Trace)
+        assert same(found, alone[clip.clip_id])
+        assert len(found.landmarks.points) == clip.num_frames
+        assert found.landmarks.seen.all()
+        assert (found.lips.valid == 2).all()
+        assert found.crops.shape == (trace.NUM_CROPS, 112, 112, 3)
+        assert found.thumbnail[:3] == b"\xff\xd8\xff"
+    left, right = (together[clip.clip_id] for clip, _ in pairs)
+    assert isinstance(left, trace.Trace) and isinstance(right, trace.Trace)
+    assert np.nanmax(left.landmarks.points[..., 0]) < 256 < np.nanmin(right.landmarks.points[..., 0])
+
+
+def test_an_error_stands_for_the_clips_it_hit(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, video, pairs = film
+    later = (clip_of(0, 1.6, 2.0), pairs[0][1])
+
+    def broken(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Picture]:
+        if start_s < 1:
+            raise MediaError("damaged")
+        return media.pictures(path, video, start_s, end_s)
+
+    monkeypatch.setattr(trace, "pictures", broken)
+    found = trace.trace(path, video, [*pairs, later], landmarker, None, CONFIG)
+    kinds = {key: str(value) if isinstance(value, Exception) else type(value) for key, value in found.items()}
+    assert kinds == {
+        pairs[0][0].clip_id: "damaged",
+        pairs[1][0].clip_id: "damaged",
+        later[0].clip_id: trace.Trace,
+    }
+
+
+def test_pictures_that_end_early_leave_frames_unseen(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+) -> None:
+    path, video, pairs = film
+    beyond = clip_of(0, 1.6, 2.4)
+    traced = trace.trace(path, video, [(beyond, pairs[0][1])], landmarker, None, CONFIG)[beyond.clip_id]
+    assert isinstance(traced, trace.Trace)
+    assert traced.landmarks.seen.tolist() == [True] * 10 + [False] * 10
+    assert traced.lips.valid[10:].tolist() == [0] * 10
+
+
+@pytest.mark.parametrize(
+    ("spans", "groups"),
+    [
+        ([], []),
+        ([(0, 2)], [[0]]),
+        ([(0, 2), (2, 4)], [[0], [1]]),
+        ([(0, 2), (1, 4), (3, 5)], [[0, 1, 2]]),
+        ([(0, 5), (1, 2), (4, 6), (6, 7)], [[0, 1, 2], [3]]),
+        ([(0, 1), (0, 1), (1.5, 2)], [[0, 1], [2]]),
+    ],
+)
+def test_clips_are_grouped_by_the_footage_they_share(
+    spans: list[tuple[float, float]], groups: list[list[int]]
+) -> None:
+    box = np.array([0, 0, 10, 10], np.float32)
+    pairs = [(clip_of(i, start_s, end_s), track_of(i, box)) for i, (start_s, end_s) in enumerate(spans)]
+    assert [[clip.track for clip, _ in group] for group in trace.overlapping(pairs)] == groups

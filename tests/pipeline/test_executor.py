@@ -1,0 +1,385 @@
+"""Both executors: what is in flight, what dies, what hangs, what is left to do.
+
+Faults are functions of this file that stand in for stages; Ray takes them along by value.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from curation.probe import content_hash, probe
+from pipeline import curate, stages
+from pipeline.executor import (
+    InlineExecutor,
+    RayExecutor,
+    is_committed,
+    make_executor,
+    outstanding,
+    uninterrupted,
+)
+from pipeline.intake import Intake
+from pipeline.ledger import committed_parts, read_committed
+from pipeline.parts import Part, Window
+from pipeline.store import Store
+from schemas.config import Config, MeasureConfig
+from schemas.errors import RunError
+from schemas.records import Source, Video
+from tests.media_files import Pictures, steady, write_media
+
+CONFIG = Config.model_validate({"run": {"workers": 2}})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayExecutor]:
+    """One Ray with two workers for all tests here."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    executor = RayExecutor(CONFIG)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Video]:
+    """Four silent videos: nothing needs to be measured of them."""
+    folder = tmp_path_factory.mktemp("videos")
+    paths = [write_media(folder / f"{n}.mp4", Pictures(steady(5), first_number=9 * n)) for n in range(4)]
+    return [probe(path, Source(uri=str(path)), content_hash(path)) for path in paths]
+
+
+def part_of(name: str, videos: Sequence[Video]) -> Part:
+    return Part(name=name, windows=tuple(Window(video=v, start_s=v.start_s, end_s=v.end_s) for v in videos))
+
+
+def results(store: Store) -> dict[str, bytes]:
+    return {name: store.read(name) for name in store.list() if not name.endswith("part.json")}
+
+
+# ----------------------------------------------------------------------------- faults
+
+
+def die(_: Window) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(_: Window) -> None:
+    time.sleep(600)
+
+
+def die_once(mark: str, _: Window) -> None:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disk_full(_: Window) -> None:
+    raise RunError("cannot write x: No space left on device")
+
+
+Fault = Callable[[Window], None]
+
+
+def faulty(bad: str, fault: Fault) -> Callable[[Part, MeasureConfig, Store], Any]:
+    """`stages.measure`, with a fault in the window of one video."""
+
+    def measure(part: Part, config: MeasureConfig, store: Store) -> Any:
+        for window in part.windows:
+            if window.video.video_id == bad:
+                fault(window)
+        from pipeline import stages
+
+        return stages.measure(part, config, store)
+
+    return measure
+
+
+def _measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+    return part
+
+
+def _embed(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+    return part
+
+
+def _commit(part: Part, store: Store) -> float:
+    store.write(f"parts/{part.name}/part.json", b"{}")
+    return part.duration_s
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages without models, so that a fresh worker is ready in a second or two."""
+    for name, stage in (("measure", _measure), ("embed", _embed), ("commit", _commit)):
+        monkeypatch.setattr(stages, name, stage)
+
+
+# -------------------------------------------------------------------- deaths and delays
+
+
+def test_a_window_that_kills_its_worker_fails_alone(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, bad = Store(str(tmp_path)), videos[2]
+    monkeypatch.setattr(stages, "measure", faulty(bad.video_id, die))
+    done = list(cluster.run([part_of("000000", videos)], CONFIG, store))
+    whole = part_of("000000", videos)
+    assert {item.part.name for item in done} == named(whole, "0", "10", "11")
+    found = read_committed(store)
+    assert sorted(outcome.video_id for outcome in found.outcomes) == sorted(
+        video.video_id for video in videos if video is not bad
+    )
+    (failure,) = found.failures
+    assert (failure.stage, failure.video_id, failure.uri) == ("measure", bad.video_id, bad.uri)
+    assert failure.key == f"{bad.video_id} [0.0, 0.2) s"
+    assert failure.error == "RunError"
+    assert failure.message.startswith("the worker died (")
+    assert outstanding(part_of("000000", videos), store) == []
+
+
+@pytest.mark.usefixtures("light")
+def test_a_window_that_hangs_fails_alone_at_its_deadline(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, bad = Store(str(tmp_path)), videos[0]
+
+    def measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+        if any(window.video.video_id == bad.video_id for window in part.windows):
+            time.sleep(600)
+        return part
+
+    monkeypatch.setattr(stages, "measure", measure)
+    monkeypatch.setattr(stages, "give_up", give_up := Recorder())
+    config = Config.model_validate({"run": {"workers": 2, "deadline_min_s": 6, "deadline_factor": 0.001}})
+    begin_s = time.monotonic()
+    first, second = part_of("000000", videos[:2]), part_of("000001", videos[2:])
+    done = list(cluster.run([first, second], config, store))
+    assert {item.part.name for item in done} == named(first, "0", "1") | {"000001"}
+    assert set(committed_parts(store)) == named(first, "1") | {"000001"}
+    ((part, error, _),) = give_up.calls
+    assert part.windows == part_of("", [bad]).windows
+    assert isinstance(error, TimeoutError)
+    assert str(error) == "cancelled at its deadline of 6 s"
+    assert 12 <= time.monotonic() - begin_s < 40  # the part, and then the window; no third try
+
+
+class Recorder:
+    """Stands in for a function; keeps the arguments of every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        self.calls.append(arguments)
+
+
+def test_a_worker_that_is_killed_once_leaves_no_trace(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm, killed = Store(str(tmp_path / "calm")), Store(str(tmp_path / "killed"))
+    parts = [part_of("000000", videos[:2]), part_of("000001", videos[2:])]
+    names = [item.part.name for item in InlineExecutor().run(parts, CONFIG, calm)]
+    assert names == ["000000", "000001"]
+    mark = tmp_path / "mark"
+    once = functools.partial(die_once, str(mark))
+    monkeypatch.setattr(stages, "measure", faulty(videos[1].video_id, once))
+    done = list(cluster.run(parts, CONFIG, killed))
+    assert mark.exists()
+    assert sorted(item.part.name for item in done) == names
+    assert results(killed) == results(calm)
+
+
+def test_what_concerns_the_whole_run_ends_it(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "measure", faulty(videos[0].video_id, disk_full))
+    for executor in (cluster, InlineExecutor()):
+        store = Store(str(tmp_path / type(executor).__name__))
+        with pytest.raises(RunError, match=r"^cannot write x: No space left on device$"):
+            list(executor.run([part_of("000000", videos)], CONFIG, store))
+        assert committed_parts(store) == []
+
+
+def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
+    cluster: RayExecutor, tmp_path: Path
+) -> None:
+    def call(mark: Path) -> None:
+        with mark.open("a") as file:
+            file.write("x")
+        os._exit(1)
+
+    with pytest.raises(RunError, match="the worker died"):
+        list(cluster.map(call, [(tmp_path / "mark",)]))
+    assert (tmp_path / "mark").read_text() == "xx"
+
+
+def test_an_input_that_kills_its_worker_is_a_failed_row(
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_in(source: Source) -> Intake:
+        if source.uri.endswith("bad.mp4"):
+            os._exit(1)
+        return Intake(source=source, stamp="1", status="planned")
+
+    monkeypatch.setattr("pipeline.executor.take_in", take_in)
+    sources = [Source(uri=str(tmp_path / name)) for name in ("a.mp4", "bad.mp4", "c.mp4")]
+    rows = {Path(row.source.uri).name: row for row in cluster.intake(sources)}
+    assert {name: row.status for name, row in rows.items()} == {
+        "a.mp4": "planned",
+        "bad.mp4": "failed",
+        "c.mp4": "planned",
+    }
+    failure = rows["bad.mp4"].failure
+    assert failure is not None
+    assert (failure.stage, failure.uri) == ("probe", sources[1].uri)
+    assert failure.message.startswith("the worker died (")
+
+
+# -------------------------------------------------------------------- order and numbers
+
+
+@pytest.mark.usefixtures("light")
+def test_no_more_is_in_flight_than_there_are_workers(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+
+    def measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+        begin_s = time.time()
+        time.sleep(0.2)
+        (log / f"{begin_s:.6f} {time.time():.6f}").touch()
+        return part
+
+    monkeypatch.setattr(stages, "measure", measure)
+    taken: list[str] = []
+    done: list[str] = []
+    ahead: list[int] = []
+
+    def parts() -> Iterator[Part]:
+        for number in range(6):
+            taken.append(f"{number:06d}")
+            yield part_of(taken[-1], videos[:1])
+
+    store = Store(str(tmp_path / "set"))
+    for item in cluster.run(parts(), CONFIG, store):
+        done.append(item.part.name)
+        ahead.append(len(list(log.iterdir())) - len(done))
+    assert sorted(done) == taken
+    spans = [tuple(map(float, path.name.split())) for path in log.iterdir()]
+    assert len(spans) == 6
+    assert max(sum(a <= begin_s < b for a, b in spans) for begin_s, _ in spans) <= 2
+    assert max(ahead) <= 2
+
+
+def test_calls_come_back_in_order_inline_and_all_of_them_from_ray(cluster: RayExecutor) -> None:
+    def slower_first(number: int) -> int:
+        time.sleep(0.3 if number == 0 else 0)
+        return number
+
+    calls = [(number,) for number in range(5)]
+    assert list(InlineExecutor().map(slower_first, calls)) == [0, 1, 2, 3, 4]
+    assert sorted(cluster.map(slower_first, calls)) == [0, 1, 2, 3, 4]
+
+
+def test_executors_have_names() -> None:
+    assert isinstance(make_executor("inline", CONFIG), InlineExecutor)
+
+
+# ------------------------------------------------------------------------- what is left
+
+
+def named(part: Part, *paths: str) -> set[str]:
+    """Names of pieces of a part: "10" is the first half of its second half, "" the part itself."""
+    names = set()
+    for path in paths:
+        piece = part
+        for half in path:
+            piece = piece.halves()[int(half)]
+        names.add(piece.name)
+    return names
+
+
+def commit(store: Store, *names: str) -> None:
+    for name in names:
+        store.write(f"parts/{name}/part.json", b"{}")
+
+
+@pytest.mark.parametrize(
+    ("committed", "left"),
+    [
+        ([], [""]),
+        ([""], []),
+        (["0"], ["1"]),
+        (["1"], ["0"]),
+        (["0", "1"], []),
+        (["10"], ["0", "11"]),
+        (["0", "10", "11"], []),
+        (["00", "11"], ["01", "10"]),
+    ],
+)
+def test_what_is_left_of_a_part_that_was_split(
+    videos: list[Video], tmp_path: Path, committed: list[str], left: list[str]
+) -> None:
+    store, part = Store(str(tmp_path)), part_of("000000", videos)
+    commit(store, "000001", *named(part, *committed))
+    pieces = outstanding(part, store)
+    assert {piece.name for piece in pieces} == named(part, *left)
+    assert len(pieces) == len(left)
+    assert is_committed(part, store) == ("" in committed)
+    if left == [""]:
+        assert pieces == [part]
+
+
+# ------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_an_interrupted_run_lets_go_of_its_executor(
+    videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Interrupted(InlineExecutor):
+        def run(self, *_: object) -> Iterator[Any]:
+            raise KeyboardInterrupt
+            yield
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(curate, "model_uses", lambda _: [])
+    with pytest.raises(KeyboardInterrupt):
+        curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
+    assert closed == [True]
+    # The lock is gone as well: the same command goes on from here.
+    with pytest.raises(KeyboardInterrupt):
+        curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
+
+
+def test_ctrl_c_waits_for_what_must_not_be_left_half_done() -> None:
+    steps: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        steps.append("finished")
+    assert steps == ["finished"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_twice_waits_for_nothing() -> None:
+    steps: list[str] = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        steps.append("finished")
+    assert steps == []

@@ -1,0 +1,33 @@
+"""Records for tests, with every field filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.records import Video
+
+
+def video(number: int, seconds: float = 60.0, **changes: Any) -> Video:
+    """A plain 64x64 video at 25 frames/s with sound, called `<number>.mp4`; its hash is its number."""
+    facts: dict[str, Any] = {
+        "video_id": f"{number:012x}",
+        "sha256": f"{number:064x}",
+        "uri": f"{number}.mp4",
+        "num_bytes": 1,
+        "licence": "CC0",
+        "container": "mp4",
+        "video_codec": "h264",
+        "pixel_format": "yuv420p",
+        "width_px": 64,
+        "height_px": 64,
+        "coded_width_px": 64,
+        "coded_height_px": 64,
+        "rotation_deg": 0,
+        "sample_aspect_ratio": 1.0,
+        "fps": 25.0,
+        "fps_nominal": 25.0,
+        "start_s": 0.0,
+        "end_s": seconds,
+        "audio_start_s": 0.0,
+    }
+    return Video.model_validate(facts | changes)
