@@ -235,10 +235,14 @@ def _source_rows(inputs: pd.DataFrame, clips: pd.DataFrame) -> list[dict[Hashabl
         trouble=inputs["status"].map({"failed": 0, "duplicate": 1, "no_candidates": 2, "measured": 3}),
     )
     table = table.sort_values(["trouble", "kept", "uri"], ascending=[True, False, True]).head(ROWS_SHOWN)
-    return table.to_dict("records")
+    return _records(table)
 
 
 def _failure_rows(failures: pd.DataFrame) -> list[dict[Hashable, Any]]:
     columns = ["stage", "error", "key", "video_id", "uri", "message"]
-    rows = failures.reindex(columns=columns).sort_values(columns).head(ROWS_SHOWN)
-    return rows.to_dict("records")
+    return _records(failures.reindex(columns=columns).sort_values(columns).head(ROWS_SHOWN))
+
+
+def _records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    rows: list[dict[Hashable, Any]] = table.to_dict("records")
+    return rows
