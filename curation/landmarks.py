@@ -20,7 +20,6 @@ import cv2
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
-from scipy.spatial.transform import Rotation
 
 from schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
 from schemas.errors import ModelError
@@ -47,6 +46,11 @@ shrunk by this factor, from where it was when the crop was put."""
 STRAY_SHIFT, STRAY_SCALE = 0.6, 2.0
 """Points whose centre is farther from the track's box than this share of the larger of both
 sizes, or that differ in size by more than this factor, are another face's."""
+
+PATIENCE_FRAMES, RETRY_FRAMES = 5, 3
+"""A face that was not found in this many frames in a row is lost, and from then on is looked for only
+in every third frame: a face turned away costs little, and is found again at most two frames late.
+Source: ours; gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
 
 MOUTH = (61, 291, 0, 17)
 """Corners, upper and lower edge of the lips."""
@@ -120,8 +124,11 @@ def head_angles(matrix: np.ndarray) -> Floats:
     when the head leans clockwise in the picture. Source: MediaPipe's metric space has x to the
     right, y up, z towards the viewer; yaw about y, then pitch about x, then roll about z.
     """
-    yaw, pitch, roll = Rotation.from_matrix(matrix[:3, :3]).as_euler("YXZ", degrees=True)
-    return np.array([yaw, -pitch, -roll], np.float32)
+    side, up = matrix[:3, 2], matrix[1, :3]
+    yaw = np.arctan2(side[0], side[2])
+    pitch = np.arctan2(side[1], np.hypot(side[0], side[2]))
+    roll = -np.arctan2(up[0], up[1])
+    return np.degrees([yaw, pitch, roll]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,7 @@ class LandmarkTracer:
         self._scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         self._crop: _Square | None = None
         self._put: Floats | None = None  # the points' box when the crop was put around it
+        self._missed_frames = 0
         frames = clip.num_frames
         self._points = np.full((frames, NUM_LANDMARKS, 3), np.nan, np.float32)
         self._blendshapes = np.full((frames, NUM_BLENDSHAPES), np.nan, np.float32)
@@ -200,20 +208,32 @@ class LandmarkTracer:
         """Measure one picture, uint8 [clip height, clip width, 3], shown as frame(s) `k`.
 
         Frames come in rising order. Returns the points [478, 3] in clip pixels, or None where
-        the face was not found.
+        the face was not found, or was not looked for because it is lost.
         """
         frames = range(k, k + 1) if isinstance(k, int) else k
         if not frames:
             return None
-        found = self._find(rgb, self.box_at(frames[0]))
+        found = self._find(rgb, self.box_at(frames[0])) if self._is_due(len(frames)) else None
         if found is None:
+            self._missed_frames += len(frames)
             self._crop = self._put = None
             return None
+        self._missed_frames = 0
         self._points[frames.start : frames.stop] = found.points
         self._blendshapes[frames.start : frames.stop] = found.blendshapes
         self._angles_deg[frames.start : frames.stop] = found.angles_deg
         self._follow(_box(found.points))
         return found.points
+
+    @property
+    def lost(self) -> bool:
+        """Whether the face has not been found in the last `PATIENCE_FRAMES` frames."""
+        return self._missed_frames >= PATIENCE_FRAMES
+
+    def _is_due(self, num_frames: int) -> bool:
+        """Whether to look for the face in a picture that is shown in the next `num_frames`."""
+        lost_frames = self._missed_frames - PATIENCE_FRAMES + 1
+        return not self.lost or any((lost_frames + i) % RETRY_FRAMES == 0 for i in range(num_frames))
 
     def box_at(self, k: int) -> Floats:
         """Box [4] of the track at frame `k`, in clip pixels."""

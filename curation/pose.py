@@ -151,8 +151,8 @@ class PoseTracer:
         height, width = rgb.shape[:2]
         scale = min(1.0, CAMERA_EDGE_PX / max(height, width))
         size = max(round(width * scale), 1), max(round(height * scale), 1)
-        small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-        grey = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.uint8)
+        whole = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        grey = np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), np.uint8)
         mask = np.full(grey.shape, 255, np.uint8)
         x0, y0, x1, y1 = np.clip(np.round(person * scale), 0, [*size, *size]).astype(int)
         mask[y0:y1, x0:x1] = 0

@@ -81,7 +81,7 @@ class _ClipTracer:
         """Measure one picture, shown in the clip's frames `shown`."""
         points = self.face.push(shown, rgb)
         clip = self.clip
-        if self.body is not None:
+        if self.body is not None and not self.face.lost:  # nobody's body without a face
             self.body.push(shown, rgb, self.face.box_at(shown[0]))
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:

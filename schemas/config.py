@@ -35,7 +35,7 @@ class ClipConfig(Section):
         description="Rate of every clip, frames/s. 23 suits the published FantasyTalking weights.",
     )
     max_s: float = Field(20.0, gt=0, description="Longer spans of a track are split, s.")
-    min_s: float = Field(1.0, gt=0, description="Shorter spans are candidates, but not measured densely, s.")
+    min_s: float = Field(2.0, gt=0, description="Shorter spans are candidates, but not measured densely, s.")
     longest_edge_px: int = Field(
         1024, ge=64, description="Clips are scaled down to this longest edge, never up, px."
     )

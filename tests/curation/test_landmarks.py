@@ -86,6 +86,12 @@ def test_angles_have_the_documented_signs() -> None:
     assert angles("Z", -10) == [0, 0, 10]  # the top of the head (y) goes towards x: clockwise
 
 
+def test_angles_are_those_of_three_turns_in_order() -> None:
+    for matrix in Rotation.random(50, random_state=0).as_matrix():
+        yaw, pitch, roll = Rotation.from_matrix(matrix).as_euler("YXZ", degrees=True)
+        np.testing.assert_allclose(head_angles(1.7 * matrix), (yaw, -pitch, -roll), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "box"),
     [
@@ -250,6 +256,28 @@ def test_a_lost_face_is_found_again_at_the_track() -> None:
     assert tracer.push(1, drawn()) is None
     assert faces.calls == calls + 3  # the crop that followed, and two around the track's box
     assert tracer.push(2, drawn((112, 112, 150, 150))) is not None
+
+
+def test_a_face_that_stays_away_is_looked_for_in_every_third_frame() -> None:
+    tracer, faces = tracer_of((100, 100, 140, 140))
+    looked = []
+    for k in range(13):
+        calls = faces.calls
+        assert tracer.push(k, drawn()) is None
+        assert tracer.lost == (k >= 4)
+        looked += [k] * (faces.calls > calls)
+    assert looked == [0, 1, 2, 3, 4, 7, 10]
+    here = drawn((100, 100, 140, 140))
+    assert tracer.push(13, here) is not None
+    assert not tracer.lost
+    assert tracer.push(14, here) is not None
+
+
+def test_a_picture_shown_often_counts_as_often_towards_a_lost_face() -> None:
+    tracer, faces = tracer_of((100, 100, 140, 140))
+    for shown, calls in ((range(4), 2), (range(4, 6), 4), (range(6, 8), 6), (range(8, 9), 6)):
+        tracer.push(shown, drawn())
+        assert faces.calls == calls
 
 
 def test_a_mouth_outside_of_the_picture_is_not_seen() -> None:
