@@ -88,6 +88,9 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
             differences.
     """
     if not store.exists("dataset.json"):
+        root = store.local_root
+        if root is not None and root.exists() and not root.is_dir():
+            raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
         if store.list():
             raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
         store.check_writable()

@@ -111,7 +111,7 @@ def test_a_window_is_scanned_alone(two_shots: tuple[Path, Video]) -> None:
 
 
 def test_each_track_has_a_picture_from_its_middle(two_shots: tuple[Path, Video]) -> None:
-    result = scan(*two_shots, 0, 10, ScanConfig(sample_s=0.4), Squares())
+    result = scan(*two_shots, 0, 10, ScanConfig(sample_s=0.4, longest_edge_px=640), Squares())
     assert [result.pictures[t.track].time_s for t in result.tracks] == pytest.approx([0.8, 2.4, 2.4])
     first, second = result.pictures[0], result.pictures[2]
     assert first.rgb.shape == (180, 320, 3)
