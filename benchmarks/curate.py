@@ -1,0 +1,278 @@
+"""What curation costs, and how near it is to the least it could cost: `python -m benchmarks.curate [FOLDER]`.
+
+Curates a folder of videos in one process of one thread, as `talkforge curate --executor inline`
+does, and prints the CPU seconds of every stage. Then, in the same process, measures the floor:
+
+    decode    every picture of every readable video, once
+    convert   the pictures of the accepted clips to RGB at the clip's size, once
+    landmark  one call of the face landmarker for each of these pictures
+    encode    the accepted clips, with the settings of the run
+
+No detector, no voice activity, no second look at anything: nobody could curate with less, because
+knowing which clips survive costs something. The ratio of the two is what is worth watching; CPU
+seconds by themselves depend on the machine and on who else is using it.
+
+Importing and loading models is paid once for each process however much footage follows. It is
+measured apart and belongs to neither side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curation import media, models
+from curation.landmarks import CROP_PX, FaceLandmarker
+from curation.pose import PoseTracer
+from examples import demo_videos
+from pipeline import curate, stages
+from pipeline.dataset import load_intake, videos_by_id
+from pipeline.executor import Done, InlineExecutor, worker_environment
+from pipeline.intake import Intake
+from pipeline.ledger import Selection, committed_parts
+from pipeline.parts import Part
+from pipeline.store import Store
+from schemas.arrays import Bytes, Floats
+from schemas.config import Config, ShardConfig, load_config
+from schemas.records import Clip, LedgerRow, Source, Video
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+CONFIG = ROOT / "configs" / "offline.yaml"
+
+FACE_MARGIN = 1.6
+"""Side of the floor's crop around the points that were found, in units of their longer side."""
+
+STAGES = ("intake", "listen", "scan", "trace", "sync", "embed", "store", "cut", "select and report")
+FLOOR = ("decode", "convert", "landmark", "encode")
+
+
+@dataclass
+class Clock:
+    """CPU seconds of this process by name."""
+
+    cpu_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin_s = time.process_time()
+        try:
+            yield
+        finally:
+            self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.process_time() - begin_s
+
+    def each(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, their making clocked and their use not."""
+        while True:
+            with self(name):
+                item = next(items, self)
+            if item is self:
+                return
+            yield item
+
+
+class ClockedExecutor(InlineExecutor):
+    """The inline executor with a clock on what it is asked to do."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
+        yield from self._clock.each("intake", super().intake(sources))
+
+    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
+        yield from self._clock.each("run", super().run(parts, config, store))
+
+    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        yield from self._clock.each("cut", super().map(function, calls))
+
+
+@dataclass(frozen=True)
+class Report:
+    """CPU seconds by stage and of the floor, and what they were spent on."""
+
+    footage_s: float
+    accepted_s: float
+    clips: int
+    accepted: int
+    loading_s: float
+    stages_s: dict[str, float]
+    floor_s: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        return sum(self.stages_s.values()) / sum(self.floor_s.values())
+
+
+def warm_up(config: Config, clock: Clock) -> None:
+    """Load every model, and run each once: the first call sets up its graph."""
+    with clock("loading"):
+        curate.model_uses(config.measure)
+        settings = config.measure.model_dump_json()
+        tools = stages.load_tools(settings)
+        stages.load_encoders(settings)
+        blank = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
+        tools.landmarker.find(blank)
+        tools.detector.detect(blank)
+        if config.measure.motion.pose:
+            clip = Clip(
+                clip_id="blank", video_id="", uri="", scene=0, track=0, start_s=0.0, end_s=0.04, fps=25.0,
+                num_frames=1, width_px=CROP_PX, height_px=CROP_PX,
+            )  # fmt: skip
+            PoseTracer(models.pose_task(), clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
+
+
+def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, float]]:
+    """Curate the folder into `out`; CPU seconds by stage."""
+    clock, store = Clock(), Store(str(out))
+    with clock("all"):
+        selection = curate.curate([str(folder)], store, config, lambda: ClockedExecutor(clock))
+    spent = {name: clock.cpu_s.get(name, 0.0) for name in ("intake", "cut")}
+    for part in committed_parts(store):
+        for stage, cpu_s in json.loads(store.read(f"parts/{part}/part.json"))["cpu_s"].items():
+            spent[stage] = spent.get(stage, 0.0) + cpu_s
+    spent["store"] = clock.cpu_s["run"] - sum(spent.get(s, 0.0) for s in STAGES[1:6])
+    spent["select and report"] = clock.cpu_s["all"] - sum(
+        clock.cpu_s.get(s, 0) for s in ("intake", "run", "cut")
+    )
+    return selection, {stage: spent.get(stage, 0.0) for stage in STAGES}
+
+
+def floor(
+    store: Store, accepted: Sequence[LedgerRow], landmarker: FaceLandmarker, config: ShardConfig
+) -> dict[str, float]:
+    """CPU seconds of the least work that would give the same clips."""
+    clock = Clock()
+    videos = videos_by_id(load_intake(store))
+    for video in videos.values():
+        with clock("decode"):
+            for _ in media.pictures(Path(video.uri), video):
+                pass
+    for row in accepted:
+        path, video = Path(row.uri), videos[row.video_id]
+        stereo = media.read_audio(path, video, row.start_s, row.end_s, 48_000, 2)
+        frames = _landmarked(path, video, row, _points(store, row.clip_id), landmarker, clock)
+        aside_s = sum(clock.cpu_s.get(name, 0.0) for name in ("aside", "convert", "landmark"))
+        with clock("encode"), tempfile.TemporaryDirectory() as scratch:
+            media.encode_mp4(Path(scratch) / "clip.mp4", frames, row.fps, stereo, config.crf, config.preset)
+        # The encoder pulls the frames, so its time holds theirs.
+        clock.cpu_s["encode"] -= sum(clock.cpu_s[name] for name in ("aside", "convert", "landmark")) - aside_s
+    return {name: clock.cpu_s.get(name, 0.0) for name in FLOOR}
+
+
+def _landmarked(
+    path: Path, video: Video, row: LedgerRow, points: Floats, landmarker: FaceLandmarker, clock: Clock
+) -> Iterator[Bytes]:
+    """The clip's frames, each picture converted and landmarked once; other work counts as `aside`."""
+    for picture in clock.each("aside", media.pictures(path, video, row.start_s, row.end_s)):
+        shown = media.frames_shown(picture, row.start_s, row.fps, row.num_frames)
+        if not shown:
+            continue
+        with clock("convert"):
+            rgb = picture.rgb(row.width_px, row.height_px)
+        with clock("aside"):
+            crop = _crop(rgb, points[shown[0]])
+        with clock("landmark"):
+            landmarker.find(crop)
+        for _ in shown:
+            yield rgb
+
+
+def _points(store: Store, clip_id: str) -> Floats:
+    """Landmarks [F, 478, 3] as the run found them."""
+    name = next(name for name in store.list("parts") if name.endswith(f"/{clip_id}.npz"))
+    with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
+        return np.asarray(arrays["landmarks"])
+
+
+def _crop(rgb: Bytes, points: Floats) -> Bytes:
+    """What the landmarker sees: a square around the face, or the picture's middle where there is none."""
+    height, width = rgb.shape[:2]
+    low, high = np.zeros(2), np.array([width, height], float)
+    if np.isfinite(points).all():
+        low, high = points[:, :2].min(0), points[:, :2].max(0)
+    half = FACE_MARGIN * (high - low).max() / 2
+    x, y = (low + high) / 2
+    rows = slice(max(int(y - half), 0), max(int(y + half), 1))
+    columns = slice(max(int(x - half), 0), max(int(x + half), 1))
+    return np.asarray(cv2.resize(rgb[rows, columns], (CROP_PX, CROP_PX)), np.uint8)
+
+
+def measure(folder: Path, config: Config, out: Path) -> Report:
+    """Load, curate, and measure the floor."""
+    clock = Clock({"loading": time.process_time()})
+    warm_up(config, clock)
+    selection, spent = run(folder, out, config)
+    store = Store(str(out))
+    accepted = [row for row in selection.rows if row.accepted]
+    landmarker = stages.load_tools(config.measure.model_dump_json()).landmarker
+    return Report(
+        footage_s=sum(row.video.duration_s for row in load_intake(store) if row.video is not None),
+        accepted_s=sum(row.end_s - row.start_s for row in accepted),
+        clips=len(selection.rows),
+        accepted=len(accepted),
+        loading_s=clock.cpu_s["loading"],
+        stages_s=spent,
+        floor_s=floor(store, accepted, landmarker, config.shards),
+    )
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report as text."""
+    yield (
+        f"{report.footage_s:.1f} s of footage, {report.clips} candidate clips, {report.accepted} accepted"
+        f" ({report.accepted_s:.1f} s); imports and models: {report.loading_s:.1f} CPU s, once"
+    )
+    for title, rows in (("stage", report.stages_s), ("floor", report.floor_s)):
+        total_s = sum(rows.values())
+        yield ""
+        yield f"{title:20}{'CPU s':>10}{'per s of footage':>20}{'share':>9}"
+        for name, cpu_s in [*rows.items(), ("total", total_s)]:
+            yield f"{name:20}{cpu_s:10.2f}{cpu_s / report.footage_s:20.3f}{cpu_s / total_s:9.1%}"
+    yield ""
+    yield f"ratio to the floor: {report.ratio:.2f}"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curate", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="videos; by default ../shared/clips, else demo videos"
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="configuration (configs/offline.yaml)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="talkforge-bench-") as scratch:
+        folder = arguments.folder or SHARED / "clips"
+        if arguments.folder is None and not folder.is_dir():
+            folder = Path(scratch) / "videos"
+            demo_videos.make(folder)
+        report = measure(folder, load_config(arguments.config, arguments.settings), Path(scratch) / "dataset")
+    text = json.dumps(asdict(report) | {"ratio": report.ratio}, indent=1)
+    sys.stdout.write((text if arguments.json else "\n".join(lines(report))) + "\n")
+
+
+if __name__ == "__main__":
+    wanted = worker_environment()
+    if (SHARED / "weights").is_dir():
+        wanted.setdefault("TALKFORGE_MODELS", str(SHARED / "weights"))
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        # Thread counts are read when libraries load, which has happened by now: start afresh.
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks.curate", *sys.argv[1:]], os.environ | wanted
+        )
+    main()
