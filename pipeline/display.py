@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipeline.curate import Progress
 from pipeline.ledger import Selection
+from schemas.records import SourceRow
 
 LINE_EVERY_S = 30.0
 """Where the output is no terminal, a line of progress is written at most this often, s."""
@@ -84,10 +85,15 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
     for source in selection.sources:
         if source.status in ("failed", "no_candidates"):
             console.print(
-                f"{source.status.replace('_', ' ')}: {source.uri!r}: {source.reason}",
+                f"{source.status.replace('_', ' ')}: {source.uri!r}: {told(source)}",
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
     console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
+
+
+def told(source: SourceRow) -> str:
+    """Why an input gave nothing, without its name, which messages repeat."""
+    return source.reason.replace(f"{source.uri!r}: ", "")
 
 
 def hours(seconds: float) -> str:

@@ -14,6 +14,10 @@ from collections.abc import Iterable, Sequence
 
 from schemas.records import Record, Video
 
+MIN_FILL_S, MANY_PARTS = 20.0, 64
+"""A part is filled with less than its most footage where that would make fewer parts than this, but
+not with less than so many seconds."""
+
 
 class Window(Record):
     """A span of one video, in source seconds."""
@@ -69,7 +73,12 @@ def windows_of(video: Video, part_s: float) -> list[Window]:
 
 
 def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[Part]:
-    """Parts of the videos in the order given; windows are packed until `part_s` is full."""
+    """Parts of the videos in the order given; windows are packed until a part is full.
+
+    A part of a small set is filled less, so that there is work for every core. What a window is does
+    not depend on that, and so neither does any clip.
+    """
+    fill_s = min(part_s, max(MIN_FILL_S, sum(video.duration_s for video in videos) / MANY_PARTS))
     parts: list[Part] = []
     held: list[Window] = []
 
@@ -79,7 +88,7 @@ def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[
             held.clear()
 
     for window in _all_windows(videos, part_s):
-        if sum(other.duration_s for other in held) + window.duration_s > part_s * (1 + 1e-9):
+        if sum(other.duration_s for other in held) + window.duration_s > fill_s * (1 + 1e-9):
             close()
         held.append(window)
     close()

@@ -217,7 +217,9 @@ class ShardConfig(Section):
 class RunConfig(Section):
     """How the work is done; never changes what comes out."""
 
-    part_s: float = Field(600.0, gt=0, description="Footage in one part, s.")
+    part_s: float = Field(
+        600.0, gt=0, description="Most footage in one part, and longest window of a video, s."
+    )
     workers: int = Field(0, ge=0, description="Parts in flight; 0: one for each core.")
     gpu_share: float = Field(
         0.25,

@@ -27,7 +27,7 @@ def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Da
 
 
 def intake(uri: str, content: int) -> Intake:
-    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, uri=uri))
+    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, 5.0, uri=uri))
 
 
 def test_a_new_data_set_is_described_and_can_be_opened_again(tmp_path: Path) -> None:

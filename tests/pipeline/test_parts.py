@@ -11,9 +11,20 @@ from tests.records import video
 
 
 def test_short_videos_share_a_part_until_it_is_full() -> None:
-    parts = plan([video(i, 200.0) for i in range(7)], 600.0)
-    assert [part.name for part in parts] == ["000000", "000001", "000002"]
-    assert [len(part.windows) for part in parts] == [3, 3, 1]
+    parts = plan([video(i, 200.0) for i in range(400)], 600.0)
+    assert [part.name for part in parts[:2]] == ["000000", "000001"]
+    assert [len(part.windows) for part in parts] == [3] * 133 + [1]
+
+
+def test_a_small_set_is_spread_over_more_parts() -> None:
+    parts = plan([video(i, 8.0) for i in range(7)], 600.0)
+    assert [len(part.windows) for part in parts] == [2, 2, 2, 1]
+
+
+def test_what_a_window_is_does_not_depend_on_the_set() -> None:
+    (alone,) = plan([video(1, 590.0)], 600.0)
+    among = plan([video(1, 590.0), *(video(i, 300.0) for i in range(2, 500))], 600.0)
+    assert among[0].windows[0] == alone.windows[0]
 
 
 @pytest.mark.parametrize("seconds", [0.04, 599.9, 600.0, 600.1, 7200.0])
@@ -34,7 +45,7 @@ def test_nothing_to_do_is_an_empty_plan() -> None:
 
 
 def test_halves_hold_the_same_windows() -> None:
-    (part,) = plan([video(i, 100.0) for i in range(3)], 600.0)
+    (part,) = plan([video(i, 5.0) for i in range(3)], 600.0)
     first, second = part.halves()
     assert first.name != second.name
     assert first.name.startswith("000000-")
