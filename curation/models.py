@@ -136,6 +136,17 @@ _ALL = (
         member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
     ),
     Model(
+        name="dnsmos",
+        file="sig_bak_ovr.onnx",
+        sha256="269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
+        num_bytes=1_157_965,
+        needed_by="trace: opinion scores of the sound (measure.sound.dnsmos)",
+        licence="MIT",
+        commercial_use=True,
+        package="speechmos==0.0.1.1",
+        member="speechmos/dnsmos_models/sig_bak_ovr.onnx",
+    ),
+    Model(
         name="silero_vad",
         file="ggml-silero-v6.2.0.bin",
         sha256="2aa269b785eeb53a82983a20501ddf7c1d9c48e33ab63a41391ac6c9f7fb6987",

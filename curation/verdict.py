@@ -42,6 +42,8 @@ RULES: tuple[Rule, ...] = (
     Rule("lips_not_traced", "lip_valid_fraction", "min_lip_valid_fraction", "at_least"),
     Rule("face_turned", "yaw_p95_deg", "max_yaw_p95_deg", "at_most"),
     Rule("face_blurred", "face_blur", "min_face_blur", "at_least"),
+    Rule("noisy", "snr_db", "min_snr_db", "at_least", needed=False),
+    Rule("sound_poor", "dnsmos_overall", "min_dnsmos_overall", "at_least", needed=False),
     Rule(
         "out_of_sync", "sync_offset_frames", "max_abs_sync_offset_frames", "at_most",
         needed=False, absolute=True,

@@ -9,7 +9,7 @@
     2  scan     scenes and faces, sparsely, on small frames
     3  split    tracks into candidate clips; cheap measures; gates
     4  trace    every frame of what is left: landmarks, lips, joints, face crops
-    5  sync     does this mouth follow this audio?
+    5  sync     does this mouth follow this audio? How good is the sound?
     6  embed    speech and identity embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation import clips, faces, identity, landmarks, models, scan, speech, sync, trace
+from curation import clips, faces, identity, landmarks, models, scan, sound_quality, speech, sync, trace
 from curation.draw import thumbnail
 from curation.media import read_audio
 from pipeline import tables
@@ -51,6 +51,7 @@ class Tools:
     landmarker: landmarks.FaceLandmarker
     pose_task: Path | None
     sync_map: sync.SyncMap
+    sound_meter: sound_quality.SoundMeter
 
 
 @functools.lru_cache(maxsize=1)
@@ -63,6 +64,7 @@ def load_tools(config_json: str) -> Tools:
         landmarker=landmarks.FaceLandmarker(models.weights("face_landmarker")),
         pose_task=models.pose_task() if config.motion.pose else None,
         sync_map=sync.SyncMap.load(),
+        sound_meter=sound_quality.SoundMeter(config.sound),
     )
 
 
@@ -139,7 +141,7 @@ def _keep(
     for (clip, track), row in zip(pairs, rows, strict=True):
         found = traced.get(clip.clip_id)
         if isinstance(found, trace.Trace):
-            result.clips.append(_finish(row, found, surveyed.audio, tools, store, result))
+            result.clips.append(_finish(row, found, surveyed, tools, store, result))
             continue
         if found is not None:
             result.failures.append(failure_row("trace", clip.clip_id, surveyed.video, found))
@@ -148,15 +150,17 @@ def _keep(
 
 
 def _finish(
-    row: ClipMeasures, found: trace.Trace, audio: Audio, tools: Tools, store: Store, result: PartResult
+    row: ClipMeasures, found: trace.Trace, surveyed: Surveyed, tools: Tools, store: Store, result: PartResult
 ) -> TracedClip:
-    """Score the sync of a traced clip, and write its arrays."""
+    """Score the sync and the sound of a traced clip, and write its arrays."""
     clip = row.clip
-    samples = clip_audio(audio, clip)
+    samples = clip_audio(surveyed.audio, clip)
     with result.clock("sync"):
         mouth = sync.mouth_measures(found.landmarks)
         bands = sync.audio_bands(samples, clip.num_frames, clip.fps)
         scored = sync.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
+    with result.clock("sound"):
+        sound = tools.sound_meter.measure(samples, surveyed.segments, clip.start_s)
     with result.clock("store"):
         name = f"{clip.clip_id}.npz"
         content = npz_bytes(
@@ -168,7 +172,7 @@ def _finish(
         )
         result.files[name] = store.write(f"parts/{result.part.name}/{name}", content)
     return TracedClip(
-        measures=row.model_copy(update={**found.measures(row.face), "sync": scored}),
+        measures=row.model_copy(update={**found.measures(row.face), "sound": sound, "sync": scored}),
         thumbnail=found.thumbnail,
         samples=samples,
         crops=found.crops,

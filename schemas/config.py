@@ -100,6 +100,15 @@ class SpeechConfig(Section):
     device: str = Field("auto", description="'auto', 'cpu' or a torch device for the embedding.")
 
 
+class SoundConfig(Section):
+    """How good the sound is. Signal-to-noise ratio and bandwidth are always measured: they cost nothing."""
+
+    dnsmos: bool = Field(
+        False,
+        description="Estimate the opinion scores of DNSMOS P.835; 0.04 to 0.14 CPU seconds for each second of a clip.",
+    )
+
+
 class IdentityConfig(Section):
     """Face embedding."""
 
@@ -132,6 +141,7 @@ class MeasureConfig(Section):
     lips: LipsConfig = LipsConfig()
     motion: MotionConfig = MotionConfig()
     speech: SpeechConfig = SpeechConfig()
+    sound: SoundConfig = SoundConfig()
     identity: IdentityConfig = IdentityConfig()
 
 
@@ -198,6 +208,18 @@ class Thresholds(Section):
         "grey levels squared",
         "off: depends on the codec",
         "least variance of the Laplacian of the face",
+    )
+    min_snr_db: float | None = _rule(
+        None,
+        "dB",
+        "off: the noise is heard in pauses, which many clips do not have; judge it by your own footage's histogram",
+        "least power of the speech over that of the pauses, where there are pauses",
+    )
+    min_dnsmos_overall: float | None = _rule(
+        None,
+        "about 1..5",
+        "off: needs measure.sound.dnsmos, and no paper on talking heads states a figure",
+        "least DNSMOS P.835 overall, where it was estimated",
     )
 
 

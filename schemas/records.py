@@ -207,6 +207,21 @@ class Speech(Record):
     """Share of samples at or beyond 0.999 of full scale."""
 
 
+class Sound(Record):
+    """How good the sound is, as far as 16 kHz let it be heard; None where it could not be measured."""
+
+    snr_db: float | None
+    """Power of the speech over that of the pauses, dB; None without speech, or without pauses to
+    hear the noise in."""
+    bandwidth_hz: float | None
+    """Highest frequency at which there is sound, 0 to 8000; None in silence."""
+    dnsmos_signal: float | None
+    """DNSMOS P.835, estimated opinion score of the voice, about 1 (bad) to 5 (excellent); likewise of
+    the background and of both. None in silence, or where it was not asked for."""
+    dnsmos_background: float | None
+    dnsmos_overall: float | None
+
+
 class Sync(Record):
     """Whether this face's mouth follows this audio."""
 
@@ -247,6 +262,7 @@ class ClipMeasures(Record):
     stopped_by: str | None
     face: Face
     speech: Speech | None = None
+    sound: Sound | None = None
     lips: Lips | None = None
     motion: Motion | None = None
     sync: Sync | None = None
@@ -341,6 +357,11 @@ class LedgerRow(Record):
     speech_fraction: float | None
     loudness_dbfs: float | None
     clipped_fraction: float | None
+    snr_db: float | None
+    bandwidth_hz: float | None
+    dnsmos_signal: float | None
+    dnsmos_background: float | None
+    dnsmos_overall: float | None
     sync_offset_frames: int | None
     sync_confidence: float | None
     sync_zero_confidence: float | None

@@ -23,12 +23,17 @@ GOOD: dict[str, Any] = {
     "lip_valid_fraction": 1.0,
     "yaw_p95_deg": 20.0,
     "face_blur": 100.0,
+    "snr_db": 30.0,
+    "dnsmos_overall": 3.2,
     "sync_offset_frames": 0,
     "sync_confidence": 5.0,
     "sync_zero_confidence": 5.0,
 }
 
-STRICT = Thresholds(min_face_blur=50.0, min_sync_confidence=2.0, require_sync_score=True)
+STRICT = Thresholds(
+    min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, min_sync_confidence=2.0,
+    require_sync_score=True,
+)  # fmt: skip
 
 
 def codes(changes: dict[str, Any], thresholds: Thresholds = STRICT) -> list[str]:
@@ -55,6 +60,8 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("lip_valid_fraction", 0.89, "lips_not_traced"),
         ("yaw_p95_deg", 61.0, "face_turned"),
         ("face_blur", 49.0, "face_blurred"),
+        ("snr_db", 14.9, "noisy"),
+        ("dnsmos_overall", 2.4, "sound_poor"),
         ("sync_offset_frames", -4, "out_of_sync"),
         ("sync_confidence", 1.9, "sync_weak"),
         ("sync_offset_frames", None, "sync_unscored"),
@@ -104,6 +111,10 @@ def test_a_rule_that_is_off_rejects_nothing() -> None:
 
 def test_unscored_sync_passes_unless_a_score_is_required() -> None:
     assert codes({"sync_offset_frames": None, "sync_confidence": None}, Thresholds()) == []
+
+
+def test_sound_without_pauses_or_scores_passes() -> None:
+    assert codes({"snr_db": None, "dnsmos_overall": None}) == []
 
 
 STOPPED = {

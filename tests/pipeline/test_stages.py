@@ -1,0 +1,15 @@
+"""What the stages leave in the ledger of a data set that was really measured."""
+
+from __future__ import annotations
+
+from pipeline.ledger import read_ledger
+from pipeline.store import Store
+from tests.pipeline.conftest import Curated
+
+
+def test_the_sound_of_every_traced_clip_is_measured(measured: Curated) -> None:
+    rows = [row for row in read_ledger(Store(str(measured.dataset))) if row.stopped_by is None]
+    assert len(rows) == 2
+    for row in rows:
+        assert row.bandwidth_hz is not None and 1000 < row.bandwidth_hz <= 8000
+        assert row.dnsmos_overall is None  # was not asked for
