@@ -189,6 +189,27 @@ _ALL = (
         licence="Apache-2.0 (foamliu/MobileFaceNet); trained on MS-Celeb-1M, which was withdrawn",
         commercial_use=False,
     ),
+    Model(
+        name="light_asd",
+        file="lightasd_finetuning_TalkSet.model",
+        sha256="efc375833887eefa9d209dc92810e18519b04c3c73ea35a549f2a7f40b7d94d5",
+        num_bytes=4_175_289,
+        needed_by="trace: whether a face is seen to speak (measure.speaker.active_speaker)",
+        licence="MIT (Junhua-Liao/Light-ASD); trained on AVA, VoxCeleb2 and LRS3, the last for research only",
+        commercial_use=False,
+        address="https://github.com/Junhua-Liao/Light-ASD/raw/main/weight/finetuning_TalkSet.model",
+        note="says who is seen to speak, nothing of synchrony",
+    ),
+    Model(
+        name="syncnet_v2",
+        file="syncnet_v2.model",
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        num_bytes=54_573_114,
+        needed_by="trace: Sync-C and Sync-D (measure.speaker.syncnet)",
+        licence="MIT (joonson/syncnet_python); trained on BBC broadcasts",
+        commercial_use=False,
+        address="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+    ),
 )
 
 MODELS: dict[str, Model] = {model.name: model for model in _ALL}

@@ -6,7 +6,7 @@ Clips that overlap in time (several people in view) share the decode and the pic
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import numpy as np
 
 from curation import identity, lips, motion, pose, quality
 from curation.draw import thumbnail
+from curation.face_crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from curation.landmarks import FaceLandmarker, LandmarkTracer
 from curation.media import Picture, frames_shown, pictures
 from schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
 from schemas.config import MeasureConfig
-from schemas.records import Clip, Face, Lips, Motion, Quality, Video
+from schemas.records import Clip, Face, Lips, Motion, Quality, Speaker, Video
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ NUM_CROPS = 8
 """Aligned face crops taken of a clip, evenly spaced, for identity; the sharpest is its face picture."""
 
 Pair = tuple[Clip, FaceTrack]
+
+Watch = Callable[[Clip, Bytes], Speaker]
+"""Judges a clip by the crops [F, 224, 224, 3] of its face, one a frame, grey where there was no picture."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Trace:
     lips_row: Lips
     motion_row: Motion
     quality_row: Quality | None
+    speaker_row: Speaker | None
     thumbnail: bytes
 
     def measures(self, face: Face) -> dict[str, Any]:
@@ -64,7 +69,24 @@ class Trace:
             "lips": self.lips_row,
             "motion": self.motion_row,
             "quality": self.quality_row,
+            "speaker": self.speaker_row,
         }
+
+
+class _Faces:
+    """The crops of one clip's face, for who wants to watch it."""
+
+    def __init__(self, clip: Clip, face: LandmarkTracer, watch: Watch) -> None:
+        self._clip = clip
+        self._watch = watch
+        self._boxes = smooth_boxes(np.stack([face.box_at(k) for k in range(clip.num_frames)]))
+        self._crops = np.full((clip.num_frames, CROP_PX, CROP_PX, 3), GREY_LEVEL, np.uint8)
+
+    def push(self, shown: range, rgb: Bytes) -> None:
+        self._crops[shown.start : shown.stop] = crop_face(rgb, self._boxes[shown[0]])
+
+    def finish(self) -> Speaker:
+        return self._watch(self._clip, self._crops)
 
 
 @dataclass
@@ -74,6 +96,7 @@ class _ClipTracer:
     clip: Clip
     face: LandmarkTracer
     body: pose.PoseTracer | None
+    watched: _Faces | None
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
@@ -83,6 +106,8 @@ class _ClipTracer:
         clip = self.clip
         if self.body is not None and not self.face.lost:  # nobody's body without a face
             self.body.push(shown, rgb, self.face.box_at(shown[0]))
+        if self.watched is not None:
+            self.watched.push(shown, rgb)
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
@@ -107,6 +132,7 @@ class _ClipTracer:
             lips_row=lips.measure(trace, self.clip),
             motion_row=motion.measure(landmarks, joints, camera),
             quality_row=None if best is None else rows[best],
+            speaker_row=self.watched.finish() if self.watched else None,
             thumbnail=self._thumbnail(trace),
         )
 
@@ -125,17 +151,19 @@ def trace(
     landmarker: FaceLandmarker,
     pose_task: Path | None,
     config: MeasureConfig,
+    watch: Watch | None = None,
 ) -> dict[str, Trace | Exception]:
     """Dense measurements of the clips, by clip id; an error stands for the clips it hit.
 
     Args:
         pairs: clips of one video with their tracks, ascending in start.
         pose_task: MediaPipe pose bundle, or None to leave the body out.
+        watch: called once for each clip, when its last frame has been seen; None keeps no crops.
     """
     results: dict[str, Trace | Exception] = {}
     for group in overlapping(pairs):
         try:
-            results |= _trace_group(path, video, group, landmarker, pose_task, config)
+            results |= _trace_group(path, video, group, landmarker, pose_task, config, watch)
         except Exception as error:
             log.debug("trace of %s", group[0][0].clip_id, exc_info=True)
             results |= {clip.clip_id: error for clip, _ in group}
@@ -163,16 +191,9 @@ def _trace_group(
     landmarker: FaceLandmarker,
     pose_task: Path | None,
     config: MeasureConfig,
+    watch: Watch | None,
 ) -> dict[str, Trace | Exception]:
-    stride = config.motion.pose_stride_frames
-    waiting = [
-        _ClipTracer(
-            clip,
-            LandmarkTracer(landmarker, track, clip, video),
-            pose.PoseTracer(pose_task, clip, stride) if pose_task else None,
-        )
-        for clip, track in group
-    ]
+    waiting = [_tracer(pair, video, landmarker, pose_task, config, watch) for pair in group]
     results: dict[str, Trace | Exception] = {}
     start_s = group[0][0].start_s
     end_s = max(clip.end_s for clip, _ in group)
@@ -182,6 +203,24 @@ def _trace_group(
             waiting.remove(tracer)
         _push(waiting, picture)
     return results | {tracer.clip.clip_id: tracer.finish(config) for tracer in waiting}
+
+
+def _tracer(
+    pair: Pair,
+    video: Video,
+    landmarker: FaceLandmarker,
+    pose_task: Path | None,
+    config: MeasureConfig,
+    watch: Watch | None,
+) -> _ClipTracer:
+    clip, track = pair
+    face = LandmarkTracer(landmarker, track, clip, video)
+    return _ClipTracer(
+        clip,
+        face,
+        pose.PoseTracer(pose_task, clip, config.motion.pose_stride_frames) if pose_task else None,
+        _Faces(clip, face, watch) if watch else None,
+    )
 
 
 def _push(tracers: Sequence[_ClipTracer], picture: Picture) -> None:

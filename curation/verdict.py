@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from curation.active_speaker import SPEAKING_SHARE
 from schemas.config import Thresholds
 from schemas.records import Reason, Verdict
 
@@ -49,6 +50,8 @@ RULES: tuple[Rule, ...] = (
         needed=False, absolute=True,
     ),
     Rule("sync_weak", "sync_confidence", "min_sync_confidence", "at_least", needed=False),
+    Rule("mouth_idle", "speaking_fraction", "min_speaking_fraction", "at_least", needed=False),
+    Rule("sync_c_low", "sync_c", "min_sync_c", "at_least", needed=False),
 )  # fmt: skip
 """In the order of the funnel: the cheapest question first."""
 
@@ -96,6 +99,8 @@ def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason
     if thresholds.require_sync_score and row.get("sync_offset_frames") is None:
         reasons.append(Reason(code="sync_unscored", field="sync_offset_frames", value=None, threshold=None))
     if thresholds.require_speaker and row.get("active_speaker") is False:
-        value = row.get("sync_zero_confidence")
-        reasons.append(Reason(code="not_speaking", field="sync_zero_confidence", value=value, threshold=None))
+        seen = row.get("speaking_fraction")
+        silent = seen is not None and seen <= SPEAKING_SHARE
+        field = "speaking_fraction" if silent else "sync_zero_confidence"
+        reasons.append(Reason(code="not_speaking", field=field, value=row.get(field), threshold=None))
     return reasons

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import identity, models, speech, sync
+from curation import identity, models, speaker_meter, speech, sync
 from curation.pose import JOINTS
 from curation.verdict import judge
 from pipeline import cut, inspect_clip, ledger, shards, tables
@@ -95,6 +95,7 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
     encoder = speech.load_encoder(config.speech)
     face = identity.load_embedder(config.identity)
     names += [face.name] if face else []
+    names += speaker_meter.used(config.speaker)
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
     return [
         *(_registered(name) for name in names),

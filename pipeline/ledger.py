@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import sync
+from curation import active_speaker, sync
 from curation.verdict import judge
 from pipeline import shards, tables
 from pipeline.intake import Intake
@@ -160,16 +160,22 @@ def _name_speakers(clips: Sequence[Measured], flat: Sequence[dict[str, Any]]) ->
     """Where clips of one video overlap in time, mark which of the faces speaks."""
     by_video: dict[str, list[int]] = {}
     for index, row in enumerate(flat):
-        if row["sync_zero_confidence"] is not None:
+        if row["sync_zero_confidence"] is not None or row["speaking_fraction"] is not None:
             by_video.setdefault(row["video_id"], []).append(index)
     for indices in by_video.values():
         for index in indices:
             rivals = [i for i in indices if i != index and _overlap_s(flat[i], flat[index]) > 0]
             if rivals:
-                scores = {flat[i]["clip_id"]: clips[i].measures.sync for i in (index, *rivals)}
-                speaker = sync.speaker({key: score for key, score in scores.items() if score})
+                speaker = _speaker([clips[i].measures for i in (index, *rivals)])
                 if speaker is not None:
                     flat[index]["active_speaker"] = speaker == flat[index]["clip_id"]
+
+
+def _speaker(together: Sequence[ClipMeasures]) -> str | None:
+    """Clip of the face that speaks, by Light-ASD where it tells them apart, else by sync."""
+    seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
+    by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
+    return active_speaker.speaker(seen) or sync.speaker(by_sync)
 
 
 def _overlap_s(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:

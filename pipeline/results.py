@@ -43,12 +43,16 @@ class PartResult:
     failures: list[Failure] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)
+    _counted_s: float = 0.0
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
-        """Adds the process's CPU seconds spent inside to a stage."""
-        begin_s = time.process_time()
+        """Adds the process's CPU seconds spent inside to a stage, but for those of a clock within."""
+        begin_s, before_s = time.process_time(), self._counted_s
         try:
             yield
         finally:
-            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + time.process_time() - begin_s
+            spent_s = time.process_time() - begin_s
+            own_s = spent_s - (self._counted_s - before_s)
+            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + own_s
+            self._counted_s = before_s + spent_s

@@ -8,7 +8,7 @@
     1  listen   audio of the window; where is speech?
     2  scan     scenes and faces, sparsely, on small frames
     3  split    tracks into candidate clips; cheap measures; gates
-    4  trace    every frame of what is left: landmarks, lips, joints, face crops
+    4  trace    every frame of what is left: landmarks, lips, joints, face crops; who speaks?
     5  sync     does this mouth follow this audio? How good is the sound?
     6  embed    speech and identity embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
@@ -26,7 +26,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation import clips, faces, identity, landmarks, models, scan, sound_quality, speech, sync, trace
+from curation import (
+    clips,
+    faces,
+    identity,
+    landmarks,
+    models,
+    scan,
+    sound_quality,
+    speaker_meter,
+    speech,
+    sync,
+    trace,
+)
 from curation.draw import thumbnail
 from curation.media import read_audio
 from pipeline import tables
@@ -34,10 +46,10 @@ from pipeline.parts import Part, Window
 from pipeline.results import PartResult, TracedClip
 from pipeline.rows import Surveyed, cheap_measures, clip_audio, failure_row, outcome_row, seconds, track_row
 from pipeline.store import Store, local_copy, npz_bytes
-from schemas.arrays import Audio
+from schemas.arrays import Audio, Bytes
 from schemas.config import MeasureConfig
 from schemas.errors import ModelError, RunError
-from schemas.records import ClipMeasures, Failure, Identity, Outcome, Scene, Track
+from schemas.records import Clip, ClipMeasures, Failure, Identity, Outcome, Scene, Speaker, Track
 from schemas.units import features_from_frames
 
 log = logging.getLogger(__name__)
@@ -52,6 +64,7 @@ class Tools:
     pose_task: Path | None
     sync_map: sync.SyncMap
     sound_meter: sound_quality.SoundMeter
+    speaker_meter: speaker_meter.SpeakerMeter | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,6 +78,7 @@ def load_tools(config_json: str) -> Tools:
         pose_task=models.pose_task() if config.motion.pose else None,
         sync_map=sync.SyncMap.load(),
         sound_meter=sound_quality.SoundMeter(config.sound),
+        speaker_meter=speaker_meter.load(config.speaker),
     )
 
 
@@ -119,13 +133,28 @@ def _measure_window(
     survivors = [pair for pair, row in zip(pairs, rows, strict=True) if row.stopped_by is None]
 
     with result.clock("trace"):
-        traced = trace.trace(path, video, survivors, tools.landmarker, tools.pose_task, config)
+        watch = _watch(surveyed, tools.speaker_meter, result)
+        traced = trace.trace(path, video, survivors, tools.landmarker, tools.pose_task, config, watch)
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
     result.outcomes.append(outcome_row(window, "candidates" if pairs else "no_face", segments, spans))
     result.scenes += seen.scenes
     result.tracks += [track_row(video, track) for track in seen.tracks]
     _keep(pairs, rows, traced, surveyed, tools, store, result)
+
+
+def _watch(
+    surveyed: Surveyed, meter: speaker_meter.SpeakerMeter | None, result: PartResult
+) -> trace.Watch | None:
+    """Sets the networks that watch a face beside the sound; None where there are none."""
+    if meter is None:
+        return None
+
+    def watch(clip: Clip, crops: Bytes) -> Speaker:
+        with result.clock("speaker"):
+            return meter.measure(clip, crops, clip_audio(surveyed.audio, clip), surveyed.segments)
+
+    return watch
 
 
 def _keep(

@@ -109,6 +109,19 @@ class SoundConfig(Section):
     )
 
 
+class SpeakerConfig(Section):
+    """Networks that look at a face and listen; 'auto' uses one where its weights are present. Those of
+    both may not be used commercially."""
+
+    active_speaker: Literal["auto", "none"] = Field(
+        "none",
+        description="Light-ASD: whether the face is seen to speak; 0.37 CPU seconds for each second of a clip.",
+    )
+    syncnet: Literal["auto", "none"] = Field(
+        "none", description="SyncNet: Sync-C and Sync-D; 1.57 CPU seconds for each second of a clip."
+    )
+
+
 class IdentityConfig(Section):
     """Face embedding."""
 
@@ -142,6 +155,7 @@ class MeasureConfig(Section):
     motion: MotionConfig = MotionConfig()
     speech: SpeechConfig = SpeechConfig()
     sound: SoundConfig = SoundConfig()
+    speaker: SpeakerConfig = SpeakerConfig()
     identity: IdentityConfig = IdentityConfig()
 
 
@@ -198,6 +212,18 @@ class Thresholds(Section):
     )
     min_sync_confidence: float | None = _rule(
         None, "see curation/sync.py", "ours", "least confidence of the sync peak, where scored"
+    )
+    min_speaking_fraction: float | None = _rule(
+        None,
+        "share",
+        "off: needs Light-ASD, and too little footage was seen to set one",
+        "least share of the speech in which the face is seen to speak, where measured",
+    )
+    min_sync_c: float | None = _rule(
+        None,
+        "SyncNet's confidence",
+        "off: needs SyncNet; LatentSync asks for 3, of the SyncNet that it evaluates with",
+        "least Sync-C, where measured",
     )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(

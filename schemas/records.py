@@ -235,6 +235,19 @@ class Sync(Record):
     """The same significance at lag zero, used to say who of several people speaks."""
 
 
+class Speaker(Record):
+    """What networks say of face and sound; None where that one was not used or could not tell."""
+
+    speaking_fraction: float | None
+    """Share of the frames with speech in which Light-ASD sees this face speak; None without speech."""
+    sync_c: float | None
+    """SyncNet's confidence: median over the shifts of the mean distance, less its minimum."""
+    sync_d: float | None
+    """That minimum: low where mouth and sound agree."""
+    sync_net_offset_frames: int | None
+    """Frames at 25 a second by which SyncNet would delay the audio, -15 to 15."""
+
+
 class Identity(Record):
     """Whose face it is, as far as an embedding can tell; the vector is in the clip's arrays."""
 
@@ -266,6 +279,7 @@ class ClipMeasures(Record):
     lips: Lips | None = None
     motion: Motion | None = None
     sync: Sync | None = None
+    speaker: Speaker | None = None
     identity: Identity | None = None
     quality: Quality | None = None
 
@@ -366,6 +380,10 @@ class LedgerRow(Record):
     sync_confidence: float | None
     sync_zero_confidence: float | None
     sync_method: str | None
+    speaking_fraction: float | None
+    sync_c: float | None
+    sync_d: float | None
+    sync_net_offset_frames: int | None
     active_speaker: bool | None
     """Of several faces in view, is this the one that speaks? None: alone, or unclear."""
     omega_face_raw: float | None

@@ -55,6 +55,8 @@ STEPS = {
     "sound_poor": "Sound good, where scored",
     "out_of_sync": "In sync, where scored",
     "sync_weak": "Sync evidence strong, where scored",
+    "mouth_idle": "Seen to speak, where measured",
+    "sync_c_low": "Sync-C high enough, where measured",
     "sync_unscored": "Sync scored",
     "not_speaking": "The one who speaks",
     "accepted": "Accepted",
@@ -77,6 +79,8 @@ REASONS = {
     "sound_poor": "Sound is poor",
     "out_of_sync": "Audio and mouth are out of sync",
     "sync_weak": "Sync evidence is weak",
+    "mouth_idle": "Face is not seen to speak",
+    "sync_c_low": "Sync-C is low",
     "sync_unscored": "Sync could not be scored",
     "not_speaking": "Another face in view speaks",
 }

@@ -55,6 +55,12 @@ MEASURES: tuple[Measure, ...] = (
     Measure("sync_offset_frames", "Audio offset (positive: delay the audio)", "frames", "whole"),
     Measure("sync_confidence", "Significance of the sync peak", "see curation/sync.py"),
     Measure("sync_zero_confidence", "Significance of sync at zero lag", "see curation/sync.py"),
+    Measure("speaking_fraction", "Share of the speech in which the face is seen to speak", "0 to 1"),
+    Measure("sync_c", "Sync-C (SyncNet)", "SyncNet's confidence"),
+    Measure("sync_d", "Sync-D (SyncNet)", "SyncNet's distance"),
+    Measure(
+        "sync_net_offset_frames", "Audio offset by SyncNet (positive: delay it)", "frames at 25/s", "whole"
+    ),
     Measure("omega_face_raw", "Motion of the face, raw variance", "squared inter-ocular distance", "log"),
     Measure("omega_face", "Motion of the face, normalised", "0 to 1"),
     Measure("omega_body_raw", "Motion of the body, raw variance", "squared shoulder width", "log"),

@@ -7,15 +7,17 @@ face once, so that two people in one picture make two hours of clips in one hour
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from curation.models import MODELS
+from curation.speaker_meter import wanted
 from curation.verdict import CODES, RULES
 from pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
-from schemas.config import Config, Thresholds
+from schemas.config import Config, MeasureConfig, Thresholds
 from schemas.errors import DatasetError
 from schemas.units import seconds_from_frames
 
@@ -44,7 +46,8 @@ def statistics(
     """
     clips, inputs = clips_table(ledger), sources_table(sources)
     counts = conservation(clips, inputs)
-    thresholds = Config.model_validate(dataset["config"]).thresholds
+    config = Config.model_validate(dataset["config"])
+    thresholds = config.thresholds
     broken = broken_rules(clips)
     rules = _rules(clips, broken, thresholds)
     return {
@@ -62,9 +65,20 @@ def statistics(
         "identity": _identity(clips),
         "provenance": _provenance(clips, inputs),
         "models": sorted(map(dict, dataset["models"]), key=lambda model: str(model["name"])),
+        "models_absent": _absent(config.measure, dataset["models"]),
         "failures": _failures(failures),
         "timings_s": {stage: round(float(s), 3) for stage, s in sorted((timings or {}).items())},
     }
+
+
+def _absent(config: MeasureConfig, used: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Models that were to be used where their weights are, and were not: nothing was measured by them."""
+    names = {str(model["name"]) for model in used}
+    return [
+        {"name": name, "needed_by": MODELS[name].needed_by}
+        for name in wanted(config.speaker)
+        if name not in names
+    ]
 
 
 def clips_table(ledger: pd.DataFrame) -> pd.DataFrame:

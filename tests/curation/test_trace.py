@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation import media, models, trace
+from curation import face_crops, media, models, trace
 from curation.landmarks import FaceLandmarker
 from curation.probe import content_hash, probe
 from examples.talking_heads import side_by_side, varied_take, write
 from schemas.arrays import FaceTrack
 from schemas.config import MeasureConfig
 from schemas.errors import MediaError
-from schemas.records import Clip, Source, Video, clip_id
+from schemas.records import Clip, Source, Speaker, Video, clip_id
 from schemas.units import frames_from_seconds
 
 Pairs = list[trace.Pair]
@@ -92,6 +92,46 @@ def test_together_is_the_same_as_apart_in_one_decode(
     left, right = (together[clip.clip_id] for clip, _ in pairs)
     assert isinstance(left, trace.Trace) and isinstance(right, trace.Trace)
     assert np.nanmax(left.landmarks.points[..., 0]) < 256 < np.nanmin(right.landmarks.points[..., 0])
+
+
+def test_a_watch_sees_every_frame_of_its_own_face(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+) -> None:
+    path, video, pairs = film
+    seen: dict[str, np.ndarray] = {}
+
+    def watch(clip: Clip, crops: np.ndarray) -> Speaker:
+        seen[clip.clip_id] = crops
+        return Speaker(
+            speaking_fraction=clip.track / 4, sync_c=None, sync_d=None, sync_net_offset_frames=None
+        )
+
+    traced = trace.trace(path, video, pairs, landmarker, None, CONFIG, watch)
+    for clip, track in pairs:
+        found = traced[clip.clip_id]
+        assert isinstance(found, trace.Trace)
+        assert found.speaker_row is not None
+        assert found.speaker_row.speaking_fraction == clip.track / 4
+        (box,) = face_crops.smooth_boxes(track.boxes[:1])
+        frames = list(media.pictures(path, video, clip.start_s, clip.end_s))
+        alone = [face_crops.crop_face(p.rgb(clip.width_px, clip.height_px), box) for p in frames]
+        assert np.array_equal(seen[clip.clip_id], np.stack(alone)[: clip.num_frames])
+
+
+def test_a_watch_sees_grey_where_there_was_no_picture(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+) -> None:
+    path, video, pairs = film
+    beyond = clip_of(0, 1.6, 2.4)
+    seen: list[np.ndarray] = []
+
+    def watch(_: Clip, crops: np.ndarray) -> Speaker:
+        seen.append(crops)
+        return Speaker(speaking_fraction=None, sync_c=None, sync_d=None, sync_net_offset_frames=None)
+
+    trace.trace(path, video, [(beyond, pairs[0][1])], landmarker, None, CONFIG, watch)
+    (crops,) = seen
+    assert [bool((crop == face_crops.GREY_LEVEL).all()) for crop in crops] == [False] * 10 + [True] * 10
 
 
 def test_an_error_stands_for_the_clips_it_hit(

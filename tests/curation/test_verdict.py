@@ -28,11 +28,13 @@ GOOD: dict[str, Any] = {
     "sync_offset_frames": 0,
     "sync_confidence": 5.0,
     "sync_zero_confidence": 5.0,
+    "speaking_fraction": 0.9,
+    "sync_c": 6.0,
 }
 
 STRICT = Thresholds(
     min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, min_sync_confidence=2.0,
-    require_sync_score=True,
+    min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
 )  # fmt: skip
 
 
@@ -64,6 +66,8 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("dnsmos_overall", 2.4, "sound_poor"),
         ("sync_offset_frames", -4, "out_of_sync"),
         ("sync_confidence", 1.9, "sync_weak"),
+        ("speaking_fraction", 0.49, "mouth_idle"),
+        ("sync_c", 2.9, "sync_c_low"),
         ("sync_offset_frames", None, "sync_unscored"),
         ("active_speaker", False, "not_speaking"),
     ],
@@ -109,12 +113,22 @@ def test_a_rule_that_is_off_rejects_nothing() -> None:
     assert codes({"face_px": 1.0, "active_speaker": False}, off) == []
 
 
+@pytest.mark.parametrize(
+    ("fraction", "field"),
+    [(None, "sync_zero_confidence"), (0.9, "sync_zero_confidence"), (0.1, "speaking_fraction")],
+)
+def test_who_does_not_speak_is_told_by_the_evidence(fraction: float | None, field: str) -> None:
+    (reason,) = judge(GOOD | {"active_speaker": False, "speaking_fraction": fraction}, Thresholds()).reasons
+    assert (reason.code, reason.field) == ("not_speaking", field)
+
+
 def test_unscored_sync_passes_unless_a_score_is_required() -> None:
     assert codes({"sync_offset_frames": None, "sync_confidence": None}, Thresholds()) == []
 
 
-def test_sound_without_pauses_or_scores_passes() -> None:
-    assert codes({"snr_db": None, "dnsmos_overall": None}) == []
+@pytest.mark.parametrize("field", ["snr_db", "dnsmos_overall", "speaking_fraction", "sync_c"])
+def test_what_was_optional_and_is_missing_passes(field: str) -> None:
+    assert codes({field: None}) == []
 
 
 STOPPED = {

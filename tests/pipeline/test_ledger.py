@@ -29,6 +29,7 @@ from schemas.records import (
     Motion,
     Outcome,
     Source,
+    Speaker,
     Speech,
     Sync,
     clip_id,
@@ -42,7 +43,8 @@ def planned(number: int) -> Intake:
 
 def measured(
     number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, zero: float | None = None,
-    identity: tuple[float, ...] = (), failure: Failure | None = None, **face: Any,
+    identity: tuple[float, ...] = (), failure: Failure | None = None, speaking: float | None = None,
+    **face: Any,
 ) -> Measured:  # fmt: skip
     of, end_s = video(number), start_s + 4.0
     clip = Clip(
@@ -59,6 +61,7 @@ def measured(
         lips=Lips(lip_valid_fraction=1.0, lip_interpolated_fraction=0.0, lip_area_fraction=0.02),
         motion=Motion(omega_face_raw=omega, omega_body_raw=None, joints_valid_fraction=0.0),
         sync=Sync(sync_method="x", sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=zero),
+        speaker=Speaker(speaking_fraction=speaking, sync_c=None, sync_d=None, sync_net_offset_frames=None),
     )
     features = {"identity": np.array(identity, np.float32)} if identity else {}
     return Measured("000000", row, features, failure)
@@ -124,6 +127,27 @@ def test_of_two_faces_in_view_the_speaker_is_named() -> None:
     loose = apply_settings({}, ["thresholds.max_faces=null"])
     rows = select(clips, [planned(1)], loose).rows
     assert [(row.active_speaker, row.reasons) for row in rows] == [(True, ()), (False, ("not_speaking",))]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "speaks"),
+    [
+        ((0.9, 0.2), (0.1, 5.0), (True, False)),  # one alone is seen to speak, whatever sync says
+        ((0.9, 0.2), (0.8, 5.0), (False, True)),  # both are: sync decides
+        ((0.9, 0.2), (None, 5.0), (False, True)),  # one was not looked at: sync decides
+        ((0.9, None), (0.1, None), (True, False)),
+    ],
+)
+def test_who_is_seen_to_speak_comes_before_sync(
+    left: tuple[float | None, float | None],
+    right: tuple[float | None, float | None],
+    speaks: tuple[bool, bool],
+) -> None:
+    clips = committed(
+        *(measured(track=i, speaking=seen, zero=zero) for i, (seen, zero) in enumerate((left, right)))
+    )
+    rows = select(clips, [planned(1)], Config()).rows
+    assert tuple(row.active_speaker for row in rows) == speaks
 
 
 def test_faces_that_are_not_in_view_together_do_not_compete() -> None:

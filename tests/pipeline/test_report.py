@@ -103,6 +103,16 @@ def page(tables: Tables) -> str:
     return render(statistics(*tables), *tables[:3], no_pictures)
 
 
+def test_models_that_were_asked_for_and_absent_are_named(tables: Tables) -> None:
+    assert statistics(*tables)["models_absent"] == []
+    about = dataset()
+    about["config"]["measure"]["speaker"] = {"active_speaker": "auto", "syncnet": "auto"}
+    about["models"].append(about["models"][0] | {"name": "light_asd"})
+    tables = (*tables[:3], about)
+    assert [model["name"] for model in statistics(*tables)["models_absent"]] == ["syncnet_v2"]
+    assert "Not measured, because the weights were not there: syncnet_v2 (trace: Sync-C" in page(tables)
+
+
 def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None:
     steps = {step["step"]: step for step in statistics(*tables)["funnel"]}
     counted = {
