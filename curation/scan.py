@@ -18,6 +18,7 @@ import numpy as np
 from curation.faces import Detector, link
 from curation.media import Picture, pictures
 from curation.scenes import PICTURE_EDGE_PX, WINDOW_FRAMES, SceneFinder, scenes
+from curation.shots import Network, ShotFinder
 from schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from schemas.config import ScanConfig
 from schemas.errors import MediaError
@@ -58,17 +59,25 @@ class Scan:
 
 
 def scan(
-    path: Path, video: Video, start_s: float, end_s: float, config: ScanConfig, detector: Detector
+    path: Path,
+    video: Video,
+    start_s: float,
+    end_s: float,
+    config: ScanConfig,
+    detector: Detector,
+    network: Network | None = None,
 ) -> Scan:
     """Scenes and faces of [start_s, end_s) of a video.
 
-    Holds a dozen decoded pictures, and some 30 kB for each second of footage.
+    Holds a dozen decoded pictures, and some 30 kB for each second of footage; 130 kB with a network
+    (see `curation.shots`).
 
     Raises:
         MediaError: no picture of the window can be decoded.
     """
     samples = _Samples(video, config, detector)
     finder = SceneFinder(config, lambda frame: samples.detect(frame).boxes, video.width_px)
+    shots = ShotFinder(network) if network else None
     grid = 0
     begin_s = until_s = None
     for picture in pictures(path, video, start_s, end_s):
@@ -76,14 +85,17 @@ def scan(
         begin_s = time_s if begin_s is None else begin_s
         until_s = picture.until_s
         frame = samples.push(time_s, picture)
-        finder.push(time_s, picture.rgb(longest_edge_px=PICTURE_EDGE_PX))
+        small = picture.rgb(longest_edge_px=PICTURE_EDGE_PX)
+        finder.push(time_s, small)
+        if shots is not None:
+            shots.push(time_s, small)
         if start_s + grid * config.sample_s < until_s - _EPSILON_S:
             samples.detect(frame)
             grid = int((until_s - _EPSILON_S - start_s) // config.sample_s) + 1
     if begin_s is None or until_s is None:
         raise MediaError(f"{video.uri!r}: expected pictures in {start_s:g}..{end_s:g} s, found none")
     samples.detect(samples.num_frames - 1)
-    cuts = finder.finish()
+    cuts = shots.finish(finder.finish()) if shots else finder.finish()
     found = scenes(video.video_id, begin_s, min(until_s, end_s), cuts)
     detections = samples.detections()
     tracks = link(detections, found, detector.name)

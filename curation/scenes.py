@@ -8,6 +8,8 @@ Two kinds of evidence open a scene:
   stands. Cuts inside one studio and jump cuts of one speaker leave colours as they are; this
   is what gives them away. Neither half is enough: a spike alone may be a slide that changes
   behind the speaker, a face that moves is just a face that moves.
+
+Dissolves and fades are seen by neither: `curation.shots` adds those, where a network is asked.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ FACE_MARGIN = 0.15
 _CLOCK_HZ = 25.0
 """Rate of the frame counter shown to PySceneDetect, which only ever sees frame numbers."""
 
-OpenedBy = Literal["start", "picture", "face_jump"]
+OpenedBy = Literal["start", "picture", "face_jump", "transnet"]
 
 
 @dataclass(frozen=True)

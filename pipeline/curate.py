@@ -81,6 +81,7 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
     """
     names = [config.scan.detector, "face_landmarker", "silero_vad"]
     names += ["pose_detector", "pose_landmark_full"] if config.motion.pose else []
+    names += ["transnetv2"] if config.scan.scene_detector == "transnet" else []
     names += ["dnsmos"] if config.sound.dnsmos else []
     steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]
     steps.append(functools.partial(identity.load_embedder, config.identity))

@@ -33,6 +33,7 @@ from curation import (
     landmarks,
     models,
     scan,
+    shots,
     sound_quality,
     speaker_meter,
     speech,
@@ -60,6 +61,7 @@ class Tools:
     """The models of a measuring worker, loaded once."""
 
     detector: faces.Detector
+    shot_network: shots.Network | None
     landmarker: landmarks.FaceLandmarker
     pose_task: Path | None
     sync_map: sync.SyncMap
@@ -74,6 +76,7 @@ def load_tools(config_json: str) -> Tools:
     cv2.setNumThreads(1)  # a worker is one thread; Ray runs as many as there are cores
     return Tools(
         detector=faces.load_detector(config.scan),
+        shot_network=shots.load_network(config.scan),
         landmarker=landmarks.FaceLandmarker(models.weights("face_landmarker")),
         pose_task=models.pose_task() if config.motion.pose else None,
         sync_map=sync.SyncMap.load(),
@@ -125,7 +128,9 @@ def _measure_window(
         return
 
     with result.clock("scan"):
-        seen = scan.scan(path, video, window.start_s, window.end_s, config.scan, tools.detector)
+        seen = scan.scan(
+            path, video, window.start_s, window.end_s, config.scan, tools.detector, tools.shot_network
+        )
     surveyed = Surveyed(video, audio, segments, seen)
 
     pairs = clips.candidates(video, seen.tracks, segments, config.clip)

@@ -57,9 +57,9 @@ class ScanConfig(Section):
         le=1,
         description="Detections below this are not faces, 0..1. CenterFace gives a cartoon rabbit 0.5.",
     )
-    scene_detector: Literal["adaptive", "content", "none"] = Field(
+    scene_detector: Literal["adaptive", "content", "transnet", "none"] = Field(
         "adaptive",
-        description="PySceneDetect's detector of cuts in the picture; jumps of faces count as well.",
+        description="PySceneDetect's detector of cuts in the picture; jumps of faces count as well. 'transnet': adaptive, and TransNet V2 for dissolves and fades, 0.86 CPU seconds for each second of footage (docs/scenes.md).",
     )
     scene_threshold: float | None = Field(
         None,

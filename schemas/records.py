@@ -87,7 +87,7 @@ class Scene(Record):
     index: int
     start_s: float
     end_s: float
-    opened_by: Literal["start", "picture", "face_jump"]
+    opened_by: Literal["start", "picture", "face_jump", "transnet"]
 
 
 class Track(Record):

@@ -90,6 +90,29 @@ def test_scenes_tracks_and_boxes_are_the_known_ones(two_shots: tuple[Path, Video
         assert np.abs(track.boxes - np.array(box)).max() <= 3  # two pixels of the detector's picture
 
 
+def test_a_network_adds_a_scene_of_its_own(two_shots: tuple[Path, Video]) -> None:
+    class Network:
+        def boundaries(self, frames: np.ndarray) -> np.ndarray:
+            assert frames.shape == (75, 27, 48, 3)
+            found = np.zeros(75, np.float32)
+            found[[36, 59]] = 1  # the cut that is there, and another
+            return found
+
+    result = scan(*two_shots, 0, 10, ScanConfig(), Squares(), Network())
+    assert [(s.start_s, s.end_s, s.opened_by) for s in result.scenes] == [
+        (0, close(1.48), "start"),
+        (close(1.48), close(2.4), "picture"),
+        (close(2.4), close(3.0), "transnet"),
+    ]
+    assert [(t.scene, t.start_s, t.end_s) for t in result.tracks] == [
+        (0, 0, close(1.48)),
+        (1, close(1.48), close(2.4)),
+        (1, close(1.48), close(2.4)),
+        (2, close(2.4), close(3.0)),
+        (2, close(2.4), close(3.0)),
+    ]
+
+
 def test_samples_lie_on_the_grid_at_the_ends_and_around_cuts(two_shots: tuple[Path, Video]) -> None:
     detector = Squares()
     result = scan(*two_shots, 0, 10, ScanConfig(), detector)
