@@ -14,6 +14,7 @@ import onnxruntime
 from scipy.optimize import linear_sum_assignment
 
 from curation import models
+from curation.sessions import session_of
 from schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from schemas.config import ScanConfig
 from schemas.records import Scene
@@ -126,10 +127,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             if axis != 1:
                 dimension.dim_param = f"{value.name}_{axis}"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session_of(model.SerializeToString(), path.name)
 
 
 def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from curation import models
+from curation.sessions import session_of
 from schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
 from schemas.config import IdentityConfig
 from schemas.errors import ModelError
@@ -189,13 +190,7 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _session(name: str, path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base class but this
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{name}: {path}: is not an ONNX model that runs: {reason}") from None
+    session = session_of(path, f"{name}: {path}")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = list(inputs[0].shape)
     if len(inputs) != 1 or len(shape) != 4 or shape[1:] != [3, CROP_PX, CROP_PX]:

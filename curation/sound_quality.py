@@ -14,6 +14,7 @@ import onnxruntime
 import scipy.signal
 
 from curation import models
+from curation.sessions import session_of
 from schemas.arrays import Floats, expect_shape
 from schemas.config import SoundConfig
 from schemas.errors import ModelError
@@ -132,13 +133,7 @@ def bandwidth_hz(samples: Floats) -> float | None:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base class but this
-        reason = " ".join(str(error).split())
-        raise ModelError(f"dnsmos: {path.name}: is not an ONNX model that runs: {reason}") from None
+    session = session_of(path, f"dnsmos: {path.name}")
     shapes = [list(i.shape)[1:] for i in session.get_inputs()]
     if shapes != [[DNSMOS_SAMPLES]]:
         raise ModelError(f"dnsmos: {path.name}: expected input [any, {DNSMOS_SAMPLES}], found {shapes}")

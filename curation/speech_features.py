@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from curation.networks import inference
 from schemas.arrays import Floats, expect_shape
 from schemas.errors import ModelError
 from schemas.units import AUDIO_HZ, SPEECH_HZ
@@ -102,7 +103,7 @@ class Wav2Vec2:
 
     def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
         """See `SpeechEncoder.encode`."""
-        with _one_thread(self._torch), self._torch.inference_mode():
+        with inference():
             return [self._encode(clip, count) for clip, count in zip(clips, num_features, strict=True)]
 
     def _encode(self, samples: Floats, num_features: int) -> Features:
@@ -209,14 +210,3 @@ def _quiet() -> Iterator[None]:
         reports.set_verbosity(verbosity)
         if bars:
             reports.enable_progress_bar()
-
-
-@contextmanager
-def _one_thread(torch: Any) -> Iterator[None]:
-    """The order in which threads add up is not fixed; one thread's is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.records import Video
+from schemas.records import Clip, Video
 
 
 def video(number: int, seconds: float = 60.0, **changes: Any) -> Video:
@@ -31,3 +31,20 @@ def video(number: int, seconds: float = 60.0, **changes: Any) -> Video:
         "audio_start_s": 0.0,
     }
     return Video.model_validate(facts | changes)
+
+
+def clip_of(num_frames: int, width_px: int, height_px: int, start_s: float = 0.0, fps: float = 25.0) -> Clip:
+    """A clip of the video `v.mp4`."""
+    return Clip(
+        clip_id="c",
+        video_id="v",
+        uri="v.mp4",
+        scene=0,
+        track=0,
+        start_s=start_s,
+        end_s=start_s + num_frames / fps,
+        fps=fps,
+        num_frames=num_frames,
+        width_px=width_px,
+        height_px=height_px,
+    )

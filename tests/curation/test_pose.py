@@ -13,25 +13,10 @@ from curation.media import clip_size, frames_shown, pictures
 from curation.probe import content_hash, probe
 from schemas.arrays import Bytes
 from schemas.errors import ModelError
-from schemas.records import Clip, Source
+from schemas.records import Source
+from tests.records import clip_of
 
 FPS = 25.0
-
-
-def clip_of(num_frames: int, width_px: int, height_px: int, start_s: float = 0.0) -> Clip:
-    return Clip(
-        clip_id="c",
-        video_id="v",
-        uri="v.mp4",
-        scene=0,
-        track=0,
-        start_s=start_s,
-        end_s=start_s + num_frames / FPS,
-        fps=FPS,
-        num_frames=num_frames,
-        width_px=width_px,
-        height_px=height_px,
-    )
 
 
 @pytest.fixture(scope="module")
