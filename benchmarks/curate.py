@@ -34,7 +34,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curation import media, models
+from curation import media
 from curation.landmarks import CROP_PX, FaceLandmarker
 from curation.pose import PoseTracer
 from examples import demo_videos
@@ -127,12 +127,12 @@ def warm_up(config: Config, clock: Clock) -> None:
         blank = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
         tools.landmarker.find(blank)
         tools.detector.detect(blank)
-        if config.measure.motion.pose:
+        if tools.body_model is not None:
             clip = Clip(
                 clip_id="blank", video_id="", uri="", scene=0, track=0, start_s=0.0, end_s=0.04, fps=25.0,
                 num_frames=1, width_px=CROP_PX, height_px=CROP_PX,
             )  # fmt: skip
-            PoseTracer(models.pose_task(), clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
+            PoseTracer(tools.body_model, clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
 
 
 def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, float]]:

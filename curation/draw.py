@@ -31,9 +31,6 @@ VALIDITY = {MEASURED: (74, 190, 120), INTERPOLATED: (240, 180, 60), MISSING: (21
 TINT = 0.45
 """Weight of the lip colour inside the mask."""
 
-JOINT_SCORE = 0.5
-"""Joints below this score are not drawn. Source: MediaPipe Pose's default visibility threshold."""
-
 SILENCE_DBFS = -60.0
 """Bottom of the loudness curve."""
 
@@ -152,7 +149,7 @@ def draw_marks(rgb: Bytes, marks: Marks) -> Bytes:
     if marks.contour is not None and marks.valid != MISSING and np.isfinite(marks.contour).all():
         _draw_lips(picture, marks.contour, marks.valid, line_px)
     if marks.joints is not None:
-        seen = np.isfinite(marks.joints).all(axis=1) & (marks.joints[:, 2] >= JOINT_SCORE)
+        seen = np.isfinite(marks.joints).all(axis=1)
         for x, y in _sixteenths(marks.joints[seen, :2]):
             cv2.circle(picture, (x, y), (3 * line_px) << _SHIFT, JOINTS, line_px, cv2.LINE_AA, _SHIFT)
     if marks.box is not None and np.isfinite(marks.box).all():

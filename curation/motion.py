@@ -8,8 +8,8 @@ sequence" and of the DWPose body-joint sequence, and leaves open what is taken o
   nods, turns, steps and zooms count nothing. Eyelids and irises are left out: blinks and gaze are
   no expression of speech. The tracker's jitter, as seen in the second differences of the
   typical point, is subtracted.
-* omega_body: variance over time of the visible upper-body joints (MediaPipe Pose) in a frame that
-  stands still with the background, so a panning or zooming camera counts nothing.
+* omega_body: variance over time of the visible upper-body joints in a frame that stands still with
+  the background, so a panning or zooming camera counts nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 from mediapipe.tasks.python import vision
 
-from curation.pose import JOINTS, Camera, Doubles
+from curation.joints import JOINTS
+from curation.pose import Camera, Doubles
 from schemas.arrays import NUM_LANDMARKS, Floats, Landmarks, expect_shape
 from schemas.records import Motion
 
@@ -50,7 +51,8 @@ UPPER_BODY = tuple(
     for name in ("ear", "shoulder", "elbow", "wrist", "hip")
     for side in ("left", "right")
 )
-"""Joints of omega_body. Source: ours; legs are out of nearly every talking-head picture."""
+"""Joints of omega_body, all of which both models give. Source: ours; legs are out of nearly every
+talking-head picture."""
 
 LEFT_SHOULDER, RIGHT_SHOULDER = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
 MIN_BODY_MEASUREMENTS = 4
@@ -147,7 +149,7 @@ def omega_body(joints: Floats, camera: Camera) -> float | None:
 
 
 def _variance(points: Doubles) -> float | None:
-    """Of joints [n, 33, 2], over squared shoulder width."""
+    """Of joints [n, 65, 2], over squared shoulder width."""
     visible = np.isfinite(points[..., 0]).sum(0)
     counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_SHARE * len(points))
     shoulders = np.linalg.norm(points[:, LEFT_SHOULDER] - points[:, RIGHT_SHOULDER], axis=1)

@@ -1,43 +1,31 @@
 """Where are the joints of one person, and how does the camera move? Both every few frames of a clip.
 
-Joints come from MediaPipe Pose in a region around the face, so that the body found is that of the
-person meant; the camera from corners of the background, followed from one measured frame to the next.
+Joints are looked for in a region around the face, so that the body found is that of the person
+meant; the camera from corners of the background, followed from one measured frame to the next.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import cv2
-import mediapipe as mp
 import numpy as np
-from mediapipe.tasks.python import BaseOptions, vision
 from numpy.typing import NDArray
 
-from curation.landmarks import load_task
+from curation import models
+from curation.dwpose import DwPose
+from curation.joints import HEAD, BodyModel, no_joints
+from curation.mediapipe_pose import MediaPipePose
 from schemas.arrays import Bytes, Floats, expect_shape
+from schemas.config import MotionConfig
 from schemas.records import Clip
 
 Doubles = NDArray[np.float64]
-
-JOINTS = tuple(landmark.name.lower() for landmark in vision.PoseLandmark)
-"""Names of the 33 joints of MediaPipe Pose, in order."""
-
-HEAD = tuple(range(11))
-
-MIN_JOINT_SCORE = 0.5
-"""Joints less visible than this are not seen. Source: MediaPipe Pose's default confidences."""
-
-POSE_EDGE_PX = 384
-"""Longest edge of the person's region as the pose landmarker sees it (its networks take 224 and 256)."""
 
 REACH_SIDE, REACH_UP, REACH_DOWN = 3.0, 1.0, 5.0
 """Region in which the person's body is looked for: beyond the face's centre to each side, above and
 below the face's box, in units of its longer side. Source: ours; an arm is about three faces long."""
 
-MAX_POSES = 3
 HEAD_SHIFT = 0.75
 """A pose is the person's if the centre of its head lies within this many face sizes of the face."""
 
@@ -60,31 +48,25 @@ class Camera:
         expect_shape("to_first", self.to_first, (len(self.frames), 2, 3))
 
 
-@lru_cache(maxsize=1)
-def _pose_landmarker(path: Path) -> vision.PoseLandmarker:
-    options = vision.PoseLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(path)),
-        running_mode=vision.RunningMode.IMAGE,
-        num_poses=MAX_POSES,
-    )
-    return load_task(vision.PoseLandmarker, options, path)
+def load_model(config: MotionConfig) -> BodyModel | None:
+    """The model that finds the joints; None where the body is not measured.
+
+    Raises:
+        ModelError: its weights are missing, or are not that model's.
+    """
+    if config.body == "mediapipe":
+        return MediaPipePose(models.pose_task())
+    return DwPose(models.weights("dwpose")) if config.body == "dwpose" else None
 
 
 class PoseTracer:
-    """Joints of one person through one clip, and the camera's motion, every `stride_frames`.
+    """Joints of one person through one clip, and the camera's motion, every `stride_frames`."""
 
-    Args:
-        task: MediaPipe pose bundle; loaded once per process, and keeps nothing between pictures.
-
-    Raises:
-        ModelError: `task` is not a pose landmarker's bundle.
-    """
-
-    def __init__(self, task: Path, clip: Clip, stride_frames: int) -> None:
-        self._landmarker = _pose_landmarker(task)
+    def __init__(self, model: BodyModel, clip: Clip, stride_frames: int) -> None:
+        self._model = model
         self._clip = clip
         self._stride_frames = stride_frames
-        self._joints = np.full((clip.num_frames, len(JOINTS), 3), np.nan, np.float32)
+        self._joints = no_joints(clip.num_frames)
         self._frames: list[int] = []
         self._to_first: list[Doubles] = []
         self._last: tuple[Bytes, Bytes] | None = None  # grey picture, mask of its background
@@ -108,7 +90,7 @@ class PoseTracer:
             self._joints[due] = joints
 
     def finish(self) -> Floats:
-        """Joints [F, 33, 3]: x, y in clip pixels, score 0..1, in the order of `JOINTS`.
+        """Joints [F, 65, 3]: x, y in clip pixels, score 0..1, in the order of `curation.joints`.
 
         Linear between two measured frames in both of which the joint is visible; NaN elsewhere.
         """
@@ -124,27 +106,19 @@ class PoseTracer:
         return Camera(np.array(self._frames, np.int64), to_first)
 
     def _find(self, rgb: Bytes, face_box: Floats) -> Floats | None:
-        """Joints [33, 3] of the pose whose head lies at the face; NaN for those not visible."""
-        left, top, right, bottom = _region(face_box, rgb.shape[1], rgb.shape[0])
-        if right - left < 2 or bottom - top < 2:
+        """Joints [65, 3] of the pose whose head lies at the face; NaN for those not visible."""
+        region = _region(face_box, rgb.shape[1], rgb.shape[0])
+        if region[2] - region[0] < 2 or region[3] - region[1] < 2:
             return None
-        scale = min(1.0, POSE_EDGE_PX / max(right - left, bottom - top))
-        size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
-        region = cv2.resize(rgb[top:bottom, left:right], size, interpolation=cv2.INTER_AREA)
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(region))
-        poses = self._landmarker.detect(image).pose_landmarks
-        if not poses:
+        poses = self._model.find(rgb, region)
+        if not len(poses):
             return None
-        joints = np.array([[(p.x, p.y, p.visibility) for p in pose] for pose in poses], np.float32)
-        joints[..., :2] *= (right - left, bottom - top)
-        joints[..., :2] += (left - 0.5, top - 0.5)
-        heads = joints[:, HEAD, :2].mean(1)
+        heads = poses[:, HEAD, :2].mean(1)
         distance = np.linalg.norm(heads - (face_box[:2] + face_box[2:]) / 2, axis=1)
-        best = int(distance.argmin())
-        if distance[best] > HEAD_SHIFT * _size(face_box):
+        joints = poses[int(distance.argmin())]
+        if distance.min() > HEAD_SHIFT * _size(face_box):
             return None
-        joints[best, joints[best, :, 2] < MIN_JOINT_SCORE] = np.nan
-        return np.asarray(joints[best], np.float32)
+        return np.where(joints[:, 2:] >= self._model.min_score, joints, np.float32(np.nan))
 
     def _camera(self, rgb: Bytes, person: Floats) -> Doubles:
         """[2, 3]: from this picture to the first one seen."""
@@ -223,8 +197,3 @@ def _background_motion(old: Bytes, old_mask: Bytes, new: Bytes, new_mask: Bytes)
 def _chain(outer: Doubles, inner: Doubles) -> Doubles:
     """The map [2, 3] that applies `inner`, then `outer`."""
     return np.asarray(outer @ np.vstack([inner, [0, 0, 1]]))
-
-
-def no_joints(num_frames: int) -> Floats:
-    """Joints [F, 33, 3] of a clip whose body was not measured: NaN."""
-    return np.full((num_frames, len(JOINTS), 3), np.nan, np.float32)

@@ -16,6 +16,7 @@ import numpy as np
 from curation import identity, lips, motion, pose, quality
 from curation.draw import thumbnail
 from curation.face_crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
+from curation.joints import BodyModel, no_joints
 from curation.landmarks import FaceLandmarker, LandmarkTracer
 from curation.media import Picture, frames_shown, pictures
 from schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
@@ -118,7 +119,7 @@ class _ClipTracer:
         """Put together what was measured."""
         landmarks = self.face.finish()
         trace = lips.trace(landmarks, config.lips)
-        joints = self.body.finish() if self.body else pose.no_joints(self.clip.num_frames)
+        joints = self.body.finish() if self.body else no_joints(self.clip.num_frames)
         camera = self.body.camera() if self.body else None
         crops = np.stack(self.crops) if self.crops else np.zeros((0, 112, 112, 3), np.uint8)
         rows = [quality.measure(crop) for crop in crops]
@@ -149,7 +150,7 @@ def trace(
     video: Video,
     pairs: Sequence[Pair],
     landmarker: FaceLandmarker,
-    pose_task: Path | None,
+    body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None = None,
 ) -> dict[str, Trace | Exception]:
@@ -157,13 +158,13 @@ def trace(
 
     Args:
         pairs: clips of one video with their tracks, ascending in start.
-        pose_task: MediaPipe pose bundle, or None to leave the body out.
+        body_model: finds the joints; None leaves the body out.
         watch: called once for each clip, when its last frame has been seen; None keeps no crops.
     """
     results: dict[str, Trace | Exception] = {}
     for group in overlapping(pairs):
         try:
-            results |= _trace_group(path, video, group, landmarker, pose_task, config, watch)
+            results |= _trace_group(path, video, group, landmarker, body_model, config, watch)
         except Exception as error:
             log.debug("trace of %s", group[0][0].clip_id, exc_info=True)
             results |= {clip.clip_id: error for clip, _ in group}
@@ -189,11 +190,11 @@ def _trace_group(
     video: Video,
     group: Sequence[Pair],
     landmarker: FaceLandmarker,
-    pose_task: Path | None,
+    body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None,
 ) -> dict[str, Trace | Exception]:
-    waiting = [_tracer(pair, video, landmarker, pose_task, config, watch) for pair in group]
+    waiting = [_tracer(pair, video, landmarker, body_model, config, watch) for pair in group]
     results: dict[str, Trace | Exception] = {}
     start_s = group[0][0].start_s
     end_s = max(clip.end_s for clip, _ in group)
@@ -209,7 +210,7 @@ def _tracer(
     pair: Pair,
     video: Video,
     landmarker: FaceLandmarker,
-    pose_task: Path | None,
+    body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None,
 ) -> _ClipTracer:
@@ -218,7 +219,7 @@ def _tracer(
     return _ClipTracer(
         clip,
         face,
-        pose.PoseTracer(pose_task, clip, config.motion.pose_stride_frames) if pose_task else None,
+        pose.PoseTracer(body_model, clip, config.motion.pose_stride_frames) if body_model else None,
         _Faces(clip, face, watch) if watch else None,
     )
 

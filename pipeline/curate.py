@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from curation import identity, models, speaker_meter, speech, sync
-from curation.pose import JOINTS
+from curation.joints import JOINTS
 from curation.verdict import judge
 from pipeline import cut, inspect_clip, ledger, shards, tables
 from pipeline.calibrate import calibrate, read_calibrated
@@ -43,6 +43,9 @@ from schemas.errors import CommandError, ModelError
 from schemas.records import ClipMeasures, Source
 
 log = logging.getLogger(__name__)
+
+BODY_MODELS = {"mediapipe": ["pose_detector", "pose_landmark_full"], "dwpose": ["dwpose"], "none": []}
+"""What each choice of `measure.motion.body` needs, by name in the model registry."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
         ModelError: weights are missing and may not be fetched; lists which, from where, where to.
     """
     names = [config.scan.detector, "face_landmarker", "silero_vad"]
-    names += ["pose_detector", "pose_landmark_full"] if config.motion.pose else []
+    names += BODY_MODELS[config.motion.body]
     names += ["transnetv2"] if config.scan.scene_detector == "transnet" else []
     names += ["dnsmos"] if config.sound.dnsmos else []
     steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]

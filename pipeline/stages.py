@@ -30,8 +30,10 @@ from curation import (
     clips,
     faces,
     identity,
+    joints,
     landmarks,
     models,
+    pose,
     scan,
     shots,
     sound_quality,
@@ -63,7 +65,7 @@ class Tools:
     detector: faces.Detector
     shot_network: shots.Network | None
     landmarker: landmarks.FaceLandmarker
-    pose_task: Path | None
+    body_model: joints.BodyModel | None
     sync_map: sync.SyncMap
     sound_meter: sound_quality.SoundMeter
     speaker_meter: speaker_meter.SpeakerMeter | None
@@ -78,7 +80,7 @@ def load_tools(config_json: str) -> Tools:
         detector=faces.load_detector(config.scan),
         shot_network=shots.load_network(config.scan),
         landmarker=landmarks.FaceLandmarker(models.weights("face_landmarker")),
-        pose_task=models.pose_task() if config.motion.pose else None,
+        body_model=pose.load_model(config.motion),
         sync_map=sync.SyncMap.load(),
         sound_meter=sound_quality.SoundMeter(config.sound),
         speaker_meter=speaker_meter.load(config.speaker),
@@ -139,7 +141,7 @@ def _measure_window(
 
     with result.clock("trace"):
         watch = _watch(surveyed, tools.speaker_meter, result)
-        traced = trace.trace(path, video, survivors, tools.landmarker, tools.pose_task, config, watch)
+        traced = trace.trace(path, video, survivors, tools.landmarker, tools.body_model, config, watch)
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
     result.outcomes.append(outcome_row(window, "candidates" if pairs else "no_face", segments, spans))

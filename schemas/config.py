@@ -84,7 +84,10 @@ class LipsConfig(Section):
 class MotionConfig(Section):
     """Motion intensity."""
 
-    pose: bool = Field(True, description="Measure body joints (omega_body).")
+    body: Literal["mediapipe", "dwpose", "none"] = Field(
+        "mediapipe",
+        description="What finds the body's joints (omega_body): MediaPipe Pose, 0.16 CPU seconds for each second of a clip; DWPose as in the paper, about 1.1, whose weights are for research only and have to be fetched; or nothing.",
+    )
     pose_stride_frames: int = Field(
         5, ge=1, description="Joints are measured every so many frames and interpolated between, frames."
     )

@@ -61,7 +61,7 @@ def test_a_missing_contour_is_not_drawn_and_an_interpolated_one_has_its_own_edge
 
 def test_points_that_are_not_known_are_left_out() -> None:
     unseen = np.full((478, 3), np.nan, np.float32)
-    joints = np.array([[20, 50, 0.9], [120, 50, 0.2], [np.nan, np.nan, np.nan]], np.float32)
+    joints = np.array([[20, 50, 0.3], [np.nan, np.nan, np.nan]], np.float32)
     nowhere = np.full(4, np.nan, np.float32)
     drawn = draw_marks(grey(), Marks(box=nowhere, landmarks=unseen, contour=SQUARE * np.nan, joints=joints))
     assert off(drawn[50, 23], JOINTS) < 30

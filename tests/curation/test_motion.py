@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from curation import motion, pose
+from curation.joints import JOINTS, no_joints
 from schemas.arrays import Floats, Landmarks
 
 FPS = 25.0
@@ -93,10 +94,11 @@ def test_half_a_second_of_face_is_needed() -> None:
 
 def body(frames: int) -> Floats:
     """Joints of a person who stands still, shoulders 100 px apart, legs and hips out of sight."""
-    joints = np.full((frames, 33, 3), np.nan, np.float32)
-    at = {7: (320, 100), 8: (280, 100), 11: (350, 200), 12: (250, 200), 13: (370, 300), 14: (230, 300)}
-    for joint, (x, y) in at.items():
-        joints[:, joint] = x, y, 0.9
+    joints = no_joints(frames)
+    at = {"ear": (20, 100), "shoulder": (50, 200), "elbow": (70, 300)}
+    for name, (aside, y) in at.items():
+        joints[:, JOINTS.index(f"left_{name}")] = 300 + aside, y, 0.9
+        joints[:, JOINTS.index(f"right_{name}")] = 300 - aside, y, 0.9
     return joints
 
 
@@ -123,16 +125,16 @@ def test_a_camera_that_travels_round_a_still_body_adds_nothing() -> None:
 
 def test_a_known_gesture_has_its_variance_among_the_joints_seen() -> None:
     joints = body(40)
-    joints[:, 14, 0] += 30 * np.sin(2 * np.pi * np.arange(40) / 20)
+    joints[:, JOINTS.index("right_elbow"), 0] += 30 * np.sin(2 * np.pi * np.arange(40) / 20)
     assert motion.omega_body(joints, still_camera(40)) == pytest.approx(30**2 / 2 / 100**2 / 6, rel=1e-3)
 
 
 def test_without_shoulders_or_frames_there_is_no_body() -> None:
     joints = body(30)
-    joints[:28, 11] = np.nan
+    joints[:28, motion.LEFT_SHOULDER] = np.nan
     assert motion.omega_body(joints, still_camera(30)) is None
     assert motion.omega_body(body(30), pose.Camera(np.arange(3), np.zeros((3, 2, 3)))) is None
-    assert motion.omega_body(pose.no_joints(30), still_camera(30)) is None
+    assert motion.omega_body(no_joints(30), still_camera(30)) is None
 
 
 def test_measure_says_what_is_missing() -> None:
@@ -141,7 +143,7 @@ def test_measure_says_what_is_missing() -> None:
     row = motion.measure(filmed(face(20)), joints, still_camera(20))
     assert row.joints_valid_fraction == pytest.approx(0.75)
     assert row.omega_body_raw == pytest.approx(0, abs=1e-9)
-    unmeasured = motion.measure(filmed(face(5)), pose.no_joints(5), None)
+    unmeasured = motion.measure(filmed(face(5)), no_joints(5), None)
     assert unmeasured.model_dump() == {
         "omega_face_raw": None,
         "omega_body_raw": None,

@@ -9,7 +9,9 @@ import pytest
 import skimage.data
 
 from curation import models, motion, pose
+from curation.joints import JOINTS, BodyModel
 from curation.media import clip_size, frames_shown, pictures
+from curation.mediapipe_pose import MediaPipePose
 from curation.probe import content_hash, probe
 from schemas.arrays import Bytes
 from schemas.errors import ModelError
@@ -18,11 +20,13 @@ from tests.records import clip_of
 
 FPS = 25.0
 
+Shift = Callable[[int], int]
+
 
 @pytest.fixture(scope="module")
-def pose_task() -> Path:
+def model() -> MediaPipePose:
     try:
-        return models.pose_task()
+        return MediaPipePose(models.pose_task())
     except ModelError as error:
         pytest.skip(str(error))
 
@@ -44,8 +48,10 @@ def studio(camera_px: int = 0, body_px: int = 0) -> Bytes:
     return np.ascontiguousarray(wall[:, SIDE // 2 + camera_px :][:, :SIDE])
 
 
-def watch(task: Path, camera_px: Callable[[int], int], body_px: Callable[[int], int]) -> pose.PoseTracer:
-    tracer = pose.PoseTracer(task, clip_of(41, SIDE, SIDE), 5)
+def watch(
+    model: BodyModel, camera_px: Callable[[int], int], body_px: Callable[[int], int]
+) -> pose.PoseTracer:
+    tracer = pose.PoseTracer(model, clip_of(41, SIDE, SIDE), 5)
     for k in range(41):
         if k % 5 == 0:
             shift = body_px(k) - camera_px(k)
@@ -61,14 +67,14 @@ def swing(k: int) -> int:
     return round(30 * np.sin(2 * np.pi * k / 20))
 
 
-def test_still_pan_and_move_of_a_real_person(pose_task: Path) -> None:
-    still = watch(pose_task, nowhere, nowhere)
+def test_still_pan_and_move_of_a_real_person(model: MediaPipePose) -> None:
+    still = watch(model, nowhere, nowhere)
     joints = still.finish()
     assert motion.omega_body(joints, still.camera()) == pytest.approx(0, abs=1e-9)
-    width = np.linalg.norm(joints[0, 11, :2] - joints[0, 12, :2])
-    pan = watch(pose_task, lambda k: 2 * k - 80, nowhere)
+    width = np.linalg.norm(joints[0, motion.LEFT_SHOULDER, :2] - joints[0, motion.RIGHT_SHOULDER, :2])
+    pan = watch(model, lambda k: 2 * k - 80, nowhere)
     np.testing.assert_allclose(pan.camera().to_first[-1], [[1, 0, 80], [0, 1, 0]], atol=0.6)
-    move = watch(pose_task, nowhere, swing)
+    move = watch(model, nowhere, swing)
     np.testing.assert_allclose(move.camera().to_first[-1], np.eye(2, 3), atol=0.3)
     panned = motion.omega_body(pan.finish(), pan.camera())
     moved = motion.omega_body(move.finish(), move.camera())
@@ -80,14 +86,14 @@ def test_still_pan_and_move_of_a_real_person(pose_task: Path) -> None:
     assert moved == pytest.approx(np.var([swing(k) for k in range(0, 41, 5)]) / width**2, rel=0.15)
 
 
-def test_joints_are_interpolated_between_strides_and_end_with_the_clip(pose_task: Path) -> None:
-    tracer = pose.PoseTracer(pose_task, clip_of(9, SIDE, SIDE), 5)
+def test_joints_are_interpolated_between_strides_and_end_with_the_clip(model: MediaPipePose) -> None:
+    tracer = pose.PoseTracer(model, clip_of(9, SIDE, SIDE), 5)
     for k in range(9):
         tracer.push(range(k, k + 1), studio(body_px=4 * k), FACE + np.float32([4 * k, 0, 4 * k, 0]))
     joints = tracer.finish()
-    assert joints.shape == (9, 33, 3)
+    assert joints.shape == (9, 65, 3)
     assert tracer.camera().frames.tolist() == [0, 5, 8]
-    nose = joints[:, pose.JOINTS.index("nose")]
+    nose = joints[:, JOINTS.index("nose")]
     assert np.isfinite(nose).all()
     np.testing.assert_allclose(nose[2], 0.6 * nose[0] + 0.4 * nose[5], rtol=1e-5)
     np.testing.assert_allclose(nose[:, 0] - nose[0, 0], 4 * np.arange(9), atol=4)
@@ -96,8 +102,8 @@ def test_joints_are_interpolated_between_strides_and_end_with_the_clip(pose_task
     assert y0 < nose[0, 1] < y1
 
 
-def test_a_body_whose_head_is_elsewhere_is_not_the_persons(pose_task: Path) -> None:
-    tracer = pose.PoseTracer(pose_task, clip_of(2, SIDE, SIDE), 1)
+def test_a_body_whose_head_is_elsewhere_is_not_the_persons(model: MediaPipePose) -> None:
+    tracer = pose.PoseTracer(model, clip_of(2, SIDE, SIDE), 1)
     tracer.push(0, studio(), FACE)
     tracer.push(1, studio(), FACE + np.float32([120, 0, 120, 0]))
     joints = tracer.finish()
@@ -105,28 +111,21 @@ def test_a_body_whose_head_is_elsewhere_is_not_the_persons(pose_task: Path) -> N
     assert np.isnan(joints[1]).all()
 
 
-def test_each_of_two_people_keeps_their_own_body(pose_task: Path) -> None:
+def test_each_of_two_people_keeps_their_own_body(model: MediaPipePose) -> None:
     both = np.hstack([studio(), studio(body_px=20)])
     for box, low, high in ((FACE, 0, SIDE), (FACE + np.float32([500, 0, 500, 0]), SIDE, 2 * SIDE)):
-        tracer = pose.PoseTracer(pose_task, clip_of(1, 2 * SIDE, SIDE), 5)
+        tracer = pose.PoseTracer(model, clip_of(1, 2 * SIDE, SIDE), 5)
         tracer.push(0, both, box)
         x = tracer.finish()[0, :, 0]
         assert ((x[np.isfinite(x)] > low) & (x[np.isfinite(x)] < high)).all()
         assert np.isfinite(x).sum() >= 11
 
 
-def test_a_file_that_is_no_bundle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "bad.task"
-    path.write_bytes(b"not a bundle")
-    with pytest.raises(ModelError, match=r"bad\.task: expected a bundle for PoseLandmarker"):
-        pose.PoseTracer(path, clip_of(1, 64, 64), 5)
-
-
-def real_body(path: Path, box: tuple[float, float, float, float], task: Path) -> float | None:
+def real_body(path: Path, box: tuple[float, float, float, float], model: BodyModel) -> float | None:
     """omega_body of the first three seconds; `box` in clip pixels."""
     video = probe(path, Source(uri=path.name), content_hash(path))
     clip = clip_of(70, *clip_size(video, 1024), start_s=video.start_s)
-    tracer = pose.PoseTracer(task, clip, 5)
+    tracer = pose.PoseTracer(model, clip, 5)
     for picture in pictures(path, video, clip.start_s, clip.end_s):
         shown = frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
         if any(k % 5 == 0 for k in shown):
@@ -134,9 +133,9 @@ def real_body(path: Path, box: tuple[float, float, float, float], task: Path) ->
     return motion.omega_body(tracer.finish(), tracer.camera())
 
 
-def test_gestures_stand_out_from_a_still_speaker(clips_dir: Path, pose_task: Path) -> None:
-    still = real_body(clips_dir / "grid_bbaf2n.mpg", (100, 98, 207, 255), pose_task)
-    gesturing = real_body(clips_dir / "ls_demo3.mp4", (260, 272, 366, 410), pose_task)
+def test_gestures_stand_out_from_a_still_speaker(clips_dir: Path, model: MediaPipePose) -> None:
+    still = real_body(clips_dir / "grid_bbaf2n.mpg", (100, 98, 207, 255), model)
+    gesturing = real_body(clips_dir / "ls_demo3.mp4", (260, 272, 366, 410), model)
     assert still is not None
     assert gesturing is not None
     assert gesturing > 10 * still

@@ -22,7 +22,7 @@ from schemas.units import frames_from_seconds
 
 Pairs = list[trace.Pair]
 
-CONFIG = MeasureConfig.model_validate({"motion": {"pose": False}})
+CONFIG = MeasureConfig.model_validate({"motion": {"body": "none"}})
 
 
 def clip_of(number: int, start_s: float, end_s: float) -> Clip:

@@ -15,7 +15,7 @@ from pipeline.store import Store
 from schemas.config import load_config
 from tests.media_files import Pictures, Sounds, steady, write_media
 
-SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.pose=false")
+SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.body=none")
 
 
 @dataclass(frozen=True)

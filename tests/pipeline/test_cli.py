@@ -21,7 +21,7 @@ from schemas.records import ClipMeasures
 
 Row = dict[str, Any]
 
-SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.pose=false")
+SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.body=none")
 """Those of the fixture's data set."""
 
 

@@ -58,7 +58,7 @@ def store_arrays(store: Store, clip: Clip) -> None:
         "landmarks": np.full((frames, 478, 3), 10, np.float32),
         "contour": contour,
         "lip_valid": valid,
-        "joints": np.full((frames, 33, 3), np.nan, np.float32),
+        "joints": np.full((frames, 65, 3), np.nan, np.float32),
         "face_rgb": np.full((112, 112, 3), 90, np.uint8),
     }
     speech = np.zeros((features_from_frames(frames, clip.fps), 80), np.float16)

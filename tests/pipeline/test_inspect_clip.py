@@ -56,7 +56,7 @@ def arrays_of(frames: int = FRAMES) -> ClipArrays:
     valid[-5:] = MISSING
     return ClipArrays(
         landmarks=landmarks, contour=contour, lip_valid=valid,
-        joints=np.full((frames, 3, 3), np.nan, np.float32), face_rgb=np.zeros((112, 112, 3), np.uint8),
+        joints=np.full((frames, 65, 3), np.nan, np.float32), face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=np.zeros((2 * frames, 80), np.float16),
     )  # fmt: skip
 

@@ -94,7 +94,7 @@ def members(number: int, video: bytes | None = None, audio: Floats | None = None
         landmarks=np.zeros((FRAMES, 478, 3), np.float32),
         contour=np.ones((FRAMES, 4, 2), np.float32),
         lip_valid=np.full(FRAMES, 2, np.uint8),
-        joints=np.zeros((FRAMES, 33, 3), np.float32),
+        joints=np.zeros((FRAMES, 65, 3), np.float32),
         face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=np.zeros((60, 80), np.float16),
     )

@@ -42,9 +42,9 @@ def test_a_file_and_settings_over_it(tmp_path: Path) -> None:
 
 
 def test_settings_are_yaml() -> None:
-    config = load_config(None, ["thresholds.min_face_px=null", "motion.pose=false", "shards.seed='1'"])
+    config = load_config(None, ["thresholds.min_face_px=null", "motion.body=none", "shards.seed='1'"])
     assert config.thresholds.min_face_px is None
-    assert config.measure.motion.pose is False
+    assert config.measure.motion.body == "none"
     assert config.shards.seed == "1"
 
 

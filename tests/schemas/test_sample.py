@@ -80,7 +80,7 @@ def arrays(identity: bool = True) -> ClipArrays:
         landmarks=landmarks,
         contour=contour,
         lip_valid=valid,
-        joints=rng.uniform(0, 1, (FRAMES, 33, 3)).astype(np.float32),
+        joints=rng.uniform(0, 1, (FRAMES, 65, 3)).astype(np.float32),
         face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=rng.normal(size=(20, 80)).astype(np.float16),
         identity=vector / np.linalg.norm(vector) if identity else vector,
@@ -355,7 +355,7 @@ BROKEN = {
         "found float32 [10, 468, 3]",
     ),
     "joints flat": (
-        lambda: changed("joints.npz", points=np.zeros((FRAMES, 33, 2), np.float32)),
+        lambda: changed("joints.npz", points=np.zeros((FRAMES, 65, 2), np.float32)),
         "joints.npz points: expected float32 [10, any, 3]",
     ),
     "a speech feature short": (
