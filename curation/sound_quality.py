@@ -1,4 +1,4 @@
-"""How good is the sound: noise, bandwidth, and how people would rate it.
+"""How good is the sound: noise, bandwidth, how people would rate it, and whether there is music.
 
 Sound is mono at 16 kHz, as everywhere: what lies above 8 kHz is not heard here. Level and clipping
 are in `curation.speech`.
@@ -14,6 +14,7 @@ import onnxruntime
 import scipy.signal
 
 from curation import models
+from curation.music import MusicDetector
 from curation.sessions import session_of
 from schemas.arrays import Floats, expect_shape
 from schemas.config import SoundConfig
@@ -62,6 +63,7 @@ class SoundMeter:
 
     def __init__(self, config: SoundConfig) -> None:
         self._dnsmos = _session(models.weights("dnsmos")) if config.dnsmos else None
+        self._music = MusicDetector() if config.music else None
 
     def measure(self, samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> Sound:
         """What the sound of a clip is like.
@@ -81,6 +83,7 @@ class SoundMeter:
             dnsmos_signal=voice,
             dnsmos_background=background,
             dnsmos_overall=overall,
+            music_fraction=None if self._music is None else self._music.fraction(samples),
         )
 
 

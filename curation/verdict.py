@@ -45,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     Rule("face_blurred", "face_blur", "min_face_blur", "at_least"),
     Rule("noisy", "snr_db", "min_snr_db", "at_least", needed=False),
     Rule("sound_poor", "dnsmos_overall", "min_dnsmos_overall", "at_least", needed=False),
+    Rule("music", "music_fraction", "max_music_fraction", "at_most", needed=False),
     Rule(
         "out_of_sync", "sync_offset_frames", "max_abs_sync_offset_frames", "at_most",
         needed=False, absolute=True,

@@ -86,6 +86,7 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
     names += BODY_MODELS[config.motion.body]
     names += ["transnetv2"] if config.scan.scene_detector == "transnet" else []
     names += ["dnsmos"] if config.sound.dnsmos else []
+    names += ["fireredvad_aed"] if config.sound.music else []
     steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]
     steps.append(functools.partial(identity.load_embedder, config.identity))
     missing = [problem for step in steps if (problem := _problem(step))]

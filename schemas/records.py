@@ -220,6 +220,9 @@ class Sound(Record):
     the background and of both. None in silence, or where it was not asked for."""
     dnsmos_background: float | None
     dnsmos_overall: float | None
+    music_fraction: float | None
+    """Share of the clip in which there is music, under speech or alone, 0 to 1; None where it was not
+    asked for."""
 
 
 class Sync(Record):
@@ -376,6 +379,7 @@ class LedgerRow(Record):
     dnsmos_signal: float | None
     dnsmos_background: float | None
     dnsmos_overall: float | None
+    music_fraction: float | None
     sync_offset_frames: int | None
     sync_confidence: float | None
     sync_zero_confidence: float | None

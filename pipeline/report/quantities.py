@@ -40,6 +40,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("dnsmos_signal", "DNSMOS of the voice", "about 1 to 5"),
     Measure("dnsmos_background", "DNSMOS of the background", "about 1 to 5"),
     Measure("dnsmos_overall", "DNSMOS overall", "about 1 to 5"),
+    Measure("music_fraction", "Share of the clip with music", "0 to 1"),
     Measure("face_px", "Height of the face", "px"),
     Measure("face_confidence", "Mean detector confidence", "0 to 1"),
     Measure("face_confidence_min", "Least detector confidence", "0 to 1"),

@@ -125,8 +125,9 @@ def test_a_noisy_stage_scores_below_a_studio(meter: SoundMeter, clips_dir: Path)
 def test_silence_has_no_scores(meter: SoundMeter) -> None:
     found = meter.measure(np.zeros(3 * AUDIO_HZ, np.float32), [], 0.0)
     assert found == Sound(
-        snr_db=None, bandwidth_hz=None, dnsmos_signal=None, dnsmos_background=None, dnsmos_overall=None
-    )
+        snr_db=None, bandwidth_hz=None, dnsmos_signal=None, dnsmos_background=None, dnsmos_overall=None,
+        music_fraction=None,
+    )  # fmt: skip
 
 
 def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,7 +141,16 @@ def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyP
         SoundMeter(WITH_DNSMOS)
 
 
-def test_without_dnsmos_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_music_is_measured_where_it_is_asked_for(clips_dir: Path) -> None:
+    try:
+        meter = SoundMeter(SoundConfig(music=True))
+    except ModelError as error:
+        pytest.skip(str(error))
+    found = meter.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
+    assert (found.music_fraction, found.dnsmos_overall) == (pytest.approx(0.968, abs=0.005), None)
+
+
+def test_without_models_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Path:
         raise AssertionError(name)
 

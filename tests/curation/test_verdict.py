@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "face_blur": 100.0,
     "snr_db": 30.0,
     "dnsmos_overall": 3.2,
+    "music_fraction": 0.0,
     "sync_offset_frames": 0,
     "sync_confidence": 5.0,
     "sync_zero_confidence": 5.0,
@@ -33,8 +34,8 @@ GOOD: dict[str, Any] = {
 }
 
 STRICT = Thresholds(
-    min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, min_sync_confidence=2.0,
-    min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
+    min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, max_music_fraction=0.1,
+    min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
 )  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("face_blur", 49.0, "face_blurred"),
         ("snr_db", 14.9, "noisy"),
         ("dnsmos_overall", 2.4, "sound_poor"),
+        ("music_fraction", 0.11, "music"),
         ("sync_offset_frames", -4, "out_of_sync"),
         ("sync_confidence", 1.9, "sync_weak"),
         ("speaking_fraction", 0.49, "mouth_idle"),
@@ -126,7 +128,9 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
     assert codes({"sync_offset_frames": None, "sync_confidence": None}, Thresholds()) == []
 
 
-@pytest.mark.parametrize("field", ["snr_db", "dnsmos_overall", "speaking_fraction", "sync_c"])
+@pytest.mark.parametrize(
+    "field", ["snr_db", "dnsmos_overall", "music_fraction", "speaking_fraction", "sync_c"]
+)
 def test_what_was_optional_and_is_missing_passes(field: str) -> None:
     assert codes({field: None}) == []
 
