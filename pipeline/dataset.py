@@ -11,6 +11,7 @@ from typing import Any
 import filelock
 from pydantic import Field
 
+from curation.speech import SpeechEncoder
 from pipeline import parts, tables
 from pipeline.intake import Intake, mark_duplicates
 from pipeline.parts import Part
@@ -48,6 +49,10 @@ class Dataset(Record):
     models: tuple[ModelUse, ...]
     joints: tuple[str, ...]
     """Names of the body joints, in the order of `joints.npz`."""
+    speech_encoder: str | None = None
+    """What `speech.npy` holds, as its encoder is named; None in data sets begun before this was kept."""
+    speech_dim: int | None = None
+    """Numbers in one speech feature: D of `speech.npy`."""
     quantiles: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
@@ -114,7 +119,13 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
     if models:
         names = ", ".join(sorted({use.name for use in models}))
         raise CommandError(f"{store.root} was measured with other models: {names} differ")
-    return old.model_copy(update={"config": fresh.config})
+    return old.model_copy(
+        update={
+            "config": fresh.config,
+            "speech_encoder": fresh.speech_encoder,
+            "speech_dim": fresh.speech_dim,
+        }
+    )
 
 
 @contextmanager
@@ -191,7 +202,9 @@ def _refreshed(part: Part, videos: Mapping[str, Video]) -> Part:
     return part.model_copy(update={"windows": tuple(windows)})
 
 
-def describe(config: Config, models: Sequence[ModelUse], joints: Sequence[str]) -> Dataset:
+def describe(
+    config: Config, models: Sequence[ModelUse], joints: Sequence[str], encoder: SpeechEncoder
+) -> Dataset:
     """Description of a data set that is about to be made."""
     return Dataset(
         schema_version=SCHEMA_VERSION,
@@ -200,6 +213,8 @@ def describe(config: Config, models: Sequence[ModelUse], joints: Sequence[str]) 
         config_hash=config_hash(config.measure),
         models=tuple(models),
         joints=tuple(joints),
+        speech_encoder=encoder.name,
+        speech_dim=encoder.dim,
     )
 
 

@@ -98,9 +98,14 @@ class SpeechConfig(Section):
 
     embedding: str = Field(
         "logmel-80",
-        description="'logmel-80', or the folder or hub name of a transformers speech encoder such as 'facebook/wav2vec2-base-960h'.",
+        description="'logmel-80', or the folder or hub name of a transformers speech encoder with safetensors weights: 'facebook/wav2vec2-base-960h', HuBERT, WavLM, Whisper and others of 16 kHz and 50 Hz.",
     )
     device: str = Field("auto", description="'auto', 'cpu' or a torch device for the embedding.")
+    batch_clips: int = Field(
+        1,
+        ge=1,
+        description="Most inputs of one length that the encoder takes in a call. Above 1 the last bits of a clip's embedding may depend on the clips beside it: worth it on a GPU only.",
+    )
 
 
 class SoundConfig(Section):

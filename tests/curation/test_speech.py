@@ -1,21 +1,15 @@
-"""Voice activity against real clips; encoders against tones, silence and a small wav2vec2."""
+"""Voice activity against real clips; log-mel features against tones and silence."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
-import torch
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2Model
 
 from curation import media, probe, speech, speech_features
 from schemas.config import SpeechConfig
-from schemas.errors import ModelError
 from schemas.records import Source
 from schemas.units import AUDIO_HZ
 
@@ -93,6 +87,33 @@ def test_speech_moves_with_the_silence_before_it(clips_dir: Path) -> None:
     shift_s = len(lead) / AUDIO_HZ
     assert len(plain) == len(moved)
     assert moved[-1][1] - shift_s == pytest.approx(plain[-1][1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("clip", "spans"),
+    [
+        ("grid_brbk7n.mpg", [(8224, 34784)]),
+        ("st_katie.mp4", [(1056, 19424), (21024, 76256), (83488, 128000)]),
+        ("lp_s18.mp4", []),  # music
+    ],
+)
+def test_segments_are_those_of_the_network_for_single_chunks(
+    clips_dir: Path, clip: str, spans: list[tuple[int, int]]
+) -> None:
+    """Samples, from silero-vad 6.2.3's `silero_vad_16k_op15.onnx`, one chunk of 512 a call."""
+    found = speech.segments(mono(clips_dir / clip), 0.0)
+    assert [(round(a * AUDIO_HZ), round(b * AUDIO_HZ)) for a, b in found] == spans
+
+
+def test_probabilities_do_not_depend_on_how_the_sound_is_divided(
+    clips_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = mono(clips_dir / "vr_1.mp4")
+    whole = speech.speech_probabilities(samples)
+    assert len(whole) == -(-len(samples) // 512)
+    assert whole.min() >= 0 and whole.max() > 0.9
+    monkeypatch.setattr(speech, "BLOCK_CHUNKS", 7)
+    assert speech.speech_probabilities(samples).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -178,131 +199,3 @@ def test_every_mel_band_has_weight() -> None:
     assert (bands.max(axis=1) > 0.4).all()
     assert bands.min() >= 0.0
     assert bands.max() <= 1.0
-
-
-# --------------------------------------------------------------------------- wav2vec2
-
-
-TINY = Wav2Vec2Config(
-    hidden_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    conv_dim=(16,) * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=2,
-    vocab_size=8,
-)
-
-
-def save(folder: Path, config: Wav2Vec2Config = TINY, hz: int = AUDIO_HZ) -> Path:
-    torch.manual_seed(0)
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(sampling_rate=hz, do_normalize=True).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("encoders") / "tiny-wav2vec2")
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> NoReturn:
-        pytest.fail("the network was reached for")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_wav2vec2_equals_the_model_itself(tiny: Path) -> None:
-    encoder = speech.load_encoder(SpeechConfig(embedding=str(tiny), device="cpu"))
-    assert (encoder.name, encoder.dim) == ("tiny-wav2vec2", 24)
-    assert len(encoder.sha256) == 64
-    samples = noise(320 * 50 + 80)
-    (encoded,) = encoder.encode([samples], [50])
-    scaled = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-    with torch.inference_mode():
-        expected = Wav2Vec2Model.from_pretrained(tiny).eval()(torch.from_numpy(scaled)[None])
-    assert encoded.dtype == np.float16
-    np.testing.assert_allclose(encoded, expected.last_hidden_state[0].numpy(), atol=2e-3)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_wav2vec2_features_do_not_depend_on_the_batch(tiny: Path) -> None:
-    encoder = speech.load_encoder(SpeechConfig(embedding=str(tiny), device="cpu"))
-    clips: Sequence[np.ndarray] = [noise(48_000), noise(16_000), noise(90), noise(0)]
-    lengths = [150, 51, 1, 2]
-    together = encoder.encode(clips, lengths)
-    assert [matrix.shape for matrix in together] == [(150, 24), (51, 24), (1, 24), (2, 24)]
-    for clip, count, matrix in zip(clips, lengths, together, strict=True):
-        assert encoder.encode([clip], [count])[0].tobytes() == matrix.tobytes()
-
-
-def test_encoding_leaves_the_number_of_threads_as_it_was(tiny: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        speech.load_encoder(SpeechConfig(embedding=str(tiny), device="cpu")).encode([noise(800)], [2])
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_loading_writes_nothing_to_the_terminal(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    speech.load_encoder(SpeechConfig(embedding=str(tiny), device="cpu"))
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("", "")
-
-
-@pytest.mark.parametrize("name", ["logmel", "./absent", "/absent/folder", "~/absent", "a/b/c"])
-@pytest.mark.usefixtures("no_network")
-def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match=r"expected 'logmel-80', a folder that exists, or a hub name"):
-        speech.load_encoder(SpeechConfig(embedding=name))
-
-
-@pytest.mark.usefixtures("no_network")
-def test_pickled_weights_are_refused(tiny: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "preprocessor_config.json"):
-        (tmp_path / name).write_bytes((tiny / name).read_bytes())
-    torch.save(Wav2Vec2Model.from_pretrained(tiny).state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"cannot be loaded: .*model\.safetensors") as caught:
-        speech.load_encoder(SpeechConfig(embedding=str(tmp_path)))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.usefixtures("no_network")
-def test_weights_of_another_shape_or_cut_short_are_refused(tiny: Path, tmp_path: Path) -> None:
-    for path in tiny.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        speech.load_encoder(SpeechConfig(embedding=str(tmp_path)))
-    Wav2Vec2ForCTC(Wav2Vec2Config(**{**TINY.to_dict(), "num_hidden_layers": 1})).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    with pytest.raises(ModelError, match=r"its weights lack \d+ tensors"):
-        speech.load_encoder(SpeechConfig(embedding=str(tmp_path)))
-
-
-def test_other_rates_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "slow", hz=8000)
-    with pytest.raises(
-        ModelError, match=r"expected 16000 Hz and 320 samples a feature, found 8000 Hz and 320"
-    ):
-        speech.load_encoder(SpeechConfig(embedding=str(tmp_path / "slow"), device="cpu"))
-    config = Wav2Vec2Config(**{**TINY.to_dict(), "conv_stride": (5, 2, 2, 2, 2, 2, 1)})
-    save(tmp_path / "dense", config)
-    with pytest.raises(ModelError, match="found 16000 Hz and 160"):
-        speech.load_encoder(SpeechConfig(embedding=str(tmp_path / "dense"), device="cpu"))
-
-
-def test_a_device_that_is_not_there_is_refused(tiny: Path) -> None:
-    with pytest.raises(ModelError, match=r"speech\.device warp: is no torch device"):
-        speech.load_encoder(SpeechConfig(embedding=str(tiny), device="warp"))
-    if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="torch sees no CUDA device"):
-            speech.load_encoder(SpeechConfig(embedding=str(tiny), device="cuda"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from curation.speech_features import LogMel
 from pipeline import dataset
 from pipeline.dataset import ModelUse, describe, exclusive, extend_plan, load_dataset, open_for_curating
 from pipeline.intake import Intake
@@ -23,7 +25,7 @@ def store_at(path: Path) -> Store:
 
 
 def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Dataset:
-    return describe(apply_settings({}, settings), models, ["nose"])
+    return describe(apply_settings({}, settings), models, ["nose"], LogMel())
 
 
 def intake(uri: str, content: int) -> Intake:
@@ -51,6 +53,15 @@ def test_another_configuration_is_refused_with_the_difference(
     open_for_curating(store, fresh())
     with pytest.raises(CommandError, match=message):
         open_for_curating(store, fresh(setting))
+
+
+def test_the_speech_features_are_described_also_where_they_were_not(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    before = fresh().model_dump(mode="json")
+    assert (before.pop("speech_encoder"), before.pop("speech_dim")) == ("logmel-80", 80)
+    store.write("dataset.json", json.dumps(before).encode())
+    assert load_dataset(store).speech_dim is None
+    assert open_for_curating(store, fresh()) == fresh()
 
 
 def test_how_the_work_is_done_may_change(tmp_path: Path) -> None:

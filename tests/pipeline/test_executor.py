@@ -18,6 +18,7 @@ import pytest
 import ray
 
 from curation.probe import content_hash, probe
+from curation.speech_features import LogMel
 from pipeline import curate, stages
 from pipeline.executor import (
     InlineExecutor,
@@ -355,7 +356,7 @@ def test_an_interrupted_run_lets_go_of_its_executor(
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(curate, "model_uses", lambda _: [])
+    monkeypatch.setattr(curate, "model_uses", lambda _: ([], LogMel()))
     with pytest.raises(KeyboardInterrupt):
         curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
     assert closed == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.dataset import load_dataset
 from pipeline.ledger import read_ledger
 from pipeline.store import Store
 from tests.pipeline.conftest import Curated
@@ -12,4 +13,9 @@ def test_the_sound_of_every_traced_clip_is_measured(measured: Curated) -> None:
     assert len(rows) == 2
     for row in rows:
         assert row.bandwidth_hz is not None and 1000 < row.bandwidth_hz <= 8000
-        assert row.dnsmos_overall is None  # was not asked for
+        assert row.dnsmos_overall is None and row.music_fraction is None  # were not asked for
+
+
+def test_the_data_set_says_what_its_speech_features_are(measured: Curated) -> None:
+    dataset = load_dataset(Store(str(measured.dataset)))
+    assert (dataset.speech_encoder, dataset.speech_dim) == ("logmel-80", 80)
