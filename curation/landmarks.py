@@ -26,7 +26,7 @@ from schemas.errors import ModelError
 from schemas.records import Clip, Video
 from schemas.units import seconds_from_frames
 
-Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker)
+Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker, vision.HandLandmarker)
 
 NUM_BLENDSHAPES = 52
 

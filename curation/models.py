@@ -28,6 +28,9 @@ _INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
 POSE_BUNDLE = "pose_landmarker_full.task"
 """Name of the pose bundle in the cache."""
 
+HAND_BUNDLE = "hand_landmarker.task"
+"""Name of the bundle for hands there."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -145,6 +148,51 @@ _ALL = (
         commercial_use=False,
         address="https://huggingface.co/yzd-v/DWPose/resolve/f7c16a3d45ad3783db41471848c80fbc281cabac/"
         "dw-ll_ucoco_384.onnx",
+    ),
+    Model(
+        name="palm_detector",
+        file="palm_detection_full.tflite",
+        sha256="1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
+        num_bytes=2_339_846,
+        needed_by="trace: hands over the mouth (measure.picture.hands)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/palm_detection/palm_detection_full.tflite",
+    ),
+    Model(
+        name="hand_landmark_full",
+        file="hand_landmark_full.tflite",
+        sha256="11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
+        num_bytes=5_478_917,
+        needed_by="trace: hands over the mouth (measure.picture.hands)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/hand_landmark/hand_landmark_full.tflite",
+    ),
+    Model(
+        name="pp_ocr_v4_det",
+        file="ch_PP-OCRv4_det_infer.onnx",
+        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+        num_bytes=4_745_517,
+        needed_by="trace: text in the picture (measure.picture.text)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="rapidocr-onnxruntime==1.4.4",
+        member="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+    ),
+    Model(
+        name="brisque",
+        file="brisque_svm.txt",
+        sha256="19526fb799c4c7992ccc109fcfecddb25976ba024b194cd3ee275d27e8909c8d",
+        num_bytes=351_414,
+        needed_by="trace: quality of the face's picture (measure.picture.brisque)",
+        licence="Apache-2.0, as packaged; the regression of the BRISQUE release of UT Austin",
+        commercial_use=True,
+        package="brisque==0.2.0",
+        member="brisque/models/svm.txt",
+        note="trained on the LIVE image quality database",
     ),
     Model(
         name="transnetv2",
@@ -321,8 +369,26 @@ def pose_task() -> Path:
     from curation.pose_task import build_bundle  # mediapipe takes a second to import
 
     content = build_bundle(weights("pose_detector").read_bytes(), weights("pose_landmark_full").read_bytes())
+    return _bundle(POSE_BUNDLE, content)
+
+
+def hand_task() -> Path:
+    """Path of MediaPipe's bundle for hands in the cache, likewise.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    from curation.pose_task import build_hand_bundle
+
+    content = build_hand_bundle(
+        weights("palm_detector").read_bytes(), weights("hand_landmark_full").read_bytes()
+    )
+    return _bundle(HAND_BUNDLE, content)
+
+
+def _bundle(name: str, content: bytes) -> Path:
     sha256 = hashlib.sha256(content).hexdigest()
-    target = cache_dir() / POSE_BUNDLE
+    target = cache_dir() / name
     with fetching.locked(target):
         if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
             fetching.keep(target, io.BytesIO(content), len(content), sha256)

@@ -1,8 +1,8 @@
-"""MediaPipe's pose bundle, put together from the two TFLite files that its older wheel carries.
+"""MediaPipe's bundles for pose and hands, put together from the TFLite files that its older wheel carries.
 
-`PoseLandmarker` wants one `.task`: a zip, stored and 4-byte aligned so that it can be mapped, of
-a detector and a landmark model, each of which names the range of its input in TFLite metadata.
-The wheel's landmark model lacks that, because the older graph set the range itself.
+`PoseLandmarker` and `HandLandmarker` want one `.task`: a zip, stored and 4-byte aligned so that it can
+be mapped, of a detector and a landmark model, each of which names the range of its input in TFLite
+metadata. The wheel's landmark model of the pose lacks that, because the older graph set the range itself.
 """
 
 from __future__ import annotations
@@ -28,10 +28,20 @@ def build_bundle(detector: bytes, landmarks: bytes) -> bytes:
     The landmark model's input is the 8-bit grey level over 255. Source: MediaPipe,
     modules/pose_landmark/pose_landmark_by_roi_cpu.pbtxt, output_tensor_float_range 0 to 1.
     """
-    members = {
-        "pose_detector.tflite": detector,
-        "pose_landmarks_detector.tflite": with_input_range(landmarks, mean=0.0, deviation=255.0),
-    }
+    return _zipped(
+        {
+            "pose_detector.tflite": detector,
+            "pose_landmarks_detector.tflite": with_input_range(landmarks, mean=0.0, deviation=255.0),
+        }
+    )
+
+
+def build_hand_bundle(detector: bytes, landmarks: bytes) -> bytes:
+    """The bytes of the bundle for hands: a detector of palms and a model of the 21 points."""
+    return _zipped({"hand_detector.tflite": detector, "hand_landmarks_detector.tflite": landmarks})
+
+
+def _zipped(members: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as bundle:
         for name, content in members.items():

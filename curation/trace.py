@@ -19,9 +19,11 @@ from curation.face_crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from curation.joints import BodyModel, no_joints
 from curation.landmarks import FaceLandmarker, LandmarkTracer
 from curation.media import Picture, frames_shown, pictures
+from curation.picture import PictureMeter, PictureTracer
 from schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
 from schemas.config import MeasureConfig
 from schemas.records import Clip, Face, Lips, Motion, Quality, Speaker, Video
+from schemas.records import Picture as PictureRow
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Trace:
     lips_row: Lips
     motion_row: Motion
     quality_row: Quality | None
+    picture_row: PictureRow | None
     speaker_row: Speaker | None
     thumbnail: bytes
 
@@ -70,6 +73,7 @@ class Trace:
             "lips": self.lips_row,
             "motion": self.motion_row,
             "quality": self.quality_row,
+            "picture": self.picture_row,
             "speaker": self.speaker_row,
         }
 
@@ -98,6 +102,7 @@ class _ClipTracer:
     face: LandmarkTracer
     body: pose.PoseTracer | None
     watched: _Faces | None
+    looks: PictureTracer | None
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
@@ -109,6 +114,8 @@ class _ClipTracer:
             self.body.push(shown, rgb, self.face.box_at(shown[0]))
         if self.watched is not None:
             self.watched.push(shown, rgb)
+        if self.looks is not None:
+            self.looks.push(shown, rgb, points)
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
@@ -132,7 +139,8 @@ class _ClipTracer:
             face_rgb=np.zeros((112, 112, 3), np.uint8) if best is None else crops[best],
             lips_row=lips.measure(trace, self.clip),
             motion_row=motion.measure(landmarks, joints, camera),
-            quality_row=None if best is None else rows[best],
+            quality_row=None if best is None else quality.of_clip(rows, best),
+            picture_row=self.looks.finish() if self.looks else None,
             speaker_row=self.watched.finish() if self.watched else None,
             thumbnail=self._thumbnail(trace),
         )
@@ -153,6 +161,7 @@ def trace(
     body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None = None,
+    meter: PictureMeter | None = None,
 ) -> dict[str, Trace | Exception]:
     """Dense measurements of the clips, by clip id; an error stands for the clips it hit.
 
@@ -160,11 +169,12 @@ def trace(
         pairs: clips of one video with their tracks, ascending in start.
         body_model: finds the joints; None leaves the body out.
         watch: called once for each clip, when its last frame has been seen; None keeps no crops.
+        meter: judges the pictures; None leaves that out.
     """
     results: dict[str, Trace | Exception] = {}
     for group in overlapping(pairs):
         try:
-            results |= _trace_group(path, video, group, landmarker, body_model, config, watch)
+            results |= _trace_group(path, video, group, landmarker, body_model, config, watch, meter)
         except Exception as error:
             log.debug("trace of %s", group[0][0].clip_id, exc_info=True)
             results |= {clip.clip_id: error for clip, _ in group}
@@ -193,8 +203,9 @@ def _trace_group(
     body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None,
+    meter: PictureMeter | None,
 ) -> dict[str, Trace | Exception]:
-    waiting = [_tracer(pair, video, landmarker, body_model, config, watch) for pair in group]
+    waiting = [_tracer(pair, video, landmarker, body_model, config, watch, meter) for pair in group]
     results: dict[str, Trace | Exception] = {}
     start_s = group[0][0].start_s
     end_s = max(clip.end_s for clip, _ in group)
@@ -213,6 +224,7 @@ def _tracer(
     body_model: BodyModel | None,
     config: MeasureConfig,
     watch: Watch | None,
+    meter: PictureMeter | None,
 ) -> _ClipTracer:
     clip, track = pair
     face = LandmarkTracer(landmarker, track, clip, video)
@@ -221,6 +233,7 @@ def _tracer(
         face,
         pose.PoseTracer(body_model, clip, config.motion.pose_stride_frames) if body_model else None,
         _Faces(clip, face, watch) if watch else None,
+        PictureTracer(meter, clip) if meter else None,
     )
 
 

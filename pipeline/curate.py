@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import identity, models, speaker_meter, speech, sync
+from curation import identity, models, picture, speaker_meter, speech, sync
 from curation.joints import JOINTS
 from curation.verdict import judge
 from pipeline import cut, inspect_clip, ledger, shards, tables
@@ -88,6 +88,7 @@ def model_uses(config: MeasureConfig) -> tuple[list[ModelUse], speech.SpeechEnco
     names += ["transnetv2"] if config.scan.scene_detector == "transnet" else []
     names += ["dnsmos"] if config.sound.dnsmos else []
     names += ["fireredvad_aed"] if config.sound.music else []
+    names += picture.wanted(config.picture)
     steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]
     steps.append(functools.partial(identity.load_embedder, config.identity))
     missing = [problem for step in steps if (problem := _problem(step))]

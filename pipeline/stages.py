@@ -8,7 +8,7 @@
     1  listen   audio of the window; where is speech?
     2  scan     scenes and faces, sparsely, on small frames
     3  split    tracks into candidate clips; cheap measures; gates
-    4  trace    every frame of what is left: landmarks, lips, joints, face crops; who speaks?
+    4  trace    every frame of what is left: landmarks, lips, joints, face crops; picture; who speaks?
     5  sync     does this mouth follow this audio? How good is the sound?
     6  embed    speech and identity embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
@@ -33,6 +33,7 @@ from curation import (
     joints,
     landmarks,
     models,
+    picture,
     pose,
     scan,
     shots,
@@ -68,6 +69,7 @@ class Tools:
     body_model: joints.BodyModel | None
     sync_map: sync.SyncMap
     sound_meter: sound_quality.SoundMeter
+    picture_meter: picture.PictureMeter
     speaker_meter: speaker_meter.SpeakerMeter | None
 
 
@@ -83,6 +85,7 @@ def load_tools(config_json: str) -> Tools:
         body_model=pose.load_model(config.motion),
         sync_map=sync.SyncMap.load(),
         sound_meter=sound_quality.SoundMeter(config.sound),
+        picture_meter=picture.PictureMeter(config.picture),
         speaker_meter=speaker_meter.load(config.speaker),
     )
 
@@ -141,7 +144,9 @@ def _measure_window(
 
     with result.clock("trace"):
         watch = _watch(surveyed, tools.speaker_meter, result)
-        traced = trace.trace(path, video, survivors, tools.landmarker, tools.body_model, config, watch)
+        traced = trace.trace(
+            path, video, survivors, tools.landmarker, tools.body_model, config, watch, tools.picture_meter
+        )
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
     result.outcomes.append(outcome_row(window, "candidates" if pairs else "no_face", segments, spans))

@@ -134,6 +134,23 @@ class SpeakerConfig(Section):
     )
 
 
+class PictureConfig(Section):
+    """How good the picture is. Blur, exposure and black bars are always measured: they cost next to nothing."""
+
+    brisque: bool = Field(
+        False,
+        description="Judge the face's picture by BRISQUE once a second; 0.002 to 0.011 CPU seconds for each second of a clip.",
+    )
+    text: bool = Field(
+        False,
+        description="Look for text, above all over the mouth, once a second with PP-OCRv4's detector; 0.01 to 0.07 CPU seconds for each second of a clip.",
+    )
+    hands: bool = Field(
+        False,
+        description="Look for hands over the mouth five times a second with MediaPipe's hand landmarker; 0.06 to 0.08 CPU seconds for each second of a clip.",
+    )
+
+
 class IdentityConfig(Section):
     """Face embedding."""
 
@@ -169,6 +186,7 @@ class MeasureConfig(Section):
     sound: SoundConfig = SoundConfig()
     speaker: SpeakerConfig = SpeakerConfig()
     identity: IdentityConfig = IdentityConfig()
+    picture: PictureConfig = PictureConfig()
 
 
 def _rule(default: float | None, unit: str, source: str, description: str) -> Any:
@@ -246,6 +264,48 @@ class Thresholds(Section):
         "grey levels squared",
         "off: depends on the codec",
         "least variance of the Laplacian of the face",
+    )
+    max_face_dark_fraction: float | None = _rule(
+        None,
+        "share",
+        "off: dark skin or a beard in low light is not told from a face underexposed; real clips have 0 to 0.05",
+        "largest share of the face's pixels with a luma of 24 or less",
+    )
+    max_face_bright_fraction: float | None = _rule(
+        None,
+        "share",
+        "off: no real clip seen has more than 0.01, so none was there to set one by",
+        "largest share of the face's pixels with a luma of 245 or more",
+    )
+    max_black_bar_fraction: float | None = _rule(
+        0.05,
+        "share",
+        "ours: bars are learnt with the picture; a sliver that a codec or a scanner leaves is below 0.02",
+        "largest share of the picture under black bars",
+    )
+    max_face_brisque: float | None = _rule(
+        None,
+        "about 0..100",
+        "off: needs measure.picture.brisque, and depends on codec and size of the face; real clips have -3 to 53",
+        "largest BRISQUE of the face, where it was computed",
+    )
+    max_text_fraction: float | None = _rule(
+        None,
+        "share",
+        "off: needs measure.picture.text, and a sign in the scene is not told from a subtitle, of which one line covers about 0.03",
+        "largest mean share of the picture under text, where it was looked for",
+    )
+    max_mouth_text_fraction: float | None = _rule(
+        0.1,
+        "share of frames",
+        "ours: text over the mouth is learnt as mouth; a tenth leaves room for a false detection",
+        "largest share of frames with text over the mouth, where it was looked for",
+    )
+    max_mouth_hand_fraction: float | None = _rule(
+        0.1,
+        "share of frames",
+        "ours: lips under a hand are guesses; a tenth leaves room for a scratched nose",
+        "largest share of frames with a hand over the mouth, where it was looked for",
     )
     min_snr_db: float | None = _rule(
         None,

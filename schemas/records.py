@@ -266,6 +266,26 @@ class Quality(Record):
     """Variance of the Laplacian of the 112 px aligned face in 8-bit grey levels: low is blurred."""
     face_luma: float
     """Mean luma of the face crop, 0 to 255."""
+    face_dark_fraction: float
+    """Share of the face's pixels with a luma of 24 or less, over the clip's face crops."""
+    face_bright_fraction: float
+    """Likewise of 245 or more."""
+
+
+class Picture(Record):
+    """The picture beyond the face, from some of its frames; None where it was not asked for, or no frame
+    could answer."""
+
+    black_bar_fraction: float | None
+    """Share of the picture's area under black bars that stay through the clip."""
+    face_brisque: float | None
+    """Median BRISQUE of the face and what is next to it: about 0 (good) to 100 (bad), and beyond."""
+    text_fraction: float | None
+    """Mean share of the picture's area under text, burned in or in the scene."""
+    mouth_text_fraction: float | None
+    """Share of the frames in which text lies over the mouth."""
+    mouth_hand_fraction: float | None
+    """Share of the frames in which a hand lies over the mouth; sees hands, and nothing else."""
 
 
 class ClipMeasures(Record):
@@ -285,6 +305,7 @@ class ClipMeasures(Record):
     speaker: Speaker | None = None
     identity: Identity | None = None
     quality: Quality | None = None
+    picture: Picture | None = None
 
 
 class Reason(Record):
@@ -399,6 +420,13 @@ class LedgerRow(Record):
     identity_consistency: float | None
     face_blur: float | None
     face_luma: float | None
+    face_dark_fraction: float | None
+    face_bright_fraction: float | None
+    black_bar_fraction: float | None
+    face_brisque: float | None
+    text_fraction: float | None
+    mouth_text_fraction: float | None
+    mouth_hand_fraction: float | None
 
 
 class SourceRow(Record):

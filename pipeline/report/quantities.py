@@ -70,6 +70,13 @@ MEASURES: tuple[Measure, ...] = (
     Measure("identity_consistency", "Least similarity to the clip's own face", "cosine"),
     Measure("face_blur", "Sharpness of the face", "grey levels squared", "log"),
     Measure("face_luma", "Brightness of the face", "0 to 255"),
+    Measure("face_dark_fraction", "Share of the face in the dark", "0 to 1"),
+    Measure("face_bright_fraction", "Share of the face that is overexposed", "0 to 1"),
+    Measure("black_bar_fraction", "Share of the picture under black bars", "0 to 1"),
+    Measure("face_brisque", "BRISQUE of the face (low is good)", "about 0 to 100"),
+    Measure("text_fraction", "Share of the picture under text", "0 to 1"),
+    Measure("mouth_text_fraction", "Share of frames with text over the mouth", "0 to 1"),
+    Measure("mouth_hand_fraction", "Share of frames with a hand over the mouth", "0 to 1"),
 )
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from curation import face_crops, media, models, trace
 from curation.landmarks import FaceLandmarker
+from curation.picture import PictureMeter
 from curation.probe import content_hash, probe
 from examples.talking_heads import side_by_side, varied_take, write
 from schemas.arrays import FaceTrack
-from schemas.config import MeasureConfig
+from schemas.config import MeasureConfig, PictureConfig
 from schemas.errors import MediaError
 from schemas.records import Clip, Source, Speaker, Video, clip_id
 from schemas.units import frames_from_seconds
@@ -132,6 +133,23 @@ def test_a_watch_sees_grey_where_there_was_no_picture(
     trace.trace(path, video, [(beyond, pairs[0][1])], landmarker, None, CONFIG, watch)
     (crops,) = seen
     assert [bool((crop == face_crops.GREY_LEVEL).all()) for crop in crops] == [False] * 10 + [True] * 10
+
+
+def test_a_meter_sees_the_pictures_of_each_clip(
+    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+) -> None:
+    path, video, pairs = film
+    without = trace.trace(path, video, pairs[:1], landmarker, None, CONFIG)
+    traced = trace.trace(path, video, pairs, landmarker, None, CONFIG, meter=PictureMeter(PictureConfig()))
+    for clip, _ in pairs:
+        found = traced[clip.clip_id]
+        assert isinstance(found, trace.Trace)
+        assert found.picture_row is not None
+        assert found.picture_row.black_bar_fraction == 0
+        assert found.picture_row.text_fraction is None
+    alone = without[pairs[0][0].clip_id]
+    assert isinstance(alone, trace.Trace)
+    assert alone.picture_row is None
 
 
 def test_an_error_stands_for_the_clips_it_hit(

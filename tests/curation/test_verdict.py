@@ -23,6 +23,13 @@ GOOD: dict[str, Any] = {
     "lip_valid_fraction": 1.0,
     "yaw_p95_deg": 20.0,
     "face_blur": 100.0,
+    "face_dark_fraction": 0.01,
+    "face_bright_fraction": 0.01,
+    "black_bar_fraction": 0.0,
+    "face_brisque": 20.0,
+    "text_fraction": 0.0,
+    "mouth_text_fraction": 0.0,
+    "mouth_hand_fraction": 0.0,
     "snr_db": 30.0,
     "dnsmos_overall": 3.2,
     "music_fraction": 0.0,
@@ -36,6 +43,7 @@ GOOD: dict[str, Any] = {
 STRICT = Thresholds(
     min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, max_music_fraction=0.1,
     min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
+    max_face_dark_fraction=0.2, max_face_bright_fraction=0.2, max_face_brisque=50.0, max_text_fraction=0.02,
 )  # fmt: skip
 
 
@@ -63,6 +71,13 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("lip_valid_fraction", 0.89, "lips_not_traced"),
         ("yaw_p95_deg", 61.0, "face_turned"),
         ("face_blur", 49.0, "face_blurred"),
+        ("face_dark_fraction", 0.21, "face_dark"),
+        ("face_bright_fraction", 0.21, "face_overexposed"),
+        ("black_bar_fraction", 0.06, "black_bars"),
+        ("face_brisque", 50.1, "picture_poor"),
+        ("text_fraction", 0.03, "text_in_picture"),
+        ("mouth_text_fraction", 0.11, "text_over_mouth"),
+        ("mouth_hand_fraction", 0.11, "hand_over_mouth"),
         ("snr_db", 14.9, "noisy"),
         ("dnsmos_overall", 2.4, "sound_poor"),
         ("music_fraction", 0.11, "music"),
@@ -129,7 +144,17 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["snr_db", "dnsmos_overall", "music_fraction", "speaking_fraction", "sync_c"]
+    "field",
+    [
+        "snr_db",
+        "dnsmos_overall",
+        "music_fraction",
+        "speaking_fraction",
+        "sync_c",
+        "face_brisque",
+        "mouth_text_fraction",
+        "mouth_hand_fraction",
+    ],
 )
 def test_what_was_optional_and_is_missing_passes(field: str) -> None:
     assert codes({field: None}) == []

@@ -135,6 +135,9 @@ def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None
         "multiple_faces": ("clips", 2, 0),
         "lips_not_traced": ("clips", 2, 0),
         "face_turned": ("clips", 2, 0),
+        "black_bars": ("clips", 2, 0),
+        "text_over_mouth": ("clips", 2, 0),
+        "hand_over_mouth": ("clips", 2, 0),
         "out_of_sync": ("clips", 2, 0),
         "accepted": ("clips", 2, 0),
     }

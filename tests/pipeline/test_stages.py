@@ -19,3 +19,14 @@ def test_the_sound_of_every_traced_clip_is_measured(measured: Curated) -> None:
 def test_the_data_set_says_what_its_speech_features_are(measured: Curated) -> None:
     dataset = load_dataset(Store(str(measured.dataset)))
     assert (dataset.speech_encoder, dataset.speech_dim) == ("logmel-80", 80)
+
+
+def test_the_picture_of_every_traced_clip_is_measured(measured: Curated) -> None:
+    rows = [row for row in read_ledger(Store(str(measured.dataset))) if row.stopped_by is None]
+    assert len(rows) == 2
+    for row in rows:
+        assert row.black_bar_fraction == 0
+        assert row.face_dark_fraction is not None and row.face_dark_fraction < 0.3
+        assert row.face_bright_fraction is not None and row.face_bright_fraction < 0.1
+        asked = (row.face_brisque, row.text_fraction, row.mouth_text_fraction, row.mouth_hand_fraction)
+        assert asked == (None, None, None, None)
