@@ -11,8 +11,8 @@ from schemas.arrays import Bytes, expect_shape
 from schemas.records import Quality
 
 DARK_LUMA, BRIGHT_LUMA = 24, 245
-"""Pixels at or below, at or above these lumas of 0 to 255 show hardly any detail. Source: ours; at most
-0.05 of the faces of the real clips lies below, and 0.01 above."""
+"""Pixels at or below, at or above these lumas of 0 to 255 show hardly any detail. Source: ours; of
+the lit speakers in the real clips at most 0.05 of the face lies below, and 0.01 above."""
 
 _Y, _X = np.mgrid[:112, :112]
 FACE = np.square((_X - 56) / 36) + np.square((_Y - 66) / 44) <= 1

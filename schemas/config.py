@@ -268,7 +268,7 @@ class Thresholds(Section):
     max_face_dark_fraction: float | None = _rule(
         None,
         "share",
-        "off: dark skin or a beard in low light is not told from a face underexposed; real clips have 0 to 0.05",
+        "off: dark skin or a beard in low light is not told from a face underexposed; lit speakers have 0 to 0.05, a listener in a dim hall 0.33",
         "largest share of the face's pixels with a luma of 24 or less",
     )
     max_face_bright_fraction: float | None = _rule(
@@ -286,7 +286,7 @@ class Thresholds(Section):
     max_face_brisque: float | None = _rule(
         None,
         "about 0..100",
-        "off: needs measure.picture.brisque, and depends on codec and size of the face; real clips have -3 to 53",
+        "off: needs measure.picture.brisque, and depends on codec and size of the face; real clips have -4 to 56",
         "largest BRISQUE of the face, where it was computed",
     )
     max_text_fraction: float | None = _rule(
