@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from curation import models
 from curation.sessions import session_of
 from schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
-from schemas.config import IdentityConfig
+from schemas.config import IdentityConfig, ShardConfig
 from schemas.errors import ModelError
 
 CROP_PX = 112
@@ -29,8 +30,31 @@ pixels of the crop. Source: ArcFace's five points, `insightface.utils.face_align
 FIVE_POINTS = (468, 473, 1, 61, 291)
 """The same five among MediaPipe's 478: centres of the irises, tip of the nose, corners of the mouth."""
 
-EMBEDDERS = ("w600k_r50", "mobilefacenet")
+EMBEDDERS = ("w600k_r50", "mobilefacenet", "dlib")
 """Names in the model registry that embed faces, the preferred one first."""
+
+SAME_PERSON = {"w600k_r50": 0.5, "mobilefacenet": 0.5, "dlib": 0.94}
+"""Cosine similarity from which two clips show one person, for each embedder; see docs/identity.md.
+
+Source: w600k_r50, Immich's default for the same weights (cosine distance 0.5). mobilefacenet, measured:
+one person 0.84 and more, different people at most 0.30. dlib, the distance of 0.5 at which its own
+example `face_clustering.py` joins two faces, at the usual length of its vectors (1.45):
+1 - 0.5**2 / (2 * 1.45**2).
+"""
+
+DLIB_CHIP_PX = 150
+"""Edge of a face as dlib's network wants it, pixels."""
+
+_DLIB_UNIT_POINTS = np.array(
+    [[0.85957, 0.21350], [0.64606, 0.22897], [0.12058, 0.21373], [0.33409, 0.22906], [0.49011, 0.62780]]
+)
+DLIB_TEMPLATE = (_DLIB_UNIT_POINTS + 0.25) / 1.5 * DLIB_CHIP_PX
+"""Where dlib puts the corners of the eyes (outer and inner of the viewer's right, then of the left) and
+the base of the nose, in pixels of its chip. Source: dlib, `get_face_chip_details` with padding 0.25."""
+
+DLIB_POINTS = np.array([[80.0, 52.2], [65.2, 52.8], [32.0, 52.2], [46.8, 52.8], [56.0, 77.3]])
+"""Where the same points lie in an aligned face. Source: means over 94 faces of the shared clips, as
+dlib's own landmark model finds them, made symmetric."""
 
 # --------------------------------------------------------------------------- alignment
 
@@ -146,8 +170,51 @@ class ArcFace:
         return _unit(np.concatenate([self._model.get_feat(crop) for crop in bgr]))
 
 
+class Dlib:
+    """dlib's face network (ResNet-29, 128 numbers), one face and one thread at a time.
+
+    It sees its own cut of the face out of the aligned crop, always the same one: that tells people
+    apart as well as dlib's cut out of the whole picture does (docs/identity.md), and every embedder
+    is fed by the same crops.
+
+    Raises:
+        ModelError: dlib is not installed, or does not take the weights.
+    """
+
+    dim = 128
+
+    def __init__(self, name: str, path: Path, sha256: str) -> None:
+        if not _has_dlib():
+            raise ModelError(f"{name}: expected the package dlib-bin, found none: install talkforge[dlib]")
+        import dlib  # an extra
+
+        self.name, self.sha256 = name, sha256
+        try:
+            self._net = dlib.face_recognition_model_v1(str(path))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{name}: {path}: is no face network of dlib: {reason}") from None
+
+    def embed(self, crops: Bytes) -> Floats:
+        """See `Embedder.embed`."""
+        if not len(crops):
+            return np.zeros((0, self.dim), np.float32)
+        return _unit(np.stack([self._net.compute_face_descriptor(chip) for chip in dlib_chips(crops)]))
+
+
+def dlib_chips(crops: Bytes) -> Bytes:
+    """Aligned faces [n, 112, 112, 3] as dlib cuts faces out: uint8 [n, 150, 150, 3]."""
+    expect_shape("crops", crops, (None, CROP_PX, CROP_PX, 3))
+    to_crop = similarity(DLIB_TEMPLATE, DLIB_POINTS)
+    size, flags = (DLIB_CHIP_PX, DLIB_CHIP_PX), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    chips = [cv2.warpAffine(crop, to_crop, size, flags=flags) for crop in crops]
+    return np.asarray(chips, np.uint8).reshape(-1, DLIB_CHIP_PX, DLIB_CHIP_PX, 3)
+
+
 def load_embedder(config: IdentityConfig) -> Embedder | None:
-    """The embedder that `config.model` names; None for 'none', or where 'auto' finds no weights.
+    """The embedder that `config.model` names; None for 'none', or where 'auto' finds none.
+
+    'auto' takes the first of `EMBEDDERS` whose weights are here, and dlib only where it is installed.
 
     Raises:
         ModelError: no such embedder, its weights are missing, or they are not what they should be.
@@ -156,14 +223,34 @@ def load_embedder(config: IdentityConfig) -> Embedder | None:
         return None
     if config.model == "auto":
         for name in EMBEDDERS:
-            path = models.present(name)
+            path = models.present(name) if name != "dlib" or _has_dlib() else None
             if path is not None:
-                return ArcFace(name, path, models.MODELS[name].sha256)
+                return _embedder(name, path)
         return None
     if config.model not in EMBEDDERS:
         known = ", ".join(("auto", "none", *EMBEDDERS))
         raise ModelError(f"identity.model {config.model}: expected one of {known}")
-    return ArcFace(config.model, models.weights(config.model), models.MODELS[config.model].sha256)
+    return _embedder(config.model, models.weights(config.model))
+
+
+def same_person(config: ShardConfig, model: str | None) -> float:
+    """Cosine similarity from which two clips show one person: as configured, else the embedder's own.
+
+    Args:
+        model: name of the embedder; one that is not known is taken for an ArcFace.
+    """
+    if config.same_person is not None:
+        return config.same_person
+    return SAME_PERSON.get(model or "", SAME_PERSON["w600k_r50"])
+
+
+def _embedder(name: str, path: Path) -> Embedder:
+    kind = Dlib if name == "dlib" else ArcFace
+    return kind(name, path, models.MODELS[name].sha256)
+
+
+def _has_dlib() -> bool:
+    return importlib.util.find_spec("dlib") is not None
 
 
 def summarise(vectors: Floats) -> tuple[Floats, float]:

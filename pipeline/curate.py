@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from curation import identity, models, picture, speaker_meter, speech, sync
 from curation.joints import JOINTS
@@ -300,8 +301,17 @@ def report(store: Store) -> str:
         failures=tables.from_bytes(store.read("failures.parquet"), "failures.parquet").to_pandas(),
         dataset=dataset,
         thumbnails=ledger.thumbnails(store),
+        people=_people(store),
     )
     return "report"
+
+
+def _people(store: Store) -> pd.DataFrame | None:
+    """Rows of `people.parquet`; None where the data set was selected before there was one."""
+    if not store.exists("people.parquet"):
+        return None
+    people: pd.DataFrame = tables.from_bytes(store.read("people.parquet"), "people.parquet").to_pandas()
+    return people
 
 
 def inspect(store: Store, clip_id: str, out: Path) -> None:

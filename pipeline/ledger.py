@@ -17,15 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from curation import active_speaker, sync
+from curation import active_speaker, identity, sync
 from curation.verdict import judge
 from pipeline import shards, tables
 from pipeline.intake import Intake
+from pipeline.people import FaceClip, describe_people
 from pipeline.store import Store
 from schemas.arrays import Floats
 from schemas.config import Config
 from schemas.errors import DatasetError
-from schemas.records import ClipMeasures, Failure, LedgerRow, Outcome, Record, SourceRow, Verdict, Video
+from schemas.records import (
+    ClipMeasures,
+    Failure,
+    LedgerRow,
+    Outcome,
+    PersonRow,
+    Record,
+    SourceRow,
+    Verdict,
+    Video,
+)
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -56,6 +67,7 @@ class Selection:
     """The outcome of `select`: rows in the order of their ids, and what they were scaled by."""
 
     rows: tuple[LedgerRow, ...]
+    people: tuple[PersonRow, ...]
     sources: tuple[SourceRow, ...]
     failures: tuple[Failure, ...]
     quantiles: dict[str, list[float]]
@@ -125,9 +137,10 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
     for row in flat:
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
-    _name_people(clips, flat, config)
+    people = _name_people(clips, flat, config)
     return Selection(
         rows=tuple(LedgerRow.model_validate(row) for row in flat),
+        people=tuple(people),
         sources=tuple(source_rows(intake, committed)),
         failures=tuple(_intake_failures(intake) + committed.failures),
         quantiles=quantiles,
@@ -206,16 +219,21 @@ def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
     return round(float(np.interp(raw, quantiles, ranks)), 4)
 
 
-def _name_people(clips: Sequence[Measured], flat: Sequence[dict[str, Any]], config: Config) -> None:
-    keys = [
-        (row["clip_id"], row["video_id"], clip.features.get("identity"))
+def _name_people(
+    clips: Sequence[Measured], flat: Sequence[dict[str, Any]], config: Config
+) -> list[PersonRow]:
+    """Person and split of every row. All measured clips decide on people, so thresholds move no name."""
+    faces = [
+        FaceClip(row["clip_id"], row["video_id"], row["start_s"], row["end_s"], clip.features.get("identity"))
         for clip, row in zip(clips, flat, strict=True)
     ]
-    named = shards.split_groups(keys, config.measure.identity.same_person)
+    model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
+    named = shards.split_groups(faces, identity.same_person(config.shards, model))
     splits = shards.assign_splits({key: group for key, (_, group) in named.items()}, config.shards)
     for row in flat:
-        row["person_id"] = named[row["clip_id"]][0]
+        row["person_id"] = named[row["clip_id"]].person_id
         row["split"] = splits[row["clip_id"]] if row["accepted"] else None
+    return describe_people(faces, {key: who for key, (who, _) in named.items() if who})
 
 
 def source_rows(intake: Sequence[Intake], committed: Committed) -> list[SourceRow]:
@@ -307,7 +325,7 @@ def with_failures(selection: Selection, failures: Sequence[Failure]) -> Selectio
 
 
 def thumbnails(store: Store) -> Callable[[str], bytes | None]:
-    """Looks up the JPEG picture of a clip by its id; None where there is none.
+    """Looks up the JPEG picture of a clip by its id, or of its face by `<id>/face`; None where there is none.
 
     Only the pictures of the part asked last are held in memory.
     """
@@ -322,8 +340,9 @@ def thumbnails(store: Store) -> Callable[[str], bytes | None]:
         with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
             return {key: arrays[key].tobytes() for key in arrays.files}
 
-    def look_up(clip_id: str) -> bytes | None:
-        return pictures(where[clip_id]).get(clip_id) or None if clip_id in where else None
+    def look_up(name: str) -> bytes | None:
+        file = where.get(name.partition("/")[0])
+        return pictures(file).get(name) or None if file else None
 
     return look_up
 
@@ -348,8 +367,9 @@ def check_conservation(selection: Selection, intake: Sequence[Intake]) -> None:
 
 
 def write_ledger(store: Store, selection: Selection) -> None:
-    """Write `ledger.parquet`, `sources.parquet` and `failures.parquet`."""
+    """Write `ledger.parquet`, `people.parquet`, `sources.parquet` and `failures.parquet`."""
     store.write("failures.parquet", tables.to_bytes(tables.to_table(Failure, selection.failures)))
+    store.write("people.parquet", tables.to_bytes(tables.to_table(PersonRow, selection.people)))
     store.write("sources.parquet", tables.to_bytes(tables.to_table(SourceRow, selection.sources)))
     store.write("ledger.parquet", tables.to_bytes(tables.to_table(LedgerRow, selection.rows)))
 

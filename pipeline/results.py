@@ -18,7 +18,7 @@ class TracedClip:
 
     Attributes:
         measures: everything measured of it so far.
-        thumbnail: JPEG bytes for the contact sheet.
+        thumbnail: JPEG bytes for the contact sheet; face: of the aligned face, empty where there is none.
         samples: its 16 kHz audio [N]; None where it was stopped at a gate, or failed.
         crops: aligned faces [n, 112, 112, 3]; likewise.
         features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D].
@@ -26,6 +26,7 @@ class TracedClip:
 
     measures: ClipMeasures
     thumbnail: bytes
+    face: bytes = b""
     samples: Floats | None = None
     crops: Bytes | None = None
     features: dict[str, Floats] = field(default_factory=dict)

@@ -19,18 +19,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from webdataset import TarWriter
 
+from pipeline.people import FaceClip, name_people
 from pipeline.store import Store, sha256_of
 from schemas import sample
-from schemas.arrays import Floats
 from schemas.config import ShardConfig
 from schemas.errors import DatasetError
 from schemas.sample import Members, ShardManifest
@@ -38,9 +37,6 @@ from schemas.sample import Members, ShardManifest
 log = logging.getLogger(__name__)
 
 FOLDER = "shards"
-
-NEIGHBOUR_BLOCK = 256
-"""Clips compared with all others at a time: 100 MB of similarities for 100,000 clips."""
 
 _FILE = re.compile(r"(train|validation)-\d{6}\.(tar|json)")
 
@@ -88,47 +84,37 @@ class ClipGroup(NamedTuple):
     group: str
 
 
-def split_groups(rows: Iterable[tuple[str, str, Floats | None]], same_person: float) -> dict[str, ClipGroup]:
-    """Person and group of every clip.
+def split_groups(clips: Iterable[FaceClip], same_person: float) -> dict[str, ClipGroup]:
+    """Person and group of every clip, in any order.
 
-    People are the connected components of "cosine similarity of two clips is at least
-    `same_person`"; groups are those of "same person or same video", so that neither a face nor a
+    Groups are the connected components of "same person or same video", so that neither a face nor a
     source is ever on both sides of a split. Clips without an embedding are grouped by video. A
-    person is named after the smallest clip id, a group after the smallest video id in it.
-
-    Args:
-        rows: (clip id, video id, face embedding [D] or None) of every clip, in any order.
+    group is named after the smallest video id in it; people are those of `people.name_people`.
 
     Raises:
         DatasetError: embeddings differ in length.
     """
-    ordered = sorted(rows, key=lambda row: row[0])
-    faces = {clip_id: face for clip_id, _, face in ordered if face is not None and len(face)}
-    _check_lengths(faces)
-    person_of = dict(zip(faces, _people(list(faces.values()), same_person).tolist(), strict=True))
-    person_names: dict[int, str] = {}
-    for clip_id, person in person_of.items():
-        person_names.setdefault(person, _person_id(clip_id))
-
-    videos = sorted({video_id for _, video_id, _ in ordered})
-    number_of = {video_id: number for number, video_id in enumerate(videos)}
+    ordered = sorted(clips, key=lambda clip: clip.clip_id)
+    person_of = name_people(ordered, same_person)
+    nodes = sorted({clip.video_id for clip in ordered})
+    num_videos = len(nodes)
+    nodes += sorted(set(person_of.values()))
+    number_of = {name: number for number, name in enumerate(nodes)}
     # One node for each video, then one for each person; a clip joins its video with its person.
     edges = [
-        (number_of[video_id], len(videos) + person_of[clip_id])
-        for clip_id, video_id, _ in ordered
-        if clip_id in person_of
+        (number_of[clip.video_id], number_of[person_of[clip.clip_id]])
+        for clip in ordered
+        if clip.clip_id in person_of
     ]
     left, right = np.array(edges, np.int64).reshape(-1, 2).T
-    component = _components(len(videos) + len(person_names), left, right).tolist()
+    graph = coo_array((np.ones(len(edges), np.bool_), (left, right)), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph, directed=False)[1].tolist()
     group_names: dict[int, str] = {}
-    for number, video_id in enumerate(videos):
+    for number, video_id in enumerate(nodes[:num_videos]):
         group_names.setdefault(component[number], video_id)
     return {
-        clip_id: ClipGroup(
-            person_names[person_of[clip_id]] if clip_id in person_of else None,
-            group_names[component[number_of[video_id]]],
-        )
-        for clip_id, video_id, _ in ordered
+        clip.clip_id: ClipGroup(person_of.get(clip.clip_id), group_names[component[number_of[clip.video_id]]])
+        for clip in ordered
     }
 
 
@@ -315,46 +301,3 @@ def _pack(clips: Iterable[ShardClip], config: ShardConfig) -> Iterator[list[Shar
 
 def _order(clip_id: str, seed: str) -> tuple[bytes, str]:
     return hashlib.sha256(f"{seed}\0{clip_id}".encode()).digest(), clip_id
-
-
-def _person_id(first_clip_id: str) -> str:
-    return "p" + hashlib.sha256(first_clip_id.encode()).hexdigest()[:12]
-
-
-def _check_lengths(faces: Mapping[str, Floats]) -> None:
-    if not faces:
-        return
-    first, length = next((clip_id, len(face)) for clip_id, face in faces.items())
-    for clip_id, face in faces.items():
-        if len(face) != length:
-            raise DatasetError(
-                f"clip {clip_id}: expected a face embedding of {length} numbers as in clip {first}, "
-                f"found {len(face)}"
-            )
-
-
-def _people(faces: Sequence[Floats], same_person: float) -> NDArray[np.int64]:
-    """Number of the person on each face [n], counted in order of first appearance."""
-    if not faces:
-        return np.zeros(0, np.int64)
-    vectors = np.stack(faces).astype(np.float32)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    count = len(vectors)
-    labels = np.arange(count)
-    for start in range(0, count, NEIGHBOUR_BLOCK):
-        # Each pair once: a block against itself and all that follow. Labels carry what is known
-        # already, so that no more than one block of pairs is ever held.
-        near = vectors[start : start + NEIGHBOUR_BLOCK] @ vectors[start:].T >= same_person
-        left, right = np.nonzero(near)
-        edges = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
-        labels = _components(count, edges[0], edges[1])[labels]
-    _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
-    rank: NDArray[np.int64] = np.argsort(np.argsort(first))
-    return rank[numbers]
-
-
-def _components(nodes: int, left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int64]:
-    """Component number [nodes] of the graph with edges left[i] - right[i]."""
-    graph = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(nodes, nodes))
-    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels

@@ -215,6 +215,7 @@ def _finish(
     return TracedClip(
         measures=row.model_copy(update={**found.measures(row.face), "sound": sound, "sync": scored}),
         thumbnail=found.thumbnail,
+        face=thumbnail(found.face_rgb) if len(found.crops) else b"",
         samples=samples,
         crops=found.crops,
         features={"mouth": mouth, "bands": bands},
@@ -267,6 +268,9 @@ def commit(result: PartResult, store: Store) -> float:
         f"{key}/{what}": array for key, item in named.items() for what, array in item.features.items()
     }
     pictures = {key: np.frombuffer(item.thumbnail, np.uint8) for key, item in named.items()}
+    pictures |= {
+        f"{key}/face": np.frombuffer(item.face, np.uint8) for key, item in named.items() if item.face
+    }
     files["features.npz"] = store.write(f"{folder}/features.npz", npz_bytes(**features))
     files["thumbnails.npz"] = store.write(f"{folder}/thumbnails.npz", npz_bytes(**pictures))
     for path in store.list(folder):

@@ -156,13 +156,7 @@ class IdentityConfig(Section):
 
     model: str = Field(
         "auto",
-        description="Name in the model registry, 'none', or 'auto': the first ArcFace-style model whose weights are present.",
-    )
-    same_person: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Cosine similarity from which two clips show one person, for splits. MobileFaceNet: same 0.84-0.91, different at most 0.30.",
+        description="'w600k_r50', 'mobilefacenet', 'dlib' (the extra `dlib`), 'none', or 'auto': the first of them whose weights are present.",
     )
 
 
@@ -334,6 +328,12 @@ class ShardConfig(Section):
     target_mb: float = Field(512.0, gt=0, description="Size aimed at, megabytes; estimated before encoding.")
     validation_fraction: float = Field(
         0.02, ge=0, lt=1, description="Share of people (or source videos) held out."
+    )
+    same_person: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Cosine similarity from which two clips show one person, on average over a person's clips; none: the embedder's own, 0.5, and 0.94 for dlib (docs/identity.md).",
     )
     crf: int = Field(18, ge=0, le=51, description="x264 constant rate factor; 18 is visually lossless.")
     preset: str = Field("veryfast", description="x264 preset.")

@@ -429,6 +429,27 @@ class LedgerRow(Record):
     mouth_hand_fraction: float | None
 
 
+class PersonRow(Record):
+    """One person of the data set: a row of `people.parquet`. Similarities are cosines, -1 to 1."""
+
+    person_id: str
+    num_clips: int
+    """Candidate clips, accepted or not."""
+    num_videos: int
+    duration_s: float
+    """Of these clips."""
+    face_clip_id: str
+    """The clip most like the person's other clips: its face stands for the person."""
+    odd_clip_id: str | None
+    """The clip least like the person's other clips; None where there is only one clip."""
+    odd_similarity: float | None
+    """Its mean similarity to the others: low where a stranger may have been mixed in."""
+    nearest_person_id: str | None
+    """Of those never in view together with this one, whose mean embedding is nearest; None: nobody."""
+    nearest_similarity: float | None
+    """Similarity of the two mean embeddings: high where both may be one person."""
+
+
 class SourceRow(Record):
     """One input and what became of it: a row of `sources.parquet`."""
 

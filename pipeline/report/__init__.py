@@ -1,6 +1,7 @@
 """The report: one HTML page that opens without a network, and its numbers as JSON.
 
 statistics.py   the numbers, from the tables
+people.py       who gives how much, who may be one, and who may be two
 quantities.py   each measured quantity: distribution, threshold, what if
 charts.py       histograms as inline SVG
 page.html.j2    the page
@@ -29,6 +30,9 @@ ACCEPTED_SHOWN, REJECTED_SHOWN = 48, 12
 
 SHEET_BYTES = 6_000_000
 """Pictures are left out beyond this, so that the page stays below 10 MB whatever their size."""
+
+FACES_BYTES = 1_500_000
+"""The same for the pictures of people."""
 
 ROWS_SHOWN = 200
 """Most rows of the tables of sources and of failures; the rest is in the data set's own tables."""
@@ -116,16 +120,18 @@ def write_report(
     dataset: Mapping[str, Any],
     thumbnails: Thumbnails,
     timings: Mapping[str, float] | None = None,
+    people: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Write `report/statistics.json` and `report/index.html`; returns the statistics.
 
     Args:
-        thumbnails: clip id -> JPEG bytes; None or nothing where there is no picture.
+        thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no picture.
+        people: one row per person; None where the data set has no such table yet.
 
     Raises:
         DatasetError: the tables do not add up; nothing is written then.
     """
-    numbers = statistics(ledger, sources, failures, dataset, timings)
+    numbers = statistics(ledger, sources, failures, dataset, timings, people)
     page = render(numbers, ledger, sources, failures, thumbnails)
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())
@@ -158,6 +164,7 @@ def render(
         reasons=REASONS,
         charts={entry["field"]: Markup(histogram_svg(entry)) for entry in numbers["measures"]},
         what_if=_by_field(numbers["what_if"]),
+        faces=_faces(numbers["people"], thumbnails),
         sheets=_sheets(clips, thumbnails),
         sources=_source_rows(inputs, clips),
         failures=_failure_rows(failures),
@@ -224,6 +231,26 @@ def _sheets(clips: pd.DataFrame, thumbnails: Thumbnails) -> list[dict[str, Any]]
     return sheets
 
 
+def _faces(people: Mapping[str, Any] | None, thumbnails: Thumbnails) -> dict[str, str]:
+    """Clip id -> picture of its face, as far as they fit, of all whom the page shows."""
+    if people is None:
+        return {}
+    shown = [person["face_clip_id"] for pair in people["near"] for person in pair["people"]]
+    shown += [person[key] for person in people["mixed"] for key in ("face_clip_id", "odd_clip_id")]
+    shown += [person["face_clip_id"] for person in people["largest"]]
+    found: dict[str, str] = {}
+    room = FACES_BYTES
+    for clip_id in sorted(set(shown), key=shown.index):
+        jpeg = thumbnails(f"{clip_id}/face") or thumbnails(clip_id)
+        if jpeg and (room := room - len(jpeg) * 4 // 3) >= 0:
+            found[clip_id] = _data_uri(jpeg)
+    return found
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
 def _spread(clips: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most `most` rows, from as many videos as there are, chosen by a hash of the clip's name."""
     order = clips.assign(lot=pd.util.hash_array(clips["clip_id"].to_numpy(object))).sort_values("lot")
@@ -244,7 +271,7 @@ def _card(row: Any, jpeg: bytes | None) -> dict[str, Any]:
         "sync_offset_frames": row.sync_offset_frames,
         "details": row.reason_details or row.reasons,
         "stopped_by": row.stopped_by,
-        "image": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode() if jpeg else None,
+        "image": _data_uri(jpeg) if jpeg else None,
     }
 
 

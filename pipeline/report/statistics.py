@@ -16,6 +16,7 @@ import pandas as pd
 from curation.models import MODELS
 from curation.speaker_meter import wanted
 from curation.verdict import CODES, RULES
+from pipeline.report.people import people_statistics, people_table
 from pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
 from schemas.config import Config, MeasureConfig, Thresholds
 from schemas.errors import DatasetError
@@ -33,6 +34,7 @@ def statistics(
     failures: pd.DataFrame,
     dataset: Mapping[str, Any],
     timings: Mapping[str, float] | None = None,
+    people: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Everything the report shows in numbers, ready for JSON; the order of rows does not matter.
 
@@ -40,6 +42,7 @@ def statistics(
         ledger: one row per candidate clip. sources: one row per input. failures: `Failure` rows.
         dataset: content of `dataset.json`.
         timings: seconds of work by stage, where the caller wants them in the answer.
+        people: one row per person; None where the data set has no such table yet.
 
     Raises:
         DatasetError: a clip or an input is lost or counted twice; says which.
@@ -63,6 +66,7 @@ def statistics(
         "quantiles": dict(dataset.get("quantiles") or {}),
         "sync": _sync(clips),
         "identity": _identity(clips),
+        "people": people_statistics(clips, people_table(people), config.shards),
         "provenance": _provenance(clips, inputs),
         "models": sorted(map(dict, dataset["models"]), key=lambda model: str(model["name"])),
         "models_absent": _absent(config.measure, dataset["models"]),

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import cv2
+import dlib
 import mediapipe as mp
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ import pytest
 from mediapipe.tasks.python import BaseOptions, vision
 
 from curation import identity, media, models, probe
-from schemas.config import IdentityConfig
+from schemas.config import IdentityConfig, ShardConfig
 from schemas.errors import ModelError
 from schemas.records import Source
 
@@ -155,7 +156,7 @@ def test_without_weights_auto_finds_none_and_a_name_says_what_is_missing() -> No
 
 
 def test_a_model_that_embeds_no_faces_is_refused() -> None:
-    with pytest.raises(ModelError, match="expected one of auto, none, w600k_r50, mobilefacenet"):
+    with pytest.raises(ModelError, match="expected one of auto, none, w600k_r50, mobilefacenet, dlib"):
         identity.load_embedder(IdentityConfig(model="centerface"))
 
 
@@ -196,6 +197,48 @@ def test_other_inputs_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not an ONNX model that runs") as caught:
         identity.ArcFace("text", text, "")
     assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------- dlib
+
+
+def test_the_threshold_is_the_embedders_own_unless_it_is_configured() -> None:
+    default = ShardConfig()
+    assert set(identity.SAME_PERSON) == set(identity.EMBEDDERS)
+    assert identity.same_person(default, "mobilefacenet") == identity.same_person(default, None) == 0.5
+    assert identity.same_person(default, "dlib") == pytest.approx(1 - 0.5**2 / (2 * 1.45**2), abs=0.002)
+    assert identity.same_person(ShardConfig(same_person=0.7), "dlib") == 0.7
+
+
+def test_a_chip_is_what_dlib_itself_would_cut() -> None:
+    """Out of a crop in which the points lie where `DLIB_POINTS` has them."""
+    crop = gradient(112, 112)
+    # Enlarged, because dlib's points are whole numbers; pixel x of the crop is centred at 11 x + 5.
+    points = [dlib.point(*(round(11 * float(v) + 5) for v in point)) for point in identity.DLIB_POINTS]
+    large = cv2.resize(crop, (1232, 1232), interpolation=cv2.INTER_LINEAR)
+    face = dlib.full_object_detection(dlib.rectangle(0, 0, 1231, 1231), points)
+    expected = dlib.get_face_chip(large, face, identity.DLIB_CHIP_PX, 0.25)
+    (found,) = identity.dlib_chips(crop[None])
+    assert found.shape == (150, 150, 3) and found.dtype == np.uint8
+    inside = (slice(4, 130), slice(4, 146))  # dlib leaves the rim of a picture black
+    away_px = np.abs(found[inside].astype(float) - expected[inside])[..., :2] / 255 * 111
+    assert away_px.max() < 1.2, "dlib halves pictures on its way, and is no more exact than this"
+    assert identity.dlib_chips(crop[None][:0]).shape == (0, 150, 150, 3)
+
+
+def test_without_dlib_auto_passes_it_over_and_its_name_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.dat"
+    path.write_bytes(b"no network")
+    monkeypatch.setattr(models, "present", lambda name: path if name == "dlib" else None)
+    monkeypatch.setattr(models, "weights", lambda _: path)
+    with pytest.raises(ModelError, match=r"^dlib: .*weights\.dat: is no face network of dlib: [^\n]*$"):
+        identity.load_embedder(IdentityConfig())
+    monkeypatch.setattr(identity, "_has_dlib", lambda: False)
+    assert identity.load_embedder(IdentityConfig()) is None
+    with pytest.raises(ModelError, match=r"^dlib: expected the package dlib-bin, found none: install talkf"):
+        identity.load_embedder(IdentityConfig(model="dlib"))
 
 
 # --------------------------------------------------------------------------- real people
@@ -289,3 +332,21 @@ def test_a_vector_depends_neither_on_its_batch_nor_on_the_number_of_threads(
     root = Path(identity.__file__).resolve().parents[1]
     subprocess.run(arguments, check=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert np.load(tmp_path / "vectors.npy").tobytes() == together.tobytes()
+
+
+def test_dlib_tells_people_apart_by_its_own_threshold(crops: dict[str, np.ndarray]) -> None:
+    path = models.present("dlib")
+    if path is None:
+        pytest.skip("dlib's weights are not here: talkforge models --fetch dlib")
+    embedder = identity.Dlib("dlib", path, models.MODELS["dlib"].sha256)
+    people = {clip: embedder.embed(faces[::2]) for clip, faces in crops.items()}
+    least = identity.SAME_PERSON["dlib"]
+    for clip, vectors in people.items():
+        assert (vectors.shape, vectors.dtype) == ((3, 128), np.float32)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+        flipped, _ = identity.summarise(embedder.embed(np.ascontiguousarray(crops[clip][::2, :, ::-1])))
+        assert float(identity.summarise(vectors)[0] @ flipped) > least, clip
+    faces = crops["st_katie.mp4"][::2]
+    assert embedder.embed(faces[1:2]).tobytes() == people["st_katie.mp4"][1:2].tobytes()
+    medians = [identity.summarise(vectors)[0] for vectors in people.values()]
+    assert max(float(a @ b) for a, b in combinations(medians, 2)) < least

@@ -164,6 +164,37 @@ def test_one_person_is_never_on_both_sides() -> None:
     assert len({row.split for row in rows[:29]}) == 1
 
 
+def test_thresholds_move_no_person() -> None:
+    """People are found among all measured clips, whatever becomes of them."""
+    faces = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+    clips = [measured(n, identity=faces[n % 3], face_px=60.0 + 10 * n) for n in range(1, 30)]
+    parts, inputs = committed(*clips), [planned(n) for n in range(1, 30)]
+    selections = [
+        select(parts, inputs, apply_settings({}, [f"thresholds.min_face_px={px}"])) for px in (0, 150, 500)
+    ]
+    accepted = [sum(row.accepted for row in selection.rows) for selection in selections]
+    assert accepted == [29, 21, 0]
+    assert len({row.person_id for row in selections[0].rows}) == 3
+    for other in selections[1:]:
+        assert [row.person_id for row in other.rows] == [row.person_id for row in selections[0].rows]
+        assert other.people == selections[0].people
+        splits = {row.person_id: row.split for row in other.rows if row.split}
+        assert splits.items() <= {row.person_id: row.split for row in selections[0].rows}.items()
+
+
+def test_whom_a_clip_shows_is_chosen_again_without_measuring() -> None:
+    parts = committed(measured(1, identity=(1.0, 0.0)), measured(2, identity=(0.6, 0.8)))
+    counts = [
+        len(
+            select(
+                parts, [planned(1), planned(2)], apply_settings({}, [f"shards.same_person={least}"])
+            ).people
+        )
+        for least in ("null", 0.6, 0.61)
+    ]
+    assert counts == [1, 1, 2]
+
+
 def test_a_failed_clip_is_neither_accepted_nor_lost() -> None:
     of = video(1)
     failure = Failure(

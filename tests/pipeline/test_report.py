@@ -302,6 +302,93 @@ def test_people_are_counted_where_they_are_known(tables: Tables) -> None:
     assert "No identity weights" not in page(tables)
 
 
+def crowd(tables: Tables, hours: list[float], splits: str = "") -> Tables:
+    """Tables whose ledger has a clip of 3600 s for each hour of each person p0, p1, ..."""
+    rows = [
+        clip(f"c{who}{part}", A, 3600.0 * hours_of_clip, person_id=f"p{who}", identity_model="net",
+             split="validation" if who < len(splits) and splits[who] == "v" else "train")
+        for who, total in enumerate(hours)
+        for part, hours_of_clip in enumerate([total / 2, total / 2])
+    ]  # fmt: skip
+    rows.append(clip("r", A, 5.0, ("face_small",), person_id="p9", identity_model="net"))
+    return pd.DataFrame(rows), *tables[1:]
+
+
+def person(
+    name: str, nearest: str | None = None, similarity: float | None = None, odd: float | None = None
+) -> dict[str, Any]:
+    clip_id = name.replace("p", "c") + "0"
+    return {
+        "person_id": name, "num_clips": 2, "num_videos": 1, "duration_s": 1.0, "face_clip_id": clip_id,
+        "odd_clip_id": clip_id[:-1] + "1", "odd_similarity": odd, "nearest_person_id": nearest,
+        "nearest_similarity": similarity,
+    }  # fmt: skip
+
+
+def test_how_evenly_people_share_the_hours(tables: Tables) -> None:
+    tables = crowd(tables, [6.0, 2.0, 1.0, 1.0])
+    found = statistics(*tables)["people"]
+    assert (found["found"], found["kept"], found["kept_without_identity"]["clips"]) == (5, 4, 0)
+    assert found["balance"] == {
+        "top_share": 0.6,
+        "top_ten_share": 1.0,
+        "gini": 0.4,  # mean absolute difference of all pairs 2.0, over twice the mean of 2.5
+        "effective": 2.38,  # 1 / (0.36 + 0.04 + 0.01 + 0.01)
+        "median_hours": 1.5,
+    }
+    assert [(p["person_id"], p["hours"], p["clips"], p["share"]) for p in found["largest"]] == [
+        ("p0", 6.0, 2, 0.6), ("p1", 2.0, 2, 0.2), ("p2", 1.0, 2, 0.1), ("p3", 1.0, 2, 0.1),
+    ]  # fmt: skip
+    assert statistics(*crowd(tables, [3.0, 3.0]))["people"]["balance"]["gini"] == 0.0
+
+
+def test_people_who_may_be_one_or_two_are_named(tables: Tables) -> None:
+    rows = [
+        person("p0", "p1", 0.48, odd=0.44),
+        person("p1", "p0", 0.48, odd=0.9),
+        person("p2", "p0", 0.41, odd=0.41),
+        person("p3", "p2", 0.2),
+    ]
+    ledger, *rest = crowd(tables, [1.0, 1.0, 1.0, 1.0], splits="tvtt")
+    found = statistics(ledger, *rest, people=pd.DataFrame(rows))["people"]
+    assert (found["same_person"], found["closest"], found["near_count"], found["near_in_both_splits"]) == (
+        0.5, 0.48, 2, 1,
+    )  # fmt: skip
+    assert [
+        ([p["person_id"] for p in pair["people"]], pair["similarity"], pair["in_both_splits"])
+        for pair in found["near"]
+    ] == [(["p0", "p1"], 0.48, True), (["p0", "p2"], 0.41, False)]
+    assert [(p["person_id"], p["similarity"], p["odd_clip_id"]) for p in found["mixed"]] == [
+        ("p2", 0.41, "c21"), ("p0", 0.44, "c01"),
+    ]  # fmt: skip
+    about = dataset()
+    about["config"]["shards"]["same_person"] = 0.8
+    stricter = statistics(ledger, *rest[:2], about, people=pd.DataFrame(rows))["people"]
+    assert (stricter["same_person"], stricter["near_count"], stricter["mixed_count"]) == (0.8, 0, 2)
+
+
+def test_the_page_shows_people_and_obeys_no_name(tables: Tables) -> None:
+    evil = "<script>alert(1)</script>\u202e"
+    ledger, *rest = crowd(tables, [1.0, 1.0], splits="vt")
+    ledger.loc[ledger["person_id"] == "p1", ["person_id", "split"]] = evil
+    rows = pd.DataFrame([person("p0", evil, 0.48, odd=0.1), person(evil, "p0", 0.48)])
+    rows["odd_clip_id"] = evil
+    ledger = ledger.drop(columns=MEASURED)
+    shown: list[str] = []
+
+    def picture(name: str) -> bytes | None:
+        shown.append(name)
+        return b"\xff\xd8" if name == "c00/face" else None
+
+    text = render(statistics(ledger, *rest, people=rows), ledger, *rest[:2], picture)
+    assert "<script" not in text and "\u202e" not in text
+    assert text.count("data:image/jpeg;base64,/9g=") == 3, "in a pair, as one of two, and among the largest"
+    assert "1 pair of people who may be one has one half in training" in text
+    assert evil in shown, "where there is no face, the whole picture is asked for"
+    nobody = render(statistics(*tables), *tables[:3], no_pictures)
+    assert "no clip has an identity" in nobody
+
+
 def test_the_contact_sheet_is_bounded_spread_over_videos_and_small(tables: Tables) -> None:
     many = [clip(f"n{i:03d}", f"{i % 40:012x}", 5.0) for i in range(200)]
     many += [clip(f"r{i:03d}", f"{i % 40:012x}", 5.0, ("face_small",)) for i in range(100)]

@@ -16,6 +16,7 @@ import pytest
 import webdataset
 
 from pipeline import shards
+from pipeline.people import FaceClip
 from pipeline.shards import ShardClip, ShardPlan, assign_splits, plan, split_groups, write_shard
 from pipeline.store import Store
 from schemas import sample
@@ -56,9 +57,8 @@ def store(tmp_path: Path) -> Store:
 # ------------------------------------------------------------------------------ splits
 
 
-def face(*values: float) -> np.ndarray:
-    vector = np.array(values, np.float32)
-    return vector / np.linalg.norm(vector)
+def row(clip_id: str, video_id: str, *face: float) -> FaceClip:
+    return FaceClip(clip_id, video_id, 0.0, 4.0, np.array(face, np.float32) if face else None)
 
 
 def person_id(first_clip: str) -> str:
@@ -66,15 +66,14 @@ def person_id(first_clip: str) -> str:
 
 
 def test_people_and_groups() -> None:
-    a, b = face(1, 0, 0), face(0, 1, 0)
     rows = [
-        ("c5", "v3", b),
-        ("c1", "v1", a),
-        ("c2", "v1", b),  # two people in one video tie their videos together
-        ("c3", "v2", face(1, 0.2, 0)),
-        ("c4", "v2", None),
-        ("c6", "v4", None),
-        ("c7", "v5", face(0, 0, 1)),
+        row("c5", "v3", 0, 1, 0),
+        row("c1", "v1", 1, 0, 0),
+        row("c2", "v1", 0, 1, 0),  # two people in one video tie their videos together
+        row("c3", "v2", 1, 0.2, 0),
+        row("c4", "v2"),
+        row("c6", "v4"),
+        row("c7", "v5", 0, 0, 1),
     ]
     groups = split_groups(rows, 0.5)
     assert groups == {
@@ -90,39 +89,10 @@ def test_people_and_groups() -> None:
         assert split_groups(order, 0.5) == groups
 
 
-def test_same_person_is_a_chain() -> None:
-    steps = [face(np.cos(angle), np.sin(angle)) for angle in np.radians([0, 50, 100, 170])]
-    rows = [(f"c{i}", f"v{i}", vector) for i, vector in enumerate(steps)]
-    people = [group.person_id for group in split_groups(rows, 0.5).values()]
-    assert people == [person_id("c0")] * 3 + [person_id("c3")]  # cos 50 = 0.64, cos 100 < 0, cos 70 = 0.34
-    assert len({group.person_id for group in split_groups(rows, 0.7).values()}) == 4
-
-
 def test_groups_without_faces_are_the_videos() -> None:
-    rows = [("c1", "v1", None), ("c2", "v1", np.zeros(0, np.float32)), ("c3", "v2", None)]
+    rows = [row("c1", "v1"), row("c2", "v1")._replace(face=np.zeros(0, np.float32)), row("c3", "v2")]
     assert split_groups(rows, 0.5) == {"c1": (None, "v1"), "c2": (None, "v1"), "c3": (None, "v2")}
     assert split_groups([], 0.5) == {}
-
-
-def test_people_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(40, 64))
-    who = rng.integers(0, 40, 600)
-    vectors = (centres[who] + 0.3 * rng.normal(size=(600, 64))).astype(np.float32)
-    rows = [(f"c{i:04d}", f"v{i:04d}", vector) for i, vector in enumerate(vectors)]
-    whole = split_groups(rows, 0.6)
-    people = [whole[f"c{i:04d}"].person_id for i in range(600)]
-    first = {number: f"c{int(np.flatnonzero(who == number)[0]):04d}" for number in set(who.tolist())}
-    assert people == [person_id(first[number]) for number in who.tolist()]
-    monkeypatch.setattr(shards, "NEIGHBOUR_BLOCK", 7)
-    assert split_groups(rows, 0.6) == whole
-
-
-def test_embeddings_of_two_models_are_refused() -> None:
-    with pytest.raises(
-        DatasetError, match=r"^clip c2: expected a face embedding of 3 numbers as in clip c1, found 2$"
-    ):
-        split_groups([("c2", "v", face(1, 0)), ("c1", "v", face(1, 0, 0))], 0.5)
 
 
 def test_splits_are_stable_and_near_the_fraction() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
+from PIL import Image
+
 from pipeline.dataset import load_dataset
-from pipeline.ledger import read_ledger
+from pipeline.ledger import read_ledger, thumbnails
 from pipeline.store import Store
 from tests.pipeline.conftest import Curated
 
@@ -30,3 +34,15 @@ def test_the_picture_of_every_traced_clip_is_measured(measured: Curated) -> None
         assert row.face_bright_fraction is not None and row.face_bright_fraction < 0.1
         asked = (row.face_brisque, row.text_fraction, row.mouth_text_fraction, row.mouth_hand_fraction)
         assert asked == (None, None, None, None)
+
+
+def test_every_traced_clip_has_a_picture_of_its_face(measured: Curated) -> None:
+    store = Store(str(measured.dataset))
+    look_up = thumbnails(store)
+    for row in read_ledger(store):
+        picture, face = look_up(row.clip_id), look_up(f"{row.clip_id}/face")
+        assert picture is not None
+        assert (face is not None) == (row.stopped_by is None)
+        if face is not None:
+            assert Image.open(io.BytesIO(face)).size == (112, 112)
+    assert look_up("nobody/face") is None
