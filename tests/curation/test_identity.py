@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 
 import cv2
-import dlib
 import mediapipe as mp
 import numpy as np
 import onnx
@@ -212,6 +211,7 @@ def test_the_threshold_is_the_embedders_own_unless_it_is_configured() -> None:
 
 def test_a_chip_is_what_dlib_itself_would_cut() -> None:
     """Out of a crop in which the points lie where `DLIB_POINTS` has them."""
+    dlib = pytest.importorskip("dlib")
     crop = gradient(112, 112)
     # Enlarged, because dlib's points are whole numbers; pixel x of the crop is centred at 11 x + 5.
     points = [dlib.point(*(round(11 * float(v) + 5) for v in point)) for point in identity.DLIB_POINTS]
@@ -229,6 +229,7 @@ def test_a_chip_is_what_dlib_itself_would_cut() -> None:
 def test_without_dlib_auto_passes_it_over_and_its_name_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("dlib")
     path = tmp_path / "weights.dat"
     path.write_bytes(b"no network")
     monkeypatch.setattr(models, "present", lambda name: path if name == "dlib" else None)
@@ -335,6 +336,7 @@ def test_a_vector_depends_neither_on_its_batch_nor_on_the_number_of_threads(
 
 
 def test_dlib_tells_people_apart_by_its_own_threshold(crops: dict[str, np.ndarray]) -> None:
+    pytest.importorskip("dlib")
     path = models.present("dlib")
     if path is None:
         pytest.skip("dlib's weights are not here: talkforge models --fetch dlib")
