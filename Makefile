@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format bench clean
+ASR := .venv-asr
+
+.PHONY: install demo test check format bench asr clean
 
 install: $(STAMP)
 
@@ -38,5 +40,19 @@ $(STAMP): pyproject.toml
 	  echo 'System libraries are missing. On Debian: apt-get install libegl1 libgles2 libgl1 libglib2.0-0'; exit 1; }
 	touch $(STAMP)
 
+# WhisperX in an environment of its own. Its pin of torch 2.8 is passed over: as wheels that is CUDA and
+# gigabytes, and it runs on the torch that Talkforge uses as well. torchaudio does without
+# its compiled part, which is only built for CUDA and does not load beside a CPU build of torch.
+asr: $(ASR)/.installed
+
+$(ASR)/.installed: configs/asr.txt
+	$(PYTHON) -m venv $(ASR)
+	$(ASR)/bin/python -m pip install --quiet --upgrade pip
+	$(ASR)/bin/python -m pip install --quiet -r configs/asr.txt
+	$(ASR)/bin/python -m pip install --quiet --no-deps whisperx==3.8.6
+	@$(ASR)/bin/python -c 'import torchaudio' 2>/dev/null || rm -f $(ASR)/lib/python*/site-packages/torchaudio/lib/*.so
+	$(ASR)/bin/python -c 'import whisperx.asr'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ASR) demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -60,17 +60,22 @@ RULES: tuple[Rule, ...] = (
     Rule("sync_weak", "sync_confidence", "min_sync_confidence", "at_least", needed=False),
     Rule("mouth_idle", "speaking_fraction", "min_speaking_fraction", "at_least", needed=False),
     Rule("sync_c_low", "sync_c", "min_sync_c", "at_least", needed=False),
+    Rule("speech_slow", "words_per_s", "min_words_per_s", "at_least", needed=False),
+    Rule("speech_fast", "words_per_s", "max_words_per_s", "at_most", needed=False),
 )  # fmt: skip
 """In the order of the funnel: the cheapest question first."""
 
-CODES: tuple[str, ...] = (*(rule.code for rule in RULES), "sync_unscored", "not_speaking")
+CODES: tuple[str, ...] = (
+    *(rule.code for rule in RULES), "other_language", "forbidden_words", "sync_unscored", "not_speaking",
+)  # fmt: skip
 
 
 def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     """Verdict on one ledger row (a mapping from column name to value; None: not measured).
 
     Besides the rules' fields, `clip_id`, `stopped_by` (the code of the gate that ended measuring,
-    or None) and `active_speaker` (False where another face in view speaks) are read.
+    or None), `active_speaker` (False where another face in view speaks), `language` and
+    `num_forbidden_words` are read.
     """
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
@@ -78,6 +83,7 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
         field = next(rule.field for rule in RULES if rule.code == stopped)
         reasons.append(Reason(code=stopped, field=field, value=row.get(field), threshold=None))
     if not stopped:
+        reasons += _text_reasons(row, thresholds)
         reasons += _sync_reasons(row, thresholds)
     return Verdict(clip_id=row["clip_id"], accepted=not reasons, reasons=tuple(reasons))
 
@@ -100,6 +106,20 @@ def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped:
         value=None if value is None else float(value),
         threshold=float(threshold),
     )
+
+
+def _text_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
+    """Where there is a transcript; one without speech is in no language."""
+    reasons = []
+    language, forbidden = row.get("language"), row.get("num_forbidden_words")
+    if thresholds.languages and language is not None and language not in thresholds.languages:
+        field = "language_probability"
+        reasons.append(Reason(code="other_language", field=field, value=row.get(field), threshold=None))
+    if forbidden:
+        reasons.append(
+            Reason(code="forbidden_words", field="num_forbidden_words", value=forbidden, threshold=0)
+        )
+    return reasons
 
 
 def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:

@@ -19,6 +19,7 @@ from schemas.config import Config, apply_settings, load_config
 from schemas.errors import CommandError, TalkforgeError
 
 if TYPE_CHECKING:
+    from pipeline.annotate import Counts
     from pipeline.executor import Executor
 
 app = typer.Typer(
@@ -141,6 +142,59 @@ def shard(
 
 
 @app.command()
+def transcribe(
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Whisper model in CTranslate2's format.")],
+    python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python with WhisperX; by itself that of .venv-asr (make asr)."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Code such as en; without it the model says.")] = None,
+    align: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="wav2vec2 model for word times, or default: WhisperX's own for the language.",
+        ),
+    ] = None,
+    diarize: Annotated[
+        str | None, typer.Option(metavar="NAME|FOLDER", help="pyannote pipeline that tells voices apart.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compute_type: Annotated[str, typer.Option(help="CTranslate2's, such as int8 or float16.")] = "default",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
+) -> None:
+    """Transcribe the clips in the shards with WhisperX, then select and report again. Resumes."""
+    from pipeline import transcribe as job
+    from pipeline.store import Store
+
+    options = job.Options(
+        model=model, language=language, align=align, diarize=diarize, device=device, compute_type=compute_type
+    )
+    found = job.find_python(python)
+    _annotate(dataset, lambda watch: job.transcribe(Store(dataset), found, options, workers, watch))
+
+
+@app.command()
+def caption(
+    dataset: DatasetArgument,
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Vision-language model of transformers.")],
+    prompt: Annotated[str | None, typer.Option(help="What it is asked of each clip.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of the clip that it is shown.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Caption the clips in the shards with a vision-language model. Resumes."""
+    from pipeline import caption as job
+    from pipeline.store import Store
+
+    options = job.Options(
+        model=model, prompt=prompt or job.PROMPT, num_pictures=pictures, max_tokens=max_tokens, device=device
+    )
+    _annotate(dataset, lambda watch: job.caption(Store(dataset), options, watch))
+
+
+@app.command()
 def report(dataset: DatasetArgument) -> None:
     """Write report/index.html and report/statistics.json again."""
     from pipeline import curate as job
@@ -252,6 +306,24 @@ def _click_or_bug(error: Exception) -> int:
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
     return 1
+
+
+def _annotate(dataset: str, run: Callable[[Callable[[int, int], None]], Counts]) -> None:
+    """What transcribe and caption share: the data set to itself, progress, then ledger and report."""
+    from pipeline import curate as job
+    from pipeline.dataset import exclusive, load_dataset, load_intake
+    from pipeline.display import CountWatch
+    from pipeline.store import Store
+
+    store = Store(dataset)
+    described = load_dataset(store)
+    with exclusive(store):
+        counts = run(CountWatch(err).show)
+        selection = job.select(store, described, load_intake(store))
+        job.report(store)
+    out.print(f"{counts.annotated} clips done, {counts.before} were before, {counts.failed} failed")
+    accepted = sum(row.accepted for row in selection.rows)
+    out.print(f"{accepted} clips accepted; `talkforge shard {dataset}` writes what changed", soft_wrap=True)
 
 
 def _check_executor(name: str, address: str | None) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from curation import identity, models, picture, speaker_meter, speech, sync
 from curation.joints import JOINTS
 from curation.verdict import judge
-from pipeline import cut, inspect_clip, ledger, shards, tables
+from pipeline import annotate, cut, inspect_clip, ledger, shards, tables
 from pipeline.calibrate import calibrate, read_calibrated
 from pipeline.dataset import (
     Dataset,
@@ -241,7 +241,7 @@ def select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selectio
 
     Shard names are carried over for clips whose shard still holds them.
     """
-    committed = read_calibrated(store)
+    committed = annotate.read_annotated(store)
     selection = ledger.select(committed, intake, dataset.config)
     selection = ledger.with_shards(selection, _shards_of(store))
     ledger.check_conservation(selection, intake)
@@ -253,9 +253,7 @@ def select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selectio
 
 def _shards_of(store: Store) -> dict[str, str]:
     """Shard name of every clip that lies in one."""
-    names = [name for name in store.list(shards.FOLDER) if name.endswith(".json")]
-    manifests = [shards.read_manifest(store, name.rsplit("/", 1)[1].removesuffix(".json")) for name in names]
-    return {key: manifest.name for manifest in manifests for key in manifest.keys}
+    return {key: manifest.name for manifest in shards.manifests(store) for key in manifest.keys}
 
 
 def shard(
@@ -267,7 +265,7 @@ def shard(
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     executor = executor or InlineExecutor()
-    committed = read_calibrated(store)
+    committed = annotate.read_annotated(store)
     orders = cut.orders(
         selection,
         {clip.measures.clip.clip_id: clip for clip in committed.clips},
@@ -275,6 +273,7 @@ def shard(
         {use.name: use.sha256 for use in dataset.models},
         config_hash(dataset.config.measure),
         tool_version(),
+        dataset.config.shards.text,
     )
     config = dataset.config.shards
     plan = cut.plan(selection.rows, orders, config)

@@ -25,7 +25,7 @@ from pipeline.shards import ShardClip, ShardPlan
 from pipeline.store import Store, local_copy
 from schemas import sample
 from schemas.arrays import ClipArrays, Floats
-from schemas.config import ShardConfig
+from schemas.config import ShardConfig, TextSource
 from schemas.errors import DatasetError, RunError
 from schemas.records import Clip, Failure, LedgerRow, Video
 from schemas.sample import Members, Provenance, SampleMeta
@@ -43,6 +43,8 @@ class Order:
     video: Video
     identity: Floats
     """[D], empty where no face embedding was measured."""
+    text: str = ""
+    """What the txt member holds."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,23 @@ def orders(
     models: Mapping[str, str],
     measure_hash: str,
     tool_version: str,
+    text: TextSource = "none",
 ) -> dict[str, Order]:
-    """What to cut: one order for each accepted clip, by clip id."""
+    """What to cut: one order for each accepted clip, by clip id; `text` is that of the `ShardConfig`."""
     found = {}
     for row in selection.rows:
         if not row.accepted:
             continue
         clip, video = measured[row.clip_id], videos[row.video_id]
+        chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
+        said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
         provenance = Provenance(
             uri=video.uri,
             sha256=video.sha256,
             source=video.source,
             licence=video.licence,
             consent=video.consent,
-            models=dict(models),
+            models={**models, **{note.model: note.model_sha256 for note in said_by}},
             config_hash=measure_hash,
             tool_version=tool_version,
         )
@@ -87,7 +92,7 @@ def orders(
             provenance=provenance,
         )
         identity = clip.features.get("identity", np.zeros(0, np.float32))
-        found[row.clip_id] = Order(clip.part, meta, video, identity)
+        found[row.clip_id] = Order(clip.part, meta, video, identity, chosen.text if chosen else "")
     return found
 
 
@@ -102,13 +107,17 @@ def plan(rows: Sequence[LedgerRow], orders: Mapping[str, Order], config: ShardCo
                 fps=row.fps,
                 width_px=row.width_px,
                 height_px=row.height_px,
-                content_hash=hashlib.sha256(sample.to_json(orders[row.clip_id].meta)).hexdigest(),
+                content_hash=_content_hash(orders[row.clip_id]),
             )
             for row in rows
             if row.accepted
         ],
         config,
     )
+
+
+def _content_hash(order: Order) -> str:
+    return hashlib.sha256(sample.to_json(order.meta) + order.text.encode()).hexdigest()
 
 
 def cut_shard(store: Store, shard: ShardPlan, orders: Sequence[Order], config: ShardConfig) -> CutShard:
@@ -162,8 +171,9 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
     )
     bits = np.concatenate([sample.pack_mask(mask[None]) for mask in masks])
     return sample.encode(
-        order.meta, arrays, bits, mp4=mp4, flac=media.encode_flac(mono), face_jpg=_jpeg(arrays.face_rgb)
-    )
+        order.meta, arrays, bits, mp4=mp4, flac=media.encode_flac(mono), face_jpg=_jpeg(arrays.face_rgb),
+        text=order.text,
+    )  # fmt: skip
 
 
 def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:

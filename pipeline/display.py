@@ -50,6 +50,21 @@ class Watch:
             self._console.print(text, soft_wrap=True, highlight=False)
 
 
+class CountWatch:
+    """Says how many clips are done, now and then, and at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_line_s = float("-inf")
+
+    def show(self, done: int, total: int) -> None:
+        """Take over a new count."""
+        now_s = time.monotonic()
+        if total and (done == total or now_s - self._last_line_s >= LINE_EVERY_S):
+            self._last_line_s = now_s
+            self._console.print(f"clips {done}/{total}", highlight=False)
+
+
 def progress_line(state: Progress) -> str:
     """Parts, hours in, hours kept, real-time factor, time left: in one line."""
     left = "" if state.left_s is None else f", {hours(state.left_s)} left"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import active_speaker, identity, sync
+from curation import active_speaker, identity, sync, words
 from curation.verdict import judge
 from pipeline import shards, tables
 from pipeline.intake import Intake
@@ -27,6 +27,7 @@ from schemas.arrays import Floats
 from schemas.config import Config
 from schemas.errors import DatasetError
 from schemas.records import (
+    CaptionRow,
     ClipMeasures,
     Failure,
     LedgerRow,
@@ -34,6 +35,7 @@ from schemas.records import (
     PersonRow,
     Record,
     SourceRow,
+    TranscriptRow,
     Verdict,
     Video,
 )
@@ -44,12 +46,15 @@ QUANTILES = 101
 
 @dataclass(frozen=True)
 class Measured:
-    """A clip as it was committed: which part holds it, its measures and its small arrays."""
+    """A clip as it was committed: which part holds it, its measures and its small arrays; and what
+    was said of it since, see `pipeline.annotate`."""
 
     part: str
     measures: ClipMeasures
     features: Mapping[str, Floats]
     failure: Failure | None
+    transcript: TranscriptRow | None = None
+    caption: CaptionRow | None = None
 
 
 @dataclass
@@ -127,6 +132,8 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
     clips = [clip for clip in committed.clips if clip.measures.clip.video_id in videos]
     flat = [_flat(clip, videos) for clip in clips]
     _name_speakers(clips, flat)
+    for clip, row in zip(clips, flat, strict=True):
+        row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
     verdicts = {row["clip_id"]: judge(row, config.thresholds) for row in flat}
     for row in flat:
         verdict = verdicts[row["clip_id"]]
@@ -189,6 +196,12 @@ def _speaker(together: Sequence[ClipMeasures]) -> str | None:
     seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
     by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
     return active_speaker.speaker(seen) or sync.speaker(by_sync)
+
+
+def _forbidden(transcript: TranscriptRow | None, forbidden: Sequence[str]) -> int | None:
+    if not forbidden or transcript is None or transcript.failure is not None:
+        return None
+    return words.occurrences(transcript.text, forbidden)
 
 
 def _overlap_s(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:

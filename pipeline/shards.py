@@ -240,6 +240,12 @@ def read_manifest(store: Store, name: str) -> ShardManifest:
         raise DatasetError(f"{path}: expected a shard manifest, found {where}: {first['msg']}") from None
 
 
+def manifests(store: Store) -> list[ShardManifest]:
+    """Manifests of all shards that are there, in the order of their names."""
+    names = [Path(path) for path in store.list(FOLDER)]
+    return [read_manifest(store, path.stem) for path in names if path.suffix == ".json"]
+
+
 def remove_stale(store: Store, shards: Iterable[ShardPlan]) -> list[str]:
     """Remove the shards of an earlier plan; to be called when all shards are written.
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from schemas.errors import CommandError
+
+TextSource = Literal["none", "transcript", "caption"]
 
 
 class Section(BaseModel):
@@ -183,7 +185,7 @@ class MeasureConfig(Section):
     picture: PictureConfig = PictureConfig()
 
 
-def _rule(default: float | None, unit: str, source: str, description: str) -> Any:
+def _rule(default: float | tuple[str, ...] | None, unit: str, source: str, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"unit": unit, "source": source})
 
 
@@ -248,6 +250,30 @@ class Thresholds(Section):
         "SyncNet's confidence",
         "off: needs SyncNet; LatentSync asks for 3, of the SyncNet that it evaluates with",
         "least Sync-C, where measured",
+    )
+    min_words_per_s: float | None = _rule(
+        None,
+        "words per second of speech",
+        "off: depends on the language; three clips of English at ease had 2.7 to 3.5",
+        "slowest speech, where transcribed",
+    )
+    max_words_per_s: float | None = _rule(
+        None,
+        "words per second of speech",
+        "off: likewise; what Whisper invents is often too fast to be said",
+        "fastest speech, where transcribed",
+    )
+    languages: tuple[str, ...] = _rule(
+        (),
+        "language codes",
+        "off: whoever trains on one language says which",
+        "languages to keep, such as [en, de], where transcribed; empty: all",
+    )
+    forbidden_words: tuple[str, ...] = _rule(
+        (),
+        "words",
+        "off: no list is shipped",
+        "words or phrases that may not be said (whole words, in any case), where transcribed; a list, or the name of a UTF-8 file with one a line",
     )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(
@@ -320,6 +346,18 @@ class Thresholds(Section):
         "largest share of the clip with music, where it was measured",
     )
 
+    @field_validator("forbidden_words", mode="before")
+    @classmethod
+    def _read_words(cls, given: Any) -> Any:
+        """The words themselves go into `dataset.json`, so that the file may change or vanish."""
+        if not isinstance(given, str):
+            return given
+        try:
+            lines = Path(given).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"expected words, or a UTF-8 file with one a line ({error})") from None
+        return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
 
 class ShardConfig(Section):
     """How accepted clips are cut and packed."""
@@ -337,6 +375,10 @@ class ShardConfig(Section):
     )
     crf: int = Field(18, ge=0, le=51, description="x264 constant rate factor; 18 is visually lossless.")
     preset: str = Field("veryfast", description="x264 preset.")
+    text: TextSource = Field(
+        "none",
+        description="What the txt member holds, where there is one: see `talkforge transcribe`, `caption`.",
+    )
     seed: str = Field("talkforge", description="Salt of the split and of the order of samples.")
 
 

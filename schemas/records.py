@@ -251,6 +251,18 @@ class Speaker(Record):
     """Frames at 25 a second by which SyncNet would delay the audio, -15 to 15."""
 
 
+class Transcript(Record):
+    """What is said in the clip, as far as it decides; the words are in the row of `transcripts.parquet`."""
+
+    language: str | None
+    """Code of the language, such as `en`; None without speech."""
+    language_probability: float | None
+    """None where the language was given, or is the only one that the model knows."""
+    num_words: int
+    words_per_s: float | None
+    """Words per second of speech; None without speech."""
+
+
 class Identity(Record):
     """Whose face it is, as far as an embedding can tell; the vector is in the clip's arrays."""
 
@@ -303,6 +315,8 @@ class ClipMeasures(Record):
     motion: Motion | None = None
     sync: Sync | None = None
     speaker: Speaker | None = None
+    transcript: Transcript | None = None
+    """Joined by clip id from `transcripts.parquet` when clips are selected; never in a part."""
     identity: Identity | None = None
     quality: Quality | None = None
     picture: Picture | None = None
@@ -342,6 +356,59 @@ class Failure(Record):
     uri: str
     error: str
     message: str
+
+
+class Word(Record):
+    """One word, in seconds of the clip."""
+
+    word: str
+    start_s: float
+    end_s: float
+    probability: float | None
+
+
+class Turn(Record):
+    """A span in which one voice speaks, in seconds of the clip."""
+
+    speaker: str
+    start_s: float
+    end_s: float
+
+
+class Annotation(Record):
+    """What was said of a clip that lies in a shard, after it was cut; joined by clip id."""
+
+    clip_id: str
+    failure: str | None
+    """What went wrong, as `<class>: <message>`; such a clip is tried again by the next run."""
+    text: str
+    model: str
+    """Name of the model, or of its folder."""
+    model_sha256: str
+    fingerprint: str
+    """Changes with the model and with every option that the text depends on."""
+
+
+class TranscriptRow(Annotation):
+    """What is said in one clip: a row of `transcripts.parquet`."""
+
+    transcript: Transcript | None
+    """None where it failed."""
+    words: tuple[Word, ...]
+    word_times: Literal["aligned", "attention"] | None
+    """Whether word times are those of forced alignment or of the model's attention; None without words."""
+    turns: tuple[Turn, ...] | None
+    """Who speaks when; None where voices were not told apart."""
+    transcriber: str
+    version: str
+
+
+class CaptionRow(Annotation):
+    """What a vision-language model says of one clip: a row of `captions.parquet`."""
+
+    prompt: str
+    num_pictures: int
+    """Pictures of the clip that the model was shown."""
 
 
 class LedgerRow(Record):
@@ -409,6 +476,12 @@ class LedgerRow(Record):
     sync_c: float | None
     sync_d: float | None
     sync_net_offset_frames: int | None
+    language: str | None
+    language_probability: float | None
+    num_words: int | None
+    words_per_s: float | None
+    num_forbidden_words: int | None
+    """Of `thresholds.forbidden_words`; None without a list or without a transcript."""
     active_speaker: bool | None
     """Of several faces in view, is this the one that speaks? None: alone, or unclear."""
     omega_face_raw: float | None

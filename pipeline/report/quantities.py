@@ -62,6 +62,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "sync_net_offset_frames", "Audio offset by SyncNet (positive: delay it)", "frames at 25/s", "whole"
     ),
+    Measure("language_probability", "Probability of the language", "0 to 1"),
+    Measure("num_words", "Words in the clip", "words", "whole"),
+    Measure("words_per_s", "Speech rate", "words per second of speech"),
+    Measure("num_forbidden_words", "Forbidden words in the clip", "words", "whole"),
     Measure("omega_face_raw", "Motion of the face, raw variance", "squared inter-ocular distance", "log"),
     Measure("omega_face", "Motion of the face, normalised", "0 to 1"),
     Measure("omega_body_raw", "Motion of the body, raw variance", "squared shoulder width", "log"),

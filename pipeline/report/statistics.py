@@ -24,7 +24,7 @@ from schemas.units import seconds_from_frames
 
 STATUSES = ("measured", "no_candidates", "duplicate", "failed")
 
-TEXT_COLUMNS = ("failure", "person_id", "split", "stopped_by", "identity_model", "sync_method")
+TEXT_COLUMNS = ("failure", "person_id", "split", "stopped_by", "identity_model", "sync_method", "language")
 """Ledger columns in which nothing, None and NaN mean the same: not there."""
 
 
@@ -65,6 +65,7 @@ def statistics(
         "measures": [m for measure in MEASURES if (m := histogram(measure, clips, thresholds))],
         "quantiles": dict(dataset.get("quantiles") or {}),
         "sync": _sync(clips),
+        "languages": _languages(clips),
         "identity": _identity(clips),
         "people": people_statistics(clips, people_table(people), config.shards),
         "provenance": _provenance(clips, inputs),
@@ -271,6 +272,16 @@ def _sync(clips: pd.DataFrame) -> dict[str, Any]:
         "unscored": tally(reached[~scored]),
         "not_measured": tally(clips.drop(reached.index)),
     }
+
+
+def _languages(clips: pd.DataFrame) -> list[dict[str, Any]]:
+    """Clips of each language that was heard, the most spoken first; none where nothing is transcribed."""
+    groups = clips.groupby("language", sort=True)
+    rows = [
+        {"language": str(language), **tally(rows), "accepted": tally(rows[rows["accepted"]])}
+        for language, rows in groups
+    ]
+    return sorted(rows, key=lambda row: (-row["hours"], row["language"]))
 
 
 def _identity(clips: pd.DataFrame) -> dict[str, Any]:

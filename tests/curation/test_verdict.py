@@ -38,11 +38,16 @@ GOOD: dict[str, Any] = {
     "sync_zero_confidence": 5.0,
     "speaking_fraction": 0.9,
     "sync_c": 6.0,
+    "words_per_s": 3.0,
+    "language": "en",
+    "language_probability": 0.9,
+    "num_forbidden_words": 0,
 }
 
 STRICT = Thresholds(
     min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, max_music_fraction=0.1,
     min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
+    min_words_per_s=1.0, max_words_per_s=6.0, languages=("en", "de"), forbidden_words=("damn",),
     max_face_dark_fraction=0.2, max_face_bright_fraction=0.2, max_face_brisque=50.0, max_text_fraction=0.02,
 )  # fmt: skip
 
@@ -85,16 +90,21 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("sync_confidence", 1.9, "sync_weak"),
         ("speaking_fraction", 0.49, "mouth_idle"),
         ("sync_c", 2.9, "sync_c_low"),
+        ("words_per_s", 0.9, "speech_slow"),
+        ("words_per_s", 6.1, "speech_fast"),
+        ("language", "fr", "other_language"),
+        ("num_forbidden_words", 2, "forbidden_words"),
         ("sync_offset_frames", None, "sync_unscored"),
         ("active_speaker", False, "not_speaking"),
     ],
 )
-def test_each_rule_has_its_reason(field: str, value: float | None, code: str) -> None:
+def test_each_rule_has_its_reason(field: str, value: float | str | None, code: str) -> None:
     assert codes({field: value}) == [code]
 
 
 def test_the_codes_are_those_that_can_occur() -> None:
-    assert [*(rule.code for rule in RULES), "sync_unscored", "not_speaking"] == list(CODES)
+    special = ["other_language", "forbidden_words", "sync_unscored", "not_speaking"]
+    assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
 
 
@@ -117,6 +127,14 @@ def test_all_reasons_are_named_with_value_and_threshold() -> None:
     assert [str(reason) for reason in verdict.reasons] == [
         "too_short (duration_s 1.5, threshold 3)",
         "face_small (face_px 96.25, threshold 128)",
+    ]
+
+
+def test_what_was_heard_is_named_with_its_evidence() -> None:
+    verdict = judge(GOOD | {"language": "fr", "num_forbidden_words": 2}, STRICT)
+    assert [str(reason) for reason in verdict.reasons] == [
+        "other_language (language_probability 0.9)",
+        "forbidden_words (num_forbidden_words 2, threshold 0)",
     ]
 
 
@@ -151,6 +169,9 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
         "music_fraction",
         "speaking_fraction",
         "sync_c",
+        "words_per_s",
+        "language",
+        "num_forbidden_words",
         "face_brisque",
         "mouth_text_fraction",
         "mouth_hand_fraction",

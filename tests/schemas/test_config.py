@@ -48,6 +48,19 @@ def test_settings_are_yaml() -> None:
     assert config.shards.seed == "1"
 
 
+def test_forbidden_words_are_a_list_or_a_file_of_which_the_words_are_kept(tmp_path: Path) -> None:
+    listed = load_config(None, ["thresholds.forbidden_words=[damn, so what]"])
+    assert listed.thresholds.forbidden_words == ("damn", "so what")
+    file = tmp_path / "words.txt"
+    file.write_text("damn\n\n  Ärger \ndamn\n", encoding="utf-8")
+    config = load_config(None, [f"thresholds.forbidden_words={file}"])
+    assert config.thresholds.forbidden_words == ("damn", "Ärger")
+    file.unlink()
+    assert Config.model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(CommandError, match=r"thresholds\.forbidden_words: .*expected words, or a UTF-8 file"):
+        load_config(None, [f"thresholds.forbidden_words={file}"])
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert load_config(tmp_path / "empty.yaml") == Config()

@@ -1,0 +1,174 @@
+"""What is said of clips after they were cut: transcripts and captions, joined by clip id.
+
+An annotator goes through the shards and needs nothing but what lies in them. Its rows are committed in
+pieces, `<kind>/<first clip id>.parquet`, so that a run that is cut short goes on where it stopped, and
+become one table, `<kind>.parquet`, at the end. A clip's row stays when the clip leaves the shards: the
+id says which span of which bytes it speaks of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from pipeline import shards, tables
+from pipeline.calibrate import read_calibrated
+from pipeline.ledger import Committed, Measured
+from pipeline.store import Store
+from pipeline.verify import read_samples
+from schemas.errors import CommandError, DatasetError
+from schemas.records import Annotation, CaptionRow, Failure, TranscriptRow
+
+PIECE_CLIPS = 64
+"""Clips that are committed together, and most that a killed run annotates again."""
+
+Row = TypeVar("Row", bound=Annotation)
+
+Clips = Sequence[tuple[str, bytes]]
+"""(clip id, bytes of the member that the annotator wants) of some clips."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Row]):
+    """One sort of annotation: its table, the stage that its failures name, and what it is made from."""
+
+    name: str
+    stage: str
+    row: type[Row]
+    member: str
+
+
+TRANSCRIPTS = Kind("transcripts", "transcribe", TranscriptRow, "flac")
+CAPTIONS = Kind("captions", "caption", CaptionRow, "mp4")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Clips in the shards: annotated by this run, annotated before, and failed in this run."""
+
+    annotated: int
+    before: int
+    failed: int
+
+
+def read(store: Store, kind: Kind[Row]) -> dict[str, Row]:
+    """Every row there is, by clip id.
+
+    Raises:
+        DatasetError: a table is not readable; names it.
+    """
+    table = f"{kind.name}.parquet"
+    names = [table] if store.exists(table) else []
+    rows: dict[str, Row] = {}
+    for name in [*names, *store.list(kind.name)]:
+        found = tables.from_table(kind.row, tables.from_bytes(store.read(name), name))
+        rows |= {row.clip_id: row for row in found}
+    return rows
+
+
+def annotate(
+    store: Store,
+    kind: Kind[Row],
+    fingerprint: str,
+    make: Callable[[Clips], Iterable[Row]],
+    watch: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Counts:
+    """Rows for all clips in the shards that have none with this fingerprint, or whose row is a failure.
+
+    Args:
+        make: rows of some clips, in their order; what it has given when it raises is kept.
+        watch: is told how many clips are done, and of how many.
+
+    Raises:
+        CommandError: there are no shards. DatasetError: a shard is damaged.
+    """
+    _settle(store, kind)
+    known = read(store, kind)
+    good = {key for key, row in known.items() if row.failure is None and row.fingerprint == fingerprint}
+    manifests = shards.manifests(store)
+    if not manifests:
+        raise CommandError(f"{store.root}: no shards to read clips from; `talkforge shard` cuts them")
+    keys = [key for manifest in manifests for key in manifest.keys]
+    wanted = set(keys) - good
+    done = failed = 0
+    watch(0, len(wanted))
+    for clips in _batches(store, kind, wanted):
+        rows: list[Row] = []
+        try:
+            for row in make(clips):
+                rows.append(row)
+                done, failed = done + (row.failure is None), failed + (row.failure is not None)
+                watch(done + failed, len(wanted))
+        finally:
+            if rows:
+                _write(store, kind, f"{kind.name}/{rows[0].clip_id}.parquet", rows)
+    _settle(store, kind)
+    return Counts(annotated=done, before=len(keys) - len(wanted), failed=failed)
+
+
+def _batches(store: Store, kind: Kind[Row], wanted: set[str]) -> Iterator[Clips]:
+    for manifest in shards.manifests(store):
+        if wanted.isdisjoint(manifest.keys):
+            continue
+        tar = f"{shards.FOLDER}/{manifest.name}.tar"
+        batch: list[tuple[str, bytes]] = []
+        try:
+            for key, members in read_samples(store, tar):
+                if key in wanted:
+                    batch.append((key, members[kind.member]))
+                if len(batch) == PIECE_CLIPS:
+                    yield batch
+                    batch = []
+        except (DatasetError, KeyError) as error:
+            raise DatasetError(f"{tar}: {error}; `talkforge verify` says more") from None
+        if batch:
+            yield batch
+
+
+def _settle(store: Store, kind: Kind[Row]) -> None:
+    """Make one table of everything; pieces go when it is written."""
+    pieces = store.list(kind.name)
+    if pieces:
+        rows = read(store, kind)
+        _write(store, kind, f"{kind.name}.parquet", [rows[key] for key in sorted(rows)])
+        for piece in pieces:
+            store.delete(piece)
+
+
+def _write(store: Store, kind: Kind[Row], name: str, rows: Sequence[Row]) -> None:
+    store.write(name, tables.to_bytes(tables.to_table(kind.row, rows)))
+
+
+def read_annotated(store: Store) -> Committed:
+    """Everything committed, calibrated, and with what was said of each clip; failures are rows."""
+    committed = read_calibrated(store)
+    transcripts, captions = read(store, TRANSCRIPTS), read(store, CAPTIONS)
+    for clip in committed.clips:
+        key = clip.measures.clip.clip_id
+        committed.failures += _failure(clip, TRANSCRIPTS, transcripts.get(key))
+        committed.failures += _failure(clip, CAPTIONS, captions.get(key))
+    committed.clips = [
+        _joined(clip, transcripts.get(clip.measures.clip.clip_id), captions.get(clip.measures.clip.clip_id))
+        for clip in committed.clips
+    ]
+    return committed
+
+
+def _joined(clip: Measured, transcript: TranscriptRow | None, caption: CaptionRow | None) -> Measured:
+    if transcript is not None:
+        measures = clip.measures.model_copy(update={"transcript": transcript.transcript})
+        clip = replace(clip, measures=measures, transcript=transcript)
+    return replace(clip, caption=caption)
+
+
+def _failure(clip: Measured, kind: Kind[Row], row: Annotation | None) -> list[Failure]:
+    if row is None or row.failure is None:
+        return []
+    error, _, message = row.failure.partition(": ")
+    of = clip.measures.clip
+    return [
+        Failure(
+            stage=kind.stage, key=of.clip_id, video_id=of.video_id, uri=of.uri, error=error, message=message
+        )
+    ]
