@@ -38,7 +38,7 @@ from curation import media
 from curation.landmarks import CROP_PX, FaceLandmarker
 from curation.pose import PoseTracer
 from examples import demo_videos
-from pipeline import curate, stages
+from pipeline import curate, needs, stages
 from pipeline.dataset import load_intake, videos_by_id
 from pipeline.executor import Done, InlineExecutor, worker_environment
 from pipeline.intake import Intake
@@ -120,8 +120,7 @@ class Report:
 def warm_up(config: Config, clock: Clock) -> None:
     """Load every model, and run each once: the first call sets up its graph."""
     with clock("loading"):
-        curate.model_uses(config.measure)
-        settings = config.measure.model_dump_json()
+        settings = needs.gather(config.measure).config.model_dump_json()
         tools = stages.load_tools(settings)
         stages.load_encoders(settings)
         blank = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)

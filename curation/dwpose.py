@@ -60,7 +60,7 @@ class DwPose:
     min_score = MIN_JOINT_SCORE
 
     def __init__(self, path: Path) -> None:
-        label = f"dwpose: {path.name}"
+        label = f"dwpose: {path}"
         session = session_of(path, label)
         _check(session, label)
         self._network = _Network(session)

@@ -17,6 +17,7 @@ from curation import models
 from curation.sessions import session_of
 from schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from schemas.config import ScanConfig
+from schemas.errors import ModelError
 from schemas.records import Scene
 
 NMS_OVERLAP = 0.3
@@ -40,6 +41,11 @@ MAX_MISSED_SAMPLES = 2
 """Samples in a row in which a face may go undetected without its track ending."""
 
 
+SCRFD_OUTPUTS = (6, 9, 10, 15)
+"""Numbers of outputs that SCRFD's models have: scores and boxes, with or without points, at three or
+five strides. Source: InsightFace's own class, which runs no other."""
+
+
 class Detector(Protocol):
     """Finds the faces in one picture."""
 
@@ -61,7 +67,10 @@ class CenterFace:
     name = "centerface"
 
     def __init__(self, path: Path, min_score: float) -> None:
-        self._session = _session(path)
+        self._session = _session(path, self.name)
+        found = [list(output.shape)[1:2] for output in self._session.get_outputs()][:3]
+        if found != [[1], [2], [2]]:
+            raise ModelError(f"{self.name}: {path}: expected maps of 1, 2 and 2 channels, found {found}")
         self._input = self._session.get_inputs()[0].name
         self._maps = [output.name for output in self._session.get_outputs()][:3]
         self._min_score = min_score
@@ -89,7 +98,10 @@ class Scrfd:
         # Imported here because the package pulls in much that CenterFace does not need.
         from insightface.model_zoo.scrfd import SCRFD
 
-        self._model = SCRFD(session=_session(path), static_shape_sessions=False)
+        session = _session(path, self.name)
+        if (count := len(session.get_outputs())) not in SCRFD_OUTPUTS:
+            raise ModelError(f"{self.name}: {path}: expected {SCRFD_OUTPUTS} outputs, found {count}")
+        self._model = SCRFD(session=session, static_shape_sessions=False)
         self._model.prepare(-1, det_thresh=min_score, nms_thresh=NMS_OVERLAP)
 
     def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
@@ -104,7 +116,7 @@ def load_detector(config: ScanConfig) -> Detector:
     """The detector that the configuration names, ready to run on one core.
 
     Raises:
-        ModelError: the weights are missing or altered.
+        ModelError: the weights are missing, altered, or no such detector's.
     """
     path = models.weights(config.detector)
     if config.detector == "scrfd":
@@ -112,14 +124,25 @@ def load_detector(config: ScanConfig) -> Detector:
     return CenterFace(path, config.min_score)
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX model on one core, for pictures of any size."""
-    model = onnx.load(str(path))
+def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
+    """An ONNX model on one core, for pictures of any size.
+
+    Raises:
+        ModelError: not an ONNX model, or none with one input [any, 3, any, any]; one line.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # files of any kind can be under that name, and fail in any way
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{name}: {path}: is not an ONNX model that runs: {reason}") from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     # Weights listed as inputs are not constants to the runtime, which then cannot fold the batch
     # normalisation into the convolutions: CenterFace runs 1.5 times as long.
     inputs = [value for value in graph.input if value.name not in constants]
+    shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != 3:
+        raise ModelError(f"{name}: {path}: expected one input [any, 3, any, any], found {shapes}")
     del graph.input[:]
     graph.input.extend(inputs)
     # Sizes frozen at export (batch 10, 32 x 32) are not those of the pictures.
@@ -127,7 +150,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             if axis != 1:
                 dimension.dim_param = f"{value.name}_{axis}"
-    return session_of(model.SerializeToString(), path.name)
+    return session_of(model.SerializeToString(), f"{name}: {path}")
 
 
 def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:

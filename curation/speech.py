@@ -181,11 +181,14 @@ class SpeechEncoder(Protocol):
 def load_encoder(config: SpeechConfig) -> SpeechEncoder:
     """The encoder that `config.embedding` names: `logmel-80`, a local folder, or a hub name.
 
-    A hub is contacted only for a name of the form `owner/name` that is not a folder.
+    A hub name that the registry knows is that folder of the registry, at its revision and with its
+    hashes. For another of the form `owner/name` that is not a folder transformers asks the hub.
 
     Raises:
         ModelError: no such encoder, or one that is not of 16 kHz and 50 Hz; one line.
     """
     if config.embedding == LogMel.name:
         return LogMel()
-    return HiddenStates(config.embedding, config.device, config.batch_clips)
+    known = models.by_hub(config.embedding)
+    source = str(models.weights(known)) if known else config.embedding
+    return HiddenStates(source, config.device, config.batch_clips)

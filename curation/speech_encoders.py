@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from curation.models import listing_sha256
 from curation.networks import inference
 from curation.speech_features import Features, LogMel, fit
 from schemas.arrays import Floats, expect_shape
@@ -19,6 +20,9 @@ from schemas.errors import ModelError
 from schemas.units import AUDIO_HZ, SPEECH_HZ
 
 log = logging.getLogger(__name__)
+
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+"""What features depend on, in the folder of an encoder."""
 
 HOP_SAMPLES = AUDIO_HZ // SPEECH_HZ
 
@@ -193,7 +197,7 @@ def _is_folder(source: str) -> bool:
 
 
 def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
-    """Feature extractor, model, and the sha256 of its weights."""
+    """Feature extractor, model, and the sha256 of its folder, see `models.listing_sha256`."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     from transformers.utils import cached_file
 
@@ -221,8 +225,13 @@ def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
         reason = " ".join(str(error).split())
         raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
     _check_complete(source, loading["missing_keys"])
-    with Path(found).open("rb") as file:
-        return extractor, model, hashlib.file_digest(file, "sha256").hexdigest()
+    files = [Path(cached_file(source, name, **where)) for name in FILES]
+    return extractor, model, listing_sha256((file.name, _sha256(file)) for file in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_kind(source: str, config: Any) -> None:

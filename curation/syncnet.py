@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curation import models
 from curation.cepstra import NUM_CEPSTRA, mfcc
 from curation.face_crops import CROP_PX, FPS, resampled
 from curation.networks import inference, load_strictly
@@ -118,16 +117,6 @@ class SyncNet:
         sounds = torch.from_numpy(np.ascontiguousarray(windows[:, None])).to(self._device)
         features = self._network["netcnnaud"](sounds).flatten(1)
         return np.asarray(self._network["netfcaud"](features).cpu().numpy(), np.float32)
-
-
-def load(device: str = "cpu") -> SyncNet | None:
-    """SyncNet, or None where its weights are not on this machine.
-
-    Raises:
-        ModelError: they are here and are not what they should be.
-    """
-    path = models.present(SyncNet.name)
-    return None if path is None else SyncNet(path, device)
 
 
 def compare(mouth: Floats, sound: Floats) -> SyncScore:

@@ -51,7 +51,9 @@ class TransNet:
             self._network.load_state_dict(state, strict=True)
         except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
             reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-            raise ModelError(f"{path.name}: expected the weights of TransNet V2, found: {reason}") from None
+            raise ModelError(
+                f"transnetv2: {path}: expected the weights of TransNet V2, found: {reason}"
+            ) from None
         self._network.eval().to(self._device)
 
     def boundaries(self, frames: Bytes) -> Floats:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
 
 from schemas.config import Config, apply_settings, load_config
 from schemas.errors import CommandError, TalkforgeError
@@ -66,14 +65,20 @@ def curate(
 ) -> None:
     """Measure videos, choose clips, cut them into shards and write the report. Resumes."""
     from pipeline import curate as job
-    from pipeline.display import Watch, summary
+    from pipeline.display import Fetching, Watch, summary
     from pipeline.store import Store
 
     resolved = load_config(config, settings)
     _check_executor(executor, address)
-    with Watch(err) as watch:
+    with Fetching(err) as fetching, Watch(err) as watch:
         selection = job.curate(
-            inputs, Store(dataset), resolved, _executor(executor, resolved, address), limit, watch.show
+            inputs,
+            Store(dataset),
+            resolved,
+            _executor(executor, resolved, address),
+            limit,
+            watch.show,
+            fetching.show,
         )
     summary(out, selection, dataset)
 
@@ -237,20 +242,28 @@ def inspect(
 
 @app.command()
 def models(
-    fetch: Annotated[list[str], typer.Option(metavar="NAME", help="Fetch these weights now.")] = [],  # noqa: B006
+    names: Annotated[
+        list[str], typer.Argument(metavar="[NAME...]", help="Only these.", show_default=False)
+    ] = [],  # noqa: B006
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is named now.")] = False,
 ) -> None:
     """Which weights there are: source, licence, commercial use, present or not."""
     from curation import models as registry
+    from pipeline.display import Fetching, weights_table
 
-    for name in fetch:
-        out.print(f"{name}: {registry.fetch(name, allow_web=True)}", soft_wrap=True)
-    titles = ("name", "needed by", "from", "licence", "commercial use", "present")
-    table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
-    for row in registry.describe():
-        present = row.found if row.present else f"no {row.found}".strip()
-        commercial = "yes" if row.commercial_use else "no"
-        table.add_row(row.name, row.needed_by, row.source, row.licence, commercial, present)
-    out.print(table)
+    if fetch and not names:
+        raise CommandError(f"--fetch: expected the names of models: {', '.join(registry.MODELS)}")
+    unknown = [name for name in names if name not in registry.MODELS]
+    if unknown:
+        raise CommandError(f"no model is called {unknown[0]}; known: {', '.join(registry.MODELS)}")
+    if fetch:
+        with Fetching(err) as fetching:
+            for name in names:
+                path = registry.present(name) or registry.fetch(name, allow_web=True, watch=fetching.show)
+                out.print(f"{name}: {path}", soft_wrap=True, markup=False, highlight=False)
+        return
+    rows = [row for row in registry.describe() if not names or row.name in names]
+    weights_table(out, rows)
 
 
 def main() -> None:

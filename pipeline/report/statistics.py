@@ -7,18 +7,16 @@ face once, so that two people in one picture make two hours of clips in one hour
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from curation.models import MODELS
-from curation.speaker_meter import wanted
 from curation.verdict import CODES, RULES
 from pipeline.report.people import people_statistics, people_table
 from pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
-from schemas.config import Config, MeasureConfig, Thresholds
+from schemas.config import Config, Thresholds
 from schemas.errors import DatasetError
 from schemas.units import seconds_from_frames
 
@@ -70,20 +68,10 @@ def statistics(
         "people": people_statistics(clips, people_table(people), config.shards),
         "provenance": _provenance(clips, inputs),
         "models": sorted(map(dict, dataset["models"]), key=lambda model: str(model["name"])),
-        "models_absent": _absent(config.measure, dataset["models"]),
+        "models_absent": [dict(absent) for absent in dataset.get("models_absent") or ()],
         "failures": _failures(failures),
         "timings_s": {stage: round(float(s), 3) for stage, s in sorted((timings or {}).items())},
     }
-
-
-def _absent(config: MeasureConfig, used: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Models that were to be used where their weights are, and were not: nothing was measured by them."""
-    names = {str(model["name"]) for model in used}
-    return [
-        {"name": name, "needed_by": MODELS[name].needed_by}
-        for name in wanted(config.speaker)
-        if name not in names
-    ]
 
 
 def clips_table(ledger: pd.DataFrame) -> pd.DataFrame:

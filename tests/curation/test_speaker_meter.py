@@ -16,7 +16,7 @@ from schemas.errors import ModelError
 from schemas.records import Clip, Speaker
 from schemas.units import AUDIO_HZ
 
-BOTH = SpeakerConfig(active_speaker="auto", syncnet="auto")
+BOTH = SpeakerConfig(active_speaker=True, syncnet=True)
 
 CLIP = Clip(
     clip_id="c", video_id="v", uri="a.mp4", scene=0, track=0, start_s=10.0, end_s=10.2, fps=25.0,
@@ -32,19 +32,17 @@ def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_used_unless_it_is_asked_for(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
-    assert speaker_meter.wanted(SpeakerConfig()) == []
     assert speaker_meter.load(SpeakerConfig()) is None
 
 
-def test_what_is_asked_for_and_absent_is_left_out() -> None:
-    assert speaker_meter.wanted(BOTH) == ["light_asd", "syncnet_v2"]
-    assert speaker_meter.used(BOTH) == []
-    assert speaker_meter.load(BOTH) is None
+def test_what_is_asked_for_and_absent_is_named() -> None:
+    with pytest.raises(ModelError, match=r"light_asd: no package carries lightasd_finetuning_TalkSet"):
+        speaker_meter.load(BOTH)
 
 
 def test_what_is_asked_for_and_here_is_used(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
-    meter = speaker_meter.load(SpeakerConfig(active_speaker="auto"))
+    meter = speaker_meter.load(SpeakerConfig(active_speaker=True))
     assert meter is not None
     assert meter.light_asd is not None
     assert meter.syncnet is None
@@ -60,7 +58,7 @@ def test_what_is_asked_for_and_here_is_used(weights_dir: Path, monkeypatch: pyte
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / models.MODELS["syncnet_v2"].file).write_bytes(b"<html>")
     with pytest.raises(ModelError, match=r"syncnet_v2: .*: expected sha256 961e8696"):
-        speaker_meter.used(BOTH)
+        speaker_meter.load(SpeakerConfig(syncnet=True))
 
 
 def test_what_syncnet_says_is_kept() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,8 +38,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from curation import speech
-from curation.speech_encoders import HiddenStates
+from curation import models, speech
+from curation.speech_encoders import FILES, HiddenStates
 from schemas.config import SpeechConfig
 from schemas.errors import ModelError
 from schemas.units import AUDIO_HZ
@@ -261,6 +264,29 @@ def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(name: str) -> None:
 
 def one_line(caught: pytest.ExceptionInfo[ModelError]) -> bool:
     return "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_name_that_the_registry_knows_is_its_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = models.MODELS["wav2vec2-base-960h"]
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
+    asked = SpeechConfig(embedding=known.hub, device="cpu")
+    with pytest.raises(ModelError, match=r"wav2vec2-base-960h .a folder of config\.json, model\.safetensors"):
+        speech.load_encoder(asked)
+    shutil.copytree(tiny, tmp_path / known.file)
+    with pytest.raises(ModelError, match=r"wav2vec2-base-960h/config\.json: expected sha256 d3ec255c"):
+        speech.load_encoder(asked)
+    pieces = tuple(
+        models.Piece(name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for name, path in ((name, tiny / name) for name in FILES)
+    )
+    sha256 = models.listing_sha256((piece.name, piece.sha256) for piece in pieces)
+    monkeypatch.setitem(models.MODELS, known.name, replace(known, pieces=pieces, sha256=sha256))
+    encoder = speech.load_encoder(asked)
+    assert (encoder.name, encoder.sha256) == ("wav2vec2-base-960h", sha256)
 
 
 @pytest.mark.usefixtures("no_network")

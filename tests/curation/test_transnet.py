@@ -110,7 +110,7 @@ def test_what_is_not_its_weights_is_refused_in_one_line(
         state = torch.load(random_weights, weights_only=True)
         torch.save({**state, "fc1.weight": torch.zeros(1024, 4863)}, path)
     with pytest.raises(
-        ModelError, match=r"^weights\.pth: expected the weights of TransNet V2, found"
+        ModelError, match=r"^transnetv2: \S+weights\.pth: expected the weights of TransNet V2, found"
     ) as error:
         TransNet(path)
     assert "\n" not in str(error.value)

@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from curation import media, models, trace
-from pipeline import cli, cut, tables
+from curation.download import Step, Watch
+from pipeline import cli, cut, display, tables
 from schemas.errors import CommandError
 from schemas.records import ClipMeasures
 
@@ -215,20 +216,11 @@ def test_verify_names_what_is_wrong_and_exits_1(curated: Any) -> None:
     assert "train-000000" not in out
 
 
-def test_models_are_listed_with_licence_and_origin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "out", Console(width=1000))
-    code, out, err = run("models")
-    assert (code, err) == (0, "")
-    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
-    assert set(lines) >= set(models.MODELS)
-    for name, model in models.MODELS.items():
-        assert model.licence in lines[name]
-
-
 def test_an_unknown_model_cannot_be_fetched() -> None:
     code, out, err = run("models", "--fetch", "nobody")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "no model is called nobody" in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("talkforge: no model is called nobody; known: centerface, scrfd")
+    assert run("models", "--fetch")[2].startswith("talkforge: --fetch: expected the names of models: center")
 
 
 def test_a_second_run_is_kept_out(curated: Any) -> None:
@@ -263,3 +255,62 @@ def test_exit_codes(curated: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseE
     assert err.splitlines()[-1] == (
         "interrupted; the same command goes on from here" if code == 130 else "talkforge: no"
     )
+
+
+# ------------------------------------------------------------------------------- weights
+
+
+def test_the_table_of_weights_is_readable_in_a_hundred_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
+    (tmp_path / models.MODELS["scrfd"].file).write_bytes(b"<html>")
+    text = io.StringIO()
+    display.weights_table(Console(file=text, width=200), models.describe())
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= display.WEIGHTS_WIDTH
+    heads = [line.split() for line in lines if line.strip() and line.strip().split()[0] in models.MODELS]
+    assert [head[0] for head in heads] == list(models.MODELS)
+    first = {head[0]: head[1:4] for head in heads}
+    assert first["centerface"] == ["yes", "no", "7.3"]
+    assert first["scrfd"] == ["no", "refused", "16.9"]
+    folded = "".join(text.getvalue().split())
+    for entry in models.MODELS.values():
+        for told in (entry.needed_by, entry.licence, entry.source):
+            assert "".join(told.split()) in folded
+
+
+def test_models_lists_only_what_is_named() -> None:
+    code, out, err = run("models", "centerface", "dnsmos")
+    assert (code, err) == (0, "")
+    assert "centerface" in out and "dnsmos" in out and "scrfd" not in out
+
+
+def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, *, allow_web: bool, watch: Watch) -> Path:
+        assert allow_web
+        for done_bytes in (0, 500_000, 1_000_000):
+            watch(Step(f"https://host/{name}.onnx", done_bytes, 1_000_000))
+        return tmp_path / name
+
+    monkeypatch.setattr(models, "present", lambda name: tmp_path if name == "dnsmos" else None)
+    monkeypatch.setattr(models, "fetch", fetch)
+    for command in (("--fetch", "scrfd", "w600k_r50"), ("--fetch", "scrfd", "--fetch", "w600k_r50")):
+        code, out, err = run("models", *command)
+        assert (code, out) == (0, f"scrfd: {tmp_path / 'scrfd'}\nw600k_r50: {tmp_path / 'w600k_r50'}\n")
+        assert err.splitlines() == [
+            "fetching https://host/scrfd.onnx",
+            "fetching https://host/scrfd.onnx: 1.0 of 1.0 MB",
+            "fetching https://host/w600k_r50.onnx",
+            "fetching https://host/w600k_r50.onnx: 1.0 of 1.0 MB",
+        ]
+    assert run("models", "--fetch", "dnsmos")[1:] == (f"dnsmos: {tmp_path}\n", "")
+
+
+def test_on_a_terminal_fetching_is_a_bar() -> None:
+    text = io.StringIO()
+    with display.Fetching(Console(file=text, force_terminal=True, width=100)) as fetching:
+        fetching.show(Step("https://host/folder/w.onnx", 500_000, 2_000_000))
+    assert "w.onnx" in text.getvalue()
+    assert "0.5/2.0 MB" in text.getvalue()

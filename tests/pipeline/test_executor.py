@@ -6,6 +6,7 @@ Faults are functions of this file that stand in for stages; Ray takes them along
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ from pipeline.executor import (
 )
 from pipeline.intake import Intake
 from pipeline.ledger import committed_parts, read_committed
+from pipeline.needs import Gathered
 from pipeline.parts import Part, Window
 from pipeline.store import Store
 from schemas.config import Config, MeasureConfig
@@ -42,9 +44,11 @@ CONFIG = Config.model_validate({"run": {"workers": 2}})
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayExecutor]:
-    """One Ray with two workers for all tests here."""
+    """One Ray with two workers for all tests here, and with a GPU, or so it is told."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    executor = RayExecutor(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+        executor = RayExecutor(CONFIG)
     yield executor
     executor.close()
 
@@ -281,6 +285,36 @@ def test_no_more_is_in_flight_than_there_are_workers(
     assert max(ahead) <= 2
 
 
+@pytest.mark.usefixtures("light")
+def test_embedding_takes_its_share_of_a_gpu_while_other_parts_are_measured(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+
+    def embed(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+        (log / f"embedded {ray.get_runtime_context().get_assigned_resources().get('GPU', 0.0)}").touch()
+        return part
+
+    def measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
+        """The second part is measured until the first one is being embedded, or half a minute."""
+        (log / f"measured {ray.get_runtime_context().get_assigned_resources().get('GPU', 0.0)}").touch()
+        deadline_s = time.monotonic() + 30
+        while part.name == "000001" and not list(log.glob("embedded*")):
+            assert time.monotonic() < deadline_s, "nothing is embedded while this is measured"
+            time.sleep(0.05)
+        return part
+
+    monkeypatch.setattr(stages, "measure", measure)
+    monkeypatch.setattr(stages, "embed", embed)
+    parts = [part_of(name, videos[:1]) for name in ("000000", "000001")]
+    store = Store(str(tmp_path / "set"))
+    assert sorted(done.part.name for done in cluster.run(parts, CONFIG, store)) == ["000000", "000001"]
+    assert store.list("parts/000001") == ["parts/000001/part.json"]
+    assert json.loads(store.read("parts/000001/part.json")) == {}  # committed, not given up
+    assert {path.name for path in log.iterdir()} == {"measured 0.0", f"embedded {CONFIG.run.gpu_share}"}
+
+
 def test_calls_come_back_in_order_inline_and_all_of_them_from_ray(cluster: RayExecutor) -> None:
     def slower_first(number: int) -> int:
         time.sleep(0.3 if number == 0 else 0)
@@ -356,7 +390,7 @@ def test_an_interrupted_run_lets_go_of_its_executor(
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(curate, "model_uses", lambda _: ([], LogMel()))
+    monkeypatch.setattr(curate, "gather", lambda config, _: Gathered(config, (), (), LogMel()))
     with pytest.raises(KeyboardInterrupt):
         curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
     assert closed == [True]

