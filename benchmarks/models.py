@@ -413,7 +413,8 @@ def line(question: str, row: Row) -> str:
     licences = " / ".join(dict.fromkeys(model.licence for model in known)) or "part of Talkforge"
     commercial = "yes" if all(model.commercial_use for model in known) else "no"
     name = ", ".join(row.models)
-    return f"| {question} | {name} | {licences} | {commercial} | {row.figures} | {row.rate:.3f} |"
+    cost = f"{row.rate:.3f}" if row.rate >= 0.001 else "under 0.001"
+    return f"| {question} | {name} | {licences} | {commercial} | {row.figures} | {cost} |"
 
 
 def not_here() -> Iterator[str]:

@@ -13,7 +13,7 @@ from curation import models, motion
 from curation.dwpose import DwPose
 from curation.joints import JOINTS
 from curation.pose import PoseTracer, load_model
-from pipeline.curate import model_uses
+from pipeline.needs import gather
 from schemas.arrays import Bytes
 from schemas.config import MeasureConfig, MotionConfig
 from schemas.errors import ModelError
@@ -158,14 +158,14 @@ def test_the_same_picture_gives_the_same_bytes(model: DwPose) -> None:
 )
 def test_another_network_is_refused(tmp_path: Path, layout: dict[str, int], message: str) -> None:
     path = blob_network(tmp_path / "other.onnx", **layout)
-    with pytest.raises(ModelError, match=rf"^dwpose: other\.onnx: {message}"):
+    with pytest.raises(ModelError, match=rf"^dwpose: \S+other\.onnx: {message}"):
         DwPose(path)
 
 
 def test_a_page_is_no_network(tmp_path: Path) -> None:
     path = tmp_path / "page.onnx"
     path.write_text("<html>sign in</html>")
-    with pytest.raises(ModelError, match=r"^dwpose: page\.onnx: is not an ONNX model that runs"):
+    with pytest.raises(ModelError, match=r"^dwpose: \S+page\.onnx: is not an ONNX model that runs"):
         DwPose(path)
 
 
@@ -178,14 +178,10 @@ def test_it_is_loaded_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.
 
 def test_without_weights_the_run_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
-    present = models.weights
-    monkeypatch.setattr(
-        models, "weights", lambda name: present(name) if name == "dwpose" else tmp_path / name
-    )
     config = MeasureConfig.model_validate({"motion": {"body": "dwpose"}, "identity": {"model": "none"}})
     with pytest.raises(ModelError) as caught:
-        model_uses(config)
-    head, line, _ = str(caught.value).split("\n")
+        gather(config)
+    head, line, *_ = str(caught.value).split("\n")
     assert head == "weights are missing:"
     assert line.startswith("  dwpose: no package carries dw-ll_ucoco_384.onnx: put it into the folder")
     assert "https://huggingface.co/yzd-v/DWPose/" in line
