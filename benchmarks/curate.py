@@ -56,7 +56,18 @@ CONFIG = ROOT / "configs" / "offline.yaml"
 FACE_MARGIN = 1.6
 """Side of the floor's crop around the points that were found, in units of their longer side."""
 
-STAGES = ("intake", "listen", "scan", "trace", "sync", "embed", "store", "cut", "select and report")
+STAGES = (
+    "intake",
+    "listen",
+    "scan",
+    "trace",
+    "sync",
+    "fingerprint",
+    "embed",
+    "store",
+    "cut",
+    "select and report",
+)
 FLOOR = ("decode", "convert", "landmark", "encode")
 
 
@@ -143,7 +154,7 @@ def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, f
     for part in committed_parts(store):
         for stage, cpu_s in json.loads(store.read(f"parts/{part}/part.json"))["cpu_s"].items():
             spent[stage] = spent.get(stage, 0.0) + cpu_s
-    spent["store"] = clock.cpu_s["run"] - sum(spent.get(s, 0.0) for s in STAGES[1:6])
+    spent["store"] = clock.cpu_s["run"] - sum(spent.get(s, 0.0) for s in STAGES[1:7])
     spent["select and report"] = clock.cpu_s["all"] - sum(
         clock.cpu_s.get(s, 0) for s in ("intake", "run", "cut")
     )

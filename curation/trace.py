@@ -16,6 +16,7 @@ import numpy as np
 from curation import identity, lips, motion, pose, quality
 from curation.draw import thumbnail
 from curation.face_crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
+from curation.fingerprint import PictureHasher
 from curation.joints import BodyModel, no_joints
 from curation.landmarks import FaceLandmarker, LandmarkTracer
 from curation.media import Picture, frames_shown, pictures
@@ -41,7 +42,8 @@ class Trace:
     """What the dense pass found of one clip.
 
     `joints` is [F, J, 3]; `crops` [n, 112, 112, 3] with n <= `NUM_CROPS`; `face_rgb` the sharpest
-    of them, black where the face was never found; `thumbnail` JPEG bytes.
+    of them, black where the face was never found; `thumbnail` JPEG bytes; `pictures` [K, 8] and
+    `face_places` [K, 4] are those of a `Fingerprint`.
     """
 
     landmarks: Landmarks
@@ -55,6 +57,8 @@ class Trace:
     picture_row: PictureRow | None
     speaker_row: Speaker | None
     thumbnail: bytes
+    pictures: Bytes
+    face_places: Floats
 
     def measures(self, face: Face) -> dict[str, Any]:
         """The measurements, by their field in `ClipMeasures`; `face` is completed."""
@@ -103,6 +107,7 @@ class _ClipTracer:
     body: pose.PoseTracer | None
     watched: _Faces | None
     looks: PictureTracer | None
+    hasher: PictureHasher
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
@@ -116,6 +121,7 @@ class _ClipTracer:
             self.watched.push(shown, rgb)
         if self.looks is not None:
             self.looks.push(shown, rgb, points)
+        self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
@@ -143,6 +149,8 @@ class _ClipTracer:
             picture_row=self.looks.finish() if self.looks else None,
             speaker_row=self.watched.finish() if self.watched else None,
             thumbnail=self._thumbnail(trace),
+            pictures=self.hasher.pictures,
+            face_places=self.hasher.faces,
         )
 
     def _thumbnail(self, trace: LipTrace) -> bytes:
@@ -234,6 +242,7 @@ def _tracer(
         pose.PoseTracer(body_model, clip, config.motion.pose_stride_frames) if body_model else None,
         _Faces(clip, face, watch) if watch else None,
         PictureTracer(meter, clip) if meter else None,
+        PictureHasher(clip.num_frames, clip.fps),
     )
 
 

@@ -65,8 +65,12 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 """In the order of the funnel: the cheapest question first."""
 
+REPEATED = "near_duplicate"
+"""Code of a clip that fulfils every rule and repeats a better one; see `curation.duplicates`."""
+
 CODES: tuple[str, ...] = (
     *(rule.code for rule in RULES), "other_language", "forbidden_words", "sync_unscored", "not_speaking",
+    REPEATED,
 )  # fmt: skip
 
 

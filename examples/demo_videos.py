@@ -121,7 +121,8 @@ def _good(size_px: int) -> dict[str, Demo]:
     return {
         "speaker_one.mp4": Demo("a woman speaking", one, "measured", ((),)),
         "speaker_two.mp4": Demo("another woman speaking", two, "measured", ((),)),
-        "cut.mp4": Demo("two shots of one person", shots, "measured", ((), ())),
+        # The second begins with what speaker_one.mp4 ends with: the same words from the same face.
+        "cut.mp4": Demo("two shots of one person", shots, "measured", ((), ("near_duplicate",))),
     }
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from pipeline import shards, tables
-from pipeline.calibrate import read_calibrated
 from pipeline.ledger import Committed, Measured
 from pipeline.store import Store
 from pipeline.verify import read_samples
@@ -140,19 +139,16 @@ def _write(store: Store, kind: Kind[Row], name: str, rows: Sequence[Row]) -> Non
     store.write(name, tables.to_bytes(tables.to_table(kind.row, rows)))
 
 
-def read_annotated(store: Store) -> Committed:
-    """Everything committed, calibrated, and with what was said of each clip; failures are rows."""
-    committed = read_calibrated(store)
+def annotated(store: Store, committed: Committed) -> Committed:
+    """The same with what was said of each clip; failures are rows."""
     transcripts, captions = read(store, TRANSCRIPTS), read(store, CAPTIONS)
+    clips, failures = [], list(committed.failures)
     for clip in committed.clips:
         key = clip.measures.clip.clip_id
-        committed.failures += _failure(clip, TRANSCRIPTS, transcripts.get(key))
-        committed.failures += _failure(clip, CAPTIONS, captions.get(key))
-    committed.clips = [
-        _joined(clip, transcripts.get(clip.measures.clip.clip_id), captions.get(clip.measures.clip.clip_id))
-        for clip in committed.clips
-    ]
-    return committed
+        failures += _failure(clip, TRANSCRIPTS, transcripts.get(key))
+        failures += _failure(clip, CAPTIONS, captions.get(key))
+        clips.append(_joined(clip, transcripts.get(key), captions.get(key)))
+    return replace(committed, clips=clips, failures=failures)
 
 
 def _joined(clip: Measured, transcript: TranscriptRow | None, caption: CaptionRow | None) -> Measured:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from curation import sync
 from pipeline import tables
-from pipeline.ledger import Committed, Measured, committed_parts, read_committed
+from pipeline.ledger import SELECTING, Committed, Measured, committed_parts, read_committed
 from pipeline.store import Store
 from schemas.records import Record, Sync
 
@@ -27,17 +27,20 @@ class Rescored(Record):
     sync: Sync
 
 
-def calibrate(store: Store) -> bool:
+def calibrate(store: Store, committed: Committed) -> bool:
     """Score all clips by the data set's own map, where there is enough footage for one.
 
     Nothing is done again while neither the parts nor the shipped map have changed. Returns whether
     the data set has a map of its own.
+
+    Args:
+        committed: answer of `read_committed` for this store, with every array.
     """
     state = _state(store)
     if store.exists(MARKER) and json.loads(store.read(MARKER))["state"] == state:
         return store.exists(TABLE)
     store.delete(MARKER)
-    rows = rescore(read_committed(store))
+    rows = rescore(committed)
     if rows:
         store.write(TABLE, tables.to_bytes(tables.to_table(Rescored, rows)))
     else:
@@ -66,12 +69,17 @@ def rescore(committed: Committed) -> list[Rescored]:
 
 
 def read_calibrated(store: Store) -> Committed:
-    """Everything committed, with sync by the data set's own map where there is one."""
-    committed = read_committed(store)
+    """Everything that selection needs of what is committed, with sync by the data set's own map."""
+    return calibrated(store, read_committed(store, SELECTING))
+
+
+def calibrated(store: Store, committed: Committed) -> Committed:
+    """The same with sync by the data set's own map where there is one."""
     if store.exists(MARKER) and store.exists(TABLE):
         rows = tables.from_table(Rescored, tables.from_bytes(store.read(TABLE), TABLE))
         own = {row.clip_id: row.sync for row in rows}
-        committed.clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
+        clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
+        return replace(committed, clips=clips)
     return committed
 
 

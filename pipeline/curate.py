@@ -16,7 +16,7 @@ from curation import download
 from curation.joints import JOINTS
 from curation.verdict import judge
 from pipeline import annotate, cut, inspect_clip, ledger, shards, tables
-from pipeline.calibrate import calibrate, read_calibrated
+from pipeline.calibrate import calibrate, calibrated, read_calibrated
 from pipeline.dataset import (
     Dataset,
     describe,
@@ -32,7 +32,7 @@ from pipeline.dataset import (
 )
 from pipeline.executor import Executor, InlineExecutor, outstanding
 from pipeline.intake import Intake, find_inputs, stamp_of
-from pipeline.ledger import Selection
+from pipeline.ledger import Committed, Selection
 from pipeline.needs import gather
 from pipeline.parts import Part
 from pipeline.report import write_report
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named."""
+    """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named and
+    near duplicates are found."""
 
     parts_done: int
     parts: int
@@ -101,8 +102,7 @@ def curate(
             intake, plan = _take_in(sources, store, config, executor)
             settled = config.model_copy(update={"measure": gathered.config})
             measure(plan, store, settled, executor, watch)
-            calibrate(store)
-            selection = select(store, dataset, intake)
+            selection = _calibrate_and_select(store, dataset, intake)
             return shard(store, load_dataset(store), selection, intake, executor)
         finally:
             executor.close()
@@ -164,12 +164,24 @@ def _kept_s(part: str, store: Store, config: Config) -> float:
     return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
 
 
-def select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selection:
+def _calibrate_and_select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selection:
+    """Both by one reading of the parts, of which nothing is held afterwards but what is cut."""
+    committed = ledger.read_committed(store)
+    calibrate(store, committed)
+    return select(store, dataset, intake, calibrated(store, committed))
+
+
+def select(
+    store: Store, dataset: Dataset, intake: Sequence[Intake], committed: Committed | None = None
+) -> Selection:
     """Apply the data set's thresholds to everything committed, and write the ledger.
 
     Shard names are carried over for clips whose shard still holds them.
+
+    Args:
+        committed: what `read_calibrated` says, where it is known; None: it is read.
     """
-    committed = annotate.read_annotated(store)
+    committed = annotate.annotated(store, committed or read_calibrated(store))
     selection = ledger.select(committed, intake, dataset.config)
     selection = ledger.with_shards(selection, _shards_of(store))
     ledger.check_conservation(selection, intake)
@@ -193,10 +205,8 @@ def shard(
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     executor = executor or InlineExecutor()
-    committed = annotate.read_annotated(store)
     orders = cut.orders(
         selection,
-        {clip.measures.clip.clip_id: clip for clip in committed.clips},
         videos_by_id(intake),
         {use.name: use.sha256 for use in dataset.models},
         config_hash(dataset.config.measure),

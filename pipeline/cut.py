@@ -19,7 +19,7 @@ import numpy as np
 
 from curation import lips, media
 from pipeline import shards
-from pipeline.ledger import Measured, Selection
+from pipeline.ledger import Selection
 from pipeline.rows import failure_row
 from pipeline.shards import ShardClip, ShardPlan
 from pipeline.store import Store, local_copy
@@ -58,7 +58,6 @@ class CutShard:
 
 def orders(
     selection: Selection,
-    measured: Mapping[str, Measured],
     videos: Mapping[str, Video],
     models: Mapping[str, str],
     measure_hash: str,
@@ -70,7 +69,7 @@ def orders(
     for row in selection.rows:
         if not row.accepted:
             continue
-        clip, video = measured[row.clip_id], videos[row.video_id]
+        clip, video = selection.clips[row.clip_id], videos[row.video_id]
         chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
         said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
         provenance = Provenance(

@@ -10,21 +10,22 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curation import active_speaker, identity, sync, words
-from curation.verdict import judge
+from curation.verdict import REPEATED, judge
 from pipeline import shards, tables
 from pipeline.intake import Intake
 from pipeline.people import FaceClip, describe_people
+from pipeline.repeats import repeats
 from pipeline.store import Store
-from schemas.arrays import Floats
-from schemas.config import Config
+from schemas.config import Config, Thresholds
 from schemas.errors import DatasetError
 from schemas.records import (
     CaptionRow,
@@ -33,12 +34,16 @@ from schemas.records import (
     LedgerRow,
     Outcome,
     PersonRow,
+    Reason,
     Record,
     SourceRow,
     TranscriptRow,
     Verdict,
     Video,
 )
+
+SELECTING = ("identity", "pictures", "faces", "sound")
+"""Small arrays that selection looks at; the others serve the data set's own sync map."""
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -51,7 +56,7 @@ class Measured:
 
     part: str
     measures: ClipMeasures
-    features: Mapping[str, Floats]
+    features: Mapping[str, NDArray[Any]]
     failure: Failure | None
     transcript: TranscriptRow | None = None
     caption: CaptionRow | None = None
@@ -69,7 +74,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of `select`: rows in the order of their ids, and what they were scaled by."""
+    """The outcome of `select`: rows in the order of their ids, and what they were scaled by.
+
+    `clips` are the accepted ones as they were committed, with their identity vector only.
+    """
 
     rows: tuple[LedgerRow, ...]
     people: tuple[PersonRow, ...]
@@ -77,6 +85,7 @@ class Selection:
     failures: tuple[Failure, ...]
     quantiles: dict[str, list[float]]
     verdicts: dict[str, Verdict]
+    clips: dict[str, Measured]
 
 
 def committed_parts(store: Store) -> list[str]:
@@ -85,15 +94,19 @@ def committed_parts(store: Store) -> list[str]:
     return sorted(name.parent.name for name in names if name.name == "part.json")
 
 
-def read_committed(store: Store) -> Committed:
-    """Rows and small arrays of every committed part, clips in the order of their ids."""
+def read_committed(store: Store, arrays: Collection[str] | None = None) -> Committed:
+    """Rows and small arrays of every committed part, clips in the order of their ids.
+
+    Args:
+        arrays: names of the small arrays that are wanted; None: all of them.
+    """
     found = Committed()
     seen: set[str] = set()
     for part in committed_parts(store):
         folder = f"parts/{part}"
         failures = _rows(store, f"{folder}/failures.parquet", Failure)
         by_key = {failure.key: failure for failure in failures}
-        features = _features(store, f"{folder}/features.npz")
+        features = _features(store, f"{folder}/features.npz", arrays)
         for measures in _rows(store, f"{folder}/clips.parquet", ClipMeasures):
             key = measures.clip.clip_id
             if key in seen:  # a window that was measured twice, because its part was cut up anew
@@ -113,20 +126,21 @@ def _rows(store: Store, name: str, model: type[tables.R]) -> list[tables.R]:
     return tables.from_table(model, tables.from_bytes(store.read(name), name))
 
 
-def _features(store: Store, name: str) -> dict[str, dict[str, Floats]]:
-    features: dict[str, dict[str, Floats]] = {}
+def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[str, dict[str, NDArray[Any]]]:
+    features: dict[str, dict[str, NDArray[Any]]] = {}
     try:
         with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
             for key in arrays.files:
                 clip, _, what = key.partition("/")
-                features.setdefault(clip, {})[what] = arrays[key]
+                if wanted is None or what in wanted:
+                    features.setdefault(clip, {})[what] = arrays[key]
     except (ValueError, OSError) as error:
         raise DatasetError(f"{name}: not a readable npz file ({error})") from None
     return features
 
 
 def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Selection:
-    """Apply the thresholds: verdicts, people, splits, motion intensities."""
+    """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities."""
     videos = {row.video.video_id: row.video for row in intake if row.video and row.status == "planned"}
     # What was measured of a file that has changed since is no longer part of the data set.
     clips = [clip for clip in committed.clips if clip.measures.clip.video_id in videos]
@@ -140,6 +154,7 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
         row["accepted"] = verdict.accepted and row["failure"] is None
         row["reasons"] = tuple(reason.code for reason in verdict.reasons)
         row["reason_details"] = tuple(map(str, verdict.reasons))
+    verdicts |= _reject_repeats(clips, flat, config.thresholds)
     quantiles = {name: _quantiles(row[f"{name}_raw"] for row in flat if row["accepted"]) for name in OMEGAS}
     for row in flat:
         for name in OMEGAS:
@@ -152,7 +167,31 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
         failures=tuple(_intake_failures(intake) + committed.failures),
         quantiles=quantiles,
         verdicts=verdicts,
+        clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
     )
+
+
+def _to_cut(clip: Measured) -> Measured:
+    return replace(clip, features={k: v for k, v in clip.features.items() if k == "identity"})
+
+
+def _reject_repeats(
+    clips: Sequence[Measured], flat: Sequence[dict[str, Any]], thresholds: Thresholds
+) -> dict[str, Verdict]:
+    """Turn accepted rows that repeat a better one into rejected ones; their verdicts."""
+    accepted = {
+        row["clip_id"]: (row, clip.features) for clip, row in zip(clips, flat, strict=True) if row["accepted"]
+    }
+    found = repeats(accepted.values(), thresholds)
+    for key, kept in found.items():
+        accepted[key][0].update(
+            accepted=False,
+            duplicate_of=kept,
+            reasons=(REPEATED,),
+            reason_details=(f"{REPEATED} (of {kept})",),
+        )
+    reason = Reason(code=REPEATED, field="duplicate_of", value=None, threshold=None)
+    return {key: Verdict(clip_id=key, accepted=False, reasons=(reason,)) for key in found}
 
 
 OMEGAS = ("omega_face", "omega_body")

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from curation import identity, models, picture, speech, sync
+from curation import fingerprint, identity, models, picture, speech, sync
 from curation.download import Watch, unwatched
 from pipeline.dataset import ModelAbsence, ModelUse
 from schemas.config import MeasureConfig
@@ -85,8 +85,10 @@ def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
         watch: told of what is fetched, as it comes.
 
     Raises:
-        ModelError: weights are missing or altered; lists all of them: which, from where, where to.
+        ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a
+            library that is always needed is not whole.
     """
+    fingerprint.check_installed()
     asked = needs(config)
     missing, absent, packaged = _looked_for(asked)
     if not missing:  # else nobody has to wait for wheels to be told what else is needed

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pipeline.parts import Part
 from schemas.arrays import Bytes, Floats
@@ -21,7 +24,8 @@ class TracedClip:
         thumbnail: JPEG bytes for the contact sheet; face: of the aligned face, empty where there is none.
         samples: its 16 kHz audio [N]; None where it was stopped at a gate, or failed.
         crops: aligned faces [n, 112, 112, 3]; likewise.
-        features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D].
+        features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D], and
+            pictures, faces and sound of its `Fingerprint`.
     """
 
     measures: ClipMeasures
@@ -29,7 +33,7 @@ class TracedClip:
     face: bytes = b""
     samples: Floats | None = None
     crops: Bytes | None = None
-    features: dict[str, Floats] = field(default_factory=dict)
+    features: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,7 +9,7 @@
     2  scan     scenes and faces, sparsely, on small frames
     3  split    tracks into candidate clips; cheap measures; gates
     4  trace    every frame of what is left: landmarks, lips, joints, face crops; picture; who speaks?
-    5  sync     does this mouth follow this audio? How good is the sound?
+    5  sync     does this mouth follow this audio? How good is the sound? What does it sound like?
     6  embed    speech and identity embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
 """
@@ -29,6 +29,7 @@ import numpy as np
 from curation import (
     clips,
     faces,
+    fingerprint,
     identity,
     joints,
     landmarks,
@@ -202,6 +203,8 @@ def _finish(
         scored = sync.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
     with result.clock("sound"):
         sound = tools.sound_meter.measure(samples, surveyed.segments, clip.start_s)
+    with result.clock("fingerprint"):
+        heard = fingerprint.sound_landmarks(samples)
     with result.clock("store"):
         name = f"{clip.clip_id}.npz"
         content = npz_bytes(
@@ -218,7 +221,13 @@ def _finish(
         face=thumbnail(found.face_rgb) if len(found.crops) else b"",
         samples=samples,
         crops=found.crops,
-        features={"mouth": mouth, "bands": bands},
+        features={
+            "mouth": mouth,
+            "bands": bands,
+            "pictures": found.pictures,
+            "faces": found.face_places,
+            "sound": heard,
+        },
     )
 
 

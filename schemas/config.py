@@ -287,6 +287,28 @@ class Thresholds(Section):
     require_speaker: bool = Field(
         True, description="Reject a face while another face in view is the one that speaks."
     )
+    near_duplicates: bool = Field(
+        True,
+        description="Reject a clip that shows the same moment as a better one (docs/duplicates.md): a copy counts twice in training, and may lie on both sides of the split.",
+    )
+    duplicate_overlap: float = _rule(
+        0.5,
+        "share of the clip",
+        "ours: below it, more is new than is repeated",
+        "of a duplicate, at least this much is in the better clip as well",
+    )
+    duplicate_landmarks: float = _rule(
+        0.03,
+        "share of the landmarks in the overlap",
+        "ours: copies of real clips have at least 0.06, others at most two landmarks",
+        "least agreement of the sound of duplicates",
+    )
+    duplicate_picture_bits: float = _rule(
+        20.0,
+        "of 64 bits",
+        "ours: the same moment has up to 9, or 18 in a fast pan; half of other clips more than 31",
+        "largest mean distance of the pictures of duplicates",
+    )
     min_face_blur: float | None = _rule(
         None,
         "grey levels squared",

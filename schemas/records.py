@@ -441,6 +441,8 @@ class LedgerRow(Record):
     """What went wrong while the clip was measured or cut."""
     stopped_by: str | None
     """Code of the gate that ended measuring early."""
+    duplicate_of: str | None
+    """Clip that shows the same face at the same moment and is kept in this one's place."""
     person_id: str | None
     split: str | None
     """`train` or `validation`; None where the clip is not accepted."""

@@ -75,6 +75,7 @@ STEPS = {
     "forbidden_words": "Without forbidden words, where transcribed",
     "sync_unscored": "Sync scored",
     "not_speaking": "The one who speaks",
+    "near_duplicate": "Not a copy of a better clip",
     "accepted": "Accepted",
 }
 """What is left after each step of the funnel, in words; a step that is a rule has the rule's code."""
@@ -111,6 +112,7 @@ REASONS = {
     "forbidden_words": "A forbidden word is said",
     "sync_unscored": "Sync could not be scored",
     "not_speaking": "Another face in view speaks",
+    "near_duplicate": "Shows the same moment as a better clip",
 }
 """What each reason means, in words."""
 

@@ -103,7 +103,7 @@ def test_each_rule_has_its_reason(field: str, value: float | str | None, code: s
 
 
 def test_the_codes_are_those_that_can_occur() -> None:
-    special = ["other_language", "forbidden_words", "sync_unscored", "not_speaking"]
+    special = ["other_language", "forbidden_words", "sync_unscored", "not_speaking", "near_duplicate"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
 

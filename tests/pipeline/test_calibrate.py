@@ -10,6 +10,7 @@ import pytest
 from curation import sync
 from pipeline import stages
 from pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
+from pipeline.ledger import read_committed
 from pipeline.parts import Part, Window
 from pipeline.results import PartResult, TracedClip
 from pipeline.store import Store
@@ -50,7 +51,7 @@ def store_of(path: Path, count: int) -> Store:
 
 def test_enough_footage_is_scored_by_its_own_map(tmp_path: Path) -> None:
     store = store_of(tmp_path, 8)
-    assert calibrate(store)
+    assert calibrate(store, read_committed(store))
     found = [clip.measures.sync for clip in read_calibrated(store).clips]
     assert [score.sync_method for score in found if score] == [sync.DATASET] * 8
     # The mouth that comes four frames late is found, though it was among the teachers.
@@ -59,7 +60,7 @@ def test_enough_footage_is_scored_by_its_own_map(tmp_path: Path) -> None:
 
 def test_too_little_footage_keeps_the_shipped_scores(tmp_path: Path) -> None:
     store = store_of(tmp_path, 3)
-    assert not calibrate(store)
+    assert not calibrate(store, read_committed(store))
     assert not store.exists(TABLE)
     assert {
         clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync
@@ -68,16 +69,16 @@ def test_too_little_footage_keeps_the_shipped_scores(tmp_path: Path) -> None:
 
 def test_nothing_is_scored_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = store_of(tmp_path, 8)
-    calibrate(store)
+    calibrate(store, read_committed(store))
     before = store.read(TABLE)
     monkeypatch.setattr(sync, "score", lambda *_: pytest.fail("scored again"))
-    assert calibrate(store)
+    assert calibrate(store, read_committed(store))
     assert store.read(TABLE) == before
 
 
 def test_without_the_marker_the_table_does_not_count(tmp_path: Path) -> None:
     store = store_of(tmp_path, 8)
-    calibrate(store)
+    calibrate(store, read_committed(store))
     store.delete(MARKER)
     assert {
         clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync

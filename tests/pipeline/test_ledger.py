@@ -44,7 +44,7 @@ def planned(number: int) -> Intake:
 def measured(
     number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, zero: float | None = None,
     identity: tuple[float, ...] = (), failure: Failure | None = None, speaking: float | None = None,
-    **face: Any,
+    heard: int | None = None, place: float = 0.1, **face: Any,
 ) -> Measured:  # fmt: skip
     of, end_s = video(number), start_s + 4.0
     clip = Clip(
@@ -63,8 +63,20 @@ def measured(
         sync=Sync(sync_method="x", sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=zero),
         speaker=Speaker(speaking_fraction=speaking, sync_c=None, sync_d=None, sync_net_offset_frames=None),
     )
-    features = {"identity": np.array(identity, np.float32)} if identity else {}
+    features: dict[str, Any] = {"identity": np.array(identity, np.float32)} if identity else {}
+    features |= {} if heard is None else fingerprint(heard, place)
     return Measured("000000", row, features, failure)
+
+
+def fingerprint(heard: int, place: float) -> dict[str, Any]:
+    """Arrays of a clip of 4 s: 80 peaks with three landmarks each by a seed, and a face at a place."""
+    random = np.random.default_rng(heard)
+    peaks = (np.sort(random.integers(0, 900, 80)) << 20) | (random.integers(0, 256, 80) << 12)
+    return {
+        "sound": np.unique(peaks | random.integers(0, 2**12, (3, 80))).astype(np.uint64),
+        "pictures": np.zeros((8, 8), np.uint8),
+        "faces": np.tile(np.float32([place, 0.3, place + 0.2, 0.7]), (8, 1)),
+    }
 
 
 def committed(*clips: Measured) -> Committed:
@@ -153,6 +165,55 @@ def test_who_is_seen_to_speak_comes_before_sync(
 def test_faces_that_are_not_in_view_together_do_not_compete() -> None:
     clips = committed(measured(start_s=0.0, zero=5.0), measured(start_s=4.0, zero=0.2))
     assert [row.active_speaker for row in select(clips, [planned(1)], Config()).rows] == [None, None]
+
+
+def test_of_clips_that_are_the_same_the_largest_face_is_kept_and_the_rest_name_it() -> None:
+    clips = [measured(1, heard=0, face_px=200.0, omega=1.0), measured(2, heard=0, face_px=300.0, omega=9.0)]
+    clips += [measured(3, heard=1, omega=5.0), measured(4, heard=0, face_px=250.0)]
+    intake = [planned(n) for n in range(1, 5)]
+    selection = select(committed(*clips), intake, Config())
+    keys = [clip.measures.clip.clip_id for clip in clips]
+    assert [row.duplicate_of for row in selection.rows] == [keys[1], None, None, keys[1]]
+    assert [row.accepted for row in selection.rows] == [False, True, True, False]
+    copy = selection.rows[0]
+    assert (copy.reasons, copy.split) == (("near_duplicate",), None)
+    assert copy.reason_details == (f"near_duplicate (of {keys[1]})",)
+    assert not selection.verdicts[keys[0]].accepted
+    assert selection.quantiles["omega_face"][0] == 5.0  # a copy does not count
+    assert sorted(selection.clips) == [keys[1], keys[2]]
+    check_conservation(selection, intake)
+
+
+def test_copies_are_kept_where_the_user_wants_them() -> None:
+    clips, intake = committed(measured(1, heard=0), measured(2, heard=0)), [planned(1), planned(2)]
+    for setting, expected in (
+        ("near_duplicates=false", [True, True]),
+        ("near_duplicates=true", [True, False]),
+        ("duplicate_landmarks=1.1", [True, True]),
+        ("duplicate_overlap=1.1", [True, True]),
+        ("duplicate_picture_bits=-1", [True, True]),
+    ):
+        rows = select(clips, intake, apply_settings({}, [f"thresholds.{setting}"])).rows
+        assert [row.accepted for row in rows] == expected, setting
+
+
+def test_a_copy_of_a_clip_that_was_rejected_is_no_duplicate() -> None:
+    clips = committed(measured(1, heard=0, face_px=400.0, faces_max=2), measured(2, heard=0))
+    rows = select(clips, [planned(1), planned(2)], Config()).rows
+    assert [row.reasons for row in rows] == [("multiple_faces",), ()]
+    assert [row.duplicate_of for row in rows] == [None, None]
+
+
+def test_two_people_at_one_time_in_one_video_are_no_duplicates_of_each_other() -> None:
+    clips = committed(measured(1, track=0, heard=0), measured(1, track=1, heard=0, place=0.6))
+    loose = apply_settings({}, ["thresholds.max_faces=null", "thresholds.require_speaker=false"])
+    assert [row.accepted for row in select(clips, [planned(1)], loose).rows] == [True, True]
+
+
+def test_a_segment_that_comes_again_in_its_own_video_is_found() -> None:
+    clips = committed(measured(1, start_s=0.0, heard=0), measured(1, start_s=40.0, heard=0))
+    first, again = select(clips, [planned(1)], Config()).rows
+    assert (first.accepted, again.duplicate_of) == (True, first.clip_id)
 
 
 def test_one_person_is_never_on_both_sides() -> None:

@@ -1,0 +1,48 @@
+"""Which of the clips that fulfil every rule repeat a better one?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from curation.duplicates import Likeness, near_duplicates
+from curation.fingerprint import Fingerprint
+from schemas.config import Thresholds
+
+Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
+"""A row of the ledger, and the small arrays of its clip."""
+
+
+def repeats(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str, str]:
+    """Id of every candidate that repeats a better one -> id of that one, which is kept.
+
+    A candidate without a fingerprint repeats nothing.
+    """
+    if not thresholds.near_duplicates:
+        return {}
+    likeness = Likeness(
+        min_landmark_share=thresholds.duplicate_landmarks,
+        max_picture_bits=thresholds.duplicate_picture_bits,
+        min_overlap=thresholds.duplicate_overlap,
+    )
+    known = [(row, arrays) for row, arrays in candidates if "sound" in arrays]
+    known.sort(key=lambda candidate: rank(candidate[0]))
+    return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], likeness)
+
+
+def rank(row: Mapping[str, Any]) -> tuple[float, float, float, str]:
+    """Sorts the better of two ledger rows before the worse.
+
+    First the longer one, if it lies between higher powers of two seconds: of a talk and an excerpt
+    of it the talk is kept. Then the larger face, then the surer sync, then the lower id.
+    """
+    confidence = row["sync_confidence"]
+    octave = math.floor(math.log2(row["duration_s"]))
+    return -octave, -row["face_px"], math.inf if confidence is None else -confidence, row["clip_id"]
+
+
+def _fingerprint(row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
+    return Fingerprint(row["duration_s"], arrays["pictures"], arrays["faces"], arrays["sound"])

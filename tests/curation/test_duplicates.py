@@ -1,0 +1,251 @@
+"""Copies of real clips, changed as copies are, against other clips; and the rule itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from curation import duplicates, media, probe
+from curation.duplicates import Likeness
+from curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
+from schemas.records import Source
+from schemas.units import AUDIO_HZ
+
+SAMPLE_HZ = 10
+LENGTH_S = 3
+Clip = tuple[list[np.ndarray], np.ndarray]
+
+
+def read(path: Path) -> Clip:
+    """Pictures at 10 Hz, and the sound."""
+    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    frames: list[np.ndarray] = []
+    for picture in media.pictures(path, video):
+        while video.start_s + len(frames) / SAMPLE_HZ < picture.until_s - 1e-6:
+            frames.append(picture.rgb(longest_edge_px=480))
+    return frames, media.read_audio(path, video, video.start_s, video.end_s)
+
+
+def span(clip: Clip, start_s: float) -> Clip:
+    frames, samples = clip
+    first, sample = round(start_s * SAMPLE_HZ), round(start_s * AUDIO_HZ)
+    return frames[first : first + LENGTH_S * SAMPLE_HZ], samples[sample : sample + LENGTH_S * AUDIO_HZ]
+
+
+LEFT, RIGHT = (0.1, 0.3, 0.3, 0.7), (0.6, 0.3, 0.8, 0.7)
+"""Places of a face, as shares of the picture."""
+
+
+def printed(clip: Clip, place: tuple[float, ...] = LEFT) -> Fingerprint:
+    """The fingerprint that a clip of these pictures has, with its face in one place."""
+    hasher = PictureHasher(len(clip[0]), SAMPLE_HZ)
+    for k, rgb in enumerate(clip[0]):
+        height_px, width_px = rgb.shape[:2]
+        hasher.push(range(k, k + 1), rgb, np.array(place, np.float32) * ([width_px, height_px] * 2))
+    return Fingerprint(len(clip[1]) / AUDIO_HZ, hasher.pictures, hasher.faces, sound_landmarks(clip[1]))
+
+
+def aac(samples: np.ndarray, bit_rate: int) -> np.ndarray:
+    """Through a lossy encoder, which also delays it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="adts") as out:
+        stream = out.add_stream("aac", rate=AUDIO_HZ, layout="mono", bit_rate=bit_rate)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = AUDIO_HZ, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            out.mux(packet)
+    file.seek(0)
+    with av.open(file) as again:
+        return np.concatenate([frame.to_ndarray()[0] for frame in again.decode(audio=0)])
+
+
+def jpeg(frame: np.ndarray) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 25])[1], cv2.IMREAD_COLOR)
+
+
+def cropped(frame: np.ndarray) -> np.ndarray:
+    y, x = (round(0.02 * n) for n in frame.shape[:2])
+    return frame[y:-y, x:-x]
+
+
+def brighter(frame: np.ndarray) -> np.ndarray:
+    return np.clip(frame * 1.2 + 15, 0, 255).astype(np.uint8)
+
+
+def noisy(samples: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(len(samples)) * samples.std() * 0.032
+    return (samples + noise).astype(np.float32)
+
+
+CHANGES: dict[str, Callable[[Clip], Clip]] = {
+    "encoded again": lambda c: ([jpeg(f) for f in c[0]], aac(c[1], 24_000)),
+    "half the size": lambda c: ([cv2.resize(f, None, fx=0.5, fy=0.5) for f in c[0]], aac(c[1], 48_000)),
+    "cropped by 2%": lambda c: ([cropped(f) for f in c[0]], c[1]),
+    "brighter, quieter, noisy": lambda c: ([brighter(f) for f in c[0]], noisy(c[1]) * np.float32(0.6)),
+}
+
+
+@pytest.fixture(scope="module")
+def talks(clips_dir: Path) -> dict[str, Clip]:
+    names = ("grid_bbaf2n.mpg", "grid_lrwp9a.mpg", "st_katie.mp4", "vr_1.mp4", "fr_hamilton.mp4")
+    return {name: read(clips_dir / name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def originals(talks: dict[str, Clip]) -> dict[str, Clip]:
+    """Spans of 3 s that do not overlap."""
+    return {
+        f"{name}@{start_s}": span(clip, start_s)
+        for name, clip in talks.items()
+        for start_s in range(0, len(clip[1]) // AUDIO_HZ - LENGTH_S + 1, LENGTH_S)
+    }
+
+
+# --- real clips --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_changed_copy_names_its_original_and_nothing_else_is_one(
+    change: str, originals: dict[str, Clip]
+) -> None:
+    first = [(name, printed(clip)) for name, clip in originals.items()]
+    copies = [(f"{name} copy", printed(CHANGES[change](clip))) for name, clip in originals.items()]
+    expected = {f"{name} copy": name for name in originals}
+    assert duplicates.near_duplicates([*first, *copies]) == expected
+
+
+def test_a_span_that_begins_elsewhere_is_found_while_it_overlaps_by_half(talks: dict[str, Clip]) -> None:
+    katie = talks["st_katie.mp4"]
+    clips = [(str(start_s), printed(span(katie, start_s))) for start_s in (0.0, 1.002, 2.0, 4.5)]
+    # The second shares two seconds of three with the first; the third one; the last half a second
+    # with the third. And it is 250.5 hops later, the worst there is for landmarks.
+    assert duplicates.near_duplicates(clips) == {"1.002": "0.0"}
+
+
+def test_the_same_picture_with_other_words_is_no_duplicate(talks: dict[str, Clip]) -> None:
+    frames, _ = span(talks["st_katie.mp4"], 0)
+    _, words = span(talks["st_katie.mp4"], 4)
+    here, there = printed(span(talks["st_katie.mp4"], 0)), printed((frames, words))
+    assert np.array_equal(here.pictures, there.pictures)
+    assert duplicates.near_duplicates([("here", here), ("dubbed", there)]) == {}
+
+
+def test_the_same_words_with_another_picture_are_no_duplicate(talks: dict[str, Clip]) -> None:
+    frames, samples = span(talks["st_katie.mp4"], 0)
+    other, _ = span(talks["vr_1.mp4"], 0)
+    clips = [("face", printed((frames, samples))), ("voice-over", printed((other, samples)))]
+    assert duplicates.near_duplicates(clips) == {}
+
+
+def test_a_fingerprint_is_small_and_always_the_same(talks: dict[str, Clip]) -> None:
+    clip = span(talks["st_katie.mp4"], 0)
+    one, two = printed(clip), printed(clip)
+    assert np.array_equal(one.sound, two.sound)
+    assert np.array_equal(one.pictures, two.pictures)
+    assert one.pictures.nbytes + one.faces.nbytes + one.sound.nbytes < 2000 * LENGTH_S
+
+
+# --- the rule, on landmarks and pictures that are told ----------------------------------------------
+
+
+def made(
+    seed: int, *, shift_hops: int = 0, share: float = 1.0, bits: int = 0, place: tuple[float, ...] = LEFT,
+    seconds: int = 10,
+) -> Fingerprint:  # fmt: skip
+    """A clip of 10 s: 200 peaks with three landmarks each, all later by a shift, a share of them kept;
+    pictures of zeros with so many bits set. Fewer seconds are its beginning."""
+    random = np.random.default_rng(seed)
+    times, peaks = np.sort(random.integers(0, 2400, 200)), random.integers(0, 256, 200)
+    rest = random.integers(0, 2**12, (3, 200))
+    landmarks = ((times + shift_hops) << 20) | (peaks << 12) | rest
+    kept = landmarks[:, np.random.default_rng(1).random(200) < share]
+    kept = np.unique(kept[(kept >= 0) & (kept < (250 * seconds) << 20)]).astype(np.uint64)
+    pictures = np.packbits(np.arange(64) < bits)[None].repeat(2 * seconds, 0)
+    return Fingerprint(float(seconds), pictures, np.tile(np.float32(place), (2 * seconds, 1)), kept)
+
+
+def test_the_first_of_equals_is_kept_and_the_rest_name_it() -> None:
+    clips = [("b", made(0)), ("x", made(1)), ("a", made(0)), ("c", made(0, share=0.5))]
+    assert duplicates.near_duplicates(clips) == {"a": "b", "c": "b"}
+    assert duplicates.near_duplicates(clips[::-1]) == {"a": "c", "b": "c"}
+    assert duplicates.near_duplicates([]) == {}
+
+
+@pytest.mark.parametrize(("shift_hops", "same"), [(0, True), (1000, True), (-1000, True), (1300, False)])
+def test_clips_that_share_less_than_half_are_two(shift_hops: int, same: bool) -> None:
+    """A hop is 4 ms: 1000 are 4 s of ten, 1300 more than five."""
+    assert duplicates.repeated(made(0), made(0, shift_hops=shift_hops), Likeness()) is same
+
+
+def test_pictures_differ_by_as_many_bits_as_are_allowed() -> None:
+    limit = Likeness(max_picture_bits=12)
+    assert duplicates.repeated(made(0), made(0, bits=12), limit)
+    assert not duplicates.repeated(made(0), made(0, bits=13), limit)
+
+
+def test_landmarks_must_agree_at_one_shift() -> None:
+    a = made(0)
+    scattered = np.random.default_rng(5).permutation(2400)[: len(a.sound)]
+    times = np.resize(scattered, len(a.sound)).astype(np.uint64)
+    b = Fingerprint(
+        10.0, a.pictures, a.faces, np.unique((a.sound & np.uint64(2**20 - 1)) | (times << np.uint64(20)))
+    )
+    assert not duplicates.repeated(a, b, Likeness())
+
+
+def test_of_very_many_copies_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "COMPARED_CLIPS", 2)
+    monkeypatch.setattr(duplicates, "BLOCK_CLIPS", 3)
+    clips = [(str(k), made(k % 2)) for k in range(10)]
+    assert duplicates.near_duplicates(clips) == {str(k): str(k % 2) for k in range(2, 10)}
+
+
+def test_an_excerpt_repeats_the_whole_and_not_the_other_way_round() -> None:
+    whole, excerpt = ("whole", made(0)), ("excerpt", made(0, seconds=4))
+    assert duplicates.near_duplicates([whole, excerpt]) == {"excerpt": "whole"}
+    assert duplicates.near_duplicates([excerpt, whole]) == {}
+
+
+@pytest.mark.parametrize(("seconds", "same"), [(2, False), (4, True)])
+def test_a_jingle_that_two_clips_begin_with_does_not_make_them_one(seconds: int, same: bool) -> None:
+    jingle, first, then = made(0, seconds=seconds), made(1), made(2)
+    limit = np.uint64((250 * seconds) << 20)
+    clips = [
+        replace(clip, sound=np.unique(np.concatenate([jingle.sound, clip.sound[clip.sound >= limit]])))
+        for clip in (first, then)
+    ]
+    assert duplicates.repeated(*clips, Likeness()) is same
+
+
+def test_two_people_in_one_picture_are_two_and_each_copy_names_its_own() -> None:
+    clips = [("left", made(0)), ("right", made(0, place=RIGHT))]
+    copies = [("right copy", made(0, place=RIGHT)), ("left copy", made(0))]
+    expected = {"right copy": "right", "left copy": "left"}
+    assert duplicates.near_duplicates([*clips, *copies]) == expected
+
+
+@pytest.mark.parametrize(("shift", "same"), [(0.09, True), (0.11, False)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_face_stays_one_while_it_is_moved_by_less_than_half_its_width(
+    shift: float, same: bool, axis: int
+) -> None:
+    square = np.array([0.4, 0.4, 0.6, 0.6])
+    moved = square + np.array([shift, 0, shift, 0] if axis == 0 else [0, shift, 0, shift])
+    a, b = made(0, place=tuple(square)), made(0, place=tuple(moved))
+    assert duplicates.repeated(a, b, Likeness()) is same
+
+
+def test_pictures_that_are_not_there_are_not_compared() -> None:
+    whole, torn = made(0), made(0, bits=64)
+    torn.pictures[0] = whole.pictures[0]
+    torn.faces[1:] = np.nan
+    assert duplicates.repeated(whole, torn, Likeness())
+    torn.faces[:] = np.nan
+    assert not duplicates.repeated(whole, torn, Likeness())
