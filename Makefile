@@ -51,7 +51,7 @@ $(ASR)/.installed: configs/asr.txt
 	$(ASR)/bin/python -m pip install --quiet -r configs/asr.txt
 	$(ASR)/bin/python -m pip install --quiet --no-deps whisperx==3.8.6
 	@$(ASR)/bin/python -c 'import torchaudio' 2>/dev/null || rm -f $(ASR)/lib/python*/site-packages/torchaudio/lib/*.so
-	$(ASR)/bin/python -c 'import whisperx.asr'
+	$(ASR)/bin/python -W ignore -c 'import whisperx.asr'
 	touch $@
 
 clean:
