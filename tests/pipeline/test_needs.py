@@ -175,3 +175,11 @@ def test_every_section_that_can_be_switched_off_says_whether_it_is_optional(plac
             section = getattr(everything, need.section)
             assert isinstance(section.optional, bool)
             assert set(dict(need.off)) <= set(type(section).model_fields)
+
+
+def test_the_models_of_a_run_and_its_speech_encoder_are_named(place: Path) -> None:
+    assert place.is_dir()
+    gathered = gather(measuring("sound.music=true", "motion.body=none", "identity.model=none"))
+    expected = ["centerface", "face_landmarker", "silero_vad", "fireredvad_aed", "logmel-80"]
+    assert [use.name for use in gathered.used][:-1] == expected  # the last is the map of sync
+    assert (gathered.encoder.name, gathered.encoder.dim) == ("logmel-80", 80)
