@@ -61,7 +61,7 @@ class Brisque:
             self._weights, self._vectors = _vectors(body)
         except (OSError, ValueError, KeyError, IndexError) as error:
             wanted = f"an epsilon_svr with rbf over {NUM_FEATURES} features"
-            raise ModelError(f"brisque: {path.name}: expected {wanted}: {error}") from None
+            raise ModelError(f"brisque: {path}: expected {wanted}: {error}") from None
 
     def score(self, rgb: Bytes) -> float | None:
         """BRISQUE of a picture, uint8 [H, W, 3]; None where it is too small, or flat."""

@@ -218,7 +218,7 @@ def choose(config: IdentityConfig) -> str | None:
     none are, the first of all.
 
     Raises:
-        ModelError: no such embedder, or weights are here and are not what they should be.
+        ModelError: no such embedder, no dlib for it, or weights are here and are not what they should be.
     """
     if config.model == "none":
         return None
@@ -227,6 +227,8 @@ def choose(config: IdentityConfig) -> str | None:
     if config.model not in EMBEDDERS:
         known = ", ".join(("auto", "none", *EMBEDDERS))
         raise ModelError(f"identity.model {config.model}: expected one of {known}")
+    if config.model == "dlib" and not _has_dlib():
+        raise ModelError("dlib: expected the package dlib-bin, found none: install talkforge[dlib]")
     return config.model
 
 

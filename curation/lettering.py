@@ -46,11 +46,11 @@ class TextFinder:
     """
 
     def __init__(self, path: Path) -> None:
-        self._session = session_of(path, f"text detector: {path.name}")
+        self._session = session_of(path, f"text detector: {path}")
         shapes = [list(i.shape) for i in self._session.get_inputs()]
         fixed = [[size if isinstance(size, int) else None for size in shape][1:] for shape in shapes]
         if fixed != [[3, None, None]]:
-            raise ModelError(f"text detector: {path.name}: expected input [any, 3, any, any], found {shapes}")
+            raise ModelError(f"text detector: {path}: expected input [any, 3, any, any], found {shapes}")
         self._name = self._session.get_inputs()[0].name
 
     def find(self, rgb: Bytes) -> Bytes:

@@ -14,8 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from curation import faces, identity, models, sound_quality, syncnet, transnet
 from curation.active_speaker import LightAsd
+from curation.brisque import Brisque
 from curation.dwpose import DwPose
+from curation.hands import HandFinder
 from curation.landmarks import FaceLandmarker
+from curation.lettering import TextFinder
 from curation.mediapipe_pose import MediaPipePose
 from curation.speech_encoders import HiddenStates
 from schemas.config import SoundConfig
@@ -60,6 +63,7 @@ ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: identity.ArcFace("arcface", path, ""),
         r"expected input \[1, 3, 112, 112\], found \[1, 1, 64, 64\]",
     ),
+    "text detector": (TextFinder, r"expected input \[any, 3, any, any\]"),
     "dwpose": (DwPose, r"expected input \[3, 384, 288\], found \[1, 64, 64\]"),
     "dnsmos": (dnsmos, r"expected input \[any, 144160\], found \[\[1, 64, 64\]\]"),
 }
@@ -72,6 +76,7 @@ TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
 
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "face": (FaceLandmarker, "expected a bundle for FaceLandmarker"),
+    "hands": (HandFinder, "expected a bundle for HandLandmarker"),
     "pose": (MediaPipePose, "expected a bundle for PoseLandmarker"),
 }
 
@@ -147,6 +152,13 @@ def test_bundles(name: str, bad: dict[str, bytes], tmp_path: Path) -> None:
         path = tmp_path / f"{kind}.task"
         path.write_bytes(content)
         assert refusal(load, path).startswith(f"{path}: {expected}")
+
+
+def test_the_regression_of_brisque(bad: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "bad.txt"
+    for content in (*bad.values(), onnx_of([1, 3, 64, 64])):
+        path.write_bytes(content)
+        assert refusal(Brisque, path).startswith(f"brisque: {path}: expected an epsilon_svr with rbf over 36")
 
 
 def test_a_folder_of_pickled_weights_is_refused(bad: dict[str, bytes], tmp_path: Path) -> None:
