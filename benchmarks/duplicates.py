@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -138,7 +138,15 @@ def copied(span: Span, change: Change, folder: Path) -> Span:
     return read(other)
 
 
-def printed(span: Span, cpu_s: dict[str, float]) -> Fingerprint:
+@dataclass
+class Spent:
+    """CPU seconds by what they were spent on, and the seconds of clips that they were spent for."""
+
+    cpu_s: dict[str, float] = field(default_factory=lambda: {"pictures": 0.0, "sound": 0.0})
+    footage_s: float = 0.0
+
+
+def printed(span: Span, spent: Spent) -> Fingerprint:
     """Fingerprint of a span; adds what it costs."""
     frames, samples = span
     begin_s = time.process_time()
@@ -148,8 +156,9 @@ def printed(span: Span, cpu_s: dict[str, float]) -> Fingerprint:
     between_s = time.process_time()
     sound = sound_landmarks(samples)
     end_s = time.process_time()
-    cpu_s["pictures"] += between_s - begin_s
-    cpu_s["sound"] += end_s - between_s
+    spent.cpu_s["pictures"] += between_s - begin_s
+    spent.cpu_s["sound"] += end_s - between_s
+    spent.footage_s += len(frames) / FPS
     return Fingerprint(len(frames) / FPS, hasher.pictures, hasher.faces, sound)
 
 
@@ -173,26 +182,39 @@ def made(count: int, duration_s: int = 8) -> list[tuple[str, Fingerprint]]:
     return [(str(k), Fingerprint(float(duration_s), pictures, faces, s)) for k, s in enumerate(sounds)]
 
 
+def originals(folder: Path) -> dict[str, Span]:
+    """The spans of the clips in a folder, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".mpg"))
+    return {f"{p.name}@{k}": span for p in files for k, span in enumerate(spans(read(p)))}
+
+
+def scored(
+    originals: dict[str, Span], first: list[tuple[str, Fingerprint]], change: Change, spent: Spent
+) -> tuple[int, int]:
+    """How many changed copies are found, and how many other pairs are called the same.
+
+    `first` are the originals' fingerprints.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = [
+            (f"{name} copy", printed(copied(span, change, Path(scratch)), spent))
+            for name, span in originals.items()
+        ]
+    found = near_duplicates([*first, *copies])
+    right = sum(found.get(f"{name} copy") == name for name in originals)
+    return right, len(found) - right
+
+
 def main(folder: Annotated[Path, typer.Argument()] = FOLDER, clips: int = 20_000) -> None:
     """Copies found, pairs that are none, and what it costs."""
-    cpu_s = {"pictures": 0.0, "sound": 0.0}
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".mpg"))
-    originals = {f"{p.name}@{k}": span for p in files for k, span in enumerate(spans(read(p)))}
-    first = [(name, printed(span, cpu_s)) for name, span in originals.items()]
-    typer.echo(f"{len(first)} spans of {len(files)} files; repeats among them: {near_duplicates(first)}")
-    seconds = SPAN_S * len(first)
-    with tempfile.TemporaryDirectory() as scratch:
-        for title, change in CHANGES.items():
-            copies = [
-                (f"{name} copy", printed(copied(span, change, Path(scratch)), cpu_s))
-                for name, span in originals.items()
-            ]
-            seconds += sum(print_.duration_s for _, print_ in copies)
-            found = near_duplicates([*first, *copies])
-            right = sum(found.get(f"{name} copy") == name for name in originals)
-            typer.echo(f"| {title} | {right} of {len(copies)} | {len(found) - right} |")
-    for what, spent_s in cpu_s.items():
-        typer.echo(f"{what}: {1000 * spent_s / seconds:.2f} CPU ms for each second of a clip")
+    spent, all_spans = Spent(), originals(folder)
+    first = [(name, printed(span, spent)) for name, span in all_spans.items()]
+    typer.echo(f"{len(first)} spans; repeats among them: {near_duplicates(first)}")
+    for title, change in CHANGES.items():
+        right, wrong = scored(all_spans, first, change, spent)
+        typer.echo(f"| {title} | {right} of {len(first)} | {wrong} |")
+    for what, cpu_s in spent.cpu_s.items():
+        typer.echo(f"{what}: {1000 * cpu_s / spent.footage_s:.2f} CPU ms for each second of a clip")
     many = made(clips)
     begin_s = time.process_time()
     found = near_duplicates(many)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import duplicates, heard, seen
 from benchmarks import models as benchmark
-from benchmarks.models import Row
+from benchmarks.material import Material, Row, Spent
 from curation import models
+from curation.picture import WEIGHTS
+from schemas.errors import ModelError
 
 
 def test_a_line_has_the_terms_of_the_registry() -> None:
@@ -28,8 +32,53 @@ def test_what_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_cost_is_cpu_seconds_over_footage() -> None:
-    spent = benchmark.Spent()
+    spent = Spent()
     assert spent.on(2.0, lambda: sum(range(200_000))) == 19_999_900_000
     spent.on(3.0, lambda: None)
     assert spent.footage_s == 5.0
     assert spent.rate == spent.cpu_s / 5.0 > 0
+
+
+def test_what_users_bring_has_the_licence_that_a_row_states() -> None:
+    text = benchmark.line("words", Row(("whisperx", "tiny.en"), "heard", 0.3, "MIT (Whisper)"))
+    assert text == "| words | whisperx, tiny.en | MIT (Whisper) | yes | heard | 0.300 |"
+
+
+def test_a_row_that_cannot_be_measured_is_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(_: Material) -> Iterator[Row]:
+        raise ModelError("no weights")
+        yield
+
+    here = Row(("ours",), "seen", 0.5)
+    monkeypatch.setattr(benchmark, "ROWS", {"sync": absent, "music": lambda _: iter([here])})
+    benchmark.main(Path("nowhere"), [])
+    printed = capsys.readouterr()
+    assert printed.err == "sync: left out: no weights\n"
+    assert benchmark.line("music", here) in printed.out
+
+
+def test_the_name_of_a_grid_recording_is_what_is_said_in_it() -> None:
+    assert heard.sentence("grid_id2_swwp2s.mpg") == ["set", "white", "with", "p", "two", "soon"]
+    assert heard.sentence("grid_bbaf2n.mpg") == ["bin", "blue", "at", "f", "two", "now"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("Set white with P2 soon.", 0),
+        ("Set white with P two soon", 0),
+        ("Said white with P2 soon.", 1),
+        ("Set white with soon.", 2),
+        ("Set, oh, white with P2 soon.", 1),
+        ("", 6),
+    ],
+)
+def test_word_errors_are_changes_gaps_and_additions(text: str, wrong: int) -> None:
+    assert heard.word_errors(heard.sentence("grid_id2_swwp2s.mpg"), heard.spelt(text)) == wrong
+
+
+def test_copies_that_are_found_are_all_known_to_the_benchmark_of_duplicates() -> None:
+    assert set(seen.COPIES) <= duplicates.CHANGES.keys()
+    assert seen.PICTURE_FIGURES.keys() == WEIGHTS.keys()

