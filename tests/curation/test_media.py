@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from curation import media
 from curation.media import (
     clip_size,
     decode_flac,
@@ -235,9 +236,9 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     for n, picture in enumerate(pictures(path, probed(path))):
         if n % 250 == 200:
             gc.collect()
-            held.append(Counter(type(thing).__name__ for thing in gc.get_objects()))
+            held.append(Counter(type(thing) for thing in gc.get_objects()))
         del picture
-    assert [(h["_Frame"], h["Picture"]) for h in held] == [(2, 1)] * 4
+    assert [(h[media._Frame], h[media.Picture]) for h in held] == [(2, 1)] * 4
 
 
 # --- frames of a clip ---
