@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """Frozen, and refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
 
 
 class OptionalSection(Section):
@@ -441,20 +444,33 @@ class Config(Section):
 
 
 def load_config(path: Path | None, settings: Iterable[str] = ()) -> Config:
-    """Configuration from a YAML file and `section.key=value` settings.
+    """Configuration of `talkforge curate` from a YAML file and `section.key=value` settings.
 
     Raises:
         CommandError: the file cannot be read, or a key or value does not fit; one line.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise CommandError(f"config {path}: {' '.join(str(error).split())}") from None
-        if not isinstance(data, dict):
-            raise CommandError(f"config {path}: expected sections, found {type(data).__name__}")
-    return apply_settings(data, settings, str(path or "defaults"))
+    return apply_settings(_read(path), settings, str(path or "defaults"))
+
+
+def load_section(model: type[S], path: Path | None, settings: Iterable[str] = ()) -> S:
+    """A configuration of another kind, such as the trainer's, read and refused in the same way."""
+    data = _read(path)
+    for setting in settings:
+        keys, text = _split(setting)
+        _put(data, keys, text, setting)
+    return _validated(model, data, str(path or "defaults"))
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CommandError(f"config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise CommandError(f"config {path}: expected sections, found {type(data).__name__}")
+    return data
 
 
 def apply_settings(data: dict[str, Any], settings: Iterable[str], name: str = "config") -> Config:
@@ -464,15 +480,24 @@ def apply_settings(data: dict[str, Any], settings: Iterable[str], name: str = "c
     """
     data = json.loads(json.dumps(data))
     for setting in settings:
-        dotted, equals, text = setting.partition("=")
-        keys = dotted.strip().split(".")
-        if not equals or len(keys) < 2 or not all(keys):
-            raise CommandError(f"--set {setting}: expected section.key=value")
+        keys, text = _split(setting)
         if keys[0] in MeasureConfig.model_fields:
             keys.insert(0, "measure")
         _put(data, keys, text, setting)
+    return _validated(Config, data, name)
+
+
+def _split(setting: str) -> tuple[list[str], str]:
+    dotted, equals, text = setting.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise CommandError(f"--set {setting}: expected section.key=value")
+    return keys, text
+
+
+def _validated(model: type[S], data: dict[str, Any], name: str) -> S:
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

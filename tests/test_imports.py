@@ -15,8 +15,11 @@ MAY_IMPORT = {
     "schemas": {"schemas"},
     "curation": {"schemas", "curation"},
     "pipeline": {"schemas", "curation", "pipeline"},
-    "training": {"schemas", "curation", "training"},
+    "training": {"schemas", "curation", "pipeline", "training"},
 }
+
+COMMAND_LINE = "pipeline/cli.py"
+"""The one file that reaches everything."""
 
 AT_HOME_ONLY = {"ray": "pipeline", "accelerate": "training", "diffusers": "training"}
 
@@ -47,5 +50,6 @@ def test_there_is_something_to_look_at() -> None:
 def test_a_file_imports_only_what_it_may(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
     names = imported(path.read_text(encoding="utf-8"))
-    assert names & OURS <= MAY_IMPORT[folder]
+    reaches = {"training"} if path == ROOT / COMMAND_LINE else set()
+    assert names & OURS <= MAY_IMPORT[folder] | reaches
     assert [name for name, home in AT_HOME_ONLY.items() if name in names and folder != home] == []

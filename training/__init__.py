@@ -1,0 +1,1 @@
+"""FantasyTalking's two stages on our shards: one program, two configurations."""

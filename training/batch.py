@@ -1,0 +1,134 @@
+"""What travels between the loader, the step and the model.
+
+Legend of the suffixes: B samples, F video frames, T latent frames, C channels, H W height and width
+(of the picture in `*_BFHW`, of the latent grid in `*_BCTHW`), L speech features at 50 Hz, D their
+width, S text tokens, K image tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+def _moved(record: Any, device: torch.device) -> Any:
+    moved = {f.name: v.to(device) for f in fields(record) if isinstance(v := getattr(record, f.name), Tensor)}
+    return replace(record, **moved)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What `talkforge encode` has computed of a span.
+
+    Attributes:
+        latents_BCTHW: normalised latents of the span, [B, 16, T, H/8, W/8] float32.
+        condition_BCTHW: the first frame as a condition, see `codec.Codec.condition`; [B, 20, T, H/8, W/8]
+            float32: 4 mask channels, then 16 of latents.
+        text_BSD: prompt embedding, or None where the model has no text encoder.
+        image_BKD: CLIP features of the first frame, or None where the model has no image branch.
+    """
+
+    latents_BCTHW: Tensor
+    condition_BCTHW: Tensor
+    text_BSD: Tensor | None
+    image_BKD: Tensor | None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`."""
+        moved: Self = _moved(self, device)
+        return moved
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Spans of clips, all of one size and length.
+
+    Attributes:
+        keys: `<clip id>+<first frame of the span>` of each sample, for messages.
+        fps: of the data set.
+        rgb_BFHWC: pictures, uint8 [B, F, H, W, 3]; None where `cached` stands for them.
+        lips_BFHW: lip mask, uint8 0/1, at the size of the pictures; all 0 in frames that are not valid.
+        lip_valid_BF: bool: the mask of the frame was measured or interpolated.
+        speech_BLD: float32 speech features of exactly the span, L = features_from_frames(F, fps).
+        identity_BD: float32 of unit length; zeros where `has_identity_B` is False; D may be 0.
+        has_identity_B: bool.
+        omega_B2: float32: motion intensity of face and body, 0..1; 0.5 where unknown.
+        texts: prompt of each sample, may be empty.
+        cached: see `Cached`; None where pictures are to be encoded.
+    """
+
+    keys: tuple[str, ...]
+    fps: float
+    rgb_BFHWC: Tensor | None
+    lips_BFHW: Tensor
+    lip_valid_BF: Tensor
+    speech_BLD: Tensor
+    identity_BD: Tensor
+    has_identity_B: Tensor
+    omega_B2: Tensor
+    texts: tuple[str, ...]
+    cached: Cached | None = None
+
+    @property
+    def size(self) -> int:
+        """Samples in the batch."""
+        return len(self.keys)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of each span."""
+        return int(self.lips_BFHW.shape[1])
+
+    def to(self, device: torch.device) -> Self:
+        """The same with every tensor on `device`."""
+        moved: Self = _moved(self, device)
+        return replace(moved, cached=self.cached.to(device)) if self.cached else moved
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What must be known of a data set before a model can be made; see `data.probe`."""
+
+    fps: float
+    speech_dim: int
+    speech_model: str
+    identity_dim: int
+    """0 where clips carry no identity."""
+    identity_model: str
+    num_shards: int
+    num_samples: int
+    fingerprint: str
+    """sha256 over the shards' manifests: the data set hash of a run."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything the transformer is told beside the noisy latents and the timestep.
+
+    Attributes:
+        condition_BCTHW: [B, 20, T, H, W]: 4 mask channels, 16 of the reference image's latents;
+            zeros where the image is dropped.
+        text_BSD: prompt embedding (that of the empty prompt where dropped).
+        image_BKD: CLIP features, zeros where dropped; None: no image branch.
+        speech_BLD: speech features as measured.
+        num_frames: video frames F of the span, 4(T - 1) + 1.
+        stage: 'clip': every video token attends to all speech; 'frame': to its latent frame's window.
+        audio_scale_B: weight of the audio attention, lambda1; 0 where dropped.
+        identity_BD: identity embedding; None: the model has no face attention.
+        face_scale_B: weight of the face attention, lambda2; 0 where dropped or unknown.
+        omega_B2: motion intensities; None: the model has no motion network.
+    """
+
+    condition_BCTHW: Tensor
+    text_BSD: Tensor
+    image_BKD: Tensor | None
+    speech_BLD: Tensor
+    num_frames: int
+    stage: str
+    audio_scale_B: Tensor
+    identity_BD: Tensor | None
+    face_scale_B: Tensor
+    omega_B2: Tensor | None

@@ -1,0 +1,241 @@
+"""What a run of the trainer is: every value with its unit, and where it comes from.
+
+`Source: paper` is FantasyTalking (arXiv 2504.04842); `ours` marks what nobody has published.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.config import Section, load_section
+from schemas.units import latent_frames
+
+
+class WanShape(Section):
+    """Shape of a randomly initialised Wan, for runs without weights. The defaults are the tiny preset's."""
+
+    num_attention_heads: int = Field(4, ge=1, description="Attention heads.")
+    attention_head_dim: int = Field(
+        32, ge=12, description="Width of a head; the model's width is heads times this."
+    )
+    num_layers: int = Field(4, ge=1, description="Blocks.")
+    ffn_dim: int = Field(512, ge=8, description="Width of the feed-forward layers.")
+    text_dim: int = Field(32, ge=1, description="Width of the text embedding.")
+    freq_dim: int = Field(64, ge=2, description="Width of the timestep's sinusoidal embedding.")
+    image_dim: int | None = Field(None, description="Width of the CLIP features; null: no image branch.")
+
+
+class ModelConfig(Section):
+    """The base model and which of its weights are trained."""
+
+    base: str = Field(
+        "random",
+        description="'random', or the folder or hub name of a diffusers Wan model (with its `transformer`).",
+    )
+    shape: WanShape = Field(WanShape(), description="Used where `base` is random.")
+    text_tokens: int = Field(
+        512, ge=1, description="Text tokens of a sample. Wan: 512; a model without text encoder: 1."
+    )
+    trainable: Literal["adapters", "lora", "full"] = Field(
+        "adapters",
+        description="'adapters': the audio, face and motion networks; 'lora': those and low-rank updates of every attention; 'full': everything.",
+    )
+    lora_rank: int = Field(64, ge=1, description="Rank of the low-rank updates.")
+    gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
+
+
+class AdapterConfig(Section):
+    """The networks that are added to Wan."""
+
+    audio_dim: int = Field(
+        2048, ge=8, description="Width of the projected audio tokens. Source: the published weights."
+    )
+    audio_scale: float = Field(1.0, description="lambda1 of Eq. 4. Source: paper §3.3.")
+    audio_slots: bool = Field(
+        False,
+        description="Add a learned embedding of the place in the window to audio keys and values (ours; the published weights have none).",
+    )
+    reference_padding: bool = Field(
+        False,
+        description="Let the zeros that pad a window take part in its attention, as the published fallback does: only to reproduce it.",
+    )
+    face: bool = Field(True, description="Face attention; needs clips with an identity embedding.")
+    face_scale: float = Field(0.5, description="lambda2 of Eq. 4. Source: paper §3.3.")
+    face_tokens: int = Field(16, ge=1, description="Tokens of the Q-Former (ours).")
+    face_depth: int = Field(6, ge=1, description="Layers of the Q-Former (ours).")
+    face_dim: int = Field(768, ge=8, description="Width of the Q-Former (ours).")
+    face_heads: int = Field(12, ge=1, description="Heads of the Q-Former (ours).")
+    motion: bool = Field(True, description="Motion-intensity network.")
+    motion_dim: int = Field(256, ge=8, description="Width of the motion-intensity network (ours).")
+
+
+class CodecConfig(Section):
+    """Pictures and prompts to what the transformer takes."""
+
+    kind: Literal["linear", "wan"] = Field(
+        "wan",
+        description="'wan': Wan's VAE from `model.base`; 'linear': a truncated 3-D DCT with Wan's geometry, needs no weights.",
+    )
+    text: Literal["none", "umt5"] = Field("umt5", description="Text encoder; 'none': the prompt is not used.")
+    image: Literal["none", "clip"] = Field("clip", description="Image encoder of the reference picture.")
+
+
+class DataConfig(Section):
+    """Which shards, and what a batch is."""
+
+    shards: str = Field(
+        "", description="Shards to train on, with braces: DATASET/shards/train-{000000..000123}.tar."
+    )
+    validation_shards: str = Field(
+        "", description="Shards that the validation samples are taken from; may be empty."
+    )
+    num_frames: int = Field(81, ge=1, description="Frames of a training span, 4n + 1.")
+    sizes: tuple[tuple[int, int], ...] = Field(
+        ((512, 512),),
+        description="Height and width of each bucket, px, multiples of 16; a clip goes where its aspect is nearest.",
+    )
+    batch_size: int = Field(1, ge=1, description="Samples of one step on one device.")
+    workers: int = Field(2, ge=0, description="Loader processes; 0: in the trainer itself.")
+    shuffle: int = Field(64, ge=1, description="Undecoded samples from which the next is drawn.")
+    sampling: Literal["epochs", "resampled"] = Field(
+        "epochs",
+        description="'epochs': each shard once before any repeats, over all ranks and workers; 'resampled': drawn with replacement.",
+    )
+    latents: Literal["auto", "require", "ignore"] = Field(
+        "auto", description="Use what `talkforge encode` has cached: where it is, always, or never."
+    )
+    cache_mb: int = Field(
+        0,
+        ge=0,
+        description="Decoded spans kept in each loader process, megabytes; 0: every span is decoded anew.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        latent_frames(self.num_frames)
+        for height_px, width_px in self.sizes:
+            if height_px % 16 or width_px % 16 or height_px < 16 or width_px < 16:
+                raise ValueError(f"sizes are multiples of 16 px, found {height_px} x {width_px}")
+        if not self.sizes:
+            raise ValueError("at least one size is needed")
+        return self
+
+
+class DropoutConfig(Section):
+    """Each independently, for each sample. Source: paper, training details."""
+
+    image: float = Field(0.1, ge=0, le=1, description="Reference image: first frame, CLIP features and face.")
+    audio: float = Field(0.1, ge=0, le=1, description="Audio.")
+    text: float = Field(0.1, ge=0, le=1, description="Prompt.")
+
+
+class FlowConfig(Section):
+    """Flow matching."""
+
+    timesteps: Literal["uniform", "logit_normal", "stratified"] = Field(
+        "uniform",
+        description="How sigma is drawn before the shift: uniform, logit-normal (mean 0, deviation 1), or uniform and stratified over the samples of all ranks.",
+    )
+    shift: float = Field(5.0, gt=0, description="s' = k s / (1 + (k - 1) s). Wan: 5, or 3.")
+    weighting: Literal["none", "bell"] = Field(
+        "none", description="Weight of a timestep in the loss: 1, or a bell with mean 1 around the middle."
+    )
+
+
+class LossConfig(Section):
+    """Eq. 2-3: stage 2 weighs the loss with the lip mask, but for a share eta of the samples."""
+
+    eta: float = Field(
+        0.2, ge=0, le=1, description="Share of the samples trained without the mask. Source: paper §3.2."
+    )
+    normalise: Literal["mask_sum", "pixels"] = Field(
+        "mask_sum",
+        description="The masked loss is divided by the sum of the mask, or by the number of cells (undivided it hardly learns).",
+    )
+    mask_resize: Literal["trilinear", "area"] = Field(
+        "trilinear",
+        description="Lip mask to the latent grid. Paper: trilinear; area loses no lips at small sizes.",
+    )
+    plain_weight: float = Field(
+        0.0, ge=0, description="Weight of the unmasked loss that is added to the masked one (ours; paper: 0)."
+    )
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-4, gt=0, description="Learning rate. Source: paper.")
+    adapter_lr_scale: float = Field(
+        1.0, gt=0, description="The adapters' learning rate over `lr`; 5 makes up for their start at zero."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moments.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="After the warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    accumulate: int = Field(1, ge=1, description="Batches of one optimizer step.")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the trained weights; null: none."
+    )
+
+
+class SampleConfig(Section):
+    """How a video is generated: validation samples and `talkforge generate`."""
+
+    steps: int = Field(30, ge=1, description="Euler steps. Source: paper.")
+    text_cfg: float = Field(
+        5.0, description="Guidance by the prompt; 1: none. Source: published inference code."
+    )
+    audio_cfg: float = Field(4.5, description="Guidance by the audio; 1: none. Source: paper.")
+
+
+class RunConfig(Section):
+    """Length, place and precision of a run."""
+
+    stage: Literal["clip", "frame"] = Field(
+        "clip",
+        description="Stage 1: every token attends to all audio; stage 2: to its own window, masked loss.",
+    )
+    out: str = Field("", description="Folder of the run.")
+    init_from: str = Field(
+        "", description="Run folder or checkpoint whose weights this run starts from (stage 1 for stage 2)."
+    )
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    seed: int = Field(0, ge=0, description="Of everything drawn.")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Accelerate's mixed precision.")
+    log_every: int = Field(10, ge=1, description="Steps between two lines in the trackers.")
+    save_every: int = Field(1000, ge=1, description="Steps between two checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    validate_every: int = Field(0, ge=0, description="Steps between two sets of validation samples; 0: none.")
+    validation_samples: int = Field(2, ge=1, description="Videos generated each time.")
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="Accelerate's trackers by name; may be empty."
+    )
+    threads: int = Field(0, ge=0, description="Threads of torch on a CPU; 0: torch decides.")
+
+
+class TrainConfig(Section):
+    """The whole configuration of `talkforge train`."""
+
+    model: ModelConfig = ModelConfig()
+    adapters: AdapterConfig = AdapterConfig()
+    codec: CodecConfig = CodecConfig()
+    data: DataConfig = DataConfig()
+    dropout: DropoutConfig = DropoutConfig()
+    flow: FlowConfig = FlowConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    sample: SampleConfig = SampleConfig()
+    run: RunConfig = RunConfig()
+
+
+def load_train_config(path: Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:
+    """Configuration from a YAML file and `section.key=value` settings.
+
+    Raises:
+        CommandError: the file cannot be read, or a key or value does not fit; one line.
+    """
+    return load_section(TrainConfig, path, settings)
