@@ -27,13 +27,15 @@ class Cached:
         latents_BCTHW: normalised latents of the span, [B, 16, T, H/8, W/8] float32.
         condition_BCTHW: the first frame as a condition, see `codec.Codec.condition`; [B, 20, T, H/8, W/8]
             float32: 4 mask channels, then 16 of latents.
-        text_BSD: prompt embedding, or None where the model has no text encoder.
+        text_BSD: prompt embedding, or None where the model has no text encoder; likewise the
+            embedding of the empty prompt, `empty_text_SD`.
         image_BKD: CLIP features of the first frame, or None where the model has no image branch.
     """
 
     latents_BCTHW: Tensor
     condition_BCTHW: Tensor
     text_BSD: Tensor | None
+    empty_text_SD: Tensor | None
     image_BKD: Tensor | None
 
     def to(self, device: torch.device) -> Self:
