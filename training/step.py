@@ -145,7 +145,7 @@ def training_step(
         rank, world: this process among those that share a step, for stratified timesteps.
     """
     device = batch.speech_BLD.device
-    encoded = encode(batch, encoders, generator if device.type == "cpu" else _at(device, generator))
+    encoded = encode(batch, encoders, generator)
     latents = encoded.latents_BCTHW
     assert latents is not None, "training needs latents"
     kept = Kept.draw(batch.size, config.dropout, generator)
@@ -160,9 +160,3 @@ def training_step(
     mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, grid_HW, config.loss.mask_resize)
     weight_B = losses.timestep_weight(sigma_B, config.flow)
     return losses.flow_loss(predicted, losses.velocity(latents, noise), mask, masked_B, weight_B, config.loss)
-
-
-def _at(device: torch.device, generator: Generator) -> Generator:
-    """A generator on `device`, seeded by a draw from one on the CPU."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return Generator(device=device).manual_seed(seed)
