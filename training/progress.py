@@ -1,0 +1,114 @@
+"""What a person and the trackers see of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+LINE_EVERY_S = 30.0
+"""Where the output is no terminal, a line is written at most this often, s."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a run after a step.
+
+    Attributes:
+        loss: what was minimised; plain, lips: its parts, see `losses.Loss`; means over the ranks and the
+            accumulated batches of this step. lips is nan where no sample had lips.
+        masked_share: share of the samples that were weighted by their lips.
+        grad_norm: before it was clipped.
+        samples_per_s: over all ranks; samples_per_s_rank: of this one.
+        wait_fraction: share of the time since the last report spent waiting for data.
+        bad_samples: samples left out so far by this rank.
+        left_s: time to the last step at this speed.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    plain: float
+    lips: float
+    masked_share: float
+    grad_norm: float
+    lr: float
+    samples_per_s: float
+    samples_per_s_rank: float
+    wait_fraction: float
+    bad_samples: int
+    left_s: float
+
+    def line(self) -> str:
+        """All of it in one line."""
+        minutes, seconds = divmod(round(self.left_s), 60)
+        hours, minutes = divmod(minutes, 60)
+        speed = f"{self.samples_per_s:.1f} samples/s"
+        if round(self.samples_per_s, 3) != round(self.samples_per_s_rank, 3):
+            speed += f" ({self.samples_per_s_rank:.1f} a rank)"
+        bad = f"  bad samples {self.bad_samples}" if self.bad_samples else ""
+        return (
+            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  plain {self.plain:.4f}  lips {self.lips:.4f}"
+            f"  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}  data wait {self.wait_fraction:.0%}"
+            f"{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
+        )
+
+
+class Clock:
+    """How fast steps go, and how much of the time is waiting for data."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._begin_s, self._wait_s = step, time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside counts as waiting."""
+        begin_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._wait_s += time.monotonic() - begin_s
+
+    def read(self, step: int) -> tuple[float, float]:
+        """Share of the time spent waiting, and steps/s, since the last reading."""
+        now_s = time.monotonic()
+        spent_s = max(now_s - self._begin_s, 1e-9)
+        found = self._wait_s / spent_s, (step - self._step) / spent_s
+        self._step, self._begin_s, self._wait_s = step, now_s, 0.0
+        return found
+
+
+class Watch:
+    """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Bar(BarColumn(bar_width=20), TextColumn("{task.description}"), console=console)
+        self._task = self._bar.add_task("starting", total=None)
+        self._last_line_s = float("-inf")
+
+    def __enter__(self) -> Watch:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def show(self, report: Report) -> None:
+        """Take over a new state."""
+        self._bar.update(self._task, description=report.line(), completed=report.step, total=report.steps)
+        now_s = time.monotonic()
+        due = report.step == report.steps or now_s - self._last_line_s >= LINE_EVERY_S
+        if not self._console.is_terminal and due:
+            self._last_line_s = now_s
+            self._console.print(report.line(), soft_wrap=True, highlight=False)
