@@ -157,7 +157,6 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         return attended.flatten(2, 3).type_as(query_BNHD)
 
     def _audio(self, query_BNHD: Tensor, tokens_GWC: Tensor, signals: Signals) -> Tensor:
-        tokens_GWC = tokens_GWC.to(self.k_proj.weight.dtype)
         # Scaled here, where there are fewest numbers: attention is linear in its values.
         value_GWC = self.v_proj(tokens_GWC) * signals.audio_scale_G11.to(tokens_GWC.dtype)
         query_GnHD = query_BNHD.unflatten(1, (signals.groups, -1)).flatten(0, 1)
@@ -165,7 +164,6 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         return attended.reshape(*query_BNHD.shape[:2], -1)
 
     def _face(self, query_BNHD: Tensor, tokens_BKC: Tensor, signals: Signals) -> Tensor:
-        tokens_BKC = tokens_BKC.to(self.face_k_proj.weight.dtype)
         value_BKC = self.face_v_proj(tokens_BKC) * signals.face_scale_B11.to(tokens_BKC.dtype)
         return _attend(query_BNHD, self.face_k_proj(tokens_BKC), value_BKC, None)
 
@@ -182,7 +180,7 @@ class AudioProjection(nn.Module):  # type: ignore[misc]
         self.norm = nn.LayerNorm(audio_dim)
 
     def forward(self, speech_BLD: Tensor) -> Tensor:
-        return self.norm(self.proj(speech_BLD.to(self.proj.weight.dtype)))
+        return self.norm(self.proj(speech_BLD.to(dtype_of(self))))
 
 
 class FaceResampler(nn.Module):  # type: ignore[misc]
@@ -204,7 +202,7 @@ class FaceResampler(nn.Module):  # type: ignore[misc]
 
     def forward(self, identity_BD: Tensor) -> Tensor:
         tokens, _ = self.queries.shape
-        memory_BKC = self.expand(identity_BD.to(self.expand.weight.dtype)).unflatten(1, (tokens, -1))
+        memory_BKC = self.expand(identity_BD.to(dtype_of(self))).unflatten(1, (tokens, -1))
         tokens_BKC = self.queries.expand(len(identity_BD), -1, -1)
         for layer in self.layers:
             tokens_BKC = layer(tokens_BKC, memory_BKC)
@@ -231,9 +229,15 @@ class MotionNetwork(nn.Module):  # type: ignore[misc]
         nn.init.zeros_(self.out.bias)
 
     def forward(self, omega_B2: Tensor) -> Tensor:
-        centred_B2 = (2 * omega_B2 - 1).to(self.out.weight.dtype)  # the neutral 0.5 becomes 0
+        centred_B2 = (2 * omega_B2 - 1).to(dtype_of(self))  # the neutral 0.5 becomes 0
         pair_BC2 = torch.stack([self.face(centred_B2[:, :1]), self.body(centred_B2[:, 1:])], dim=2)
         return self.out((pair_BC2 + self.residual(pair_BC2)).mean(dim=2))
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Type of a module's weights; asked so, sharded weights need not be gathered for the answer."""
+    dtype: torch.dtype = next(module.parameters()).dtype
+    return dtype
 
 
 def _zero_linear(in_dim: int, out_dim: int) -> nn.Linear:

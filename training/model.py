@@ -7,7 +7,6 @@ Diffusers' transformer as it is; what is added sits in processors of its cross-a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -23,22 +22,15 @@ from training.adapters import (
     MotionNetwork,
     Signals,
     TalkingProcessor,
+    dtype_of,
 )
 from training.alignment import Windows, gather_windows, windows
+from training.base import LATENT_CHANNELS, check_wan, load_transformer, random_transformer
 from training.batch import Conditions, Facts
-from training.config import AdapterConfig, ModelConfig, TrainConfig, WanShape
-
-LATENT_CHANNELS = 16
-"""Channels of Wan's latents."""
-
-CONDITION_CHANNELS = 20
-"""Mask and latents of the reference image, beside the noisy latents where a model takes an image."""
+from training.config import AdapterConfig, ModelConfig, TrainConfig
 
 AUDIO_SLOTS = 32
 """Slots that a window may have with a learned embedding: videos of 9 frames/s and more."""
-
-RANDOM_SEED = 0
-"""Of the weights of the 'random' base: it is one and the same for every run of a shape."""
 
 _LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
@@ -79,7 +71,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
             CommandError: `config` does not fit.
         """
         super().__init__()
-        _check_wan(transformer)
+        check_wan(transformer)
         inner_dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         face_dim = config.face_dim if config.face and identity_dim else None
         self.config = config
@@ -117,7 +109,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         """
         self._check(x_BCTHW, conditions)
         self.context.signals = self._signals(conditions)
-        dtype = self.transformer.patch_embedding.weight.dtype
+        dtype = dtype_of(self.transformer.patch_embedding)
         if self.transformer.config.in_channels > LATENT_CHANNELS:
             x_BCTHW = torch.cat([x_BCTHW.to(dtype), conditions.condition_BCTHW.to(dtype)], dim=1)
         image_BKD = conditions.image_BKD if self.transformer.config.image_dim else None
@@ -179,23 +171,24 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         place = windows(tokens_BLC.shape[1], conditions.num_frames)
         tokens_BTWC = gather_windows(tokens_BLC, place)
         if self.audio_slots is not None:
-            tokens_BTWC = tokens_BTWC + self._slots(place, tokens_BTWC)
-        mask = None if self.config.reference_padding else self._mask(place, tokens_BTWC)
-        return tokens_BTWC.shape[1], tokens_BTWC.flatten(0, 1), mask
+            tokens_BTWC = tokens_BTWC + _slot_tokens(self.audio_slots, place)
+        mask_G11W = None if self.config.reference_padding else _window_mask(place, tokens_BTWC)
+        return tokens_BTWC.shape[1], tokens_BTWC.flatten(0, 1), mask_G11W
 
-    def _slots(self, place: Windows, tokens_BTWC: Tensor) -> Tensor:
-        width = place.slot_TW.shape[1]
-        if width > AUDIO_SLOTS:
-            raise ModelError(
-                f"adapters.audio_slots: expected windows of at most {AUDIO_SLOTS} features, found {width}"
-            )
-        valid_TW1 = place.valid_TW.to(tokens_BTWC).unsqueeze(2)
-        return self.audio_slots(place.slot_TW.to(tokens_BTWC.device)) * valid_TW1
 
-    def _mask(self, place: Windows, tokens_BTWC: Tensor) -> Tensor:
-        # A window without any token hears its zeros: silence, where no key at all would give NaN.
-        valid_TW = place.valid_TW | ~place.valid_TW.any(dim=1, keepdim=True)
-        return valid_TW.to(tokens_BTWC.device).repeat(len(tokens_BTWC), 1)[:, None, None, :]
+def _slot_tokens(slots: nn.Embedding, place: Windows) -> Tensor:
+    """Embedding of every window's places, [T, W, C]; zeros where there is no token."""
+    width = place.slot_TW.shape[1]
+    if width > AUDIO_SLOTS:
+        raise ModelError(
+            f"adapters.audio_slots: expected windows of at most {AUDIO_SLOTS} features, found {width}"
+        )
+    return slots(place.slot_TW.to(slots.weight.device)) * place.valid_TW.to(slots.weight).unsqueeze(2)
+
+
+def _window_mask(place: Windows, tokens_BTWC: Tensor) -> Tensor:
+    """Which slots hold a token, in every sample's windows, [B * T, 1, 1, W]; in each window some do."""
+    return place.valid_TW.to(tokens_BTWC.device).repeat(len(tokens_BTWC), 1)[:, None, None, :]
 
 
 def adapter_parameters(model: TalkingWan) -> Iterator[tuple[str, nn.Parameter]]:
@@ -241,9 +234,9 @@ def build(config: TrainConfig, facts: Facts, *, dtype: torch.dtype = torch.float
     frozen = config.model.trainable != "full"
     base = config.model.base
     if base == "random":
-        transformer = _random_transformer(config.model.shape)
+        transformer = random_transformer(config.model.shape)
     else:
-        transformer = _load_transformer(base, dtype if frozen else torch.float32)
+        transformer = load_transformer(base, dtype if frozen else torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         model = TalkingWan(
@@ -262,51 +255,3 @@ def cast(model: TalkingWan, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         precise = parameter.requires_grad or not keep.isdisjoint(name.split("."))
         parameter.data = parameter.data.to(torch.float32 if precise else dtype)
-
-
-def _random_transformer(shape: WanShape) -> WanTransformer3DModel:
-    inner_dim = shape.num_attention_heads * shape.attention_head_dim
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        return WanTransformer3DModel(
-            **shape.model_dump(),
-            in_channels=LATENT_CHANNELS + CONDITION_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            added_kv_proj_dim=inner_dim if shape.image_dim else None,
-        )
-
-
-def _load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
-    try:
-        transformer, info = WanTransformer3DModel.from_pretrained(
-            base, subfolder="transformer", use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-        )
-    except Exception as error:  # diffusers, hub and safetensors raise almost anything
-        raise ModelError(
-            f"model.base {base}: expected a diffusers Wan model with a `transformer` of safetensors,"
-            f" found {_line(error)}"
-        ) from None
-    wrong: dict[str, Any] = {kind: names for kind, names in info.items() if names}
-    if wrong:
-        found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, n))}" for kind, n in wrong.items())
-        raise ModelError(f"model.base {base}: expected the weights of its config.json, found {found}")
-    return transformer
-
-
-def _check_wan(transformer: WanTransformer3DModel) -> None:
-    config = transformer.config
-    expected = {
-        "patch_size": [[1, 2, 2]],
-        "in_channels": [LATENT_CHANNELS, LATENT_CHANNELS + CONDITION_CHANNELS],
-        "out_channels": [LATENT_CHANNELS],
-    }
-    for name, choices in expected.items():
-        found = getattr(config, name)
-        found = list(found) if isinstance(found, tuple | list) else found
-        if found not in choices:
-            words = " or ".join(map(str, choices))
-            raise ModelError(f"transformer {name}: expected {words}, as in Wan 2.1, found {found}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,524 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from schemas.errors import ModelError
+from training.alignment import windows
+from training.batch import Conditions, Facts
+from training.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig, WanShape
+from training.model import TalkingWan, adapter_parameters, build, cast, set_trainable
+
+torch.set_num_threads(1)
+
+SHAPE: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 2,
+    "ffn_dim": 32,
+    "text_dim": 8,
+    "freq_dim": 16,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {"in_channels": 16},
+    "condition": {"in_channels": 36},
+    "image": {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24},
+}
+ADAPTERS = AdapterConfig(audio_dim=12, face_tokens=4, face_depth=1, face_dim=8, face_heads=2, motion_dim=8)
+SPEECH_DIM, IDENTITY_DIM = 6, 5
+FACTS = Facts(25.0, SPEECH_DIM, "logmel", IDENTITY_DIM, "arcface", 1, 1, "")
+FRAMES, LATENTS, FEATURES = 9, 3, 18
+
+
+def wan(kind: str = "image") -> WanTransformer3DModel:
+    torch.manual_seed(0)
+    return WanTransformer3DModel(**SHAPE, **KINDS[kind])
+
+
+def talking(kind: str = "image", config: AdapterConfig = ADAPTERS, text_tokens: int = 512) -> TalkingWan:
+    torch.manual_seed(1)
+    return TalkingWan(wan(kind), config, SPEECH_DIM, IDENTITY_DIM, text_tokens)
+
+
+def awake(kind: str = "condition", config: AdapterConfig = ADAPTERS, text_tokens: int = 3) -> TalkingWan:
+    """A model whose adapters have left zero."""
+    model = talking(kind, config, text_tokens)
+    torch.manual_seed(2)
+    for _, parameter in adapter_parameters(model):
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def latents(samples: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(samples, 16, LATENTS, 4, 4, generator=generator)
+    return x, torch.rand(samples, generator=generator) * 1000
+
+
+def conditions(stage: str, samples: int = 2, text_tokens: int = 3) -> Conditions:
+    g = torch.Generator().manual_seed(4)
+    return Conditions(
+        condition_BCTHW=torch.randn(samples, 20, LATENTS, 4, 4, generator=g),
+        text_BSD=torch.randn(samples, text_tokens, 8, generator=g),
+        image_BKD=torch.randn(samples, 7, 10, generator=g),
+        speech_BLD=torch.randn(samples, FEATURES, SPEECH_DIM, generator=g),
+        num_frames=FRAMES,
+        stage=stage,
+        audio_scale_B=torch.tensor([1.0, 0.0, 2.5])[:samples],
+        identity_BD=torch.randn(samples, IDENTITY_DIM, generator=g),
+        face_scale_B=torch.tensor([0.5, 0.5, 0.0])[:samples],
+        omega_B2=torch.rand(samples, 2, generator=g),
+    )
+
+
+def stock(model: WanTransformer3DModel, x: Tensor, timestep: Tensor, given: Conditions) -> Tensor:
+    """What diffusers' own model says."""
+    dtype = model.patch_embedding.weight.dtype
+    parts = [x, given.condition_BCTHW] if model.config.in_channels == 36 else [x]
+    image = given.image_BKD.to(dtype) if model.config.image_dim and given.image_BKD is not None else None
+    hidden = torch.cat(parts, 1).to(dtype)
+    output: Tensor = model(hidden, timestep, given.text_BSD.to(dtype), image, return_dict=False)[0]
+    return output.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stage", ["clip", "frame"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_model_is_stock_wan(kind: str, stage: str, dtype: torch.dtype) -> None:
+    model = talking(kind)
+    set_trainable(model, ModelConfig())
+    cast(model, dtype)
+    own = copy.deepcopy(model.transformer)
+    own.condition_embedder._forward_hooks.clear()
+    for block in own.blocks:
+        block.attn2.set_processor(block.attn2._default_processor_cls())
+    x, timestep = latents()
+    given = conditions(stage, text_tokens=512)
+    expected = stock(own, x, timestep, given)
+    assert expected.std() > 0.1
+    assert torch.equal(model(x, timestep, given), expected)
+    model.enable_gradient_checkpointing()
+    assert torch.equal(model(x, timestep, given), expected)
+
+
+@pytest.mark.parametrize("stage", ["clip", "frame"])
+def test_under_autocast_an_untrained_model_is_stock_wan(stage: str) -> None:
+    model, own = talking("image"), wan("image")
+    x, timestep = latents()
+    given = conditions(stage, text_tokens=512)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x, timestep, given), stock(own, x, timestep, given))
+
+
+def test_dropped_audio_and_face_leave_stock_wan() -> None:
+    model = awake(config=replace_config(motion=False))
+    x, timestep = latents()
+    given = replace(conditions("frame"), audio_scale_B=torch.zeros(2), face_scale_B=torch.zeros(2))
+    expected = stock(wan("condition"), x, timestep, given)
+    assert torch.equal(model(x, timestep, given), expected)
+    with torch.no_grad():  # where audio is not computed at all
+        assert torch.equal(model(x, timestep, given), expected)
+
+
+def replace_config(**values: Any) -> AdapterConfig:
+    return AdapterConfig(**{**ADAPTERS.model_dump(), **values})
+
+
+@pytest.mark.parametrize("stage", ["clip", "frame"])
+@pytest.mark.parametrize("config", [ADAPTERS, replace_config(audio_slots=True)], ids=["plain", "slots"])
+def test_a_batch_is_as_good_as_one_by_one(stage: str, config: AdapterConfig) -> None:
+    model = awake("image", config)
+    x, timestep = latents(3)
+    given = conditions(stage, 3)
+    batched = model(x, timestep, given)
+    for b in range(3):
+        alone = {
+            name: value[b : b + 1] if isinstance(value, Tensor) else value
+            for name, value in vars(given).items()
+        }
+        single = model(x[b : b + 1], timestep[b : b + 1], Conditions(**alone))
+        torch.testing.assert_close(batched[b : b + 1], single, rtol=1e-4, atol=1e-5)
+
+
+def first_attended(model: TalkingWan, given: Conditions) -> Tensor:
+    """What the first block's cross-attention adds, [B, T, h * w, C]; its queries do not know the audio."""
+    seen: list[Tensor] = []
+    handle = model.transformer.blocks[0].attn2.register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        model(*latents(), given)
+    handle.remove()
+    return seen[0].unflatten(1, (LATENTS, -1))
+
+
+def test_a_latent_frame_hears_its_window_and_no_more() -> None:
+    model = awake()
+    given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
+    before = first_attended(model, given)
+    place = windows(FEATURES, FRAMES)
+    heard = set()
+    for feature in range(FEATURES):
+        speech = given.speech_BLD.clone()
+        speech[1, feature] += 3
+        change = (first_attended(model, replace(given, speech_BLD=speech)) - before).abs().amax((2, 3))
+        expected = (place.valid_TW & (place.index_TW == feature)).any(dim=1)
+        assert torch.equal(change[1] > 1e-4, expected), feature
+        assert change[0].max() == 0
+        heard.add(tuple(expected.tolist()))
+    assert len(heard) > 2
+
+
+def test_a_clip_hears_all_of_its_speech() -> None:
+    model = awake()
+    given = replace(conditions("clip"), audio_scale_B=torch.ones(2))
+    speech = given.speech_BLD.clone()
+    speech[1, 0] += 3
+    change = first_attended(model, replace(given, speech_BLD=speech)) - first_attended(model, given)
+    assert (change[1].abs().amax((1, 2)) > 1e-4).all()
+    assert change[0].abs().max() == 0
+
+
+def test_slots_tell_where_in_its_window_a_token_is() -> None:
+    swapped = list(range(FEATURES))
+    swapped[8], swapped[9] = 9, 8  # both in the windows of latent frames 1 and 2
+    given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
+    moved = replace(given, speech_BLD=given.speech_BLD[:, swapped])
+    for config, knows in ((ADAPTERS, False), (replace_config(audio_slots=True), True)):
+        model = awake(config=config)
+        change = (first_attended(model, moved) - first_attended(model, given)).abs().amax()
+        assert (float(change) > 1e-3) == knows
+
+
+def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> None:
+    model, reference = awake(), awake(config=replace_config(reference_padding=True))
+    given = replace(conditions("frame"), audio_scale_B=torch.ones(2), face_scale_B=torch.zeros(2))
+    ours, diluted = first_attended(model, given), first_attended(reference, given)
+    change = (ours - diluted).abs().amax((0, 2, 3))
+    assert torch.equal(change > 1e-4, ~windows(FEATURES, FRAMES).valid_TW.all(dim=1))
+    # Half of the keys being zeros, they take part with a weight of exp(0) and a value of 0.
+    block = model.transformer.blocks[0].attn2
+    place = windows(FEATURES, FRAMES)
+    query: list[Tensor] = []
+    handle = block.norm_q.register_forward_hook(lambda *args: query.append(args[2]))
+    first_attended(model, given)
+    handle.remove()
+    token = query[0][0, 0].view(2, 12)
+    with torch.no_grad():
+        heard = model.audio_proj(given.speech_BLD)[0, place.index_TW[0][place.valid_TW[0]]]
+        keys, values = block.processor.k_proj(heard).view(-1, 2, 12), block.processor.v_proj(heard)
+        share = torch.exp((keys * token).sum(2) / 12**0.5)
+        zeros = int((~place.valid_TW[0]).sum())
+        missing = values.view(-1, 2, 12) * share[..., None]
+        masked, padded = (missing.sum(0) / (share.sum(0) + n)[:, None] for n in (0, zeros))
+        expected = (masked - padded).flatten() @ block.to_out[0].weight.T
+    assert zeros > 0
+    torch.testing.assert_close((ours - diluted)[0, 0, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_single_feature_is_heard_by_every_latent_frame() -> None:
+    model = awake()
+    given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
+    given = replace(given, speech_BLD=given.speech_BLD[:, :1])
+    silent = replace(given, audio_scale_B=torch.zeros(2))
+    heard = first_attended(model, given) - first_attended(model, silent)
+    assert torch.isfinite(heard).all()
+    assert (heard.abs().amax((2, 3)) > 1e-4).all()
+
+
+def test_motion_is_added_with_the_timestep_embedding() -> None:
+    model = awake(config=replace_config(face=False))
+    x, timestep = latents()
+    given = replace(conditions("frame"), audio_scale_B=torch.zeros(2))
+    added = model.motion(given.omega_B2)
+    assert added.abs().max() > 0.1
+    own = wan("condition")
+    own.condition_embedder.time_embedder.register_forward_hook(lambda *args: args[2] + added)
+    torch.testing.assert_close(model(x, timestep, given), stock(own, x, timestep, given))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("stage", ["clip", "frame"])
+@pytest.mark.parametrize("trainable", ["adapters", "full"])
+def test_everything_trained_has_a_gradient_in_both_stages(stage: str, trainable: str) -> None:
+    model = awake("image", replace_config(audio_slots=True))
+    set_trainable(model, ModelConfig(trainable=trainable))
+    model(*latents(), conditions(stage)).square().mean().backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(gradients(model)) == trained
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    model = awake("image")
+    set_trainable(model, ModelConfig())
+    first, second = conditions("frame"), conditions("clip")
+    x, timestep = latents()
+    expected = []
+    for given in (first, second):
+        model(x, timestep, given).square().mean().backward()
+        expected.append(gradients(model))
+    model.enable_gradient_checkpointing()
+    model(x, timestep, first).square().mean().backward()
+    found = gradients(model)
+    assert found.keys() == expected[0].keys()
+    assert all(torch.equal(found[name], expected[0][name]) for name in found)
+    # Two forward passes before a backward pass: each is recomputed under its own conditions.
+    losses = [model(x, timestep, given).square().mean() for given in (first, second)]
+    losses[0].backward()
+    found = gradients(model)
+    assert all(torch.equal(found[name], expected[0][name]) for name in found)
+    losses[1].backward()
+    found = gradients(model)
+    assert all(torch.equal(found[name], expected[1][name]) for name in found)
+
+
+def test_blocks_recomputed_by_others_find_the_signals_of_the_last_pass() -> None:
+    model = awake()
+    set_trainable(model, ModelConfig())
+    x, timestep = latents()
+    model(x, timestep, conditions("frame")).square().mean().backward()
+    expected = gradients(model)
+    model.transformer.enable_gradient_checkpointing()
+    model(x, timestep, conditions("frame")).square().mean().backward()
+    found = gradients(model)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_sharded_by_fsdp_it_computes_the_same(tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    model = awake("image")
+    set_trainable(model, ModelConfig())
+    x, timestep = latents()
+    expected = model(x, timestep, conditions("frame"))
+    expected.square().mean().backward()
+    wanted = gradients(model)
+    model.enable_gradient_checkpointing()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        for module in (*model.transformer.blocks, model.transformer.condition_embedder, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        output = model(x, timestep, conditions("frame"))
+        output.square().mean().backward()
+        found = {name: grad.full_tensor() for name, grad in gradients(model).items()}
+    finally:
+        distributed.destroy_process_group()
+    assert torch.equal(output, expected)
+    assert found.keys() == wanted.keys()
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, wanted[name], msg=name)
+
+
+def test_the_14b_model_has_the_published_adapters() -> None:
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(
+            in_channels=36, text_dim=4096, image_dim=1280, added_kv_proj_dim=5120
+        )
+        model = TalkingWan(transformer, AdapterConfig(), speech_dim=768, identity_dim=0)
+    published = {
+        name: parameter
+        for name, parameter in adapter_parameters(model)
+        if name.startswith(("audio_proj.", "transformer."))
+    }
+    assert sum(p.numel() for p in published.values()) == 840_437_760
+    blocks = {f"transformer.blocks.{n}.attn2.processor.{k}_proj.weight" for n in range(40) for k in "kv"}
+    assert published.keys() == blocks | {
+        "audio_proj.proj.weight",
+        "audio_proj.norm.weight",
+        "audio_proj.norm.bias",
+    }
+    assert all(published[name].shape == (5120, 2048) for name in blocks)
+    assert published["audio_proj.proj.weight"].shape == (2048, 768)
+
+
+def run_config(**model: Any) -> TrainConfig:
+    shape = WanShape(**SHAPE)
+    return TrainConfig(model=ModelConfig(shape=shape, text_tokens=3, **model), adapters=ADAPTERS)
+
+
+def test_a_random_model_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = build(run_config(), FACTS), build(run_config(), FACTS)
+    assert torch.equal(torch.rand(1), expected)
+    other = build(run_config().model_copy(update={"run": RunConfig(seed=1)}), FACTS).state_dict()
+    same = {name for name, value in first.state_dict().items() if torch.equal(value, other[name])}
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert "audio_proj.proj.weight" not in same
+    assert {name for name, _ in first.named_parameters() if name.startswith("transformer.")} <= same
+    assert first.transformer.config.in_channels == 36
+    assert first(*latents(), conditions("frame")).shape == (2, 16, LATENTS, 4, 4)
+
+
+def test_frozen_weights_take_the_type_and_trained_ones_stay_precise() -> None:
+    model = build(run_config(gradient_checkpointing=True), FACTS, dtype=torch.bfloat16)
+    types = {name: p.dtype for name, p in model.named_parameters()}
+    assert types["transformer.blocks.0.attn1.to_q.weight"] == torch.bfloat16
+    assert types["transformer.blocks.0.scale_shift_table"] == torch.float32
+    assert {p.dtype for _, p in adapter_parameters(model)} == {torch.float32}
+    assert {p.requires_grad for _, p in adapter_parameters(model)} == {True}
+    assert model.transformer.is_gradient_checkpointing
+    model(*latents(), conditions("frame")).square().mean().backward()
+    assert float(model.transformer.blocks[0].attn2.processor.v_proj.weight.grad.abs().max()) > 0
+
+
+def test_branches_follow_the_data_set_and_the_configuration() -> None:
+    faceless = build(run_config(), replace(FACTS, identity_dim=0))
+    assert faceless.face is None
+    assert not any("face" in name for name, _ in faceless.named_parameters() if "motion" not in name)
+    x, timestep = latents()
+    faceless(x, timestep, replace(conditions("frame"), identity_BD=None))
+    still = run_config().model_copy(update={"adapters": replace_config(motion=False, audio_slots=True)})
+    model = build(still, FACTS)
+    assert model.motion is None
+    assert model.audio_slots.weight.shape == (32, 12)
+    model(x, timestep, replace(conditions("frame"), omega_B2=None))
+
+
+def trained_names(model: TalkingWan) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_what_is_trained() -> None:
+    adapters = build(run_config(), FACTS)
+    assert trained_names(adapters) == {name for name, _ in adapter_parameters(adapters)}
+    full = build(run_config(trainable="full"), FACTS, dtype=torch.bfloat16)
+    assert trained_names(full) == {name for name, _ in full.named_parameters()}
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+
+
+def test_lora_updates_every_attention_and_starts_at_zero() -> None:
+    plain, lora = build(run_config(), FACTS), build(run_config(trainable="lora", lora_rank=2), FACTS)
+    added = trained_names(lora) - trained_names(plain)
+    blocks = range(2)
+    assert added == {
+        f"transformer.blocks.{n}.{attention}.{projection}.lora_{m}.default.weight"
+        for n in blocks
+        for attention in ("attn1", "attn2")
+        for projection in ("to_q", "to_k", "to_v", "to_out.0")
+        for m in "AB"
+    }
+    assert trained_names(plain) < trained_names(lora)
+    x, timestep = latents()
+    assert torch.equal(lora(x, timestep, conditions("frame")), plain(x, timestep, conditions("frame")))
+    before = {name: p.clone() for name, p in lora.named_parameters()}
+    set_trainable(lora, run_config(trainable="lora", lora_rank=2).model)
+    assert all(torch.equal(p, before[name]) for name, p in lora.named_parameters())
+    again = build(run_config(trainable="lora", lora_rank=2), FACTS)
+    assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    wan("image").save_pretrained(tmp_path / "base" / "transformer")
+    return tmp_path / "base"
+
+
+def test_a_base_is_read_from_a_folder(base: Path) -> None:
+    model = build(run_config(base=str(base)), FACTS)
+    expected = wan("image").state_dict()
+    found = {n.removeprefix("transformer."): v for n, v in model.state_dict().items()}
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert model.transformer.config.image_dim == 10
+    coarse = build(run_config(base=str(base)), FACTS, dtype=torch.bfloat16)
+    assert coarse.transformer.patch_embedding.weight.dtype == torch.bfloat16
+    assert coarse.transformer.blocks[0].norm2.weight.dtype == torch.float32
+
+
+def test_a_base_with_other_weights_is_refused_by_name(base: Path) -> None:
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["extra"] = weights.pop("blocks.1.attn2.to_v.bias")
+    save_file(weights, file, metadata={"format": "pt"})
+    message = rf"^model\.base {base}: .*missing keys: blocks\.1\.attn2\.to_v\.bias; unexpected keys: extra$"
+    with pytest.raises(ModelError, match=message):
+        build(run_config(base=str(base)), FACTS)
+
+
+def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path) -> None:
+    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save({"weights": torch.zeros(1)}, file.with_suffix(".bin"))
+    file.unlink()
+    missing = str(base.parent / "nowhere")
+    for folder in (str(base), missing):
+        with pytest.raises(ModelError) as error:
+            build(run_config(base=folder), FACTS)
+        assert str(error.value).startswith(f"model.base {folder}: expected a diffusers Wan model")
+        assert "\n" not in str(error.value)
+
+
+def test_another_model_than_wan_2_1_is_refused(base: Path) -> None:
+    file = base / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    shutil.rmtree(base / "transformer")
+    WanTransformer3DModel.from_config({**config, "in_channels": 48}).save_pretrained(base / "transformer")
+    with pytest.raises(ModelError, match=r"^transformer: .* 16 or 36 channels in .* found .*, 48 and 16$"):
+        build(run_config(base=str(base)), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 13}, r"13 frames: expected 4 latent frames, found 3"),
+        ({"text_BSD": torch.zeros(2, 4, 8)}, r"expected 3 text tokens \(model\.text_tokens\), found 4"),
+        ({"stage": "both"}, r"stage: expected 'clip' or 'frame', found 'both'"),
+        ({"image_BKD": None}, r"expects CLIP features of the reference image, found none"),
+        ({"identity_BD": None}, r"expects an identity embedding, found none"),
+        ({"omega_B2": None}, r"expects motion intensities, found none"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        awake("image")(*latents(), replace(conditions("frame"), **change))
+
+
+def test_windows_wider_than_the_learned_slots_are_refused() -> None:
+    model = awake(config=replace_config(audio_slots=True))
+    given = replace(conditions("frame"), speech_BLD=torch.zeros(2, 120, SPEECH_DIM))
+    with pytest.raises(ModelError, match=r"audio_slots: expected windows of at most 32 features, found 61"):
+        model(*latents(), given)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("stage", ["clip", "frame"])
+def test_on_a_gpu_it_is_stock_wan_and_recomputes_the_same(stage: str) -> None:
+    model = talking("image")
+    set_trainable(model, ModelConfig())
+    cast(model, torch.bfloat16)
+    model.cuda()
+    own = wan("image").cuda()
+    for ours, theirs in zip(
+        (p for n, p in model.transformer.named_parameters() if ".processor." not in n),
+        own.parameters(),
+        strict=True,
+    ):
+        theirs.data = ours.data
+    given = conditions(stage, text_tokens=512)
+    moved = Conditions(**{n: v.cuda() if isinstance(v, Tensor) else v for n, v in vars(given).items()})
+    x, timestep = (t.cuda() for t in latents())
+    assert torch.equal(model(x, timestep, moved), stock(own, x, timestep, moved))
+    for _, parameter in adapter_parameters(model):
+        nn.init.normal_(parameter, std=0.1)
+    model(x, timestep, moved).square().mean().backward()
+    expected = gradients(model)
+    model.enable_gradient_checkpointing()
+    model(x, timestep, moved).square().mean().backward()
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-2, atol=1e-4, msg=name)
