@@ -63,35 +63,19 @@ class Shape:
     text_tokens: int
 
 
+_WAN_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824}
+_WAN_14B |= {"text_dim": 4096, "freq_dim": 256, "image_dim": 1280}
+_TINY = AdapterConfig(audio_dim=128, audio_slots=True, motion_dim=64)
+
 SHAPES = {
-    "14b": Shape(
-        WanShape(
-            num_attention_heads=40,
-            attention_head_dim=128,
-            num_layers=40,
-            ffn_dim=13824,
-            text_dim=4096,
-            freq_dim=256,
-            image_dim=1280,
-        ),
-        AdapterConfig(),
-        speech_dim=768,
-        identity_dim=512,
-        text_tokens=512,
-    ),
-    "tiny": Shape(
-        WanShape(),
-        AdapterConfig(audio_dim=128, audio_slots=True, motion_dim=64),
-        speech_dim=80,
-        identity_dim=0,
-        text_tokens=1,
-    ),
+    "14b": Shape(WanShape(**_WAN_14B), AdapterConfig(), speech_dim=768, identity_dim=512, text_tokens=512),
+    "tiny": Shape(WanShape(), _TINY, speech_dim=80, identity_dim=0, text_tokens=1),
 }
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a step."""
+    """Floating-point operations of a step; `recomputed` come on top of what the model needs."""
 
     forward: float
     backward: float
@@ -101,7 +85,7 @@ class Flops:
 def step_flops(model: TalkingWan, given: Conditions) -> Flops:
     """Floating-point operations of a step on `given`; see the head of this file.
 
-    What lies outside the blocks is counted but for the motion network, less than a thousandth.
+    What lies outside the blocks is counted too, but for the motion network: less than a thousandth.
     """
     config, own = model.transformer.config, model.config
     samples, _, latents, height, width = given.condition_BCTHW.shape
@@ -160,7 +144,7 @@ def random_model(shape: Shape, trainable: str, device: torch.device, dtype: torc
             )
     finally:
         torch.set_default_dtype(previous)
-    set_trainable(model, ModelConfig(trainable="full" if trainable == "full" else "adapters"))
+    set_trainable(model, ModelConfig.model_validate({"trainable": trainable}))
     cast(model, dtype)
     return model
 
@@ -195,7 +179,6 @@ def stepper(model: TalkingWan, given: Conditions, device: torch.device) -> Calla
     z, noise = torch.randn(2, batch, LATENT_CHANNELS, latents, height, width, device=device)
     mask_B1THW = torch.ones(batch, 1, latents, height, width, device=device)
     masked_B = torch.full((batch,), given.stage == "frame", device=device)
-    weight_B = torch.ones(batch, device=device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
 
@@ -203,7 +186,9 @@ def stepper(model: TalkingWan, given: Conditions, device: torch.device) -> Calla
         sigma_B = draw_sigmas(batch, FlowConfig(), generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             predicted = model(noised(z, noise, sigma_B), TIMESTEPS * sigma_B, given)
-        loss = flow_loss(predicted, velocity(z, noise), mask_B1THW, masked_B, weight_B, LossConfig())
+        loss = flow_loss(
+            predicted, velocity(z, noise), mask_B1THW, masked_B, torch.ones_like(sigma_B), LossConfig()
+        )
         loss.total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -235,18 +220,17 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def chip(device: torch.device, peak_tflops: float | None) -> tuple[str, float | None]:
     """Name of the device and its bf16 peak in TFLOP/s, where it is known."""
-    name = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     known = next((peak for part, peak in PEAKS_TFLOPS.items() if part in name), None)
     return name, peak_tflops or known
 
 
-def share(flops: float, median_s: float, peak_tflops: float | None) -> str:
-    """Operations a second, and over the chip's peak."""
+def work(flops: float, median_s: float, peak_tflops: float | None) -> str:
+    """Operations of a step, a second, and over the chip's peak."""
     rate = flops / median_s / 1e12
     part = f", {rate / peak_tflops:.1%} of {peak_tflops:g}" if peak_tflops else ", of an unknown peak"
-    return f"{rate:.4g} TFLOP/s{part}"
+    return f"{flops / 1e12:.4g} TFLOP a step: {rate:.4g} TFLOP/s{part}"
 
 
 def report(args: argparse.Namespace, device: torch.device) -> list[tuple[str, str]]:
@@ -259,25 +243,22 @@ def report(args: argparse.Namespace, device: torch.device) -> list[tuple[str, st
     given = random_conditions(shape, args.batch, args.frames, args.size, args.stage, device)
     seconds = timed(stepper(model, given, device), args.steps, device)
     flops, median_s = step_flops(model, given), statistics.median(seconds)
-    needed, name_peak = flops.forward + flops.backward, chip(device, args.peak_tflops)
-    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    frozen = sum(p.numel() for p in model.parameters()) - sum(sizes)
+    needed = flops.forward + flops.backward
+    name, peak_tflops = chip(device, args.peak_tflops)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return [
-        ("device", name_peak[0]),
-        ("model", f"{args.shape}: {frozen:,} frozen and {sum(sizes):,} trained parameters"),
+        ("device", name),
+        ("model", f"{args.shape}: {frozen:,} frozen and {trained:,} trained parameters"),
         ("step", f"stage '{args.stage}', {args.batch} x {args.frames} frames, {args.size} x {args.size} px"),
         (
             "step time",
-            f"{median_s:.4g} s (median of {len(seconds)}, {min(seconds):.4g} to {max(seconds):.4g})",
+            f"{median_s:.4g} s, median of {len(seconds)} ({min(seconds):.3g} to {max(seconds):.3g})",
         ),
         ("samples/s", f"{args.batch / median_s:.4g}"),
         ("peak memory", f"{peak_memory_gib(device):.2f} GiB"),
-        ("needed by the model", f"{needed / 1e12:.4g} TFLOP a step: {share(needed, median_s, name_peak[1])}"),
-        (
-            "done, recomputation included",
-            f"{(needed + flops.recomputed) / 1e12:.4g} TFLOP a step:"
-            f" {share(needed + flops.recomputed, median_s, name_peak[1])}",
-        ),
+        ("needed by the model", work(needed, median_s, peak_tflops)),
+        ("done, recomputation included", work(needed + flops.recomputed, median_s, peak_tflops)),
         ("torch", torch.__version__),
     ]
 
@@ -305,8 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             raise CommandError(
                 "--device cuda: expected a GPU, found none; `--shape tiny --device cpu` runs without one"
             )
-        if args.threads:
-            torch.set_num_threads(args.threads)
+        torch.set_num_threads(args.threads or torch.get_num_threads())
         rows = report(args, torch.device(args.device))
     except torch.OutOfMemoryError as error:
         sys.stderr.write(f"train_gpu: the GPU's memory does not suffice: {str(error).splitlines()[0]}\n")

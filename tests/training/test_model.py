@@ -224,6 +224,15 @@ def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> Non
     torch.testing.assert_close((ours - diluted)[0, 0, 0], expected, rtol=1e-3, atol=1e-4)
 
 
+def test_padding_stays_zero_beside_learned_slots() -> None:
+    model = awake(config=replace_config(audio_slots=True, reference_padding=True))
+    model(*latents(), conditions("frame"))
+    signals, valid_TW = model.context.signals, windows(FEATURES, FRAMES).valid_TW
+    assert signals.audio_mask_G11W is None
+    nothing = (signals.audio_GWC == 0).all(dim=2)
+    assert torch.equal(nothing, ~valid_TW.repeat(2, 1))
+
+
 def test_a_single_feature_is_heard_by_every_latent_frame() -> None:
     model = awake()
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
