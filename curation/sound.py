@@ -16,6 +16,7 @@ import numpy as np
 from curation.container import MISPLACING, SEEK_BACK_S, opened
 from curation.encode import audio_frame
 from schemas.arrays import Floats
+from schemas.errors import MediaError
 from schemas.records import Video
 from schemas.units import AUDIO_HZ
 
@@ -54,6 +55,20 @@ def read_audio(
     return out[:, 0] if channels == 1 else out
 
 
+def read_sound(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
+    """All the sound of a file, with or without pictures, from its first sample on; as `read_audio`.
+
+    Raises:
+        MediaError: the file cannot be opened or read, or holds no sound.
+    """
+    sounds = _sounds_from(path, path.name, 0.0, None, channels)
+    chunks = list(_resampled(((samples, rate) for samples, rate, _ in _steady(sounds)), hz))
+    if not chunks:
+        raise MediaError(f"{path.name!r}: expected sound, found none")
+    out: Floats = np.clip(np.concatenate(chunks), -1, 1)
+    return out[:, 0] if channels == 1 else out
+
+
 class _Sound(NamedTuple):
     """Samples [n, channels] at `hz`, the first of which sounds at `time_s`."""
 
@@ -69,23 +84,26 @@ def _sounds(path: Path, video: Video, start_s: float, channels: int) -> Iterator
         target_s = start_s - PREROLL_S - back_s
         if target_s <= video.audio_start_s or video.container in MISPLACING:
             break
-        sounds = _sounds_from(path, video, target_s, channels)
+        sounds = _sounds_from(path, video.uri, video.audio_start_s, target_s, channels)
         first = next(sounds, None)
         if first is not None and first.time_s <= start_s - PREROLL_S / 2:
             yield first
             yield from sounds
             return
-    yield from _sounds_from(path, video, None, channels)
+    yield from _sounds_from(path, video.uri, video.audio_start_s, None, channels)
 
 
-def _sounds_from(path: Path, video: Video, seek_s: float | None, channels: int) -> Iterator[_Sound]:
-    """Decoded sound with the wanted channels, all at the rate of its first frame."""
-    with opened(path, video.uri) as file:
+def _sounds_from(
+    path: Path, uri: str, first_s: float, seek_s: float | None, channels: int
+) -> Iterator[_Sound]:
+    """Decoded sound with the wanted channels, all at the rate of its first frame, which sounds at
+    `first_s` where the container does not say."""
+    with opened(path, uri) as file:
         stream = file.audio
         if stream is None or (seek_s is not None and not file.seek(stream, seek_s)):
             return
         hz, setup, mixer = 0, None, _mixer(channels, 1)
-        time_s = video.audio_start_s if seek_s is None else None
+        time_s = first_s if seek_s is None else None
         for frame in file.frames(stream):
             hz = hz or frame.sample_rate
             if frame.pts is not None:

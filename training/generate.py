@@ -1,0 +1,301 @@
+"""One window of video: a portrait, its sound, and how much it should move.
+
+`generate` starts from files and a run; `preview` from samples of a data set, while a run goes on.
+Suffixes as in `training.batch`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+from torch import Generator, Tensor
+
+from curation import faces, identity, models, speech
+from curation.encode import CLIP_AUDIO_HZ, decode_flac, encode_mp4
+from curation.landmarks import FaceLandmarker
+from curation.sound import read_sound
+from schemas.arrays import Bytes, Floats
+from schemas.config import IdentityConfig, ScanConfig, SpeechConfig
+from schemas.errors import CommandError, ModelError
+from schemas.units import AUDIO_HZ, features_from_frames, samples_from_frames
+from training import checkpoint, sampling
+from training.batch import Batch, Facts
+from training.config import SampleConfig, TrainConfig
+from training.data import collate
+from training.encoders import Encoders, load_encoders
+from training.inventory import shard_list
+from training.model import TalkingWan, build
+from training.pictures import BadSampleError, Crop, nearest
+from training.reading import read_samples
+from training.spans import MEMBERS, prepare
+from training.step import encode_image
+
+log = logging.getLogger(__name__)
+
+FACE_MARGIN = 0.6
+"""The landmarker sees this much around a detected face, on each side, in face sizes."""
+
+CRF, PRESET = 18, "veryfast"
+
+
+class Portraitist:
+    """A trained model with all that it needs to speak, loaded once.
+
+    Attributes:
+        config: of its run. facts: of the data set it was trained on.
+    """
+
+    def __init__(self, model: TalkingWan, encoders: Encoders, config: TrainConfig, facts: Facts) -> None:
+        self._model, self._encoders = model, encoders
+        self.config, self.facts = config, facts
+
+    @classmethod
+    def load(cls, place: Path, device: str = "auto") -> Portraitist:
+        """From a run's folder (its last checkpoint) or a checkpoint's; averaged weights where there are.
+
+        Raises:
+            CommandError: there is no checkpoint. ModelError: weights are missing or damaged.
+        """
+        found = checkpoint.read(checkpoint.find(place))
+        config, facts = found.config, found.progress.facts
+        where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+        where = where if device == "auto" else torch.device(device)
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        model = build(config, facts, dtype=dtype)
+        checkpoint.load_trained(model, found.averaged() or found.trained(), str(found.folder))
+        encoders = load_encoders(config, model.transformer.config.text_dim, where)
+        codec = found.codec()
+        if codec is not None:
+            encoders = Encoders(codec.to(where), encoders.text, encoders.image)
+        return cls(model.to(where).eval(), encoders, config, facts)
+
+    def sample(self, rgb_BHWC: Tensor, told: Batch, settings: SampleConfig, seed: int) -> Tensor:
+        """Videos, uint8 [B, F, H, W, 3], of reference pictures that follow `told`'s speech and motion.
+
+        Args:
+            rgb_BHWC: reference pictures, uint8 [B, H, W, 3], at a size of the run.
+            told: speech, identity and motion intensities; its pictures are not looked at.
+            seed: of the noise.
+        """
+        config, device = self.config, next(self._model.parameters()).device
+        told = told.to(device)
+        encoded = encode_image(rgb_BHWC.to(device), told.num_frames, told.texts, self._encoders)
+        latents = sampling.sample(
+            self._model,
+            told,
+            encoded,
+            config.adapters,
+            config.run.stage,
+            settings,
+            config.flow.shift,
+            Generator().manual_seed(seed),
+        )
+        return self._encoders.codec.decode(latents).cpu()
+
+    def batch(
+        self,
+        speech_BLD: Tensor,
+        omega: tuple[float, float],
+        size_HW: tuple[int, int],
+        *,
+        identity_D: Floats | None = None,
+        prompt: str = "",
+        num_frames: int | None = None,
+    ) -> Batch:
+        """What is asked for, as a batch without pictures.
+
+        Args:
+            speech_BLD: features of the span. omega: motion intensity of face and body, 0..1.
+            identity_D: of unit length; None: no face attention.
+        """
+        count, frames = len(speech_BLD), num_frames or self.config.data.num_frames
+        identity_BD = torch.zeros(count, self.facts.identity_dim)
+        if identity_D is not None and self.facts.identity_dim:
+            identity_BD[:] = torch.from_numpy(identity_D)
+        return Batch(
+            keys=tuple(f"generated+{k}" for k in range(count)),
+            fps=self.facts.fps,
+            rgb_BFHWC=None,
+            lips_BFHW=torch.zeros(count, frames, *size_HW, dtype=torch.uint8),
+            lip_valid_BF=torch.zeros(count, frames, dtype=torch.bool),
+            speech_BLD=speech_BLD,
+            identity_BD=identity_BD,
+            has_identity_B=torch.full((count,), identity_D is not None and self.facts.identity_dim > 0),
+            omega_B2=torch.tensor([omega] * count, dtype=torch.float32),
+            texts=(prompt,) * count,
+        )
+
+
+def generate(
+    place: Path,
+    image: Path,
+    audio: Path,
+    out: Path,
+    *,
+    prompt: str = "",
+    omega_face: float = 0.5,
+    omega_body: float = 0.5,
+    seed: int = 0,
+    settings: SampleConfig | None = None,
+    device: str = "auto",
+) -> None:
+    """Write an MP4 with sound of the portrait in `image` saying what `audio` says, one window long.
+
+    A window is the run's `data.num_frames`; longer sound is cut, shorter sound goes on in silence.
+
+    Args:
+        place: a run's folder, or a checkpoint's.
+        omega_face, omega_body: how much face and body move, 0..1; 0.5 is the data set's median.
+        settings: steps and guidance; None: the run's own.
+
+    Raises:
+        CommandError: an option does not fit, or the image cannot be read.
+        MediaError: the sound cannot be read. ModelError: weights are missing or damaged.
+    """
+    for name, omega in (("omega-face", omega_face), ("omega-body", omega_body)):
+        if not 0 <= omega <= 1:
+            raise CommandError(f"--{name} {omega:g}: expected 0 to 1")
+    if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
+        raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
+    picture = _picture(image)
+    loud = read_sound(audio, CLIP_AUDIO_HZ, 2)
+    artist = Portraitist.load(place, device)
+    config, facts = artist.config, artist.facts
+    points = _face_points(picture)
+    if points is None:
+        log.warning("%s: no face was found in it; the middle of the picture is taken", image)
+    size = nearest(config.data.sizes, picture.shape[:2])
+    middle = (picture.shape[0] / 2, picture.shape[1] / 2)
+    if points is not None:
+        x, y = np.median(points[:, :2], axis=0)
+        middle = (float(y), float(x))
+    frames = config.data.num_frames
+    told = artist.batch(
+        _speech(loud, facts, frames),
+        (omega_face, omega_body),
+        size,
+        identity_D=_identity(picture, points, facts) if points is not None else None,
+        prompt=prompt,
+    )
+    reference = torch.from_numpy(cropped(picture, Crop.around(picture.shape[:2], size, middle)))
+    video = artist.sample(reference[None], told, settings or config.sample, seed)[0]
+    write(out, video.numpy(), facts.fps, loud)
+
+
+def preview(
+    model: TalkingWan, encoders: Encoders, config: TrainConfig, facts: Facts, folder: Path
+) -> list[Path]:
+    """Write a video with sound for each of the first validation samples, the true one to its right.
+
+    The validation shards are read, or the training shards where there are none; samples that cannot be
+    used are passed over. Model and random state are left as they were.
+    """
+    shards = config.data.validation_shards or config.data.shards
+    training = model.training
+    artist = Portraitist(model.eval(), encoders, config, facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for key, members in _samples(url for url, _ in shard_list(shards)):
+            if len(written) == config.run.validation_samples:
+                break
+            try:
+                clip = prepare(key, members, config.data.sizes, config.data.num_frames, facts)
+                batch = collate([clip.span(0, config.data.num_frames)], facts)
+            except BadSampleError as error:
+                log.warning("no validation sample: %s", error)
+                continue
+            assert batch.rgb_BFHWC is not None
+            video = artist.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
+            both = np.concatenate([video.numpy(), batch.rgb_BFHWC[0].numpy()], axis=2)
+            write(folder / f"{key}.mp4", both, facts.fps, stereo(decode_flac(members["flac"])))
+            written.append(folder / f"{key}.mp4")
+    finally:
+        model.train(training)
+    return written
+
+
+def _samples(urls: Iterable[str]) -> Iterable[tuple[str, dict[str, bytes]]]:
+    for url in urls:
+        yield from read_samples(url, MEMBERS | {"flac"})
+
+
+def write(out: Path, rgb_FHWC: Bytes, fps: float, loud: Floats) -> None:
+    """An MP4 of pictures and 48 kHz stereo sound [N, 2], cut or continued in silence to their length."""
+    count = round(len(rgb_FHWC) / fps * CLIP_AUDIO_HZ)
+    heard = np.zeros((count, 2), np.float32)
+    heard[: len(loud)] = loud[:count]
+    encode_mp4(out, iter(rgb_FHWC), fps, heard, CRF, PRESET)
+
+
+def stereo(samples: Floats) -> Floats:
+    """16 kHz mono [N] as 48 kHz stereo [3 N, 2]."""
+    loud = resample_poly(samples, CLIP_AUDIO_HZ // AUDIO_HZ, 1).astype(np.float32)
+    return np.repeat(loud[:, None], 2, axis=1)
+
+
+def cropped(picture: Bytes, crop: Crop) -> Bytes:
+    """A picture scaled and cut, uint8 [H, W, 3]."""
+    height_px, width_px = crop.scaled
+    shrinking = height_px < picture.shape[0]
+    flags = cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
+    scaled = cv2.resize(picture, (width_px, height_px), interpolation=flags)
+    return np.ascontiguousarray(crop.of(scaled))
+
+
+def _picture(path: Path) -> Bytes:
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise CommandError(f"--image {path}: cannot be read ({error.strerror})") from None
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if bgr is None:
+        raise CommandError(f"--image {path}: expected a picture, found something else")
+    return np.asarray(bgr[..., ::-1], np.uint8)
+
+
+def _face_points(picture: Bytes) -> Floats | None:
+    """Landmarks [478, 3] of the largest face, pixels of the picture; None where there is none."""
+    boxes, _ = faces.load_detector(ScanConfig()).detect(picture)
+    if not len(boxes):
+        return None
+    x0, y0, x1, y1 = max(boxes.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    margin = FACE_MARGIN * max(x1 - x0, y1 - y0)
+    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
+    part = picture[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
+    found = FaceLandmarker(models.weights("face_landmarker")).find(part)
+    return None if found is None else found.points + np.array([left, top, 0], np.float32)
+
+
+def _speech(loud: Floats, facts: Facts, num_frames: int) -> Tensor:
+    """Features [1, L, D] of the window's sound, by the encoder of the data set."""
+    if not facts.speech_model:
+        raise ModelError("the checkpoint does not say which speech encoder its data set used")
+    mono = resample_poly(loud.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
+    samples = np.zeros(samples_from_frames(num_frames, facts.fps), np.float32)
+    samples[: len(mono)] = mono[: len(samples)]
+    encoder = speech.load_encoder(SpeechConfig(embedding=facts.speech_model))
+    (features,) = encoder.encode([samples], [features_from_frames(num_frames, facts.fps)])
+    if features.shape[1] != facts.speech_dim:
+        raise ModelError(
+            f"speech encoder {facts.speech_model}: expected width {facts.speech_dim},"
+            f" found {features.shape[1]}"
+        )
+    return torch.from_numpy(features.astype(np.float32))[None]
+
+
+def _identity(picture: Bytes, points: Floats, facts: Facts) -> Floats | None:
+    """Embedding of the face by the data set's own model; None where it has none."""
+    if not facts.identity_dim:
+        return None
+    embedder = identity.load_embedder(IdentityConfig(model=facts.identity_model))
+    if embedder is None or embedder.dim != facts.identity_dim:
+        raise ModelError(f"identity model {facts.identity_model}: expected width {facts.identity_dim}")
+    found: Floats = embedder.embed(identity.align(picture, points)[None])[0]
+    return found
