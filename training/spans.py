@@ -1,43 +1,39 @@
-"""One shard sample to a span of frames with everything cut to the same span and size.
+"""One shard sample to spans of frames, with everything cut to the same span and size.
 
-A clip is decoded, scaled and cropped once (`prepare`), then cut (`Prepared.span`), so that a clip that
-is kept in memory gives another span for nothing.
+`prepare` reads and checks all of a sample but its pictures, which are decoded when a span is cut; a clip
+that is kept in memory (`Prepared.kept`) gives further spans for nothing. Suffixes as in `training.batch`.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import av
-import cv2
 import numpy as np
 
 from schemas import sample
 from schemas.arrays import Bytes, Floats
-from schemas.errors import DatasetError
+from schemas.records import Clip
 from schemas.sample import SampleMeta
-from schemas.units import features_from_frames
+from schemas.units import features_from_frames, latent_frames
 from training.alignment import span_features
 from training.batch import Facts
-
-Size = tuple[int, int]
-"""Height and width, px."""
+from training.codec import CHANNELS, STRIDE_PX
+from training.pictures import BadSampleError, Crop, Decoded, Encoded, Masks, Pictures, Size, nearest
 
 UNKNOWN_OMEGA = 0.5
 """Motion intensity where none was measured: the middle. Source: FantasyTalking §3.4's neutral value."""
 
+MEMBERS = frozenset({"json", "mp4", "lips.npz", "speech.npy", "identity.npy", "txt"})
+"""Members of a sample that training reads; the others (landmarks, joints, sound, face) stay in the shard."""
 
-class BadSampleError(DatasetError):
-    """A sample that cannot be used; `reason` is what it is counted under."""
+CACHED_MEMBERS = MEMBERS - {"mp4"}
+"""Likewise where latents stand for the pictures."""
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+_NEEDED = ("json", "lips.npz", "speech.npy")
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,26 @@ class Latents:
     empty_text: np.ndarray | None
     image: np.ndarray | None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        arrays = (self.latents, self.condition, self.text, self.empty_text, self.image)
+        return sum(array.nbytes for array in arrays if array is not None)
+
 
 @dataclass(frozen=True)
-class Prepared:
-    """A clip at the size of its bucket; F frames of the clip.
+class Span:
+    """Frames of a clip with all that belongs to them.
 
     Attributes:
-        rgb: [F, H, W, 3] uint8, or None where cached latents stand for it.
-        lips: [F, H, W] uint8 0/1. lip_valid: [F] bool. speech: [L, D] float32 at 50 Hz.
-        identity: [D] float32, or empty.
+        key: `<clip id>+<first frame>`.
+        rgb: [F, H, W, 3] uint8, or None where latents stand for it.
+        lips: [F, H, W] uint8 0/1. lip_valid: [F] bool.
+        speech: [L, D] float32 at 50 Hz. identity: [D] float32, or empty.
+        latents: cached spans of the clip, or None; the place of this one among them is `nth`.
     """
 
     key: str
-    fps: float
-    size: Size
     rgb: Bytes | None
     lips: Bytes
     lip_valid: np.ndarray
@@ -79,74 +81,105 @@ class Prepared:
     omega: tuple[float, float]
     text: str
     latents: Latents | None
-
-    @property
-    def num_frames(self) -> int:
-        """Frames of the clip."""
-        return len(self.lips)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the arrays take."""
-        return sum(array.nbytes for array in (self.rgb, self.lips, self.speech) if array is not None)
-
-    def span(self, first_frame: int, num_frames: int) -> Span:
-        """Frames [first_frame, first_frame + num_frames) with their speech."""
-        cut = slice(first_frame, first_frame + num_frames)
-        heard = span_features(first_frame, num_frames, self.num_frames, self.fps)
-        return Span(
-            key=f"{self.key}+{first_frame}",
-            clip=replace(
-                self,
-                rgb=None if self.rgb is None else self.rgb[cut],
-                lips=self.lips[cut],
-                lip_valid=self.lip_valid[cut],
-                speech=self.speech[heard],
-            ),
-            cached=None
-            if self.latents is None
-            else int(np.flatnonzero(self.latents.first_frame == first_frame)[0]),
-        )
+    nth: int
 
 
 @dataclass(frozen=True)
-class Span:
-    """A span of a clip: `clip` cut to it, and the place of its latents among the cached ones."""
+class Prepared:
+    """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip."""
 
     key: str
-    clip: Prepared
-    cached: int | None
+    fps: float
+    num_frames: int
+    size: Size
+    pictures: Pictures
+    lip_valid: np.ndarray
+    speech: Floats
+    identity: Floats
+    omega: tuple[float, float]
+    text: str
+    latents: Latents | None
+
+    def span(self, first: int, num_frames: int) -> Span:
+        """Frames [first, first + num_frames) with their speech.
+
+        Raises:
+            BadSampleError: the pictures cannot be decoded so far.
+        """
+        last = first + num_frames
+        return Span(
+            key=f"{self.key}+{first}",
+            rgb=self.pictures.rgb(first, last) if self.latents is None else None,
+            lips=self.pictures.lips(first, last),
+            lip_valid=self.lip_valid[first:last],
+            speech=self.speech[span_features(first, num_frames, self.num_frames, self.fps)],
+            identity=self.identity,
+            omega=self.omega,
+            text=self.text,
+            latents=self.latents,
+            nth=0 if self.latents is None else self.latents.first_frame.tolist().index(first),
+        )
+
+    def check(self, first: int, num_frames: int) -> None:
+        """Raise what `span` would raise."""
+        if self.latents is None:
+            self.pictures.check(first + num_frames)
+
+    def kept(self) -> Prepared:
+        """The same clip with its pictures decoded, for keeping in memory."""
+        if not isinstance(self.pictures, Encoded):
+            return self
+        if self.latents is None:
+            return replace(self, pictures=self.pictures.decoded())
+        no_pictures = np.empty((0, *self.size, 3), np.uint8)
+        return replace(self, pictures=Decoded(no_pictures, self.pictures.lips(0, self.num_frames), None))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the arrays take when it is kept."""
+        planes = 4 if self.latents is None else 1  # RGB and lips, or lips alone
+        pictures = planes * self.num_frames * self.size[0] * self.size[1]
+        latents = self.latents.num_bytes if self.latents else 0
+        return pictures + latents + self.speech.nbytes + self.identity.nbytes
 
 
 def prepare(
-    key: str, members: Mapping[str, bytes], sizes: Iterable[Size], num_frames: int, facts: Facts
+    key: str,
+    members: Mapping[str, bytes],
+    sizes: Iterable[Size],
+    num_frames: int,
+    facts: Facts,
+    *,
+    cached: bool = False,
 ) -> Prepared:
-    """Decode what training needs of a sample, at the nearest of `sizes`.
+    """A sample for spans of `num_frames`, at the nearest of `sizes`; its pictures are not decoded yet.
 
-    Members that training does not use are not looked at. Pictures are scaled to cover the size and
-    cropped around the middle of the lips.
+    Pictures are scaled to cover the size and cropped around the median of the lips, so that a face stays
+    in view where aspects differ. An identity is left out where the data set has none (`facts`).
+
+    Args:
+        cached: take latents from the member `latents.npz` in place of pictures.
 
     Raises:
-        BadSampleError: 'other_version', 'other_fps', 'too_short', 'wrong_shape' or 'unreadable'.
+        BadSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
+            'wrong_shape' or 'unreadable'; one line.
     """
     try:
+        if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
+            raise BadSampleError("unreadable", f"{key}: no {', '.join(missing)}")
         meta = _meta(key, members)
-        clip = meta.clip
-        if clip.fps != facts.fps:
-            raise BadSampleError("other_fps", f"{key}: expected {facts.fps:g} frames/s, found {clip.fps:g}")
-        if clip.num_frames < num_frames:
-            raise BadSampleError("too_short", f"{key}: expected {num_frames} frames, found {clip.num_frames}")
-        latents = _latents(members)
-        size = _nearest(sizes, clip.height_px, clip.width_px)
-        lips, valid, crop = _lips(key, members, meta, size)
+        _check_clip(key, meta.clip, num_frames, facts)
+        size = nearest(sizes, (meta.clip.height_px, meta.clip.width_px))
+        latents = _latents(key, members, size, num_frames) if cached else None
+        masks = _masks(key, members, meta.clip, size)
         return Prepared(
             key=key,
-            fps=clip.fps,
+            fps=meta.clip.fps,
+            num_frames=meta.clip.num_frames,
             size=size,
-            rgb=_pictures(key, members["mp4"], clip.num_frames, crop) if latents is None else None,
-            lips=lips,
-            lip_valid=valid,
-            speech=_speech(key, members, features_from_frames(clip.num_frames, clip.fps), facts.speech_dim),
+            pictures=Encoded(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
+            lip_valid=masks.valid,
+            speech=_speech(key, members, meta.clip, facts.speech_dim),
             identity=_identity(key, members, facts.identity_dim),
             omega=(_omega(meta.omega_face), _omega(meta.omega_body)),
             text=members.get("txt", b"").decode("utf-8"),
@@ -154,8 +187,8 @@ def prepare(
         )
     except BadSampleError:
         raise
-    except Exception as error:  # damaged bytes make the libraries raise almost anything
-        what = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # damaged bytes make numpy, zipfile and pydantic raise almost anything
+        what = " ".join(str(error).split())[:300] or "no reason given"
         raise BadSampleError("unreadable", f"{key}: {type(error).__name__}: {what}") from None
 
 
@@ -168,105 +201,73 @@ def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
     return SampleMeta.model_validate(data)
 
 
+def _check_clip(key: str, clip: Clip, num_frames: int, facts: Facts) -> None:
+    if clip.clip_id != key:
+        raise BadSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
+    if clip.fps != facts.fps:
+        raise BadSampleError("other_fps", f"{key}: expected {facts.fps:g} frames/s, found {clip.fps:g}")
+    if clip.num_frames < num_frames:
+        raise BadSampleError("too_short", f"{key}: expected {num_frames} frames, found {clip.num_frames}")
+
+
 def _omega(value: float | None) -> float:
     return UNKNOWN_OMEGA if value is None else value
 
 
-def _nearest(sizes: Iterable[Size], height_px: int, width_px: int) -> Size:
-    """The size whose aspect is nearest, the larger one where two are."""
-    wanted = np.log(width_px / height_px)
-    return min(sizes, key=lambda size: (abs(np.log(size[1] / size[0]) - wanted), -size[0] * size[1]))
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """Scale a picture to `scaled`, then take `size` from (`top`, `left`)."""
-
-    scaled: Size
-    size: Size
-    top: int
-    left: int
-
-    def of(self, picture: np.ndarray) -> np.ndarray:
-        return picture[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-
-
-def _crop(size: Size, height_px: int, width_px: int, middle: tuple[float, float]) -> _Crop:
-    """`middle` is y and x of what the crop should be centred on, as shares of the picture."""
-    scale = max(size[0] / height_px, size[1] / width_px)
-    scaled = (max(round(height_px * scale), size[0]), max(round(width_px * scale), size[1]))
-    top, left = (
-        int(np.clip(round(share * full - part / 2), 0, full - part))
-        for share, full, part in zip(middle, scaled, size, strict=True)
-    )
-    return _Crop(scaled, size, top, left)
-
-
-def _lips(
-    key: str, members: Mapping[str, bytes], meta: SampleMeta, size: Size
-) -> tuple[Bytes, np.ndarray, _Crop]:
-    clip = meta.clip
+def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> Masks:
+    own = (clip.height_px, clip.width_px)
     with np.load(io.BytesIO(members["lips.npz"]), allow_pickle=False) as stored:
         bits, valid, contour = stored["mask"], stored["valid"], stored["contour"]
-    expected = (clip.num_frames, (clip.height_px * clip.width_px + 7) // 8)
-    if bits.shape != expected or valid.shape != expected[:1]:
-        raise BadSampleError(
-            "wrong_shape", f"{key}: lips.npz: expected {expected}, found {bits.shape} and {valid.shape}"
-        )
+    _expect(key, "lips.npz mask", bits, (clip.num_frames, (own[0] * own[1] + 7) // 8))
+    _expect(key, "lips.npz valid", valid, (clip.num_frames,))
     seen = contour[valid > 0].reshape(-1, 2)
-    x, y = np.median(seen, axis=0) if len(seen) else (clip.width_px / 2, clip.height_px / 2)
-    crop = _crop(size, clip.height_px, clip.width_px, (y / clip.height_px, x / clip.width_px))
-    lips = np.zeros((clip.num_frames, *size), np.uint8)
-    for k in np.flatnonzero(valid):
-        mask = sample.unpack_mask(bits[k : k + 1], clip.height_px, clip.width_px)[0].astype(np.float32)
-        small = cv2.resize(mask, crop.scaled[::-1], interpolation=cv2.INTER_AREA)
-        lips[k] = crop.of(small) >= 0.5
-    return lips, valid > 0, crop
+    x, y = np.median(seen, axis=0) if len(seen) else (own[1] / 2, own[0] / 2)
+    if not np.isfinite((x, y)).all():
+        raise BadSampleError("unreadable", f"{key}: lips.npz contour: expected numbers, found NaN")
+    return Masks(bits, valid > 0, Crop.around(own, size, (float(y), float(x))))
 
 
-def _pictures(key: str, mp4: bytes, num_frames: int, crop: _Crop) -> Bytes:
-    height_px, width_px = crop.scaled
-    rgb = np.empty((num_frames, *crop.size, 3), np.uint8)
-    count = 0
-    with av.open(io.BytesIO(mp4)) as container:
-        container.streams.video[0].thread_count = 1
-        for frame in itertools.islice(container.decode(video=0), num_frames):
-            small = frame.to_ndarray(format="rgb24", width=width_px, height=height_px, interpolation="AREA")
-            rgb[count] = crop.of(small)
-            count += 1
-    if count != num_frames:
-        raise BadSampleError("wrong_shape", f"{key}: mp4: expected {num_frames} frames, found {count}")
-    return rgb
-
-
-def _speech(key: str, members: Mapping[str, bytes], length: int, dim: int) -> Floats:
-    speech = np.load(io.BytesIO(members["speech.npy"]), allow_pickle=False)
-    if speech.shape != (length, dim):
-        raise BadSampleError(
-            "wrong_shape", f"{key}: speech.npy: expected {(length, dim)}, found {speech.shape}"
-        )
-    return np.asarray(speech, np.float32)
+def _speech(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> Floats:
+    speech = _numbers(key, "speech.npy", members["speech.npy"])
+    _expect(key, "speech.npy", speech, (features_from_frames(clip.num_frames, clip.fps), dim))
+    return speech
 
 
 def _identity(key: str, members: Mapping[str, bytes], dim: int) -> Floats:
-    if "identity.npy" not in members:
+    if "identity.npy" not in members or not dim:
         return np.zeros(0, np.float32)
-    identity = np.load(io.BytesIO(members["identity.npy"]), allow_pickle=False)
-    if identity.shape != (dim,):
-        raise BadSampleError("wrong_shape", f"{key}: identity.npy: expected {(dim,)}, found {identity.shape}")
-    return np.asarray(identity, np.float32)
+    identity = _numbers(key, "identity.npy", members["identity.npy"])
+    _expect(key, "identity.npy", identity, (dim,))
+    return identity
 
 
-def _latents(members: Mapping[str, bytes]) -> Latents | None:
+def _numbers(key: str, name: str, data: bytes) -> Floats:
+    array = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
+    if not np.isfinite(array).all():
+        raise BadSampleError("unreadable", f"{key}: {name}: expected numbers, found NaN or infinity")
+    return array
+
+
+def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int) -> Latents:
     if "latents.npz" not in members:
-        return None
+        raise BadSampleError("no_latents", f"{key}: no cached latents")
     with np.load(io.BytesIO(members["latents.npz"]), allow_pickle=False) as stored:
-        names = set(stored.files)
-        return Latents(
-            first_frame=stored["first_frame"],
-            latents=stored["latents"],
-            condition=stored["condition"],
-            text=stored["text"] if "text" in names else None,
-            empty_text=stored["empty_text"] if "empty_text" in names else None,
-            image=stored["image"] if "image" in names else None,
-        )
+        arrays = {name: stored[name] for name in stored.files}
+    spans, grid = len(arrays["first_frame"]), [edge // STRIDE_PX for edge in size]
+    if not spans:
+        raise BadSampleError("no_latents", f"{key}: latents.npz: no spans")
+    for name, channels in (("latents", CHANNELS), ("condition", CHANNELS + 4)):
+        _expect(key, name, arrays[name], (spans, channels, latent_frames(num_frames), *grid))
+    return Latents(
+        arrays["first_frame"],
+        arrays["latents"],
+        arrays["condition"],
+        arrays.get("text"),
+        arrays.get("empty_text"),
+        arrays.get("image"),
+    )
+
+
+def _expect(key: str, name: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
+    if found.shape != expected:
+        raise BadSampleError("wrong_shape", f"{key}: {name}: expected {expected}, found {found.shape}")

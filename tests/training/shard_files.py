@@ -1,0 +1,173 @@
+"""Small shards of which every number is known: each frame shows its number, and so does all beside it.
+
+Clip c, frame k: the picture is one colour, red says k and blue says c; the lips are the left part of the
+lower half, wider with every frame, and missing in every seventh; speech feature n is (n, c, 0, ...); the
+identity is the c-th unit vector.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from curation.encode import encode_flac, encode_mp4
+from pipeline.shards import ShardPlan, write_shard
+from pipeline.store import Store
+from schemas import sample
+from schemas.arrays import ClipArrays
+from schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
+from schemas.sample import Members, Provenance, SampleMeta
+from schemas.units import features_from_frames, samples_from_frames
+
+SPEECH_DIM, IDENTITY_DIM = 6, 16
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One clip."""
+
+    number: int
+    num_frames: int = 30
+    height_px: int = 64
+    width_px: int = 64
+    fps: float = 25.0
+    identity: bool = True
+    omega: tuple[float | None, float | None] = (0.25, 0.75)
+    text: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its id: distinct for distinct numbers."""
+        return f"clip{self.number:02d}"
+
+    def lips(self) -> np.ndarray:
+        """bool [F, H, W]; nothing in frames that are missing."""
+        masks = np.zeros((self.num_frames, self.height_px, self.width_px), bool)
+        for k in range(self.num_frames):
+            if self.valid()[k]:
+                masks[k, self.height_px // 2 :, : self.width_px * (k + 1) // (self.num_frames + 1)] = True
+        return masks
+
+    def valid(self) -> np.ndarray:
+        """uint8 [F]: 0 in frames 3, 10, 17 ..., 1 in frame 5, else 2."""
+        valid = np.full(self.num_frames, 2, np.uint8)
+        valid[3::7], valid[5] = 0, 1
+        return valid
+
+
+def number_and_frame(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the clip and of the frame that pictures [..., H, W, 3] show, each [...]."""
+    mean = rgb.reshape(*rgb.shape[:-3], -1, 3).mean(axis=-2)
+    assert np.ptp(rgb.astype(int), axis=(-3, -2)).max() <= 2, "a picture is one colour"
+    return np.round((mean[..., 2] - 20) / 14).astype(int), np.round((mean[..., 0] - 30) / 5).astype(int)
+
+
+@cache
+def members_of(shown: Shown) -> Members:
+    """The clip as a sample of a shard."""
+    frames, fps = shown.num_frames, shown.fps
+    valid = shown.valid()
+    contour = np.full((frames, 4, 2), np.nan, np.float32)
+    contour[valid > 0] = (shown.width_px / 2, shown.height_px / 2)
+    speech = np.zeros((features_from_frames(frames, fps), SPEECH_DIM), np.float16)
+    speech[:, 0], speech[:, 1] = np.arange(len(speech)), shown.number
+    identity = np.eye(IDENTITY_DIM, dtype=np.float32)[shown.number % IDENTITY_DIM]
+    arrays = ClipArrays(
+        landmarks=np.zeros((frames, 478, 3), np.float32),
+        contour=contour,
+        lip_valid=valid,
+        joints=np.zeros((frames, 2, 3), np.float32),
+        face_rgb=np.zeros((112, 112, 3), np.uint8),
+        speech=speech,
+        identity=identity if shown.identity else identity[:0],
+    )
+    return sample.encode(
+        _meta(shown),
+        arrays,
+        sample.pack_mask(shown.lips()),
+        mp4=_mp4(shown),
+        flac=encode_flac(np.zeros(samples_from_frames(frames, fps), np.float32)),
+        face_jpg=b"\xff\xd8\xff\xe0",
+        text=shown.text,
+    )
+
+
+def _mp4(shown: Shown) -> bytes:
+    colours = [(30 + 5 * k, 128, 20 + 14 * shown.number) for k in range(shown.num_frames)]
+    pictures = (np.full((shown.height_px, shown.width_px, 3), colour, np.uint8) for colour in colours)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        encode_mp4(path, pictures, shown.fps, None, 1, "ultrafast")
+        return path.read_bytes()
+
+
+def _meta(shown: Shown) -> SampleMeta:
+    clip = Clip(
+        clip_id=shown.key,
+        video_id="video",
+        uri="video.mp4",
+        scene=0,
+        track=0,
+        start_s=0.0,
+        end_s=shown.num_frames / shown.fps,
+        fps=shown.fps,
+        num_frames=shown.num_frames,
+        width_px=shown.width_px,
+        height_px=shown.height_px,
+    )
+    face = Face(source_fps=25.0, face_px=32.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
+    who = Identity(identity_model="unit", identity_consistency=1.0) if shown.identity else None
+    return SampleMeta(
+        measures=ClipMeasures(clip=clip, stopped_by=None, face=face, identity=who),
+        omega_face=shown.omega[0],
+        omega_body=shown.omega[1],
+        person_id=None,
+        verdict=Verdict(clip_id=shown.key, accepted=True, reasons=()),
+        provenance=Provenance(
+            uri="video.mp4", sha256="00", source="", licence="", consent="", models={}, config_hash="",
+            tool_version="0",
+        ),
+    )  # fmt: skip
+
+
+def write_set(
+    folder: Path,
+    shards: Sequence[Sequence[Shown]],
+    changes: Mapping[str, Mapping[str, bytes | None]] | None = None,
+    embedding: str = "logmel-80",
+) -> str:
+    """A data set of the given shards; returns the pattern that names them.
+
+    Args:
+        changes: key -> member -> other bytes, or None for a member that is taken away.
+    """
+    store = Store(str(folder))
+    for number, clips in enumerate(shards):
+        plan = ShardPlan(f"train-{number:06d}", tuple(clip.key for clip in clips), "f")
+        write_shard(store, plan, [(clip.key, dict(members_of(clip))) for clip in clips])
+        if changes and any(clip.key in changes for clip in clips):
+            _rewrite(store, plan, [(clip.key, _changed(clip, changes.get(clip.key, {}))) for clip in clips])
+    described = {"config": {"measure": {"speech": {"embedding": embedding}}}}
+    store.write("dataset.json", json.dumps(described).encode())
+    return f"{folder}/shards/train-{{000000..{len(shards) - 1:06d}}}.tar"
+
+
+def _changed(clip: Shown, changes: Mapping[str, bytes | None]) -> Members:
+    members = members_of(clip) | changes
+    return {name: data for name, data in members.items() if data is not None}
+
+
+def _rewrite(store: Store, plan: ShardPlan, samples: Sequence[tuple[str, Members]]) -> None:
+    """The tar file again, with members that no writer of ours would accept."""
+    from webdataset import TarWriter
+
+    assert store.local_root is not None
+    with TarWriter(str(store.local_root / plan.tar), encoder=False) as tar:
+        for key, members in samples:
+            tar.write({"__key__": key, **members})

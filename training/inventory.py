@@ -1,0 +1,139 @@
+"""What is there: the shards that a pattern names, their manifests, and what they have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset as wds
+
+from schemas.errors import CommandError, DatasetError
+from schemas.sample import SampleMeta, ShardManifest
+from training.batch import Facts
+from training.reading import BrokenShardError, beside, read_files, read_samples
+
+Shard = tuple[str, ShardManifest]
+"""Path or URI of a tar file, and its manifest."""
+
+LOOKED_AT = 64
+"""Samples of a data set in which an identity is looked for: where they have none, none is expected."""
+
+
+def shard_list(shards: str) -> list[Shard]:
+    """Every shard that a pattern with braces names, with its manifest.
+
+    Raises:
+        CommandError: no shards are named, or one of them is not there.
+        DatasetError: a manifest is not readable, or of another version.
+    """
+    if not shards:
+        raise CommandError("data.shards: expected DATASET/shards/train-{000000..000123}.tar, found nothing")
+    named = wds.shardlists.expand_urls(shards)
+    urls = [url if "://" in url else str(Path(url).expanduser().absolute()) for url in named]
+    names = [url.removesuffix(".tar") + ".json" for url in urls]
+    return [
+        (url, _manifest(url, name, data))
+        for url, name, data in zip(urls, names, read_files(names), strict=True)
+    ]
+
+
+def _manifest(url: str, name: str, data: bytes | Exception) -> ShardManifest:
+    if isinstance(data, FileNotFoundError):
+        raise CommandError(f"data.shards: no shard {url} (its manifest {name} is not there)")
+    try:
+        if isinstance(data, Exception):
+            raise data
+        described = json.loads(data)
+        if described.get("version") != 1:
+            raise DatasetError(f"{name}: expected shard version 1, found {described.get('version')}")
+        return ShardManifest.model_validate(described)
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise DatasetError(f"{name}: not a shard's manifest ({_line(error)})") from None
+
+
+def probe(shards: str) -> Facts:
+    """What a model must know of a data set, from manifests, first samples and `dataset.json`.
+
+    Raises:
+        CommandError, DatasetError: as `shard_list`; or there is no sample at all; or the pattern spans
+            data sets that differ in frame rate, speech features or identity embedding.
+    """
+    return facts_of(shard_list(shards), shards)
+
+
+def facts_of(found: Sequence[Shard], name: str) -> Facts:
+    """As `probe`, of shards that are listed already; `name` is for messages."""
+    full = [(url, manifest) for url, manifest in found if manifest.count]
+    if not full:
+        raise DatasetError(f"{name}: expected samples, found {len(found)} empty shards")
+    by_folder = {url.rpartition("/")[0]: url for url, _ in reversed(full)}
+    described = {url: _described(url) for url in by_folder.values()}
+    (url, facts), *others = described.items()
+    for other, different in others:
+        for key, value in facts.items():
+            if different[key] != value:
+                both = f"{value} in {url} and {different[key]} in {other}"
+                raise DatasetError(f"{name}: {key}: expected one value, found {both}")
+    digest = hashlib.sha256("".join(manifest.sha256 for _, manifest in found).encode())
+    return Facts(
+        **facts,
+        num_shards=len(found),
+        num_samples=sum(manifest.count for _, manifest in found),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _described(url: str) -> dict[str, Any]:
+    """What the samples of one data set have in common."""
+    samples = read_samples(url, frozenset({"json", "speech.npy", "identity.npy"}))
+    try:
+        _, first = next(samples)
+        meta = SampleMeta.model_validate_json(first["json"])
+        speech = np.load(io.BytesIO(first["speech.npy"]), allow_pickle=False)
+        rest = (members for _, members in itertools.islice(samples, LOOKED_AT - 1))
+        known = next((one for one in itertools.chain([first], rest) if "identity.npy" in one), None)
+        identity_dim, identity_model = _identity(known) if known else (0, "")
+        return {
+            "fps": meta.clip.fps,
+            "speech_dim": int(speech.shape[1]),
+            "speech_model": _speech_model(url),
+            "identity_dim": identity_dim,
+            "identity_model": identity_model,
+        }
+    except FileNotFoundError:
+        raise CommandError(f"data.shards: no shard {url} (only its manifest is there)") from None
+    except StopIteration:
+        raise DatasetError(f"{url}: expected samples, as its manifest says, found none") from None
+    except (BrokenShardError, OSError, KeyError, ValueError, IndexError) as error:
+        raise DatasetError(f"{url}: first sample: {_line(error)}") from None
+
+
+def _identity(members: dict[str, bytes]) -> tuple[int, str]:
+    who = SampleMeta.model_validate_json(members["json"]).measures.identity
+    vector = np.load(io.BytesIO(members["identity.npy"]), allow_pickle=False)
+    return len(vector), who.identity_model if who else ""
+
+
+def _speech_model(url: str) -> str:
+    """Name of the speech encoder, from the data set's own description; empty where there is none."""
+    (data,) = read_files([beside(url, "dataset.json")])
+    try:
+        return (
+            ""
+            if isinstance(data, Exception)
+            else str(json.loads(data)["config"]["measure"]["speech"]["embedding"])
+        )
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

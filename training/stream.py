@@ -1,0 +1,260 @@
+"""Shards to batches of spans, for one reader among many; what it gives is a function of its place.
+
+shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  shuffled
+->  spans  ->  buckets by size  ->  batches
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from webdataset.filters import shuffle
+
+from schemas.errors import DatasetError
+from training import cache
+from training.batch import Facts
+from training.config import DataConfig
+from training.inventory import Shard
+from training.pictures import BadSampleError, Size
+from training.reading import BrokenShardError, Members, Sample, read_joined, read_samples
+from training.spans import CACHED_MEMBERS, MEMBERS, Prepared, Span, prepare
+
+PATIENT_EPOCHS, PATIENT_SAMPLES = 2, 10_000
+"""A reader gives up after so many of its epochs and samples without a good one among them,"""
+
+MOST_EPOCHS = 16
+"""or after so many epochs: with few shards, one without a good sample may come again and again."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What was left out, and why: a sample, or `count` samples of a shard."""
+
+    key: str
+    reason: str
+    message: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """A reader among all readers of all ranks, in one chapter of a run."""
+
+    seed: int
+    chapter: int
+    number: int
+    total: int
+
+    def rng(self, purpose: str) -> random.Random:
+        """Randomness of this reader alone."""
+        return random.Random(f"{self.seed} {self.chapter} {self.number} {purpose}")
+
+
+def shard_order(count: int, sampling: str, place: Place) -> Iterator[int]:
+    """Numbers of the shards that a reader reads, for ever.
+
+    'epochs': all readers together read every shard once before any begins its next epoch's;
+    'resampled': any shard at any time.
+    """
+    if sampling == "resampled":
+        rng = place.rng("shards")
+        while True:
+            yield rng.randrange(count)
+    everyone = random.Random(f"{place.seed} {place.chapter}")  # all readers agree on the order
+    while True:
+        epoch = list(range(count))
+        everyone.shuffle(epoch)
+        yield from epoch[place.number :: place.total]
+
+
+class Kept:
+    """Clips in memory. What came first stays: whoever comes round and round would else miss them all.
+
+    A shard of which everything is kept is not read again.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self._left_bytes = limit_bytes, limit_bytes
+        self._found: dict[tuple[str, str], Prepared | Bad] = {}
+        self._shards: dict[str, list[str]] = {}
+
+    def get(self, shard: str, key: str) -> Prepared | Bad | None:
+        """What is kept of a sample."""
+        return self._found.get((shard, key))
+
+    def room_for(self, clip: Prepared) -> bool:
+        """Whether `put` would keep it."""
+        return clip.kept_bytes <= self._left_bytes
+
+    def put(self, shard: str, key: str, found: Prepared | Bad) -> None:
+        """Keep a clip, or that a sample is bad, if there is room."""
+        if not self.limit_bytes or (shard, key) in self._found:
+            return
+        if isinstance(found, Prepared):
+            if not self.room_for(found):
+                return
+            self._left_bytes -= found.kept_bytes
+        self._found[shard, key] = found
+
+    def put_shard(self, shard: str, keys: list[str]) -> None:
+        """Remember which samples a shard holds, in their order."""
+        if self.limit_bytes:
+            self._shards[shard] = keys
+
+    def whole(self, shard: str) -> list[tuple[str, Prepared | Bad]] | None:
+        """Everything in a shard, in its order; None unless all of it is kept."""
+        found = [(key, self.get(shard, key)) for key in self._shards.get(shard, ())]
+        whole = [(key, what) for key, what in found if what is not None]
+        return whole if found and len(whole) == len(found) else None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A sample on its way through the shuffle; `shards` had been begun when it was read."""
+
+    shard: str
+    key: str
+    shards: int
+    what: Members | Prepared | Bad
+
+
+class Reader:
+    """Batches of spans for one reader."""
+
+    def __init__(
+        self, shards: Sequence[Shard], config: DataConfig, facts: Facts, *, cached: bool, kept: Kept
+    ) -> None:
+        self._shards, self._config, self._facts = shards, config, facts
+        self._cached, self._kept = cached, kept
+
+    def batches(self, place: Place, skip: int = 0) -> Iterator[tuple[list[Span], tuple[Bad, ...]]]:
+        """Batches for ever, each with what was left out since the last one.
+
+        The first `skip` batches are passed over: they are drawn and checked, not converted.
+
+        Raises:
+            DatasetError: no sample can be used, or a shard is not there; one line.
+        """
+        rng = place.rng("spans")
+        buckets: dict[Size, list[Span | Callable[[], Span]]] = {}
+        bad: list[Bad] = []
+        patience = _Patience(-(-len(self._shards) // place.total))
+        for item in self._shuffled(place):
+            found = self._drawn(item, rng, check_only=skip > 0)
+            if isinstance(found, Bad):
+                bad.append(found)
+                patience.lose(item.shards, found)
+                continue
+            patience.win(item.shards)
+            size, span = found
+            bucket = buckets.setdefault(size, [])
+            bucket.append(span)
+            if len(bucket) < self._config.batch_size:
+                continue
+            if skip:
+                skip -= 1
+            else:
+                yield [one if isinstance(one, Span) else one() for one in bucket], tuple(bad)
+                bad.clear()
+            bucket.clear()
+
+    def _shuffled(self, place: Place) -> Iterator[_Item]:
+        size = self._config.shuffle
+        shuffled: Iterable[_Item] = shuffle(size, initial=size, rng=place.rng("shuffle"))(self._items(place))
+        yield from shuffled
+
+    def _items(self, place: Place) -> Iterator[_Item]:
+        order = shard_order(len(self._shards), self._config.sampling, place)
+        for begun, (url, manifest) in enumerate((self._shards[k] for k in order), start=1):
+            if whole := self._kept.whole(url):
+                for key, what in whole:
+                    yield _Item(url, key, begun, what)
+                continue
+            keys: list[str] = []
+            for key, members in self._samples(url):
+                keys.append(key)
+                yield _Item(url, key, begun, self._kept.get(url, key) or members)
+            if len(keys) < manifest.count:
+                lost = self._lost(url, manifest.count - len(keys), manifest.count)
+                keys.append(lost.key)
+                self._kept.put(url, lost.key, lost)
+                yield _Item(url, lost.key, begun, lost)
+            self._kept.put_shard(url, keys)
+
+    def _samples(self, url: str) -> Iterator[Sample]:
+        self._broken = ""
+        try:
+            if self._cached:
+                yield from read_joined(url, CACHED_MEMBERS, cache.path_of(url))
+            else:
+                yield from read_samples(url, MEMBERS)
+        except BrokenShardError as error:
+            self._broken = str(error)
+        except FileNotFoundError as error:
+            raise DatasetError(f"{error.filename or url}: a shard that was there is gone") from None
+
+    def _lost(self, url: str, lost: int, count: int) -> Bad:
+        why = self._broken or f"{url}: holds fewer than its manifest says"
+        return Bad(url, "lost", f"{why}; {lost} of {count} samples are lost", lost)
+
+    def _drawn(
+        self, item: _Item, rng: random.Random, *, check_only: bool
+    ) -> tuple[Size, Span | Callable[[], Span]] | Bad:
+        """A span of a sample, or how to make it where it may not be needed."""
+        clip = self._clip(item)
+        if isinstance(clip, Bad):
+            return clip
+        frames = self._config.num_frames
+        if clip.latents is not None:
+            first = int(rng.choice(clip.latents.first_frame.tolist()))
+        else:
+            first = rng.randint(0, clip.num_frames - frames)
+        try:
+            if not check_only:
+                return clip.size, clip.span(first, frames)
+            clip.check(first, frames)
+            return clip.size, partial(clip.span, first, frames)
+        except BadSampleError as error:
+            return Bad(item.key, error.reason, str(error))
+
+    def _clip(self, item: _Item) -> Prepared | Bad:
+        if isinstance(item.what, Prepared | Bad):
+            return item.what
+        found: Prepared | Bad
+        try:
+            found = prepare(
+                item.key, item.what, self._config.sizes, self._config.num_frames, self._facts,
+                cached=self._cached,
+            )  # fmt: skip
+            if self._kept.room_for(found):
+                found = found.kept()
+        except BadSampleError as error:
+            found = Bad(item.key, error.reason, str(error))
+        self._kept.put(item.shard, item.key, found)
+        return found
+
+
+class _Patience:
+    """How long there has been no good sample."""
+
+    def __init__(self, shards_per_epoch: int) -> None:
+        self._per_epoch = shards_per_epoch
+        self._since, self._bad = 0, Counter[str]()
+
+    def win(self, shards: int) -> None:
+        """A good sample, read when `shards` had been begun."""
+        self._since = shards
+        self._bad.clear()
+
+    def lose(self, shards: int, bad: Bad) -> None:
+        """A bad one; raises DatasetError where there seem to be none but bad ones."""
+        self._bad[bad.reason] += bad.count
+        epochs = (shards - self._since) / self._per_epoch
+        many = self._bad.total() >= PATIENT_SAMPLES
+        if epochs > MOST_EPOCHS or (epochs > PATIENT_EPOCHS and many):
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items()))
+            raise DatasetError(f"no sample can be used: {counts}; the last: {bad.message}")
