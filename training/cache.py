@@ -5,16 +5,19 @@ DATASET/shards/train-000000.tar    ->    DATASET/latents/train-000000.tar, .json
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
-import fsspec
 from pydantic import ValidationError
 
 from schemas.errors import DatasetError
 from schemas.records import Record
 from schemas.sample import ShardManifest
 from training.config import TrainConfig
+from training.reading import beside, read_files
+
+log = logging.getLogger(__name__)
 
 FOLDER = "latents"
 
@@ -33,6 +36,9 @@ class LatentsManifest(Record):
     """Of the tar file of latents."""
     bytes: int
     keys: tuple[str, ...]
+    """In the order of the shard; samples that could not be used are missing."""
+    lost: int
+    """Samples that were lost because the shard could not be read to its end."""
     num_frames: int
     sizes: tuple[tuple[int, int], ...]
     spans_per_clip: int
@@ -45,39 +51,42 @@ class LatentsManifest(Record):
 
 def path_of(shard: str) -> str:
     """Where the latents of a shard lie: the folder `latents` beside the shard's own."""
-    folder, _, name = shard.rpartition("/")
-    parent, slash, _ = folder.rpartition("/")
-    return f"{parent}{slash}{FOLDER}/{name}" if folder else f"../{FOLDER}/{name}"
+    return beside(shard, f"{FOLDER}/{shard.rpartition('/')[2]}")
 
 
-def read_manifest(shard: str) -> LatentsManifest | None:
-    """The manifest of a shard's latents; None where there are none.
+def read_manifests(shards: Sequence[str]) -> list[LatentsManifest | None]:
+    """The manifest of each shard's latents; None where there are none.
 
     Raises:
-        DatasetError: it is there and cannot be read.
+        DatasetError: one is there and cannot be read.
     """
-    name = path_of(shard).removesuffix(".tar") + ".json"
-    try:
-        with fsspec.open(name, "rb") as file:
-            return LatentsManifest.model_validate_json(file.read())
-    except FileNotFoundError:
+    names = [path_of(shard).removesuffix(".tar") + ".json" for shard in shards]
+    return [_manifest(name, data) for name, data in zip(names, read_files(names), strict=True)]
+
+
+def _manifest(name: str, data: bytes | Exception) -> LatentsManifest | None:
+    if isinstance(data, FileNotFoundError):
         return None
-    except (OSError, ValidationError) as error:
-        raise DatasetError(
-            f"{name}: not a manifest of latents ({' '.join(str(error).split())[:200]})"
-        ) from None
+    try:
+        if isinstance(data, Exception):
+            raise DatasetError(f"{name}: {_line(data)}")
+        return LatentsManifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DatasetError(f"{name}: expected a manifest of latents, found {where}: {first['msg']}") from None
 
 
 def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
     """Why these latents do not serve this run; empty where they do."""
     expected = {
-        "shard_sha256": (shard.sha256, found.shard_sha256),
-        "num_frames": (config.data.num_frames, found.num_frames),
-        "sizes": (config.data.sizes, found.sizes),
-        "base": (config.model.base, found.base),
-        "codec": (config.codec.kind, found.codec),
-        "text": (config.codec.text, found.text),
-        "image": (config.codec.image, found.image),
+        "shard": (shard.sha256, found.shard_sha256),
+        "data.num_frames": (config.data.num_frames, found.num_frames),
+        "data.sizes": (config.data.sizes, found.sizes),
+        "model.base": (config.model.base, found.base),
+        "codec.kind": (config.codec.kind, found.codec),
+        "codec.text": (config.codec.text, found.text),
+        "codec.image": (config.codec.image, found.image),
     }
     return [
         f"{name}: expected {want}, found {have}" for name, (want, have) in expected.items() if want != have
@@ -85,18 +94,28 @@ def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -
 
 
 def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> bool:
-    """Whether this run reads cached latents: all shards have them, or none is used.
+    """Whether this run reads cached latents: all shards have fitting ones, or none is used.
+
+    Where some are there and are not used, the log says why.
 
     Raises:
         DatasetError: `data.latents` is 'require' and a shard has none, or others; one line.
     """
     if config.data.latents == "ignore":
         return False
-    for shard, manifest in shards:
-        found = read_manifest(shard)
+    manifests = read_manifests([url for url, _ in shards])
+    for (url, manifest), found in zip(shards, manifests, strict=True):
         reasons = ["none are there"] if found is None else misfits(found, manifest, config)
-        if reasons:
-            if config.data.latents == "require":
-                raise DatasetError(f"latents of {shard}: {'; '.join(reasons)}: run `talkforge encode` again")
-            return False
+        if not reasons:
+            continue
+        text = f"latents of {url}: {'; '.join(reasons)}: run `talkforge encode` again"
+        if config.data.latents == "require":
+            raise DatasetError(text)
+        if any(manifests):
+            log.warning("cached latents are not used: %s", text)
+        return False
     return True
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -31,9 +31,6 @@ from training.stream import Bad, Kept, Place, Reader
 
 log = logging.getLogger(__name__)
 
-EXPECTED = ("too_short",)
-"""Reasons for which samples are left out by design: they are counted, and named only in a detailed log."""
-
 
 def collate(spans: Sequence[Span], facts: Facts) -> Batch:
     """Spans of one size and length as a batch; an absent identity is zeros."""
@@ -204,7 +201,7 @@ class SpanLoader:
         if bad.key not in self.bad_keys:
             self.bad_keys[bad.key] = bad.reason
             self.bad[bad.reason] += bad.count
-            log.log(logging.INFO if bad.reason in EXPECTED else logging.WARNING, "left out: %s", bad.message)
+            bad.tell()
 
 
 def _check_enough(shards: Sequence[Shard], listed: int, config: DataConfig, world: int) -> None:

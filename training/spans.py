@@ -65,7 +65,7 @@ class Span:
     """Frames of a clip with all that belongs to them.
 
     Attributes:
-        key: `<clip id>+<first frame>`.
+        key: `<clip id>+<first frame>`. first: that frame's number in the clip.
         rgb: [F, H, W, 3] uint8, or None where latents stand for it.
         lips: [F, H, W] uint8 0/1. lip_valid: [F] bool.
         speech: [L, D] float32 at 50 Hz. identity: [D] float32, or empty.
@@ -73,6 +73,7 @@ class Span:
     """
 
     key: str
+    first: int
     rgb: Bytes | None
     lips: Bytes
     lip_valid: np.ndarray
@@ -109,6 +110,7 @@ class Prepared:
         last = first + num_frames
         return Span(
             key=f"{self.key}+{first}",
+            first=first,
             rgb=self.pictures.rgb(first, last) if self.latents is None else None,
             lips=self.pictures.lips(first, last),
             lip_valid=self.lip_valid[first:last],

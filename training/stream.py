@@ -6,6 +6,7 @@ shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  sh
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,11 @@ from training.pictures import BadSampleError, Size
 from training.reading import BrokenShardError, Members, Sample, read_joined, read_samples
 from training.spans import CACHED_MEMBERS, MEMBERS, Prepared, Span, prepare
 
+log = logging.getLogger(__name__)
+
+BY_DESIGN = ("too_short", "no_latents")
+"""Reasons that say nothing bad of a sample."""
+
 PATIENT_EPOCHS, PATIENT_SAMPLES = 2, 10_000
 """A reader gives up after so many of its epochs and samples without a good one among them,"""
 
@@ -38,6 +44,10 @@ class Bad:
     reason: str
     message: str
     count: int = 1
+
+    def tell(self) -> None:
+        """Name it in the log; only in a detailed one if samples are left out for this reason by design."""
+        log.log(logging.INFO if self.reason in BY_DESIGN else logging.WARNING, "left out: %s", self.message)
 
 
 @dataclass(frozen=True)
