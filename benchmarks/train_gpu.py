@@ -269,10 +269,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--stage", choices=("clip", "frame"), default="frame")
     parser.add_argument("--trainable", choices=("adapters", "full"), default="adapters")
-    parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--size", type=int, default=512, help="height and width, px")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=5)
+    for name, value in {"frames": 81, "size": 512, "batch": 1, "steps": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--threads", type=int, default=0, help="of torch on a CPU; 0: torch decides")
     parser.add_argument("--peak-tflops", type=float, help="of a chip that is not known")

@@ -265,7 +265,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def test_everything_trained_has_a_gradient_in_both_stages(stage: str, trainable: str) -> None:
     model = awake("image", replace_config(audio_slots=True))
     set_trainable(model, ModelConfig(trainable=trainable))
-    model(*latents(), conditions(stage)).square().mean().backward()
+    dropped = replace(conditions(stage), audio_scale_B=torch.zeros(2), face_scale_B=torch.zeros(2))
+    model(*latents(), dropped).square().mean().backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert set(gradients(model)) == trained
 
@@ -448,6 +449,8 @@ def test_a_base_is_read_from_a_folder(base: Path) -> None:
     coarse = build(run_config(base=str(base)), FACTS, dtype=torch.bfloat16)
     assert coarse.transformer.patch_embedding.weight.dtype == torch.bfloat16
     assert coarse.transformer.blocks[0].norm2.weight.dtype == torch.float32
+    full = build(run_config(base=str(base), trainable="full"), FACTS, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(full[f"transformer.{name}"], value) for name, value in expected.items())
 
 
 def test_a_base_with_other_weights_is_refused_by_name(base: Path) -> None:
