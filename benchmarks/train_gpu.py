@@ -153,13 +153,12 @@ def random_conditions(
     shape: Shape, batch: int, frames: int, size_px: int, stage: str, device: torch.device
 ) -> Conditions:
     """What a step is told, of the right shapes."""
-    cells = size_px // 8
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(batch, *sizes, device=device)
 
     return Conditions(
-        condition_BCTHW=random(CONDITION_CHANNELS, latent_frames(frames), cells, cells),
+        condition_BCTHW=random(CONDITION_CHANNELS, latent_frames(frames), size_px // 8, size_px // 8),
         text_BSD=random(shape.text_tokens, shape.wan.text_dim),
         image_BKD=random(IMAGE_TOKENS, shape.wan.image_dim) if shape.wan.image_dim else None,
         speech_BLD=random(features_from_frames(frames, FPS), shape.speech_dim),

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,75 +8,31 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from schemas.errors import ModelError
+from tests.training.models import (
+    ADAPTERS,
+    FACTS,
+    FEATURES,
+    FRAMES,
+    KINDS,
+    LATENTS,
+    SPEECH_DIM,
+    adapters_with,
+    awake,
+    conditions,
+    latents,
+    run_config,
+    talking,
+    wan,
+)
 from training.alignment import windows
-from training.batch import Conditions, Facts
-from training.config import AdapterConfig, ModelConfig, RunConfig, TrainConfig, WanShape
+from training.batch import Conditions
+from training.config import AdapterConfig, ModelConfig
 from training.model import TalkingWan, adapter_parameters, build, cast, set_trainable
 
 torch.set_num_threads(1)
-
-SHAPE: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "num_layers": 2,
-    "ffn_dim": 32,
-    "text_dim": 8,
-    "freq_dim": 16,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "text": {"in_channels": 16},
-    "condition": {"in_channels": 36},
-    "image": {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24},
-}
-ADAPTERS = AdapterConfig(audio_dim=12, face_tokens=4, face_depth=1, face_dim=8, face_heads=2, motion_dim=8)
-SPEECH_DIM, IDENTITY_DIM = 6, 5
-FACTS = Facts(25.0, SPEECH_DIM, "logmel", IDENTITY_DIM, "arcface", 1, 1, "")
-FRAMES, LATENTS, FEATURES = 9, 3, 18
-
-
-def wan(kind: str = "image") -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    return WanTransformer3DModel(**SHAPE, **KINDS[kind])
-
-
-def talking(kind: str = "image", config: AdapterConfig = ADAPTERS, text_tokens: int = 512) -> TalkingWan:
-    torch.manual_seed(1)
-    return TalkingWan(wan(kind), config, SPEECH_DIM, IDENTITY_DIM, text_tokens)
-
-
-def awake(kind: str = "condition", config: AdapterConfig = ADAPTERS, text_tokens: int = 3) -> TalkingWan:
-    """A model whose adapters have left zero."""
-    model = talking(kind, config, text_tokens)
-    torch.manual_seed(2)
-    for _, parameter in adapter_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def latents(samples: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(samples, 16, LATENTS, 4, 4, generator=generator)
-    return x, torch.rand(samples, generator=generator) * 1000
-
-
-def conditions(stage: str, samples: int = 2, text_tokens: int = 3) -> Conditions:
-    g = torch.Generator().manual_seed(4)
-    return Conditions(
-        condition_BCTHW=torch.randn(samples, 20, LATENTS, 4, 4, generator=g),
-        text_BSD=torch.randn(samples, text_tokens, 8, generator=g),
-        image_BKD=torch.randn(samples, 7, 10, generator=g),
-        speech_BLD=torch.randn(samples, FEATURES, SPEECH_DIM, generator=g),
-        num_frames=FRAMES,
-        stage=stage,
-        audio_scale_B=torch.tensor([1.0, 0.0, 2.5])[:samples],
-        identity_BD=torch.randn(samples, IDENTITY_DIM, generator=g),
-        face_scale_B=torch.tensor([0.5, 0.5, 0.0])[:samples],
-        omega_B2=torch.rand(samples, 2, generator=g),
-    )
 
 
 def stock(model: WanTransformer3DModel, x: Tensor, timestep: Tensor, given: Conditions) -> Tensor:
@@ -121,7 +75,7 @@ def test_under_autocast_an_untrained_model_is_stock_wan(stage: str) -> None:
 
 
 def test_dropped_audio_and_face_leave_stock_wan() -> None:
-    model = awake(config=replace_config(motion=False))
+    model = awake(config=adapters_with(motion=False))
     x, timestep = latents()
     given = replace(conditions("frame"), audio_scale_B=torch.zeros(2), face_scale_B=torch.zeros(2))
     expected = stock(wan("condition"), x, timestep, given)
@@ -130,12 +84,8 @@ def test_dropped_audio_and_face_leave_stock_wan() -> None:
         assert torch.equal(model(x, timestep, given), expected)
 
 
-def replace_config(**values: Any) -> AdapterConfig:
-    return AdapterConfig(**{**ADAPTERS.model_dump(), **values})
-
-
 @pytest.mark.parametrize("stage", ["clip", "frame"])
-@pytest.mark.parametrize("config", [ADAPTERS, replace_config(audio_slots=True)], ids=["plain", "slots"])
+@pytest.mark.parametrize("config", [ADAPTERS, adapters_with(audio_slots=True)], ids=["plain", "slots"])
 def test_a_batch_is_as_good_as_one_by_one(stage: str, config: AdapterConfig) -> None:
     model = awake("image", config)
     x, timestep = latents(3)
@@ -192,14 +142,14 @@ def test_slots_tell_where_in_its_window_a_token_is() -> None:
     swapped[8], swapped[9] = 9, 8  # both in the windows of latent frames 1 and 2
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
     moved = replace(given, speech_BLD=given.speech_BLD[:, swapped])
-    for config, knows in ((ADAPTERS, False), (replace_config(audio_slots=True), True)):
+    for config, knows in ((ADAPTERS, False), (adapters_with(audio_slots=True), True)):
         model = awake(config=config)
         change = (first_attended(model, moved) - first_attended(model, given)).abs().amax()
         assert (float(change) > 1e-3) == knows
 
 
 def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> None:
-    model, reference = awake(), awake(config=replace_config(reference_padding=True))
+    model, reference = awake(), awake(config=adapters_with(reference_padding=True))
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2), face_scale_B=torch.zeros(2))
     ours, diluted = first_attended(model, given), first_attended(reference, given)
     change = (ours - diluted).abs().amax((0, 2, 3))
@@ -225,7 +175,7 @@ def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> Non
 
 
 def test_padding_stays_zero_beside_learned_slots() -> None:
-    model = awake(config=replace_config(audio_slots=True, reference_padding=True))
+    model = awake(config=adapters_with(audio_slots=True, reference_padding=True))
     model(*latents(), conditions("frame"))
     signals, valid_TW = model.context.signals, windows(FEATURES, FRAMES).valid_TW
     assert signals.audio_mask_G11W is None
@@ -244,7 +194,7 @@ def test_a_single_feature_is_heard_by_every_latent_frame() -> None:
 
 
 def test_motion_is_added_with_the_timestep_embedding() -> None:
-    model = awake(config=replace_config(face=False))
+    model = awake(config=adapters_with(face=False))
     x, timestep = latents()
     given = replace(conditions("frame"), audio_scale_B=torch.zeros(2))
     added = model.motion(given.omega_B2)
@@ -263,7 +213,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("stage", ["clip", "frame"])
 @pytest.mark.parametrize("trainable", ["adapters", "full"])
 def test_everything_trained_has_a_gradient_in_both_stages(stage: str, trainable: str) -> None:
-    model = awake("image", replace_config(audio_slots=True))
+    model = awake("image", adapters_with(audio_slots=True))
     set_trainable(model, ModelConfig(trainable=trainable))
     dropped = replace(conditions(stage), audio_scale_B=torch.zeros(2), face_scale_B=torch.zeros(2))
     model(*latents(), dropped).square().mean().backward()
@@ -356,26 +306,6 @@ def test_the_14b_model_has_the_published_adapters() -> None:
     assert published["audio_proj.proj.weight"].shape == (2048, 768)
 
 
-def run_config(**model: Any) -> TrainConfig:
-    shape = WanShape(**SHAPE)
-    return TrainConfig(model=ModelConfig(shape=shape, text_tokens=3, **model), adapters=ADAPTERS)
-
-
-def test_a_random_model_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    first, second = build(run_config(), FACTS), build(run_config(), FACTS)
-    assert torch.equal(torch.rand(1), expected)
-    other = build(run_config().model_copy(update={"run": RunConfig(seed=1)}), FACTS).state_dict()
-    same = {name for name, value in first.state_dict().items() if torch.equal(value, other[name])}
-    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
-    assert "audio_proj.proj.weight" not in same
-    assert {name for name, _ in first.named_parameters() if name.startswith("transformer.")} <= same
-    assert first.transformer.config.in_channels == 36
-    assert first(*latents(), conditions("frame")).shape == (2, 16, LATENTS, 4, 4)
-
-
 def test_frozen_weights_take_the_type_and_trained_ones_stay_precise() -> None:
     model = build(run_config(gradient_checkpointing=True), FACTS, dtype=torch.bfloat16)
     types = {name: p.dtype for name, p in model.named_parameters()}
@@ -394,7 +324,7 @@ def test_branches_follow_the_data_set_and_the_configuration() -> None:
     assert not any("face" in name for name, _ in faceless.named_parameters() if "motion" not in name)
     x, timestep = latents()
     faceless(x, timestep, replace(conditions("frame"), identity_BD=None))
-    still = run_config().model_copy(update={"adapters": replace_config(motion=False, audio_slots=True)})
+    still = run_config().model_copy(update={"adapters": adapters_with(motion=False, audio_slots=True)})
     model = build(still, FACTS)
     assert model.motion is None
     assert model.audio_slots.weight.shape == (32, 12)
@@ -434,56 +364,6 @@ def test_lora_updates_every_attention_and_starts_at_zero() -> None:
     assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    wan("image").save_pretrained(tmp_path / "base" / "transformer")
-    return tmp_path / "base"
-
-
-def test_a_base_is_read_from_a_folder(base: Path) -> None:
-    model = build(run_config(base=str(base)), FACTS)
-    expected = wan("image").state_dict()
-    found = {n.removeprefix("transformer."): v for n, v in model.state_dict().items()}
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert model.transformer.config.image_dim == 10
-    coarse = build(run_config(base=str(base)), FACTS, dtype=torch.bfloat16)
-    assert coarse.transformer.patch_embedding.weight.dtype == torch.bfloat16
-    assert coarse.transformer.blocks[0].norm2.weight.dtype == torch.float32
-    full = build(run_config(base=str(base), trainable="full"), FACTS, dtype=torch.bfloat16).state_dict()
-    assert all(torch.equal(full[f"transformer.{name}"], value) for name, value in expected.items())
-
-
-def test_a_base_with_other_weights_is_refused_by_name(base: Path) -> None:
-    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["extra"] = weights.pop("blocks.1.attn2.to_v.bias")
-    save_file(weights, file, metadata={"format": "pt"})
-    message = rf"^model\.base {base}: .*missing keys: blocks\.1\.attn2\.to_v\.bias; unexpected keys: extra$"
-    with pytest.raises(ModelError, match=message):
-        build(run_config(base=str(base)), FACTS)
-
-
-def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path) -> None:
-    file = base / "transformer" / "diffusion_pytorch_model.safetensors"
-    torch.save({"weights": torch.zeros(1)}, file.with_suffix(".bin"))
-    file.unlink()
-    missing = str(base.parent / "nowhere")
-    for folder in (str(base), missing):
-        with pytest.raises(ModelError) as error:
-            build(run_config(base=folder), FACTS)
-        assert str(error.value).startswith(f"model.base {folder}: expected a diffusers Wan model")
-        assert "\n" not in str(error.value)
-
-
-def test_another_model_than_wan_2_1_is_refused(base: Path) -> None:
-    file = base / "transformer" / "config.json"
-    config = json.loads(file.read_text())
-    shutil.rmtree(base / "transformer")
-    WanTransformer3DModel.from_config({**config, "in_channels": 48}).save_pretrained(base / "transformer")
-    with pytest.raises(ModelError, match=r"^transformer: .* 16 or 36 channels in .* found .*, 48 and 16$"):
-        build(run_config(base=str(base)), FACTS)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -501,7 +381,7 @@ def test_conditions_that_do_not_fit_are_refused(change: dict[str, Any], message:
 
 
 def test_windows_wider_than_the_learned_slots_are_refused() -> None:
-    model = awake(config=replace_config(audio_slots=True))
+    model = awake(config=adapters_with(audio_slots=True))
     given = replace(conditions("frame"), speech_BLD=torch.zeros(2, 120, SPEECH_DIM))
     with pytest.raises(ModelError, match=r"audio_slots: expected windows of at most 32 features, found 61"):
         model(*latents(), given)
