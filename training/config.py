@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Section, load_section
+from schemas.config import Section, flatten, load_section
+from schemas.errors import CommandError
 from schemas.units import latent_frames
+
+UMT5_TOKENS = 512
+"""Text tokens of a prompt embedding. Source: Wan."""
 
 
 class WanShape(Section):
@@ -90,7 +95,7 @@ class DataConfig(Section):
         "", description="Shards to train on, with braces: DATASET/shards/train-{000000..000123}.tar."
     )
     validation_shards: str = Field(
-        "", description="Shards that the validation samples are taken from; may be empty."
+        "", description="Shards that validation samples are taken from; empty: the training shards."
     )
     num_frames: int = Field(81, ge=1, description="Frames of a training span, 4n + 1.")
     sizes: tuple[tuple[int, int], ...] = Field(
@@ -205,7 +210,7 @@ class RunConfig(Section):
     )
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     seed: int = Field(0, ge=0, description="Of everything drawn.")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Accelerate's mixed precision.")
+    precision: Literal["no", "bf16"] = Field("no", description="Accelerate's mixed precision.")
     log_every: int = Field(10, ge=1, description="Steps between two lines in the trackers.")
     save_every: int = Field(1000, ge=1, description="Steps between two checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
@@ -230,6 +235,54 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     sample: SampleConfig = SampleConfig()
     run: RunConfig = RunConfig()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise CommandError, in one line, where settings contradict each other or have no effect.
+
+    A setting that differs from its default and changes nothing is refused: whoever gave it expects that
+    it does.
+    """
+    problems = [*_contradictions(config)]
+    given, default = flatten(config), flatten(TrainConfig())
+    for names, because in _unused(config):
+        problems += [
+            f"{key}={given[key]} has no effect with {because}"
+            for key in given
+            if key.startswith(names) and given[key] != default.get(key)
+        ]
+    if problems:
+        raise CommandError(f"config: {'; '.join(problems)}")
+
+
+def _contradictions(config: TrainConfig) -> Iterator[str]:
+    if not config.run.out:
+        yield "run.out: expected the folder of the run, found nothing"
+    if config.model.base == "random":
+        for key, none in (("kind", "linear"), ("text", "none"), ("image", "none")):
+            if (found := getattr(config.codec, key)) != none:
+                yield f"codec.{key}={found} needs a model.base with weights: give one, or codec.{key}={none}"
+    if config.codec.text == "umt5" and config.model.text_tokens != UMT5_TOKENS:
+        yield f"codec.text=umt5: expected model.text_tokens={UMT5_TOKENS}, found {config.model.text_tokens}"
+
+
+def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Beginnings of names of settings that change nothing in this run, and what makes them so."""
+    if config.model.base != "random":
+        yield ("model.shape.",), f"model.base={config.model.base}"
+    if config.model.trainable != "lora":
+        yield ("model.lora_rank",), f"model.trainable={config.model.trainable}"
+    if not config.adapters.face:
+        yield ("adapters.face_",), "adapters.face=false"
+    if not config.adapters.motion:
+        yield ("adapters.motion_dim",), "adapters.motion=false"
+    if config.run.stage == "clip":
+        yield (
+            ("adapters.reference_padding", "loss.eta", "loss.normalise", "loss.plain_weight"),
+            "run.stage=clip",
+        )
+    if not config.run.validate_every:
+        yield ("data.validation_shards", "run.validation_samples"), "run.validate_every=0"
 
 
 def load_train_config(path: Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from training.config import OptimConfig
 from training.model import TalkingWan, adapter_parameters
+from training.parallel import placed_like, trained_parameters
+from training.tensor_files import check_names
 
 
-def optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; adapters have a learning rate of their own, in `group["scale"]`."""
+def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained; adapters have a learning rate of their own, see `set_learning_rate`."""
     adapters = {name for name, _ in adapter_parameters(model)}
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = trained_parameters(model)
     groups = [
-        {"params": [p for name, p in trained if (name in adapters) == added], "scale": scale}
+        {"params": [p for name, p in trained.items() if (name in adapters) == added], "scale": scale}
         for added, scale in ((True, config.adapter_lr_scale), (False, 1.0))
     ]
     return torch.optim.AdamW(
@@ -28,8 +31,8 @@ def optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of step 1..`steps`, before a group's scale: linear warm-up, then constant or half a
-    cosine down to zero after the last step."""
+    """Learning rate of step 1..`steps`, before a group's scale: linear warm-up to `config.lr` at its last
+    step, then constant, or half a cosine that would reach zero one step after the last."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
@@ -38,30 +41,40 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its scale of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * rate
+
+
 class Average:
-    """Exponential moving average of what is trained, in float32.
+    """Exponential moving average of what is trained, float32, spread over processes as the weights are.
 
     Attributes:
         state: the average by parameter name; None where none is kept.
     """
 
-    def __init__(self, model: nn.Module, decay: float | None, state: dict[str, Tensor] | None = None) -> None:
-        """Starts at `state`, or at the model's weights."""
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
+        """Starts at the model's weights."""
         self._decay = decay
         self.state: dict[str, Tensor] | None = None
         if decay is not None:
-            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            start = state or trained
-            self.state = {
-                name: start[name].detach().to(p.device, torch.float32, copy=True)
-                for name, p in trained.items()
-            }
+            trained = trained_parameters(model)
+            self.state = {name: p.detach().to(torch.float32, copy=True) for name, p in trained.items()}
+
+    def load(self, state: Mapping[str, Tensor], name: str) -> None:
+        """Go on from an average as it was saved, whole.
+
+        Raises:
+            ModelError: it is of other parameters; `name` is of the file, for messages.
+        """
+        if self.state is not None:
+            check_names(self.state, state, name)
+            self.state = {key: placed_like(state[key], value) for key, value in self.state.items()}
 
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""
         if self.state is None or self._decay is None:
             return
-        for name, parameter in model.named_parameters():
-            if name in self.state:
-                average = self.state[name].to(parameter.device)
-                self.state[name] = average.lerp_(parameter.detach().float(), 1 - self._decay)
+        for name, parameter in trained_parameters(model).items():
+            self.state[name].lerp_(parameter.detach().float(), 1 - self._decay)

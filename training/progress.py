@@ -26,8 +26,8 @@ class Report:
         masked_share: share of the samples that were weighted by their lips.
         grad_norm: before it was clipped.
         samples_per_s: over all ranks; samples_per_s_rank: of this one.
-        wait_fraction: share of the time since the last report spent waiting for data.
-        bad_samples: samples left out so far by this rank.
+        wait_fraction: share of the time since the last report that the slowest rank waited for data.
+        bad_samples: samples left out since this start, over all ranks.
         left_s: time to the last step at this speed.
     """
 
@@ -54,9 +54,9 @@ class Report:
             speed += f" ({self.samples_per_s_rank:.1f} a rank)"
         bad = f"  bad samples {self.bad_samples}" if self.bad_samples else ""
         return (
-            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  plain {self.plain:.4f}  lips {self.lips:.4f}"
-            f"  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}  data wait {self.wait_fraction:.0%}"
-            f"{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
+            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  plain {self.plain:.4f}"
+            f"  lips {self.lips:.4f}  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}"
+            f"  data wait {self.wait_fraction:.0%}{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
         )
 
 
@@ -87,21 +87,22 @@ class Clock:
 class Watch:
     """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """`quiet`: another process shows the run."""
+        self._console, self._live = console, console.is_terminal and not quiet
         self._bar = Bar(BarColumn(bar_width=20), TextColumn("{task.description}"), console=console)
         self._task = self._bar.add_task("starting", total=None)
         self._last_line_s = float("-inf")
 
     def __enter__(self) -> Watch:
-        if self._console.is_terminal:
+        if self._live:
             self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        if self._live:
             self._bar.stop()
 
     def show(self, report: Report) -> None:
