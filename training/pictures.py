@@ -168,6 +168,8 @@ class Encoded:
             with av.open(io.BytesIO(self.mp4)) as container:
                 container.streams.video[0].thread_count = 1
                 for frame in container.decode(video=0):
+                    if frame.is_corrupt:  # patched up by the decoder, and all that follow with it
+                        raise BadSampleError("unreadable", f"{self.key}: mp4: frame {count} is damaged")
                     if (frame.height, frame.width) != expected:
                         found = f"{frame.width} x {frame.height}"
                         raise BadSampleError(

@@ -57,7 +57,7 @@ class Shown:
     def valid(self) -> np.ndarray:
         """uint8 [F]: 0 in frames 3, 10, 17 ..., 1 in frame 5, else 2."""
         valid = np.full(self.num_frames, 2, np.uint8)
-        valid[3::7], valid[5] = 0, 1
+        valid[3::7], valid[5:6] = 0, 1
         return valid
 
 
@@ -65,7 +65,7 @@ def number_and_frame(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number of the clip and of the frame that pictures [..., H, W, 3] show, each [...]."""
     mean = rgb.reshape(*rgb.shape[:-3], -1, 3).mean(axis=-2)
     assert np.ptp(rgb.astype(int), axis=(-3, -2)).max() <= 2, "a picture is one colour"
-    return np.round((mean[..., 2] - 20) / 14).astype(int), np.round((mean[..., 0] - 30) / 5).astype(int)
+    return np.round((mean[..., 2] - 20) / 14).astype(int), np.round((mean[..., 0] - 24) / 7).astype(int)
 
 
 @cache
@@ -99,7 +99,7 @@ def members_of(shown: Shown) -> Members:
 
 
 def _mp4(shown: Shown) -> bytes:
-    colours = [(30 + 5 * k, 128, 20 + 14 * shown.number) for k in range(shown.num_frames)]
+    colours = [(24 + 7 * k, 128, 20 + 14 * shown.number) for k in range(shown.num_frames)]
     pictures = (np.full((shown.height_px, shown.width_px, 3), colour, np.uint8) for colour in colours)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
