@@ -74,14 +74,10 @@ def facts_of(found: Sequence[Shard], name: str) -> Facts:
     full = [(url, manifest) for url, manifest in found if manifest.count]
     if not full:
         raise DatasetError(f"{name}: expected samples, found {len(found)} empty shards")
-    by_folder = {url.rpartition("/")[0]: url for url, _ in reversed(full)}
-    described = {url: _described(url) for url in by_folder.values()}
-    (url, facts), *others = described.items()
-    for other, different in others:
-        for key, value in facts.items():
-            if different[key] != value:
-                both = f"{value} in {url} and {different[key]} in {other}"
-                raise DatasetError(f"{name}: {key}: expected one value, found {both}")
+    first_of: dict[str, str] = {}
+    for url, _ in full:
+        first_of.setdefault(url.rpartition("/")[0], url)
+    facts = _common(name, {url: _described(url) for url in first_of.values()})
     digest = hashlib.sha256("".join(manifest.sha256 for _, manifest in found).encode())
     return Facts(
         **facts,
@@ -89,6 +85,23 @@ def facts_of(found: Sequence[Shard], name: str) -> Facts:
         num_samples=sum(manifest.count for _, manifest in found),
         fingerprint=digest.hexdigest(),
     )
+
+
+def _common(name: str, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What all data sets say; one without identities has nothing to say of them."""
+    common: dict[str, Any] = {}
+    said_by: dict[str, str] = {}
+    for url, facts in described.items():
+        for key, value in facts.items():
+            known = bool(value) or not key.startswith("identity")
+            if known and key in said_by and common[key] != value:
+                both = f"{common[key]} in {said_by[key]} and {value} in {url}"
+                raise DatasetError(f"{name}: {key}: expected one value, found {both}")
+            if known or key not in common:
+                common[key] = value
+            if known:
+                said_by[key] = url
+    return common
 
 
 def _described(url: str) -> dict[str, Any]:

@@ -174,7 +174,9 @@ def test_a_kept_clip_takes_the_memory_that_it_says(shown: Shown) -> None:
     span = clip.kept().span(0, 30 - 1)
     assert span.rgb is not None
     per_frame = span.rgb[0].nbytes + span.lips[0].nbytes
-    assert clip.kept_bytes == clip.kept().kept_bytes == 30 * per_frame + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4
+    assert (
+        clip.kept_bytes == clip.kept().kept_bytes == 30 * per_frame + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4
+    )
 
 
 # --------------------------------------------------------------------------- cached latents
@@ -194,9 +196,7 @@ def latents(spans: int = 3, **changes: np.ndarray | None) -> bytes:
 
 def with_latents(data: bytes | None = None, frames: int = 9) -> Prepared:
     members = {name: data for name, data in members_of(SHOWN).items() if name in CACHED_MEMBERS}
-    return prepare(
-        SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, frames, FACTS, cached=True
-    )
+    return prepare(SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, frames, FACTS, cached=True)
 
 
 @pytest.mark.parametrize("kept", (False, True))
