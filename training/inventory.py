@@ -6,7 +6,8 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import webdataset as wds
 from schemas.errors import CommandError, DatasetError
 from schemas.sample import SampleMeta, ShardManifest
 from training.batch import Facts
-from training.reading import BrokenShardError, beside, read_files, read_samples
+from training.reading import BrokenShardError, Members, beside, read_files, read_samples
+
+log = logging.getLogger(__name__)
 
 Shard = tuple[str, ShardManifest]
 """Path or URI of a tar file, and its manifest."""
 
 LOOKED_AT = 64
-"""Samples of a data set in which an identity is looked for: where they have none, none is expected."""
+"""Samples of a data set among which one is looked for that can be read, and one with an identity: where
+these have none, none is expected of any."""
 
 
 def shard_list(shards: str) -> list[Shard]:
@@ -74,10 +78,10 @@ def facts_of(found: Sequence[Shard], name: str) -> Facts:
     full = [(url, manifest) for url, manifest in found if manifest.count]
     if not full:
         raise DatasetError(f"{name}: expected samples, found {len(found)} empty shards")
-    first_of: dict[str, str] = {}
+    sets: dict[str, list[str]] = {}
     for url, _ in full:
-        first_of.setdefault(url.rpartition("/")[0], url)
-    facts = _common(name, {url: _described(url) for url in first_of.values()})
+        sets.setdefault(url.rpartition("/")[0], []).append(url)
+    facts = _common(name, {urls[0]: _described(urls) for urls in sets.values()})
     digest = hashlib.sha256("".join(manifest.sha256 for _, manifest in found).encode())
     return Facts(
         **facts,
@@ -104,35 +108,50 @@ def _common(name: str, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return common
 
 
-def _described(url: str) -> dict[str, Any]:
-    """What the samples of one data set have in common."""
-    samples = read_samples(url, frozenset({"json", "speech.npy", "identity.npy"}))
-    try:
-        _, first = next(samples)
-        meta = SampleMeta.model_validate_json(first["json"])
-        speech = np.load(io.BytesIO(first["speech.npy"]), allow_pickle=False)
-        rest = (members for _, members in itertools.islice(samples, LOOKED_AT - 1))
-        known = next((one for one in itertools.chain([first], rest) if "identity.npy" in one), None)
-        identity_dim, identity_model = _identity(known) if known else (0, "")
-        return {
-            "fps": meta.clip.fps,
-            "speech_dim": int(speech.shape[1]),
-            "speech_model": _speech_model(url),
-            "identity_dim": identity_dim,
-            "identity_model": identity_model,
-        }
-    except FileNotFoundError:
-        raise CommandError(f"data.shards: no shard {url} (only its manifest is there)") from None
-    except StopIteration:
-        raise DatasetError(f"{url}: expected samples, as its manifest says, found none") from None
-    except (BrokenShardError, OSError, KeyError, ValueError, IndexError) as error:
-        raise DatasetError(f"{url}: first sample: {_line(error)}") from None
+def _described(urls: Sequence[str]) -> dict[str, Any]:
+    """What the samples of one data set have in common: of the first that can be read.
+
+    A damaged sample or shard is no reason to stop here; whoever trains on it counts it.
+    """
+    facts: dict[str, Any] = {}
+    wrong = ""
+    for url, members in itertools.islice(_samples(urls), LOOKED_AT):
+        try:
+            meta = SampleMeta.model_validate_json(members["json"])
+            speech_dim = int(_array(members["speech.npy"]).shape[1])
+            found = {"fps": meta.clip.fps, "speech_dim": speech_dim, "speech_model": _speech_model(url)}
+            who, vector = meta.measures.identity, members.get("identity.npy")
+            identity: dict[str, Any] = {"identity_dim": len(_array(vector)) if vector else 0}
+            identity["identity_model"] = who.identity_model if who and vector else ""
+        except Exception as error:  # damaged bytes make the libraries raise almost anything
+            wrong = wrong or f"{url}: {_line(error)}"
+            continue
+        facts = found | identity if identity["identity_dim"] else facts or found | identity
+        if facts["identity_dim"]:
+            break
+    if not facts:
+        raise DatasetError(
+            f"{urls[0]}: expected samples, as its manifest says, found none ({wrong or 'empty'})"
+        )
+    return facts
 
 
-def _identity(members: dict[str, bytes]) -> tuple[int, str]:
-    who = SampleMeta.model_validate_json(members["json"]).measures.identity
-    vector = np.load(io.BytesIO(members["identity.npy"]), allow_pickle=False)
-    return len(vector), who.identity_model if who else ""
+def _samples(urls: Sequence[str]) -> Iterator[tuple[str, Members]]:
+    for url in urls:
+        try:
+            for _, members in read_samples(url, ("json", "speech.npy", "identity.npy")):
+                yield url, members
+        except FileNotFoundError:
+            raise CommandError(f"data.shards: no shard {url} (only its manifest is there)") from None
+        except OSError as error:
+            raise DatasetError(f"{url}: {_line(error)}") from None
+        except BrokenShardError as error:
+            log.warning("%s", error)
+
+
+def _array(data: bytes) -> np.ndarray:
+    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
 
 
 def _speech_model(url: str) -> str:

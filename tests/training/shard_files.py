@@ -171,3 +171,27 @@ def _rewrite(store: Store, plan: ShardPlan, samples: Sequence[tuple[str, Members
     with TarWriter(str(store.local_root / plan.tar), encoder=False) as tar:
         for key, members in samples:
             tar.write({"__key__": key, **members})
+
+
+def write_latents(
+    folder: Path, name: str, firsts: Mapping[int, Sequence[int]], *, encoders: bool = True
+) -> None:
+    """Latents of spans of 9 frames at 32 x 32 px: the number of the clip + first frame / 32 everywhere."""
+    from webdataset import TarWriter
+
+    (folder / "latents").mkdir(exist_ok=True)
+    with TarWriter(str(folder / "latents" / f"{name}.tar"), encoder=False) as tar:
+        for number, starts in firsts.items():
+            values = number + np.array(starts)[:, None, None, None, None] / 32
+            arrays = {
+                "first_frame": np.array(starts, np.int32),
+                "latents": np.broadcast_to(values, (len(starts), 16, 3, 4, 4)).astype(np.float16),
+                "condition": np.broadcast_to(-values, (len(starts), 20, 3, 4, 4)).astype(np.float16),
+            }
+            if encoders:
+                arrays |= {
+                    "text": np.full((3, 2), number + 1, np.float16),
+                    "empty_text": np.full((1, 2), 9, np.float16),
+                    "image": np.full((len(starts), 5, 4), number + 0.5, np.float16),
+                }
+            tar.write({"__key__": f"clip{number:02d}", "latents.npz": sample.npz_bytes(**arrays)})

@@ -92,11 +92,11 @@ def test_a_manifest_that_is_none(shards: list[Shard], data: bytes) -> None:
     path = Path(path_of(shards[0][0])).with_suffix(".json")
     path.write_bytes(data)
     with pytest.raises(
-        DatasetError, match="train-000000.json: expected a manifest of latents, found"
+        DatasetError, match=r"train-000000.json: expected a manifest of latents, found"
     ) as caught:
         usable(shards, config())
     assert "\n" not in str(caught.value)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DatasetError, match="train-000000.json: "):
+    with pytest.raises(DatasetError, match=r"train-000000.json: "):
         usable(shards, config())

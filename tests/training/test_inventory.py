@@ -102,7 +102,7 @@ def test_data_sets_that_agree_may_be_mixed(shards: str, tmp_path: Path, known: b
 
 
 def test_no_pattern() -> None:
-    with pytest.raises(CommandError, match="data.shards: expected DATASET/shards/.*, found nothing"):
+    with pytest.raises(CommandError, match=r"data.shards: expected DATASET/shards/.*, found nothing"):
         shard_list("")
 
 
@@ -137,8 +137,8 @@ def test_shards_without_samples(tmp_path: Path) -> None:
         probe(shards)
 
 
-@pytest.mark.parametrize("data", (None, b"", b"x" * 5000))
-def test_a_first_sample_that_cannot_be_read(tmp_path: Path, data: bytes | None) -> None:
+@pytest.mark.parametrize("data", (None, b"", b"x" * 5000, bytes(10240)))
+def test_shards_that_cannot_be_read(tmp_path: Path, data: bytes | None) -> None:
     shards = write_set(tmp_path, [[Shown(0)]])
     tar = tmp_path / "shards" / "train-000000.tar"
     tar.unlink() if data is None else tar.write_bytes(data)
@@ -147,10 +147,12 @@ def test_a_first_sample_that_cannot_be_read(tmp_path: Path, data: bytes | None) 
     assert "\n" not in str(caught.value)
 
 
-def test_a_first_sample_that_is_damaged(tmp_path: Path) -> None:
-    shards = write_set(tmp_path, [[Shown(0)]], {"clip00": {"speech.npy": b"x"}})
-    with pytest.raises(DatasetError, match="train-000000.tar: first sample: "):
-        probe(shards)
-    shards = write_set(tmp_path / "b", [[Shown(0)]], {"clip00": {"json": None}})
-    with pytest.raises(DatasetError, match="train-000000.tar: first sample: 'json'"):
-        probe(shards)
+def test_the_first_sample_that_can_be_read_speaks_for_all(tmp_path: Path) -> None:
+    damage: dict[str, dict[str, bytes | None]] = {"clip00": {"speech.npy": b"x"}, "clip01": {"json": None}}
+    shards = write_set(tmp_path, [[Shown(0), Shown(1)], [Shown(2, identity=False), Shown(3)]], damage)
+    assert (probe(shards).speech_dim, probe(shards).identity_dim) == (SPEECH_DIM, IDENTITY_DIM)
+    with pytest.raises(DatasetError, match=r"train-000000.tar: expected samples, .*, found none \(.*pickle"):
+        probe(shard_list(shards)[0][0])
+    tar = tmp_path / "shards" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    assert probe(shards).speech_dim == SPEECH_DIM
