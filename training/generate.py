@@ -48,11 +48,11 @@ class Portraitist:
     """A trained model with all that it needs to speak, loaded once.
 
     Attributes:
-        config: of its run. facts: of the data set it was trained on.
+        model, encoders: as they were trained. config: of its run. facts: of the data set.
     """
 
     def __init__(self, model: TalkingWan, encoders: Encoders, config: TrainConfig, facts: Facts) -> None:
-        self._model, self._encoders = model, encoders
+        self.model, self.encoders = model, encoders
         self.config, self.facts = config, facts
 
     @classmethod
@@ -68,7 +68,7 @@ class Portraitist:
         where = where if device == "auto" else torch.device(device)
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
         model = build(config, facts, dtype=dtype)
-        checkpoint.load_trained(model, found.averaged() or found.trained(), str(found.folder))
+        checkpoint.load_trained(model, found.best(), str(found.folder))
         encoders = load_encoders(config, model.transformer.config.text_dim, where)
         codec = found.codec()
         if codec is not None:
@@ -83,11 +83,11 @@ class Portraitist:
             told: speech, identity and motion intensities; its pictures are not looked at.
             seed: of the noise.
         """
-        config, device = self.config, next(self._model.parameters()).device
+        config, device = self.config, next(self.model.parameters()).device
         told = told.to(device)
-        encoded = encode_image(rgb_BHWC.to(device), told.num_frames, told.texts, self._encoders)
+        encoded = encode_image(rgb_BHWC.to(device), told.num_frames, told.texts, self.encoders)
         latents = sampling.sample(
-            self._model,
+            self.model,
             told,
             encoded,
             config.adapters,
@@ -96,7 +96,7 @@ class Portraitist:
             config.flow.shift,
             Generator().manual_seed(seed),
         )
-        return self._encoders.codec.decode(latents).cpu()
+        return self.encoders.codec.decode(latents).cpu()
 
     def batch(
         self,
