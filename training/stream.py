@@ -29,11 +29,9 @@ log = logging.getLogger(__name__)
 BY_DESIGN = ("too_short", "no_latents")
 """Reasons that say nothing bad of a sample."""
 
-PATIENT_EPOCHS, PATIENT_SAMPLES = 2, 10_000
-"""A reader gives up after so many of its epochs and samples without a good one among them,"""
-
-MOST_EPOCHS = 16
-"""or after so many epochs: with few shards, one without a good sample may come again and again."""
+PATIENT_EPOCHS, PATIENT_SAMPLES, MOST_EPOCHS = 2, 10_000, 16
+"""A reader gives up when that many of its epochs, and that many samples, passed without a good one; or
+that many epochs at most: of few shards, those without a good sample may come again and again."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Item:
-    """A sample on its way through the shuffle; `shards` had been begun when it was read."""
+    """A sample on its way through the shuffle: not looked at yet, kept in memory, or known to be bad."""
 
     shard: str
     key: str
-    shards: int
     what: Members | Prepared | Bad
 
 
@@ -152,14 +149,14 @@ class Reader:
         rng = place.rng("spans")
         buckets: dict[Size, list[Span | Callable[[], Span]]] = {}
         bad: list[Bad] = []
-        patience = _Patience(-(-len(self._shards) // place.total))
+        patience = _Patience(sum(manifest.count for _, manifest in self._shards) / place.total)
         for item in self._shuffled(place):
             found = self._drawn(item, rng, check_only=skip > 0)
             if isinstance(found, Bad):
                 bad.append(found)
-                patience.lose(item.shards, found)
+                patience.lose(found)
                 continue
-            patience.win(item.shards)
+            patience.win()
             size, span = found
             bucket = buckets.setdefault(size, [])
             bucket.append(span)
@@ -179,20 +176,20 @@ class Reader:
 
     def _items(self, place: Place) -> Iterator[_Item]:
         order = shard_order(len(self._shards), self._config.sampling, place)
-        for begun, (url, manifest) in enumerate((self._shards[k] for k in order), start=1):
+        for url, manifest in (self._shards[k] for k in order):
             if whole := self._kept.whole(url):
                 for key, what in whole:
-                    yield _Item(url, key, begun, what)
+                    yield _Item(url, key, what)
                 continue
             keys: list[str] = []
             for key, members in self._samples(url):
                 keys.append(key)
-                yield _Item(url, key, begun, self._kept.get(url, key) or members)
+                yield _Item(url, key, self._kept.get(url, key) or members)
             if len(keys) < manifest.count:
                 lost = self._lost(url, manifest.count - len(keys), manifest.count)
                 keys.append(lost.key)
                 self._kept.put(url, lost.key, lost)
-                yield _Item(url, lost.key, begun, lost)
+                yield _Item(url, lost.key, lost)
             self._kept.put_shard(url, keys)
 
     def _samples(self, url: str) -> Iterator[Sample]:
@@ -249,22 +246,19 @@ class Reader:
 
 
 class _Patience:
-    """How long there has been no good sample."""
+    """How long there has been no good sample, of `epoch` that a reader reads in an epoch."""
 
-    def __init__(self, shards_per_epoch: int) -> None:
-        self._per_epoch = shards_per_epoch
-        self._since, self._bad = 0, Counter[str]()
+    def __init__(self, epoch: float) -> None:
+        self._most = min(MOST_EPOCHS * epoch, max(PATIENT_EPOCHS * epoch, PATIENT_SAMPLES))
+        self._bad = Counter[str]()
 
-    def win(self, shards: int) -> None:
-        """A good sample, read when `shards` had been begun."""
-        self._since = shards
+    def win(self) -> None:
+        """A good sample."""
         self._bad.clear()
 
-    def lose(self, shards: int, bad: Bad) -> None:
+    def lose(self, bad: Bad) -> None:
         """A bad one; raises DatasetError where there seem to be none but bad ones."""
         self._bad[bad.reason] += bad.count
-        epochs = (shards - self._since) / self._per_epoch
-        many = self._bad.total() >= PATIENT_SAMPLES
-        if epochs > MOST_EPOCHS or (epochs > PATIENT_EPOCHS and many):
+        if self._bad.total() > self._most:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items()))
             raise DatasetError(f"no sample can be used: {counts}; the last: {bad.message}")

@@ -249,14 +249,18 @@ def test_a_reader_with_one_good_sample_goes_on(tmp_path: Path) -> None:
     assert {span[0].partition("+")[0] for spans, _ in found for span in spans} == {"clip12"}
 
 
-def test_a_reader_of_many_bad_samples_gives_up_sooner() -> None:
-    patience = stream._Patience(shards_per_epoch=4)
-    bad = Bad("k", "lost", "m", count=1000)
-    for shard in range(8):
-        patience.lose(shard + 1, bad)
-    patience.win(8)
-    for shard in range(8, 16):
-        patience.lose(shard + 1, bad)
-    patience.lose(16, Bad("k", "lost", "m", count=2000))
-    with pytest.raises(DatasetError, match="no sample can be used: 11000 lost; the last: m"):
-        patience.lose(17, bad)
+@pytest.mark.parametrize(("epoch", "most"), ((4, 64), (1000, 10_000), (2e6, 4_000_000)))
+def test_patience_grows_with_the_data_set(epoch: float, most: int) -> None:
+    patience = stream._Patience(epoch)
+    patience.lose(Bad("k", "lost", "m", count=most))
+    patience.win()
+    patience.lose(Bad("k", "lost", "m", count=most))
+    with pytest.raises(DatasetError, match=f"no sample can be used: 1 b, {most} lost; the last: n"):
+        patience.lose(Bad("k", "b", "n"))
+
+
+def test_a_large_shuffle_takes_no_patience(tmp_path: Path) -> None:
+    """Of a small data set it holds many epochs at once, and hands them out in any order."""
+    shards = write_set(tmp_path, [[Shown(0)], [Shown(1, num_frames=5)]])
+    settings = config(shards, shuffle=256, batch_size=1)
+    assert len(batches(reader(settings, MEMORY), 300)) == 300
