@@ -114,8 +114,8 @@ def save(
     Raises:
         RunError: it cannot be written (the disk is full, say); what was there before stays.
     """
-    root = run / FOLDER
-    target, part = root / f"step-{progress.step:08d}", root / f".step-{progress.step:08d}"
+    root, target = run / FOLDER, folder_of(run, progress.step)
+    part = root / f".{target.name}"
     try:
         _clear(root)
         part.mkdir(parents=True)
@@ -158,6 +158,11 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # what is left goes before the next checkpoint is written
         folder.rename(hidden)
         shutil.rmtree(hidden)
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return run / FOLDER / f"step-{step:08d}"
 
 
 def steps(run: Path) -> list[tuple[int, Path]]:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from schemas.errors import DatasetError, RunError, TalkforgeError
+from schemas.errors import DatasetError, TalkforgeError
 from training import checkpoint, parallel
 from training.batch import Batch
 from training.checkpoint import FOLDER, Progress
@@ -157,10 +157,10 @@ class Loop:
             RunError: it cannot be written, on every process.
         """
         states = self._updater.states(self._out / FOLDER / ".deepspeed")
-        codec, failed = self._updater.encoders.codec, ""
-        if self._accelerator.is_main_process:
-            try:
-                self._result.checkpoint = checkpoint.save(
+        codec = self._updater.encoders.codec
+        with parallel.together(self._accelerator):
+            if self._accelerator.is_main_process:
+                checkpoint.save(
                     self._out,
                     self._progress,
                     self._config,
@@ -168,11 +168,8 @@ class Loop:
                     keep=self._config.run.keep,
                     **states,
                 )
-            except RunError as error:
-                failed = str(error)
-        if failures := parallel.agreed(self._accelerator, failed):
-            raise RunError(failures[0])
         self._result.step = self._progress.step
+        self._result.checkpoint = checkpoint.folder_of(self._out, self._progress.step)
 
     def _validate(self, step: int) -> None:
         """Validation samples of this step: the main process writes them, others help where they must."""

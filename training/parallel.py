@@ -6,13 +6,15 @@ process holds a part. DeepSpeed keeps its optimizer to itself, and writes and re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from schemas.errors import CommandError, ModelError
+from schemas.errors import CommandError, ModelError, RunError, TalkforgeError
 from training.config import TrainConfig
 from training.tensor_files import State, listed
 
@@ -43,8 +45,11 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     Raises:
         CommandError: this machine, or what it was launched with, does not fit the configuration.
     """
-    trackers = list(config.run.trackers)
+    logs = out / "logs"
     try:
+        trackers = filter_trackers(list(config.run.trackers), str(logs))
+        if missing := {*config.run.trackers} - {"all"} - {str(tracker) for tracker in trackers}:
+            raise CommandError(f"run.trackers: {', '.join(sorted(missing))}: its package is not installed")
         accelerator = Accelerator(
             mixed_precision=config.run.precision,
             # Without a data loader of its own, Accelerate must not look for the end of one.
@@ -52,17 +57,14 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
                 num_steps=config.optim.accumulate, sync_with_dataloader=False
             ),
             log_with=trackers or None,
-            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "logs")),
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(logs)),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=PATIENCE),
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
     except (ValueError, ImportError, NotImplementedError) as error:
         raise CommandError(f"accelerate: {' '.join(str(error).split())}") from None
-    missing = set(trackers) - {"all"} - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise CommandError(f"run.trackers: {', '.join(sorted(missing))}: its package is not installed")
     if accelerator.distributed_type == DistributedType.FSDP:
         _prepare_fsdp(accelerator, config)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -116,6 +118,23 @@ def agreed(accelerator: Accelerator, word: str) -> list[str]:
     if not int(accelerator.reduce(speaking, "sum")):
         return []
     return [said for said in gather_object([word]) if said]
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """What fails in here on one process fails on all: they enter it together, and do not wait inside.
+
+    Raises:
+        TalkforgeError: what this process found. RunError: what another one found.
+    """
+    failed = None
+    try:
+        yield
+    except TalkforgeError as error:
+        failed = error
+    words = agreed(accelerator, str(failed or ""))
+    if failed or words:
+        raise failed or RunError(words[0])
 
 
 # --------------------------------------------------------------------------- tensors

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,7 @@ def load_published(model: TalkingWan, path: Path) -> None:
         ModelError: not such a file, or a key is missing, unexpected or of another shape; lists them.
     """
     found = read_tensors(path) if path.suffix == ".safetensors" else _flat(path, read_pickled(path))
-    ours = {_our_name(name): tensor for name, tensor in found.items()}
-    if len(ours) != len(found):
-        raise ModelError(f"{path}: expected every weight once, found some under two names")
-    expected = {name: value for name, value in model.named_parameters() if _OURS.fullmatch(name)}
-    fill(expected, ours, str(path))
+    fill(audio_parameters(model), from_published(found, str(path)), str(path))
 
 
 def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -68,32 +65,19 @@ def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         ModelError: there is no audio weight among them. RunError: the file cannot be written.
     """
-    parts: dict[str, State] = {"proj_model": {}, "audio_processor": {}}
-    left_out = []
-    for name, tensor in weights.items():
-        match = _OURS.fullmatch(name)
-        if match is None:
-            left_out.append(name)
-        elif match["projection"]:
-            parts["proj_model"][match["projection"]] = tensor.detach().cpu().contiguous()
-        else:
-            published = f"{match['block']}.cross_attn.processor.{match['kind']}_proj.weight"
-            parts["audio_processor"][published] = tensor.detach().cpu().contiguous()
+    parts = to_published({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     if not all(parts.values()):
         raise ModelError(f"{path}: expected audio weights to export, found {listed(weights) or 'nothing'}")
-    if left_out:
-        log.warning("%s: the published layout has no place for %s", path, listed(left_out))
-    _write(path, parts)
-
-
-def _write(path: Path, parts: Mapping[str, State]) -> None:
+    if left_out := Counter(name.partition(".")[0] for name in weights if not _OURS.fullmatch(name)):
+        told = ", ".join(f"{count} weights of {part}" for part, count in left_out.items())
+        log.warning("%s: the published layout has no place for %s", path, told)
     part = path.with_name(f".{path.name}.part")
     try:
         if path.suffix == ".safetensors":
             prefixed = {f"{group}.{key}": v for group, state in parts.items() for key, v in state.items()}
             write_tensors(part, prefixed)
         else:
-            torch.save(dict(parts), part)
+            torch.save(parts, part)
         flush(part)
         part.replace(path)
     except WRITE_ERRORS as error:
@@ -101,8 +85,38 @@ def _write(path: Path, parts: Mapping[str, State]) -> None:
         raise RunError(f"{path}: cannot be written: {line(error)}") from None
 
 
+def audio_parameters(model: TalkingWan) -> dict[str, Tensor]:
+    """The parameters that have been published, by name."""
+    return {name: value for name, value in model.named_parameters() if _OURS.fullmatch(name)}
+
+
+def from_published(found: Mapping[str, Tensor], name: str) -> State:
+    """Published weights of any layout, `proj_model.` and `audio_processor.` in front or not, by their names
+    in `TalkingWan`. What is not one keeps its name.
+
+    Raises:
+        ModelError: a weight is there under two names; `name` is of the file.
+    """
+    ours = {_our_name(published): tensor for published, tensor in found.items()}
+    if len(ours) != len(found):
+        raise ModelError(f"{name}: expected every weight once, found some under two names")
+    return ours
+
+
+def to_published(weights: Mapping[str, Tensor]) -> dict[str, State]:
+    """Audio weights, by their names in `TalkingWan`, in the two groups of the first layout."""
+    parts: dict[str, State] = {"proj_model": {}, "audio_processor": {}}
+    for name, tensor in weights.items():
+        if match := _OURS.fullmatch(name):
+            if match["projection"]:
+                parts["proj_model"][match["projection"]] = tensor
+            else:
+                published = f"{match['block']}.cross_attn.processor.{match['kind']}_proj.weight"
+                parts["audio_processor"][published] = tensor
+    return parts
+
+
 def _our_name(published: str) -> str:
-    """Name of a published weight in `TalkingWan`; what is not one keeps its name, and is unexpected."""
     name = published.removeprefix("proj_model.").removeprefix("audio_processor.")
     if _PROJECTION.fullmatch(name):
         return f"audio_proj.{name}"

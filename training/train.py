@@ -24,16 +24,18 @@ from rich.console import Console
 
 from schemas.config import flatten
 from schemas.errors import CommandError, RunError, TalkforgeError
-from training import checkpoint, data, run_folder
+from training import checkpoint, run_folder
 from training.batch import Facts
 from training.cache import usable
 from training.checkpoint import Checkpoint, Progress
 from training.codec import LinearCodec
 from training.config import CodecConfig, TrainConfig, check, load_train_config
+from training.data import SpanLoader
 from training.encoders import Encoders, load_encoders
+from training.inventory import facts_of, shard_list
 from training.loop import Loop, Result
 from training.model import TalkingWan, build
-from training.parallel import make_accelerator
+from training.parallel import make_accelerator, together
 from training.progress import Report, Watch
 from training.published import export_published, load_published
 from training.update import Updater
@@ -88,6 +90,8 @@ def run_train(path: Path | None, settings: Sequence[str] = ()) -> int:
     console = Console(stderr=True, soft_wrap=True)
     with _telling(console), _asked_to_stop() as asked, Watch(console, quiet=_rank() > 0) as watch:
         result = train(config, stop=asked, show=watch.show)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if _rank() == 0 and result.checkpoint:
         console.print(f"step {result.step}: {result.checkpoint}", highlight=False, markup=False)
     return 0 if result.finished else 130
@@ -135,7 +139,8 @@ def train(
             "data.batch_size, set model.gradient_checkpointing, or use more devices; see docs/training.md"
         ) from None
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
     return result
 
 
@@ -145,36 +150,46 @@ def train(
 def _prepared(
     config: TrainConfig, accelerator: Accelerator, stop: Callable[[], bool], show: Callable[[Report], None]
 ) -> tuple[Loop, Result]:
-    """Everything that can go wrong goes wrong here, the cheapest first."""
+    """Everything that can go wrong goes wrong here, the cheapest first, and on all processes together."""
     out, world = Path(config.run.out), accelerator.num_processes
-    shards = data.shard_list(config.data.shards)
-    facts = data.probe(config.data.shards)
+    with together(accelerator):
+        facts, cached = _data(config)
+        fresh = Progress(0, 0, 0, world, cached, facts)
+        resumed = run_folder.resumable(out, config, fresh)
+        progress = run_folder.regrouped(resumed.progress, world) if resumed else fresh
+        loader = SpanLoader(
+            config.data,
+            facts,
+            seed=config.run.seed,
+            rank=accelerator.process_index,
+            world=world,
+            cached=cached,
+        )
+        if accelerator.is_main_process:
+            run_folder.describe(out, config, progress)
+        model = build(config, facts, dtype=_frozen_dtype(config.run.precision))
+        source = _load(model, config, resumed)
+        encoders = _encoders(config, model, facts, cached, source, accelerator.device)
+    if config.run.trackers:
+        accelerator.init_trackers("talkforge", config={k: str(v) for k, v in flatten(config).items()})
+    updater = Updater(accelerator, model, encoders, config, resumed)
+    result = Result(progress.step, checkpoint=resumed.folder if resumed else None)
+    return Loop(accelerator, updater, loader, config, progress, result, stop, show), result
+
+
+def _data(config: TrainConfig) -> tuple[Facts, bool]:
+    """What there is to train on, and whether its latents are cached."""
+    shards = shard_list(config.data.shards)
+    facts = facts_of(shards, config.data.shards)
     cached = usable(shards, config)
     log.info("%d samples; %s", facts.num_samples, "cached latents" if cached else "pictures, encoded now")
     if config.adapters.face and not facts.identity_dim:
         log.warning("adapters.face: no sample has an identity, so there is no face attention")
-    resumed = run_folder.resumable(out, config, Progress(0, 0, 0, world, cached, facts))
-    progress = resumed.progress if resumed else Progress(0, 0, 0, world, cached, facts)
-    progress = run_folder.regrouped(progress, world)
-    loader = data.SpanLoader(
-        config.data,
-        facts,
-        seed=config.run.seed,
-        rank=accelerator.process_index,
-        world=world,
-        cached=cached,
-    )
-    if accelerator.is_main_process:
-        run_folder.describe(out, config, progress)
-    if config.run.trackers:
-        accelerator.init_trackers("talkforge", config={k: str(v) for k, v in flatten(config).items()})
+    return facts, cached
 
-    model = build(config, facts, dtype=torch.bfloat16 if config.run.precision == "bf16" else torch.float32)
-    source = _load(model, config, resumed)
-    encoders = _encoders(config, model, facts, cached, source, accelerator.device)
-    updater = Updater(accelerator, model, encoders, config, resumed)
-    result = Result(progress.step, checkpoint=resumed.folder if resumed else None)
-    return Loop(accelerator, updater, loader, config, progress, result, stop, show), result
+
+def _frozen_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _load(model: TalkingWan, config: TrainConfig, resumed: Checkpoint | None) -> Checkpoint | None:
@@ -218,7 +233,7 @@ def _encoders(
 def _fitted(config: TrainConfig, facts: Facts) -> LinearCodec:
     """A linear codec for these shards: the same on every process, for all read the same batches."""
     alone = config.data.model_copy(update={"workers": 0})
-    loader = data.SpanLoader(alone, facts, seed=config.run.seed)
+    loader = SpanLoader(alone, facts, seed=config.run.seed)
     batches = itertools.islice(loader, FIT_BATCHES)
     return LinearCodec.fit(batch.rgb_BFHWC for batch in batches if batch.rgb_BFHWC is not None)
 

@@ -1,0 +1,94 @@
+"""Settings that cannot be meant: unknown, contradictory, or without effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.errors import CommandError
+from training.config import TrainConfig, check, load_train_config
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "codec": {"kind": "linear", "text": "none", "image": "none"},
+    "run": {"out": "run"},
+}
+
+
+def config(**changes: Any) -> TrainConfig:
+    sections = {name: dict(values) for name, values in SETTINGS.items()}
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        sections.setdefault(section, {})[key] = value
+    return TrainConfig.model_validate(sections)
+
+
+def test_what_is_in_order_passes() -> None:
+    check(config())
+    check(config(run__stage="frame", loss__eta=0.5, loss__plain_weight=0.5, run__validate_every=3))
+    check(TrainConfig.model_validate({"model": {"base": "Wan"}, "run": {"out": "run"}}))
+    check(config(loss__eta=0.2, loss__mask_resize="area", model__trainable="lora", model__lora_rank=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"loss__eta": 0.5}, "loss.eta=0.5 has no effect with run.stage=clip"),
+        ({"loss__normalise": "pixels"}, "loss.normalise=pixels has no effect with run.stage=clip"),
+        ({"model__lora_rank": 8}, "model.lora_rank=8 has no effect with model.trainable=adapters"),
+        (
+            {"adapters__face": False, "adapters__face_depth": 2},
+            "adapters.face_depth=2 has no effect with adapters.face=false",
+        ),
+        (
+            {"adapters__motion": False, "adapters__motion_dim": 8},
+            "adapters.motion_dim=8 has no effect with adapters.motion=false",
+        ),
+        (
+            {"model__base": "Wan", "model__shape": {"num_layers": 2}},
+            "model.shape.num_layers=2 has no effect with model.base=Wan",
+        ),
+        ({"run__validation_samples": 4}, "run.validation_samples=4 has no effect with run.validate_every=0"),
+        (
+            {"codec__kind": "wan"},
+            "codec.kind=wan needs a model.base with weights: give one, or codec.kind=linear",
+        ),
+        (
+            {"codec__text": "umt5", "model__base": "Wan", "model__text_tokens": 4},
+            "codec.text=umt5: expected model.text_tokens=512, found 4",
+        ),
+        ({"run__out": ""}, "run.out: expected the folder of the run, found nothing"),
+    ),
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError) as raised:
+        check(config(**changes))
+    assert str(raised.value) == f"config: {message}"
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(CommandError, match=r"run\.out: expected .*; loss\.eta=0\.5 has no effect"):
+        check(config(run__out="", loss__eta=0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    (
+        ("optim: {lrate: 1}", [], r"train\.yaml: optim\.lrate: Extra inputs are not permitted, found 1"),
+        ("", ["run.stage=both"], r"run\.stage: Input should be 'clip' or 'frame', found 'both'"),
+        ("", ["data.num_frames=80"], r"data: .*80"),
+        ("", ["data.sizes=[[60, 64]]"], r"data: .*multiples of 16 px, found 60 x 64"),
+        ("", ["data.sizes=[]"], r"data: .*at least one size"),
+        ("", ["run.precision=fp16"], r"run\.precision: Input should be 'no' or 'bf16'"),
+        ("", ["nothing.at=all"], r"nothing: Extra inputs"),
+    ),
+)
+def test_what_is_not_known_is_refused_in_one_line(
+    tmp_path: Path, text: str, settings: list[str], message: str
+) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(CommandError, match=message) as raised:
+        load_train_config(path, settings)
+    assert "\n" not in str(raised.value)

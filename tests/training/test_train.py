@@ -1,0 +1,293 @@
+"""A run from its command to its end: that it goes on as if it had not been stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from schemas.errors import CommandError, ModelError, RunError
+from tests.training.runs import Stop, four_clips, last, small, tensors
+from tests.training.shard_files import Shown, write_set
+from training import checkpoint, loop, update
+from training.config import TrainConfig
+from training.progress import Report
+from training.train import main, run_export, run_train, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return four_clips(tmp_path_factory.mktemp("set"))
+
+
+def losses(history: list[Report]) -> list[tuple[int, float, float, float]]:
+    return [(report.step, report.loss, report.plain, report.grad_norm) for report in history]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", (0, 1))
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(shards: str, tmp_path: Path, workers: int) -> None:
+    """Bit for bit: losses, weights, moments and average; stopped within a chapter, over a checkpoint."""
+    settings: dict[str, Any] = {
+        "run__stage": "frame",
+        "data__workers": workers,
+        "optim__ema": 0.9,
+        "optim__accumulate": 2,
+    }
+    straight = train(small(shards, tmp_path / "straight", **settings))
+    assert straight.finished and straight.step == 6 and len(straight.history) == 6
+    config = small(shards, tmp_path / "stopped", **settings)
+    first = train(config, stop=Stop(6))
+    assert not first.finished and first.step == 3
+    progress = last(tmp_path / "stopped").progress
+    assert (progress.step, progress.chapter, progress.consumed) == (3, 0, 6)
+    second = train(config)
+    assert second.finished and second.step == 6
+    assert losses(first.history + second.history) == losses(straight.history)
+    assert same(tensors(tmp_path / "stopped"), tensors(tmp_path / "straight"))
+    assert any(name.startswith("ema ") for name in tensors(tmp_path / "straight"))
+
+
+def test_a_run_that_is_made_longer_goes_on_likewise(shards: str, tmp_path: Path) -> None:
+    """Its last checkpoint was no turn of a chapter."""
+    straight = train(small(shards, tmp_path / "straight", run__steps=3))
+    train(small(shards, tmp_path / "longer", run__steps=2))
+    assert last(tmp_path / "longer").progress.chapter == 0
+    longer = train(small(shards, tmp_path / "longer", run__steps=3))
+    assert losses(longer.history) == losses(straight.history)[2:]
+    assert same(tensors(tmp_path / "longer"), tensors(tmp_path / "straight"))
+    again = train(small(shards, tmp_path / "longer", run__steps=3))
+    assert again.finished and again.step == 3 and not again.history
+
+
+def test_nothing_is_saved_where_nothing_was_done(shards: str, tmp_path: Path) -> None:
+    result = train(small(shards, tmp_path), stop=lambda: True)
+    assert not result.finished and result.step == 0 and result.checkpoint is None
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_stage_2_starts_from_stage_1(shards: str, tmp_path: Path) -> None:
+    train(small(shards, tmp_path / "one", run__steps=3, optim__ema=0.5))
+    config = small(
+        shards, tmp_path / "two", run__steps=1, run__stage="frame", run__init_from=str(tmp_path / "one"),
+        optim__lr=1e-30,
+    )  # fmt: skip
+    train(config)
+    before, after = last(tmp_path / "one"), last(tmp_path / "two")
+    assert before.averaged() is not None and same(after.trained(), before.best())
+    assert not same(after.trained(), before.trained())
+    codecs = before.codec(), after.codec()
+    assert codecs[0] is not None and codecs[1] is not None and codecs[0].sha256 == codecs[1].sha256
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(shards: str, tmp_path: Path) -> None:
+    train(small(shards, tmp_path / "one", run__steps=1))
+    config = small(
+        shards, tmp_path / "two", run__init_from=str(tmp_path / "one"), adapters__audio_slots=False
+    )
+    with pytest.raises(
+        ModelError,
+        match=r"one/checkpoints/step-00000001: does not fit the model: unexpected audio_slots\.weight$",
+    ):
+        train(config)
+    with pytest.raises(CommandError, match="expected a run or a checkpoint"):
+        train(small(shards, tmp_path / "two", run__init_from=str(tmp_path / "none")))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small(shards, tmp_path, run__steps=2))
+    before = tensors(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write_tensors", full)
+        with pytest.raises(RunError, match=r"checkpoint .*step-00000004: cannot be written: .*No space left"):
+            train(small(shards, tmp_path))
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [2]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert same(tensors(tmp_path), before)
+    assert train(small(shards, tmp_path)).step == 6
+
+
+def test_other_settings_than_the_folder_s_are_named(shards: str, tmp_path: Path) -> None:
+    train(small(shards, tmp_path, run__steps=1))
+    with pytest.raises(
+        CommandError, match=r"other settings: optim\.lr: 0\.01 -> 0\.02; run\.seed: 0 -> 1: use those again"
+    ):
+        train(small(shards, tmp_path, optim__lr=0.02, run__seed=1, run__steps=4))
+    other = write_set(tmp_path / "other", [[Shown(5), Shown(6)]])
+    with pytest.raises(CommandError, match="was trained on other shards than"):
+        train(small(other, tmp_path))
+
+
+def test_what_does_not_fit_is_refused_before_a_model_is_made(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train.build", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(CommandError, match=r"2 shards for 1 ranks x 3 workers"):
+        train(small(shards, tmp_path, data__workers=3))
+    with pytest.raises(CommandError, match=r"loss\.eta=0\.5 has no effect with run\.stage=clip"):
+        train(small(shards, tmp_path, loss__eta=0.5))
+    with pytest.raises(CommandError, match=r"accelerate: .*nonsense"):
+        train(small(shards, tmp_path, run__trackers=["nonsense"]))
+    with pytest.raises(CommandError, match=r"run\.trackers: wandb: its package is not installed"):
+        train(small(shards, tmp_path, run__trackers=["wandb"]))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CommandError, match=r"run\.out .*file: cannot be written to"):
+        train(small(shards, tmp_path / "file"))
+
+
+def test_memory_that_runs_out_is_told_in_one_line(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr(update, "training_step", lambda *_, **__: out_of_memory())
+    with pytest.raises(
+        RunError, match=r"^out of memory on cpu: CUDA out of memory\. Tried .*: lower data\.b"
+    ):
+        train(small(shards, tmp_path))
+
+
+def test_the_folder_says_what_was_run(shards: str, tmp_path: Path) -> None:
+    config = small(shards, tmp_path, run__steps=2, run__trackers=["tensorboard"], run__keep=1)
+    train(config)
+    train(small(shards, tmp_path, run__steps=3, run__trackers=["tensorboard"], run__keep=1))
+    written = TrainConfig.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    assert written == config.model_copy(update={"run": config.run.model_copy(update={"steps": 3})})
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 2]
+    assert starts[0]["torch"] == torch.__version__ and starts[0]["processes"] == 1
+    assert starts[0]["data"]["num_samples"] == 4 and len(starts[0]["data"]["fingerprint"]) == 64
+    assert [step for step, _ in checkpoint.steps(tmp_path)] == [3]
+    assert list((tmp_path / "logs" / "talkforge").glob("events.*"))
+
+
+def test_shards_without_faces_give_a_model_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_set(tmp_path / "set", [[Shown(1, identity=False), Shown(2, identity=False)]])
+    train(small(shards, tmp_path / "run", run__steps=1))
+    assert "no sample has an identity, so there is no face attention" in caplog.text
+    assert not any(name.startswith("face.") or "face_k" in name for name in last(tmp_path / "run").trained())
+
+
+# --------------------------------------------------------------------------- commands
+
+
+def written(path: Path, config: TrainConfig) -> list[str]:
+    path.write_text(checkpoint.to_yaml(config))
+    return ["--config", str(path)]
+
+
+def test_the_command_trains_and_reports(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = written(tmp_path / "config.yaml", small(shards, tmp_path / "run"))
+    assert main([*arguments, "--set", "run.steps=2"]) == 0
+    told = capsys.readouterr().err
+    assert "4 samples; pictures, encoded now" in told
+    assert "step 2/2  loss" in told and "step-00000002" in told
+    run_export(tmp_path / "run", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").exists()
+    with pytest.raises(CommandError, match=r"--out out\.txt: expected a name in \.ckpt"):
+        run_export(tmp_path / "run", Path("out.txt"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    (
+        (["optim.lrate=1"], 2, "talkforge: .*optim.lrate: Extra inputs are not permitted"),
+        (["run.steps"], 2, "talkforge: --set run.steps: expected section.key=value"),
+        (["data.shards=nowhere/train-000000.tar"], 2, "talkforge: data.shards: no shard"),
+    ),
+)
+def test_a_bad_command_is_told_in_one_line(
+    shards: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    code: int,
+    message: str,
+) -> None:
+    arguments = written(tmp_path / "config.yaml", small(shards, tmp_path / "run"))
+    for setting in settings:
+        arguments += ["--set", setting]
+    assert main(arguments) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line)
+
+
+def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Path) -> None:
+    """As a cluster's scheduler sends it: the loader's processes get it, too."""
+    config = small(shards, tmp_path / "run", run__steps=100_000, data__workers=1, run__save_every=100_000)
+    arguments = written(tmp_path / "config.yaml", config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.train", *arguments],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("step 1/"):
+            break
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130, [*lines, rest]
+    assert "interrupted; the same command goes on from here" in rest and "Traceback" not in rest
+    progress = last(tmp_path / "run").progress
+    assert progress.step >= 1 and progress.consumed == progress.step and progress.chapter == 0
+    assert train(config.model_copy(update={"run": config.run.model_copy(update={"steps": 1})})).finished
+
+
+def test_the_second_interrupt_does_not_wait(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("training.train.train", twice)
+    arguments = written(tmp_path / "config.yaml", small(shards, tmp_path / "run"))
+    before = signal.getsignal(signal.SIGINT)
+    assert main(arguments) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(
+        "training.train.train", lambda config, *, stop, show: _interrupted(config, stop, show)
+    )
+    assert run_train(tmp_path / "config.yaml", ["run.steps=50"]) == 130
+    assert last(tmp_path / "run").progress.step >= 1
+
+
+def _interrupted(config: TrainConfig, stop: Any, show: Any) -> loop.Result:
+    def shown(report: Report) -> None:
+        show(report)
+        signal.raise_signal(signal.SIGINT)
+
+    return train(config, stop=stop, show=shown)

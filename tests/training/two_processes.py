@@ -1,0 +1,184 @@
+"""What `test_parallel` has two processes do.
+
+What each process saw goes into FOLDER/told-RANK.json; what is the same on both is compared there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from schemas.errors import DatasetError, RunError
+from tests.training.batches import a_batch, some_facts
+from tests.training.runs import Stop, small
+from training import checkpoint, loop, parallel
+from training.batch import Batch
+from training.codec import LinearCodec
+from training.config import TrainConfig
+from training.encoders import Encoders, NoText
+from training.model import build
+from training.train import train
+from training.update import Updater
+
+BATCHES = [a_batch(seed=seed) for seed in range(4)]
+"""Of a step of all processes: two each, or four of one process."""
+
+
+def gradients(config: TrainConfig, accelerator: Accelerator, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    """What the optimizer is given in step 5."""
+    model = build(config, some_facts())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)  # so that no gradient is zero
+    encoders = Encoders(LinearCodec(), NoText(1, 8, torch.device("cpu")), None)
+    updater = Updater(accelerator, model, encoders, config)
+    found: dict[str, torch.Tensor] = {}
+
+    def step(*_: Any, **__: Any) -> None:
+        for name, parameter in updater.model.named_parameters():
+            assert parameter.grad is not None, name
+            found[name] = parameter.grad.clone()
+
+    real, torch.optim.AdamW.step = torch.optim.AdamW.step, step  # type: ignore[method-assign]
+    try:
+        left = iter(batches)
+        _, norm = updater.step(5, lambda: next(left))
+    finally:
+        torch.optim.AdamW.step = real  # type: ignore[method-assign]
+    found["norm"] = torch.tensor(norm)
+    return found
+
+
+def gradient_config(accumulate: int) -> TrainConfig:
+    return small(
+        "", Path(), run__stage="frame", flow__timesteps="stratified", optim__max_grad_norm=1e9,
+        optim__accumulate=accumulate, dropout__audio=0.5, dropout__image=0.5,
+    )  # fmt: skip
+
+
+def afresh() -> None:
+    """Lets the next run of this process be of another kind."""
+    AcceleratorState._reset_state()
+
+
+def as_fsdp2(config: TrainConfig, out: Path) -> Accelerator:
+    """Accelerate shards on GPUs alone; its own code runs here on processors."""
+    accelerator = real_make_accelerator(config, out)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["WanTransformerBlock"],
+        cpu_ram_efficient_loading=False,
+    )
+    parallel._prepare_fsdp(accelerator, config)
+    return accelerator
+
+
+real_make_accelerator = parallel.make_accelerator
+
+
+def raised(run: Callable[[], Any]) -> str:
+    """Kind and text of the error that this process gets."""
+    try:
+        run()
+    except (DatasetError, RunError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def broken_on_one(self: loop.SpanLoader, chapter: int, skip: int = 0) -> Iterator[Batch]:
+    """A loader that has no batch for the second process."""
+    if os.environ["RANK"] == "1":
+        raise DatasetError("the disk is gone")
+    yield from real_chapter(self, chapter, skip)
+
+
+real_chapter = loop.SpanLoader.chapter
+
+
+def main(shards: str, folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    told: dict[str, Any] = {}
+
+    def config(name: str, **changes: Any) -> TrainConfig:
+        return small(shards, folder / name, optim__ema=0.5, run__save_every=3, run__steps=5, **changes)
+
+    accelerator = real_make_accelerator(gradient_config(2), folder)
+    found = gradients(gradient_config(2), accelerator, BATCHES[rank::2])
+    if rank == 0:
+        save_file(found, folder / "gradients.safetensors")
+    afresh()
+
+    straight = train(config("straight"))
+    told["losses"] = [report.loss for report in straight.history]
+    told["world"] = straight.history[0].samples_per_s / straight.history[0].samples_per_s_rank
+    first = train(config("stopped"), stop=Stop(2) if rank == 1 else lambda: False)
+    told["stopped"] = [first.step, first.finished]
+    told["resumed"] = [report.loss for report in first.history + train(config("stopped")).history]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    real_write, checkpoint.write_tensors = checkpoint.write_tensors, full
+    told["full"] = raised(lambda: train(config("full")))
+    checkpoint.write_tensors = real_write
+    told["nan"] = raised(lambda: train(config("nan", optim__lr=1e30)))
+    loop.SpanLoader.chapter = broken_on_one  # type: ignore[method-assign]
+    told["unprepared"] = raised(lambda: train(config("unprepared")))
+    longer = config("straight").model_copy(
+        update={"run": config("straight").run.model_copy(update={"steps": 9})}
+    )
+    told["broken"] = raised(lambda: train(longer))
+    loop.SpanLoader.chapter = real_chapter  # type: ignore[method-assign]
+
+    precise = {"run__precision": "bf16", "model__trainable": "adapters", "optim__lr": 1e-3}
+    afresh()
+    told["half"] = [report.loss for report in train(config("half", **precise)).history]
+
+    sys.modules["training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
+    seen: list[tuple[bool, bool]] = []
+    real_init = Updater.__init__
+
+    def init(self: Updater, *arguments: Any, **options: Any) -> None:
+        real_init(self, *arguments, **options)
+        blocks = self.model.transformer.blocks
+        seen.append((isinstance(blocks[0], FSDPModule), isinstance(next(blocks.parameters()), DTensor)))
+
+    Updater.__init__ = init  # type: ignore[method-assign]
+    for name in ("fsdp", "fsdp-checkpointing"):
+        for stop in (Stop(4), lambda: False):
+            afresh()
+            result = train(config(name, model__gradient_checkpointing=name != "fsdp"), stop=stop)
+            told.setdefault(name, []).extend(report.loss for report in result.history)
+    afresh()
+    told["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise)).history]
+    told["sharded"] = seen
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def run(shards: str, folder: Path, rank: int, port: int) -> None:
+    """One of the two processes, forked from that of the tests."""
+    log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    main(shards, folder, rank)
