@@ -95,7 +95,8 @@ class DataConfig(Section):
         "", description="Shards to train on, with braces: DATASET/shards/train-{000000..000123}.tar."
     )
     validation_shards: str = Field(
-        "", description="Shards that validation samples are taken from; empty: the training shards."
+        "",
+        description="Held-out shards, which validation samples are taken from; empty: the training shards.",
     )
     num_frames: int = Field(81, ge=1, description="Frames of a training span, 4n + 1.")
     sizes: tuple[tuple[int, int], ...] = Field(
@@ -282,7 +283,7 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             "run.stage=clip",
         )
     if not config.run.validate_every:
-        yield ("data.validation_shards", "run.validation_samples"), "run.validate_every=0"
+        yield ("run.validation_samples",), "run.validate_every=0"
 
 
 def load_train_config(path: Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:
