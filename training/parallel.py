@@ -6,6 +6,7 @@ process holds a part. DeepSpeed keeps its optimizer to itself, and writes and re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,7 +25,7 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from schemas.errors import CommandError, ModelError, RunError, TalkforgeError
@@ -45,6 +46,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     Raises:
         CommandError: this machine, or what it was launched with, does not fit the configuration.
     """
+    _refuse_settings_of_the_launcher(config)
     logs = out / "logs"
     try:
         trackers = filter_trackers(list(config.run.trackers), str(logs))
@@ -72,13 +74,35 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     return accelerator
 
 
+def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
+    """What `accelerate launch` was told and this trainer would not heed."""
+    heeded = {
+        "mixed_precision": ("run.precision", {"no", config.run.precision}),
+        "gradient_accumulation_steps": ("optim.accumulate", {"auto", "1", str(config.optim.accumulate)}),
+        "dynamo_backend": ("nothing: compiling is not supported", {"no"}),
+    }
+    for name, (ours, fine) in heeded.items():
+        value = os.environ.get(f"ACCELERATE_{name.upper()}", "no" if "1" not in fine else "1")
+        if value.lower() not in fine:
+            raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
+
+
 def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
+    plugin = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2:
         raise CommandError("accelerate: expected fsdp_version 2, found 1; see configs/accelerate/fsdp2.yaml")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise CommandError(
+            "accelerate: fsdp_offload_params is not supported; see configs/accelerate/fsdp2.yaml"
+        )
+    if plugin.activation_checkpointing:
+        raise CommandError(
+            "accelerate: fsdp_activation_checkpointing is not supported; set model.gradient_checkpointing"
+        )
     # Weights keep their types, as without FSDP, and autocast decides: bf16 timesteps would be too coarse.
     # With all of Wan in float32, gathering it in bf16 halves what is sent.
     whole = config.model.trainable == "full" and config.run.precision == "bf16"
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if whole else None,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,

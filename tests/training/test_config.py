@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from schemas.errors import CommandError
+from tests.training.batches import some_facts
+from training.checkpoint import load_trained
 from training.config import TrainConfig, check, load_train_config
+from training.model import build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "linear", "text": "none", "image": "none"},
@@ -92,3 +96,57 @@ def test_what_is_not_known_is_refused_in_one_line(
     with pytest.raises(CommandError, match=message) as raised:
         load_train_config(path, settings)
     assert "\n" not in str(raised.value)
+
+
+# --------------------------------------------------------------------------- presets
+
+PRESETS = Path(__file__).parents[2] / "configs" / "train"
+NAMES = [f"{size}-stage{stage}" for size in ("tiny", "wan-1.3b", "wan-14b") for stage in (1, 2)]
+
+
+def preset(name: str) -> TrainConfig:
+    return load_train_config(PRESETS / f"{name}.yaml")
+
+
+def test_there_is_a_preset_of_each_size_for_each_stage() -> None:
+    assert sorted(path.stem for path in PRESETS.iterdir()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_in_order(name: str) -> None:
+    config = preset(name)
+    check(config)
+    first = name.endswith("1")
+    assert config.run.stage == ("clip" if first else "frame")
+    assert config.run.out == f"runs/{name}"
+    assert config.run.init_from == ("" if first else f"runs/{name[:-1]}1")
+
+
+@pytest.mark.parametrize("size", ("tiny", "wan-1.3b", "wan-14b"))
+def test_stages_differ_in_nothing_that_decides_on_the_weights(size: str) -> None:
+    one, two = preset(f"{size}-stage1"), preset(f"{size}-stage2")
+    for section in ("model", "adapters", "codec", "data", "dropout", "flow"):
+        assert getattr(one, section) == getattr(two, section)
+
+
+def test_the_large_presets_are_the_paper_s() -> None:
+    one, two = preset("wan-14b-stage1"), preset("wan-14b-stage2")
+    assert (one.run.steps, two.run.steps) == (80_000, 20_000)
+    assert (two.loss.eta, two.loss.mask_resize, one.optim.lr, one.data.num_frames) == (
+        0.2,
+        "trilinear",
+        1e-4,
+        81,
+    )
+    assert (one.adapters.audio_scale, one.adapters.face_scale) == (1.0, 0.5)
+    assert {one.dropout.image, one.dropout.audio, one.dropout.text} == {0.1}
+    assert (one.sample.steps, one.sample.audio_cfg) == (30, 4.5)
+
+
+def test_stage_2_of_the_small_preset_takes_what_stage_1_made() -> None:
+    facts = some_facts(speech_dim=80, identity_dim=0)
+    first, second = (build(preset(f"tiny-stage{stage}"), facts) for stage in (1, 2))
+    trained = {name: parameter + 1 for name, parameter in first.named_parameters()}
+    load_trained(second, trained, "stage 1")
+    assert all(torch.equal(parameter, trained[name]) for name, parameter in second.named_parameters())
+    assert sum(parameter.numel() for parameter in second.parameters()) < 3e6

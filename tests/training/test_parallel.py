@@ -7,17 +7,22 @@ import multiprocessing
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
+from schemas.errors import CommandError
 from tests.training import two_processes
 from tests.training.runs import four_clips, last, small, tensors
 from training import checkpoint
-from training.parallel import make_accelerator
+from training.parallel import _prepare_deepspeed, _prepare_fsdp, make_accelerator
 from training.train import train
 
 TIMEOUT_S = 300
@@ -128,3 +133,113 @@ def test_one_process_goes_on_where_two_were(shards: str, folder: Path) -> None:
     config = small(shards, folder / "fsdp", optim__ema=0.5, run__save_every=3, run__steps=6)
     result = train(config)
     assert result.finished and [report.step for report in result.history] == [6]
+
+
+# --------------------------------------------------------------------------- what it is launched with
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
+
+
+def launched(name: str) -> Any:
+    """What `accelerate launch` makes of one of our configurations."""
+    path = str(CONFIGS / f"{name}.yaml")
+    arguments = launch_command_parser().parse_args(["--config_file", path, "-m", "training.train"])
+    return _validate_launch_command(arguments)[0]
+
+
+@pytest.mark.parametrize("name", ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3"))
+def test_the_launcher_takes_our_configurations(name: str) -> None:
+    assert sorted(path.stem for path in CONFIGS.iterdir()) == [
+        "ddp",
+        "deepspeed-zero2",
+        "deepspeed-zero3",
+        "fsdp2",
+    ]
+    found = launched(name)
+    kind = {"ddp": found.multi_gpu, "fsdp2": found.use_fsdp}.get(name, found.use_deepspeed)
+    assert kind and found.num_processes == 8 and found.mixed_precision == "no"
+    if found.use_deepspeed:
+        assert found.zero_stage == int(name[-1]) and str(found.zero3_init_flag).lower() == "false"
+
+
+def test_fsdp_is_what_the_trainer_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = prepare_multi_gpu_env(launched("fsdp2"))
+    for key, value in environment.items():
+        if key.startswith("FSDP_"):
+            monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.transformer_cls_names_to_wrap == ["WanTransformerBlock"]
+    assert plugin.cpu_ram_efficient_loading is False and plugin.activation_checkpointing is False
+
+
+class Launched:
+    """As Accelerate is where it was launched with FSDP."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.is_fsdp2 = settings.get("fsdp_version", 2) == 2
+        self.state = SimpleNamespace(
+            fsdp_plugin=FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **settings})
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    (
+        ({"fsdp_version": 1}, "expected fsdp_version 2, found 1"),
+        ({"cpu_offload": True}, "fsdp_offload_params is not supported"),
+        ({"activation_checkpointing": True}, "fsdp_activation_checkpointing is not supported; set model"),
+    ),
+)
+def test_kinds_of_sharding_that_are_not_supported_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        _prepare_fsdp(Launched(**settings), small("", Path()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param_dtype"),
+    (
+        ({"model__trainable": "full", "run__precision": "bf16"}, torch.bfloat16),
+        ({"model__trainable": "adapters", "run__precision": "bf16"}, None),
+        ({"model__trainable": "full"}, None),
+    ),
+)
+def test_weights_keep_their_types_but_where_all_are_float32(
+    changes: dict[str, Any], param_dtype: torch.dtype | None
+) -> None:
+    found = Launched()
+    _prepare_fsdp(found, small("", Path(), **changes))  # type: ignore[arg-type]
+    policy = found.state.fsdp_plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.cast_forward_inputs) == (
+        param_dtype, torch.float32, False,
+    )  # fmt: skip
+
+
+def test_deepspeed_is_told_what_the_run_says() -> None:
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    accelerator: Any = SimpleNamespace(deepspeed_plugin=plugin)
+    _prepare_deepspeed(accelerator, small("", Path(), optim__accumulate=3, optim__max_grad_norm=0.5))
+    assert plugin.deepspeed_config == {
+        "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 3,
+        "gradient_clipping": 0.5,
+    }
+    with pytest.raises(CommandError, match=r"optim\.ema: not with DeepSpeed"):
+        _prepare_deepspeed(accelerator, small("", Path(), optim__ema=0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    (
+        ("mixed_precision", "fp16", r"run\.precision"),
+        ("gradient_accumulation_steps", "4", r"optim\.accumulate"),
+        ("dynamo_backend", "INDUCTOR", "nothing: compiling is not supported"),
+    ),
+)
+def test_settings_of_the_launcher_that_have_no_effect_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, ours: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{name.upper()}", value)
+    with pytest.raises(CommandError, match=f"accelerate launch: {name}={value} has no effect; set {ours}"):
+        make_accelerator(small("", tmp_path), tmp_path)

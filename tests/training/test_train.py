@@ -12,15 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import WanTransformer3DModel
 
+import training.train as train_module
 from schemas.errors import CommandError, ModelError, RunError
 from tests.training.runs import Stop, four_clips, last, small, tensors
 from tests.training.shard_files import Shown, write_set
+from tests.training.tiny_base import TEXT_DIM, write_base
 from training import checkpoint, loop, update
-from training.config import TrainConfig
+from training.config import AdapterConfig, TrainConfig
+from training.encode import encode_dataset
 from training.progress import Report
 from training.train import main, run_export, run_train, train
 
@@ -191,6 +196,61 @@ def test_shards_without_faces_give_a_model_without(tmp_path: Path, caplog: pytes
     train(small(shards, tmp_path / "run", run__steps=1))
     assert "no sample has an identity, so there is no face attention" in caplog.text
     assert not any(name.startswith("face.") or "face_k" in name for name in last(tmp_path / "run").trained())
+
+
+# --------------------------------------------------------------------------- on a base with weights
+
+
+def base(folder: Path, **shape: Any) -> dict[str, Any]:
+    """A small model of Wan's classes on disk, and the settings of a run on it."""
+    write_base(folder)
+    sizes = {"num_attention_heads": 1, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 8}
+    WanTransformer3DModel(text_dim=TEXT_DIM, **sizes, **shape).save_pretrained(folder / "transformer")
+    return {
+        "model__base": str(folder), "model__shape": {}, "model__text_tokens": 512,
+        "model__trainable": "adapters", "codec__kind": "wan", "codec__text": "umt5", "run__steps": 2,
+    }  # fmt: skip
+
+
+def test_a_base_that_takes_no_picture_has_no_reference_image(shards: str, tmp_path: Path) -> None:
+    """Wan2.1-T2V: dropping the image drops the face alone."""
+    settings = base(tmp_path / "base", in_channels=16) | {"adapters__face": False}
+    for name in ("face_tokens", "face_depth", "face_dim", "face_heads"):
+        settings[f"adapters__{name}"] = AdapterConfig.model_fields[name].default
+    found = [
+        losses(train(small(shards, tmp_path / f"{rate}", dropout__image=rate, **settings)).history)
+        for rate in (0.0, 1.0)
+    ]
+    assert found[0] == found[1] and np.isfinite(found[0][-1][1])
+
+
+def test_a_cache_is_used_said_and_held_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = tmp_path / "set"
+    shards = four_clips(dataset)
+    settings = base(tmp_path / "base", in_channels=36, image_dim=8, added_kv_proj_dim=12)
+    config = small(shards, tmp_path / "run", codec__image="clip", **settings)
+    encode_dataset(str(dataset), config, spans_per_clip=2)
+    caplog.set_level("INFO")
+    loaded: list[tuple[str, str]] = []
+    real = train_module.load_encoders
+
+    def load(config: TrainConfig, text_dim: int, device: torch.device) -> Any:
+        loaded.append((config.codec.text, config.codec.image))
+        return real(config, text_dim, device)
+
+    monkeypatch.setattr(train_module, "load_encoders", load)
+    result = train(config)
+    assert result.step == 2 and all(np.isfinite(report.loss) for report in result.history)
+    assert "4 samples; cached latents" in caplog.text
+    assert loaded == [("none", "none")], "encoders that the cache makes unnecessary are not loaded"
+    ignored = config.model_copy(update={"data": config.data.model_copy(update={"latents": "ignore"})})
+    with pytest.raises(CommandError, match=r"on cached latents, found pictures: set data\.latents"):
+        train(ignored)
+    moved = ignored.model_copy(update={"run": config.run.model_copy(update={"out": str(tmp_path / "other")})})
+    train(moved)
+    assert loaded[-1] == ("umt5", "clip")
 
 
 # --------------------------------------------------------------------------- commands
