@@ -20,10 +20,14 @@ from schemas.errors import CommandError, TalkforgeError
 if TYPE_CHECKING:
     from pipeline.annotate import Counts
     from pipeline.executor import Executor
+    from training.encode import EncodeResult
+
+LINE_EVERY_S = 10.0
+"""Progress of `encode` is written at most this often, s."""
 
 app = typer.Typer(
     name="talkforge",
-    help="Raw talking-head footage in, training data for audio-driven portrait video out.",
+    help="Raw talking-head footage in, training data for audio-driven portrait video out; trains on it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -264,6 +268,96 @@ def models(
         return
     rows = [row for row in registry.describe() if not names or row.name in names]
     weights_table(out, rows)
+
+
+TrainConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="YAML configuration; see configs/train/.")
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint.")
+]
+
+
+@app.command()
+def encode(
+    dataset: DatasetArgument,
+    config: TrainConfigOption = None,
+    settings: SettingsOption = [],  # noqa: B006
+    spans: Annotated[int, typer.Option(min=1, help="Spans of every clip, evenly spaced.")] = 1,
+) -> None:
+    """Cache latents, conditions and prompt embeddings beside the shards, for training. Resumes."""
+    from training.encode import run_encode
+
+    shown_s = time.monotonic()
+
+    def show(state: EncodeResult) -> None:
+        nonlocal shown_s
+        if time.monotonic() - shown_s >= LINE_EVERY_S:
+            shown_s = time.monotonic()
+            err.print(state.line(), soft_wrap=True, highlight=False)
+
+    result = run_encode(dataset, config, settings, spans, show)
+    for reason in result.bad_keys.values():
+        err.print(f"left out: {reason}", soft_wrap=True, markup=False, highlight=False)
+    out.print(result.line(), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration; see configs/train/.")],
+    settings: SettingsOption = [],  # noqa: B006
+) -> None:
+    """Train in this process; `accelerate launch -m training.train` uses many. Resumes."""
+    from training.train import run_train
+
+    if code := run_train(config, settings):
+        raise typer.Exit(code)
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    image: Annotated[Path, typer.Option(metavar="FILE", help="Portrait.")],
+    audio: Annotated[Path, typer.Option(metavar="FILE", help="What it should say: any sound or video file.")],
+    to: Annotated[Path, typer.Option("--out", metavar="FILE.mp4", help="Video to write.")],
+    prompt: Annotated[str, typer.Option(help="Prompt, where the model has a text encoder.")] = "",
+    omega_face: Annotated[float, typer.Option(help="How much the face moves, 0 to 1.")] = 0.5,
+    omega_body: Annotated[float, typer.Option(help="How much the body moves, 0 to 1.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Euler steps; the run's own.")] = None,
+    text_cfg: Annotated[float | None, typer.Option(help="Guidance by the prompt; the run's own.")] = None,
+    audio_cfg: Annotated[float | None, typer.Option(help="Guidance by the audio; the run's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or a torch device.")] = "auto",
+) -> None:
+    """Make a portrait speak: one window of video, with sound."""
+    from training.generate import generate as make
+
+    changes = {"steps": steps, "text_cfg": text_cfg, "audio_cfg": audio_cfg}
+    make(
+        run,
+        image,
+        audio,
+        to,
+        prompt=prompt,
+        omega_face=omega_face,
+        omega_body=omega_body,
+        seed=seed,
+        changes={key: value for key, value in changes.items() if value is not None},
+        device=device,
+    )
+    out.print(str(to), soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option("--out", metavar="FILE", help="A name in .ckpt, .pt or .safetensors.")],
+) -> None:
+    """Write a run's audio weights in the layout that FantasyTalking's were published in."""
+    from training.train import run_export
+
+    run_export(run, to)
+    out.print(str(to), soft_wrap=True)
 
 
 def main() -> None:

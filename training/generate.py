@@ -7,7 +7,7 @@ Suffixes as in `training.batch`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -142,7 +142,7 @@ def generate(
     omega_face: float = 0.5,
     omega_body: float = 0.5,
     seed: int = 0,
-    settings: SampleConfig | None = None,
+    changes: Mapping[str, float] | None = None,
     device: str = "auto",
 ) -> None:
     """Write an MP4 with sound of the portrait in `image` saying what `audio` says, one window long.
@@ -152,7 +152,7 @@ def generate(
     Args:
         place: a run's folder, or a checkpoint's.
         omega_face, omega_body: how much face and body move, 0..1; 0.5 is the data set's median.
-        settings: steps and guidance; None: the run's own.
+        changes: to the run's steps and guidance (`sample` of its configuration), by name.
 
     Raises:
         CommandError: an option does not fit, or the image cannot be read.
@@ -184,7 +184,9 @@ def generate(
         prompt=prompt,
     )
     reference = torch.from_numpy(cropped(picture, Crop.around(picture.shape[:2], size, middle)))
-    video = artist.sample(reference[None], told, settings or config.sample, seed)[0]
+    video = artist.sample(reference[None], told, config.sample.model_copy(update=dict(changes or {})), seed)[
+        0
+    ]
     write(out, video.numpy(), facts.fps, loud)
 
 
