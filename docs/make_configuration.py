@@ -1,4 +1,5 @@
-"""Writes docs/configuration.md from the configuration's own fields: `python docs/make_configuration.py`."""
+"""Writes docs/configuration.md and docs/training-configuration.md from the configurations' own fields:
+`python -m docs.make_configuration`."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from schemas.config import Config
+from training.config import TrainConfig
 
 HEAD = """# Configuration
 
 Every value of the configuration, as `talkforge curate --config FILE` and `--set section.key=value` take it.
-This page is written from `schemas/config.py` by `python docs/make_configuration.py`; a test keeps the two
+This page is written from `schemas/config.py` by `python -m docs.make_configuration`; a test keeps the two
 together.
 
 - `measure` decides what is recorded of a clip. It cannot change once a data set is begun. `--set` may leave
@@ -22,28 +24,46 @@ together.
 - `run` says how the work is done, and never changes what comes out.
 """
 
+TRAINING_HEAD = """# Configuration of the trainer
+
+Every value that `talkforge train CONFIG` and `--set section.key=value` take. What they mean together:
+[training.md](training.md); ready-made ones: [configs/train](../configs/train).
+This page is written from `training/config.py` by `python -m docs.make_configuration`; a test keeps the two
+together.
+"""
+
 
 def page() -> str:
-    """The page's text."""
+    """Text of configuration.md."""
     return HEAD + "".join(_tables(Config, "Config", ""))
 
 
-def _tables(section: type[BaseModel], title: str, prefix: str) -> list[str]:
+def training_page() -> str:
+    """Text of training-configuration.md."""
+    return TRAINING_HEAD + "".join(_tables(TrainConfig, "TrainConfig", "", sources=False))
+
+
+def _tables(section: type[BaseModel], title: str, prefix: str, *, sources: bool = True) -> list[str]:
     lines, below = [], []
     for name, field in section.model_fields.items():
         kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            below += _tables(kind, (kind.__doc__ or "").strip().split("\n")[0], f"{prefix}{name}.")
+            title_below = (kind.__doc__ or "").strip().split("\n")[0]
+            below += _tables(kind, title_below, f"{prefix}{name}.", sources=sources)
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         default = "null" if field.default is None else f"{field.default}"
         unit, source = extra.get("unit", ""), extra.get("source", "")
-        lines.append(f"| `{prefix}{name}` | `{default}` | {unit} | {field.description} | {source} |\n")
+        described = f"{unit} | {field.description} | {source}" if sources else field.description
+        lines.append(f"| `{prefix}{name}` | `{default}` | {described} |\n")
     if not lines:
         return below
-    head = f"\n## {title}\n\n| key | default | unit | what | source |\n|---|---|---|---|---|\n"
+    columns = "| key | default | unit | what | source |\n|---|---|---|---|---|\n"
+    head = f"\n## {title}\n\n" + (columns if sources else "| key | default | what |\n|---|---|---|\n")
     return [head, *lines, *below]
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("configuration.md").write_text(page(), encoding="utf-8")
+    folder = Path(__file__).parent
+    (folder / "configuration.md").write_text(page(), encoding="utf-8")
+    (folder / "training-configuration.md").write_text(training_page(), encoding="utf-8")

@@ -176,13 +176,12 @@ class Loop:
         from training.generate import preview
 
         main = self._accelerator.is_main_process
-        if main or parallel.is_sharded(self._accelerator):
-            kept = self._out / "samples" / f"step-{step:08d}"
-            place = nullcontext(kept) if main else tempfile.TemporaryDirectory()
-            updater, facts = self._updater, self._progress.facts
-            with place as folder:
-                preview(updater.model, updater.encoders, self._config, facts, Path(folder))
-        self._accelerator.wait_for_everyone()
+        kept = self._out / "samples" / f"step-{step:08d}"
+        updater, facts = self._updater, self._progress.facts
+        with parallel.together(self._accelerator):
+            if main or parallel.is_sharded(self._accelerator):
+                with nullcontext(kept) if main else tempfile.TemporaryDirectory() as folder:
+                    preview(updater.model, updater.encoders, self._config, facts, Path(folder))
 
 
 def _parts(loss: Loss) -> Tensor:

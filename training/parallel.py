@@ -76,13 +76,13 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
     """What `accelerate launch` was told and this trainer would not heed."""
-    heeded = {
-        "mixed_precision": ("run.precision", {"no", config.run.precision}),
-        "gradient_accumulation_steps": ("optim.accumulate", {"auto", "1", str(config.optim.accumulate)}),
-        "dynamo_backend": ("nothing: compiling is not supported", {"no"}),
-    }
-    for name, (ours, fine) in heeded.items():
-        value = os.environ.get(f"ACCELERATE_{name.upper()}", "no" if "1" not in fine else "1")
+    heeded = (
+        ("mixed_precision", "run.precision", ("no", config.run.precision)),
+        ("gradient_accumulation_steps", "optim.accumulate", ("1", "auto", str(config.optim.accumulate))),
+        ("dynamo_backend", "nothing: compiling is not supported", ("no",)),
+    )
+    for name, ours, fine in heeded:
+        value = os.environ.get(f"ACCELERATE_{name.upper()}", fine[0])
         if value.lower() not in fine:
             raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
 

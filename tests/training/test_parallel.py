@@ -68,7 +68,6 @@ def told(folder: Path) -> list[dict[str, Any]]:
 
 def test_gradients_are_those_of_one_process_with_all_batches(folder: Path, tmp_path: Path) -> None:
     """Masked, dropped and stratified as there: four batches of one process, two of each of two."""
-    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     config = two_processes.gradient_config(4)
     batches = [two_processes.BATCHES[k] for k in (0, 1, 2, 3)]
