@@ -231,7 +231,9 @@ class Reader:
     def _clip(self, item: _Item) -> Prepared | Bad:
         if isinstance(item.what, Prepared | Bad):
             return item.what
-        found: Prepared | Bad
+        found = self._kept.get(item.shard, item.key)  # it may have come twice before it was looked at
+        if found is not None:
+            return found
         try:
             found = prepare(
                 item.key, item.what, self._config.sizes, self._config.num_frames, self._facts,

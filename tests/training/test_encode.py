@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from training.config import TrainConfig
 from training.data import SpanLoader, probe
 from training.encode import EncodeResult, encode_dataset, run_encode
 from training.inventory import shard_list
+from training.stream import Bad
 
 CLIPS = [[Shown(0), Shown(1)], [Shown(2, num_frames=5), Shown(3)]]
 
@@ -174,6 +176,18 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_shard(dataset: Path, base: 
     assert counts(encode_dataset(str(dataset), config(base))) == (2, 1, 1, 1)
 
 
+def test_latents_that_are_being_made_again_are_not_there(dataset: Path, base: Path) -> None:
+    encode_dataset(str(dataset), config(base))
+    seen: list[list[str]] = []
+
+    def look(_: EncodeResult) -> None:
+        seen.append(sorted(path.name for path in (dataset / "latents").glob("*.json")))
+
+    encode_dataset(str(dataset), config(base, num_frames=5), progress=look)
+    both = ["train-000000.json", "train-000001.json"]
+    assert seen == [both[1:], both[1:], both, both[:1], both[:1], both]
+
+
 def test_damaged_samples_are_counted_and_named(
     tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,6 +238,37 @@ def test_the_error_that_ended_the_work_is_the_one_that_is_told(
     with pytest.raises(RunError, match=r"^cpu: not enough memory to encode 9 frames"):
         encode_dataset(str(dataset), config(base), devices=("cpu", "cpu"))
     assert files(dataset) == {}
+
+
+class Patient:
+    """Encodes one sample after the other, for as long as anybody waits."""
+
+    codec_sha256 = ""
+
+    def shard(self, _: str) -> Iterator[Bad]:
+        for number in range(2000):
+            time.sleep(0.005)
+            yield Bad(f"{number}", "slow", "")
+        pytest.fail("nobody told it to stop")
+
+
+class Broken(Patient):
+    """Fails when the other one is at work."""
+
+    def shard(self, _: str) -> Iterator[Bad]:
+        time.sleep(0.1)
+        raise RunError("broken")
+        yield
+
+
+def test_encoders_that_are_stopped_do_not_complain(dataset: Path, base: Path) -> None:
+    store = Store(str(dataset))
+    shards = [manifest for _, manifest in shard_list(f"{dataset}/shards/train-{{000000..000001}}.tar")]
+    for encoders in ((Patient(), Broken()), (Broken(), Patient())):
+        work = encode._Work(store, config(base), 1, shards, lambda _: None)
+        with pytest.raises(RunError, match=r"^broken$"):
+            work.share(encoders)  # type: ignore[arg-type]
+        assert files(dataset) == {}
 
 
 # --------------------------------------------------------------------------- what cannot be done

@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.encoders import Encoders, load_encoders
 from training.inventory import shard_list
 from training.latents import ClipEncoder, EncodedClip, first_frames, npz
+from training.pictures import Decoded, Encoded
 from training.reading import read_samples
 from training.spans import MEMBERS, prepare
 from training.stream import Bad
@@ -99,6 +100,23 @@ def test_every_clip_is_encoded_as_training_would(base: Path, shard: str) -> None
         same(arrays["text"], text[:length])
         same(arrays["empty_text"], empty[:1])
         assert text[length:].abs().max() == 0
+
+
+@pytest.mark.parametrize(("spans", "whole"), ((1, []), (2, ["clip00", "clip02"])))
+def test_a_clip_is_decoded_once_for_all_its_spans(
+    base: Path, shard: str, monkeypatch: pytest.MonkeyPatch, spans: int, whole: list[str]
+) -> None:
+    decoded: list[str] = []
+    original = Encoded.decoded
+
+    def counting(pictures: Encoded) -> Decoded:
+        decoded.append(pictures.key)
+        return original(pictures)
+
+    monkeypatch.setattr(Encoded, "decoded", counting)
+    found = list(encoder(config(base, text="none", image="none"), spans)[0].shard(shard))
+    assert [one.key for one in found] == ["clip00", "clip01", "clip02", "clip03"]
+    assert decoded == whole
 
 
 def same(found: np.ndarray, expected: torch.Tensor) -> None:

@@ -17,8 +17,9 @@ from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_se
 from training import stream
 from training.config import DataConfig
 from training.inventory import shard_list
+from training.pictures import Decoded, Encoded
 from training.reading import read_samples
-from training.spans import Span
+from training.spans import Span, prepare
 from training.stream import Bad, Kept, Place, Reader, shard_order
 
 MEMORY = 2**30
@@ -171,6 +172,34 @@ def test_with_little_room_what_came_first_stays(shards: str, reads: list[str]) -
     batches(made, 30)
     counts = sorted(Counter(reads).values())
     assert counts[0] == 1 < counts[1]
+
+
+def test_a_clip_counts_once_however_often_it_comes(shards: str) -> None:
+    key, members = next(read_samples(shard_list(shards)[0][0], stream.MEMBERS))
+    clip = prepare(key, members, ((32, 32),), 9, some_facts(SPEECH_DIM, IDENTITY_DIM)).kept()
+    kept = Kept(2 * clip.kept_bytes)
+    for _ in range(3):
+        kept.put("s", "a", clip)
+    assert kept.room_for(clip) and kept.get("s", "a") is clip
+    kept.put("s", "b", clip)
+    assert not kept.room_for(clip)
+    kept.put("s", "c", clip)
+    assert kept.get("s", "c") is None and kept.whole("s") is None
+
+
+def test_what_cannot_be_kept_is_not_decoded_whole(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: list[str] = []
+    original = Encoded.decoded
+
+    def counting(pictures: Encoded) -> Decoded:
+        whole.append(pictures.key)
+        return original(pictures)
+
+    monkeypatch.setattr(Encoded, "decoded", counting)
+    batches(reader(config(shards), 1), 5)
+    assert whole == []
+    batches(reader(config(shards), MEMORY), 20)
+    assert sorted(whole) == ["clip00", "clip01", "clip02", "clip03", "clip05", "clip06", "clip08"]
 
 
 @pytest.mark.parametrize("skip", (1, 4, 13))
