@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -182,23 +182,28 @@ class SpanLoader:
         The same as a new loader's, but loader processes and the clips that they keep live on.
         """
         self._stream.turn.copy_(torch.tensor([chapter, skip]))
-        reads = self._each()
-        for read in reads:
+        for read in self._each():
             for bad in read.bad:
                 self._count(bad)
             if read.fault:
-                reads.close()
-                self._loader._iterator = None  # ends the processes; left to the collector, they take 5 s
+                self._end()
                 kind, message = read.fault
                 raise kind(message)
             if read.batch is not None:
                 yield read.batch
 
-    def _each(self) -> Generator[_Read]:
+    def _each(self) -> Iterator[_Read]:
         try:
             yield from self._loader
         except RuntimeError as error:  # torch's way to say that a process was killed
+            self._end()
             raise RunError(f"a loader process ended: {_line(error)[:300]}") from None
+
+    def _end(self) -> None:
+        """End the loader processes, which torch would do when it comes to it; a next chapter has new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def _count(self, bad: Bad) -> None:
         if bad.key not in self.bad_keys:
