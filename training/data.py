@@ -120,9 +120,8 @@ def _line(error: Exception) -> str:
 
 
 def _begin(_: int) -> None:
-    """A loader process: one thread, and an interrupt is its trainer's to answer."""
+    """A loader process: an interrupt is its trainer's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
 
 
 class SpanLoader:
@@ -155,6 +154,9 @@ class SpanLoader:
         skip: int = 0,
         cached: bool = False,
     ) -> None:
+        # Here and not in the loader processes: OpenCV's threads do not come along when a process forks,
+        # and whoever asks for another number of them there waits for those for ever.
+        cv2.setNumThreads(1)
         listed = shard_list(config.shards)
         shards = [(url, manifest) for url, manifest in listed if manifest.count]
         _check_enough(shards, len(listed), config, world)
