@@ -101,9 +101,9 @@ def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
         )
     # Weights keep their types, as without FSDP, and autocast decides: bf16 timesteps would be too coarse.
     # With all of Wan in float32, gathering it in bf16 halves what is sent.
-    whole = config.model.trainable == "full" and config.run.precision == "bf16"
+    halved = config.model.trainable == "full" and config.run.precision == "bf16"
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if whole else None,
+        param_dtype=torch.bfloat16 if halved else None,
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )

@@ -116,6 +116,32 @@ def test_stage_2_starts_from_stage_1(shards: str, tmp_path: Path) -> None:
     assert codecs[0] is not None and codecs[1] is not None and codecs[0].sha256 == codecs[1].sha256
 
 
+def test_a_run_starts_from_adapters_alone_or_from_published_weights(shards: str, tmp_path: Path) -> None:
+    frozen = {"model__trainable": "adapters", "run__steps": 1}
+    train(small(shards, tmp_path / "one", **frozen))
+    trained = last(tmp_path / "one").trained()
+    lora = {"model__trainable": "lora", "model__lora_rank": 2, "run__steps": 1, "optim__lr": 1e-30}
+    train(small(shards, tmp_path / "two", run__init_from=str(tmp_path / "one"), **lora))
+    found = last(tmp_path / "two").trained()
+    assert all(torch.allclose(found[name], value, rtol=0, atol=1e-20) for name, value in trained.items())
+    assert {name.partition(".lora_")[1] for name in found.keys() - trained.keys()} == {".lora_"}
+    again = train(
+        small(shards, tmp_path / "two", run__init_from=str(tmp_path / "one"), **lora | {"run__steps": 2})
+    )
+    assert again.finished
+    run_export(tmp_path / "one", tmp_path / "published.ckpt")
+    settings = frozen | {"optim__lr": 1e-30, "run__init_from": str(tmp_path / "published.ckpt")}
+    train(small(shards, tmp_path / "three", **settings))
+    found = last(tmp_path / "three").trained()
+    audio = [
+        name for name in found if name.startswith("audio_proj.") or name.endswith("processor.v_proj.weight")
+    ]
+    assert len(audio) == 5 and all(
+        torch.allclose(found[name], trained[name], rtol=0, atol=1e-20) for name in audio
+    )
+    assert not torch.equal(found["motion.out.weight"], trained["motion.out.weight"])
+
+
 def test_weights_that_do_not_fit_are_refused_by_name(shards: str, tmp_path: Path) -> None:
     train(small(shards, tmp_path / "one", run__steps=1))
     config = small(
