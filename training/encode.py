@@ -26,14 +26,15 @@ from pipeline.dataset import exclusive
 from pipeline.shards import FOLDER as SHARDS
 from pipeline.shards import read_manifest
 from pipeline.store import Store, sha256_of
-from schemas.errors import CommandError, DatasetError, ModelError
+from schemas.errors import CommandError, DatasetError
 from schemas.sample import ShardManifest
 from training import cache
 from training.cache import LatentsManifest
+from training.codec import load_codec
 from training.config import TrainConfig, load_train_config
 from training.encoders import load_encoders
 from training.inventory import facts_of
-from training.latents import ClipEncoder, EncodedClip, npz
+from training.latents import ClipEncoder, EncodedClip, npz, text_dim
 from training.stream import Bad
 
 
@@ -105,16 +106,19 @@ def encode_dataset(
     store = Store(dataset)
     shards = _shards(store)
     facts = facts_of([(_url(store, shard.name), shard) for shard in shards], dataset)
-    text_dim = _text_dim(config)
+    width = text_dim(config)
     with exclusive(store):
         store.sweep()
         _remove_stale(store, shards)
-        encoders = [
-            ClipEncoder(config, facts, spans_per_clip, load_encoders(config, text_dim, device), device)
-            for device in map(torch.device, devices or _devices())
-        ]
-        work = _Work(store, config, spans_per_clip, shards, progress)
-        return work.share(encoders)
+        work = _Work(store, config, spans_per_clip, load_codec(config).sha256, shards, progress)
+        if work.waiting:  # the other encoders are large: not loaded for nothing
+            work.share(
+                [
+                    ClipEncoder(config, facts, spans_per_clip, load_encoders(config, width, device), device)
+                    for device in map(torch.device, devices or _devices())
+                ]
+            )
+        return work.result
 
 
 def _shards(store: Store) -> list[ShardManifest]:
@@ -132,20 +136,6 @@ def _devices() -> list[str]:
     return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
 
 
-def _text_dim(config: TrainConfig) -> int:
-    """Width of the prompt embedding that the transformer takes."""
-    base = config.model.base
-    if base == "random" or config.codec.text == "none":
-        return config.model.shape.text_dim
-    from diffusers import WanTransformer3DModel
-
-    try:
-        return int(WanTransformer3DModel.load_config(base, subfolder="transformer")["text_dim"])
-    except Exception as error:  # libraries below raise many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None
-
-
 def _remove_stale(store: Store, shards: Sequence[ShardManifest]) -> None:
     """Latents of shards that are no more; manifests go first."""
     names = {shard.name for shard in shards}
@@ -154,28 +144,41 @@ def _remove_stale(store: Store, shards: Sequence[ShardManifest]) -> None:
         store.delete(name)
 
 
+def _files(shard: ShardManifest) -> tuple[str, str]:
+    """Names of a shard's latents and of their manifest."""
+    return f"{cache.FOLDER}/{shard.name}.tar", f"{cache.FOLDER}/{shard.name}.json"
+
+
 class _StoppedError(Exception):
     """Another encoder has failed: what this one does is no longer of use."""
 
 
 class _Work:
-    """The shards of one call, shared out among encoders."""
+    """The shards of one call, shared out among encoders.
+
+    Attributes:
+        waiting: shards whose latents are not there as they would be made now.
+        result: how far it is.
+    """
 
     def __init__(
         self,
         store: Store,
         config: TrainConfig,
         spans_per_clip: int,
+        codec_sha256: str,
         shards: Sequence[ShardManifest],
         show: Show,
     ) -> None:
         self._store, self._config, self._spans_per_clip = store, config, spans_per_clip
-        self._waiting, self._show = iter(shards), show
-        self._result = EncodeResult(len(shards))
+        self._codec_sha256, self._show = codec_sha256, show
         self._begun_s = time.monotonic()
         self._lock, self._stopped = threading.Lock(), threading.Event()
+        self.waiting = [shard for shard in shards if not self._is_current(shard)]
+        kept = len(shards) - len(self.waiting)
+        self.result = EncodeResult(len(shards), done=kept, kept=kept)
 
-    def share(self, encoders: Sequence[ClipEncoder]) -> EncodeResult:
+    def share(self, encoders: Sequence[ClipEncoder]) -> None:
         """Each encoder takes the next shard when it is done with one; an error of one ends them all."""
         with ThreadPoolExecutor(len(encoders)) as pool:
             working = [pool.submit(self._work, encoder) for encoder in encoders]
@@ -184,7 +187,6 @@ class _Work:
                     one.result()
             finally:
                 self._stopped.set()
-        return self._result
 
     def _work(self, encoder: ClipEncoder) -> None:
         try:
@@ -198,26 +200,21 @@ class _Work:
 
     def _next(self) -> ShardManifest | None:
         with self._lock:
-            return next(self._waiting, None)
+            return self.waiting.pop(0) if self.waiting else None
 
     def _encode(self, shard: ShardManifest, encoder: ClipEncoder) -> None:
-        """Latents of one shard, tar file first, manifest last; nothing where they are there already."""
-        tar, described = f"{cache.FOLDER}/{shard.name}.tar", f"{cache.FOLDER}/{shard.name}.json"
-        wanted = self._manifest(shard, encoder)
-        if self._is_current(tar, described, wanted):
-            with self._counting() as result:
-                result.done, result.kept = result.done + 1, result.kept + 1
-            return
+        """Latents of one shard, tar file first, manifest last."""
+        tar, described = _files(shard)
         self._store.delete(described)  # the old manifest must not vouch for the new tar file
         with self._store.writing(tar) as path:
             keys, lost = self._write(path, shard, encoder)
             size = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        written = wanted.model_copy(update={"keys": tuple(keys), "lost": lost, **size})
+        written = self._manifest(shard).model_copy(update={"keys": tuple(keys), "lost": lost, **size})
         self._store.write(described, json.dumps(written.model_dump(mode="json"), indent=1).encode())
         with self._counting() as result:
             result.done += 1
 
-    def _manifest(self, shard: ShardManifest, encoder: ClipEncoder) -> LatentsManifest:
+    def _manifest(self, shard: ShardManifest) -> LatentsManifest:
         """Of latents as they would be made now, without what is known when they are."""
         config = self._config
         return LatentsManifest(
@@ -232,17 +229,19 @@ class _Work:
             spans_per_clip=self._spans_per_clip,
             base=config.model.base,
             codec=config.codec.kind,
-            codec_sha256=encoder.codec_sha256,
+            codec_sha256=self._codec_sha256,
             text=config.codec.text,
             image=config.codec.image,
         )
 
-    def _is_current(self, tar: str, described: str, wanted: LatentsManifest) -> bool:
+    def _is_current(self, shard: ShardManifest) -> bool:
         """Whether the latents are there as they would be made now; never where samples were lost."""
+        tar, described = _files(shard)
         try:
             found = LatentsManifest.model_validate_json(self._store.read(described))
             own = {"sha256": found.sha256, "bytes": found.bytes, "keys": found.keys}
-            return wanted.model_copy(update=own) == found and self._store.size(tar) == found.bytes
+            wanted = self._manifest(shard).model_copy(update=own)
+            return wanted == found and self._store.size(tar) == found.bytes
         except (DatasetError, ValueError):
             return False
 
@@ -251,7 +250,7 @@ class _Work:
         keys: list[str] = []
         count = 0
         with (
-            self._store.telling("write", f"{cache.FOLDER}/{shard.name}.tar"),
+            self._store.telling("write", _files(shard)[0]),
             path.open("wb") as stream,
             TarWriter(stream, encoder=False, mtime=0, user="talkforge", group="talkforge", mode=0o444) as out,
         ):
@@ -283,6 +282,6 @@ class _Work:
     def _counting(self) -> Iterator[EncodeResult]:
         """The result, to be changed by one thread at a time, and then shown."""
         with self._lock:
-            yield self._result
-            self._result.seconds = time.monotonic() - self._begun_s
-            self._show(self._result)
+            yield self.result
+            self.result.seconds = time.monotonic() - self._begun_s
+            self._show(self.result)

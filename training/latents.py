@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from schemas.errors import DatasetError, RunError
+from schemas.errors import DatasetError, ModelError, RunError
 from training.batch import Facts
 from training.config import TrainConfig
 from training.encoders import Encoders
@@ -53,6 +53,24 @@ def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return stream.getvalue()
 
 
+def text_dim(config: TrainConfig) -> int:
+    """Width of the prompt embedding that the transformer takes; read from its description alone.
+
+    Raises:
+        ModelError: there is no such description.
+    """
+    base = config.model.base
+    if base == "random" or config.codec.text == "none":
+        return config.model.shape.text_dim
+    from diffusers import WanTransformer3DModel
+
+    try:
+        return int(WanTransformer3DModel.load_config(base, subfolder="transformer")["text_dim"])
+    except Exception as error:  # libraries below raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None
+
+
 class ClipEncoder:
     """Encodes clips on one device; on a GPU in the precision of `run.precision`."""
 
@@ -61,11 +79,6 @@ class ClipEncoder:
     ) -> None:
         self._config, self._facts, self._spans_per_clip = config, facts, spans_per_clip
         self._encoders, self._device = encoders, device
-
-    @property
-    def codec_sha256(self) -> str:
-        """Of the codec's weights."""
-        return self._encoders.codec.sha256
 
     def shard(self, url: str) -> Iterator[EncodedClip | Bad]:
         """Every sample of a shard in its order; the next one is decoded while one is encoded.

@@ -113,8 +113,9 @@ class Masks:
 def shrunk(mask: np.ndarray, size: Size) -> np.ndarray:
     """A bool mask at another size, bool: pixels of which half is lip, or those with the most where none is.
 
-    On generated heads (256 px, lips 15 to 27 px high) at 64 px this keeps 92 to 109 % of a mask's area and
-    94 % of its pixels; a quarter instead of half would add 15 %. At 32 px it keeps 99 % on average.
+    Of 600 masks of generated heads (256 px, lips 15 to 27 px high) none vanishes. At 64 px this keeps 92 to
+    113 % of a mask's area, 102 % on average; a quarter instead of half would add 15 %. At 32 px: 51 to
+    124 %, 99 % on average.
     """
     if mask.shape == size:
         return mask

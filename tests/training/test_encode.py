@@ -115,13 +115,16 @@ def test_training_reads_them(dataset: Path, base: Path) -> None:
     assert loader.bad == {"too_short": 1}
 
 
-def test_the_same_again_is_nothing_to_do(dataset: Path, base: Path) -> None:
+def test_the_same_again_is_nothing_to_do(dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode_dataset(str(dataset), config(base))
     before = files(dataset)
     times = [path.stat().st_mtime_ns for path in (dataset / "latents").iterdir()]
     again = encode_dataset(str(dataset), config(base))
     assert counts(again) == (2, 2, 0, 0) and again.line().startswith("shards 2/2 (2 were there), clips 0")
     assert [path.stat().st_mtime_ns for path in (dataset / "latents").iterdir()] == times
+    monkeypatch.setattr(encode, "load_encoders", lambda *_: pytest.fail("loaded for nothing"))
+    encode_dataset(str(dataset), config(base))
+    monkeypatch.undo()
     for path in (dataset / "latents").iterdir():
         path.unlink()
     encode_dataset(str(dataset), config(base), devices=("cpu", "cpu"))  # by two encoders
@@ -243,8 +246,6 @@ def test_the_error_that_ended_the_work_is_the_one_that_is_told(
 class Patient:
     """Encodes one sample after the other, for as long as anybody waits."""
 
-    codec_sha256 = ""
-
     def shard(self, _: str) -> Iterator[Bad]:
         for number in range(2000):
             time.sleep(0.005)
@@ -265,7 +266,7 @@ def test_encoders_that_are_stopped_do_not_complain(dataset: Path, base: Path) ->
     store = Store(str(dataset))
     shards = [manifest for _, manifest in shard_list(f"{dataset}/shards/train-{{000000..000001}}.tar")]
     for encoders in ((Patient(), Broken()), (Broken(), Patient())):
-        work = encode._Work(store, config(base), 1, shards, lambda _: None)
+        work = encode._Work(store, config(base), 1, "", shards, lambda _: None)
         with pytest.raises(RunError, match=r"^broken$"):
             work.share(encoders)  # type: ignore[arg-type]
         assert files(dataset) == {}
