@@ -75,7 +75,8 @@ def gather_windows(tokens_BLC: Tensor, place: Windows) -> Tensor:
 def span_features(first_frame: int, num_frames: int, clip_frames: int, fps: float) -> slice:
     """Speech features of frames [first_frame, first_frame + num_frames) of a clip of `clip_frames`.
 
-    As many as `features_from_frames(num_frames, fps)`, within half a feature of the frames' time.
+    As many as `features_from_frames(num_frames, fps)`, within half a feature of the frames' time; within
+    one at the end of a clip whose length is no whole number of features.
     """
     count = features_from_frames(num_frames, fps)
     last_start = features_from_frames(clip_frames, fps) - count
