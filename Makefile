@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make test`.
+# Everything a newcomer needs: `make demo`, `make learn`, `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,12 +7,15 @@ STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
 
-.PHONY: install demo test check format bench asr clean
+.PHONY: install demo learn test check format bench asr clean
 
 install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.demo
+
+learn: $(STAMP)
+	$(BIN)/python -m examples.learn
 
 test: $(STAMP) check
 	$(BIN)/pytest
@@ -55,4 +58,4 @@ $(ASR)/.installed: configs/asr.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ASR) demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ASR) demo-out learn-out .mypy_cache .ruff_cache .pytest_cache

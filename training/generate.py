@@ -175,9 +175,8 @@ def generate(
     if points is not None:
         x, y = np.median(points[:, :2], axis=0)
         middle = (float(y), float(x))
-    frames = config.data.num_frames
     told = artist.batch(
-        _speech(loud, facts, frames),
+        _speech(loud, facts, config.data.num_frames),
         (omega_face, omega_body),
         size,
         identity_D=_identity(picture, points, facts) if points is not None else None,

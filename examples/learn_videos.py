@@ -1,0 +1,153 @@
+"""Talking heads to learn from, and others to be tested on: close faces that speak in phrases, and sway
+little or much. Everything follows from a seed.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.signal import resample_poly
+
+from curation.speech import load_encoder
+from examples.portraits import PORTRAITS, Framing, Head, frame
+from examples.speech import SPEECH_HZ, VOICES, Speech, speak
+from examples.talking_heads import Acting, Take, talk, write
+from schemas.arrays import Bytes, Floats
+from schemas.config import SpeechConfig
+from schemas.units import AUDIO_HZ, features_from_frames
+
+SIZE_PX = 192
+"""Edge of the square pictures: a face of 0.7 of it is just above the smallest that curation accepts."""
+
+FPS = 25.0
+
+UNSEEN = 1_000_000
+"""Seeds from here on are never trained on."""
+
+_SILENT_S = 0.2
+"""Every take begins with more room noise than this."""
+
+_PIECE = 2
+"""Features of one piece of shuffled speech, 40 ms."""
+
+_WORDS = """
+a bright morning many people come together above the harbour we remember how warm bread smells
+whenever you open an oven five friends move slowly through blue water my mother would laugh and
+wave before she began to play music maybe somebody will show them where very old maps are kept
+"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A take and the portrait that it shows, whose mouth is closed."""
+
+    head: Head
+    take: Take
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a scene, as long as what the model generates, at the size that it generates.
+
+    Attributes:
+        head: its face in pixels of `SIZE_PX`. portrait: uint8 [H, W, 3], the mouth closed.
+        opening: true opening of the mouth in every frame [F], in widths of the closed mouth.
+        speech: features [L, D]. shuffled: the same in pieces of 40 ms in another order.
+        silent: as long, of the noise before the first word.
+        rgb: what the scene shows, uint8 [F, H, W, 3]. sound: [N, 2] at 48 kHz.
+    """
+
+    head: Head
+    portrait: Bytes
+    opening: Floats
+    speech: Floats
+    shuffled: Floats
+    silent: Floats
+    rgb: Bytes
+    sound: Floats
+
+
+def scene(seed: int, duration_s: float) -> Scene:
+    """One of endlessly many."""
+    rng = np.random.default_rng([seed, 5])
+    # In a picture that stands still, a mouth that opens fast is taken for a cut.
+    acting = Acting(sway=float(rng.uniform(0.4, 2)), noise=2.0)
+    head = _close_up(rng)
+    return Scene(head, talk(head, _phrases(rng, duration_s), FPS, seed, acting))
+
+
+def make(folder: Path, count: int, duration_s: float) -> None:
+    """Write `count` videos with seeds from 0 on, on all processors."""
+    folder.mkdir(parents=True)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        list(pool.map(partial(_write, folder, duration_s), range(count)))
+
+
+def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
+    """A window that begins somewhere in a scene's first words.
+
+    Args:
+        embedding: the speech encoder, as `measure.speech.embedding` of the curation.
+    """
+    rng = np.random.default_rng([seed, 6])
+    first = int(rng.integers(8, 30))
+    last = first + num_frames
+    shown = scene(seed, (last + 1) / FPS)
+    take, mono = shown.take, resample_poly(shown.take.samples, AUDIO_HZ, SPEECH_HZ).astype(np.float32)
+    room = np.resize(mono[: round(_SILENT_S * AUDIO_HZ)], len(mono))
+    counts = [features_from_frames(take.num_frames, FPS)] * 2
+    heard, silent = load_encoder(SpeechConfig(embedding=embedding)).encode([mono, room], counts)
+    span = slice(features_from_frames(first, FPS), None)
+    length = features_from_frames(num_frames, FPS)
+    speech = heard[span][:length].astype(np.float32)
+    pieces = np.array_split(speech, max(1, length // _PIECE))
+    rng.shuffle(pieces)
+    return Window(
+        head=shown.head,
+        portrait=small(shown.head.picture, size_px),
+        opening=take.faces[0].opening[first:last] / float(np.ptp(shown.head.face.outer[:, 0])),
+        speech=speech,
+        shuffled=np.concatenate(pieces),
+        silent=silent[span][:length].astype(np.float32),
+        rgb=np.stack([small(one, size_px) for one in take.frames()])[first:last],
+        sound=np.repeat(take.samples[round(first / FPS * SPEECH_HZ) :, None], 2, axis=1),
+    )
+
+
+def small(picture: Bytes, size_px: int) -> Bytes:
+    """A picture as the trainer scales it."""
+    return np.asarray(cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _write(folder: Path, duration_s: float, seed: int) -> None:
+    cv2.setNumThreads(1)
+    write(folder / f"head-{seed:04d}.mp4", scene(seed, duration_s).take)
+
+
+def _close_up(rng: np.random.Generator) -> Head:
+    """A portrait whose face fills most of the picture: its mouth must be some pixels wide at 64 px."""
+    red, green, blue = rng.uniform(0.94, 1.06, 3).tolist()
+    framing = Framing(
+        face_px=SIZE_PX * rng.uniform(0.72, 0.78),
+        centre=(float(rng.uniform(0.49, 0.51)), float(rng.uniform(0.46, 0.48))),
+        mirror=bool(rng.integers(2)),
+        aspect=float(rng.uniform(0.97, 1.03)),
+        gains=(red, green, blue),
+        gamma=float(rng.uniform(0.85, 1.2)),
+    )
+    return frame(str(rng.choice(PORTRAITS)), SIZE_PX, SIZE_PX, framing)
+
+
+def _phrases(rng: np.random.Generator, duration_s: float) -> Speech:
+    """Three to six words, a short pause, and so on, in one voice."""
+    voice, pace, pitch = str(rng.choice(VOICES)), int(rng.integers(135, 185)), int(rng.integers(35, 66))
+    words = _WORDS.split()
+    phrases = (rng.choice(words, rng.integers(3, 7)).tolist() for _ in range(int(duration_s) + 1))
+    return speak("; ".join(" ".join(phrase) for phrase in phrases), voice, pace, pitch, duration_s)
