@@ -38,6 +38,12 @@ OUT = Path("learn-out")
 CURATION = Path("configs/offline.yaml")
 STAGES = (Path("configs/train/tiny-stage1.yaml"), Path("configs/train/tiny-stage2.yaml"))
 
+SETTINGS: tuple[tuple[str, ...], ...] = (
+    ("data.batch_size=8", "flow.timesteps=stratified"),
+    ("data.batch_size=8", "flow.timesteps=stratified", "loss.plain_weight=1", "optim.schedule=cosine"),
+)
+"""What either stage is told beside its configuration: many small steps, because time is short."""
+
 HELD_OUT = 0.1
 """Share of the clips that are kept for the held-out loss."""
 
@@ -190,6 +196,7 @@ def learn(plan: Plan, dataset: Path, out: Path, seed: int, console: Console) -> 
             f"run.steps={steps}",
             f"run.save_every={steps}",
             f"run.seed={seed}",
+            *SETTINGS[stage - 1],
         ]
         if stage == 2:
             settings.append(f"run.init_from={runs[0]}")
