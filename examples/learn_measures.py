@@ -28,9 +28,6 @@ BELOW = 0.15
 RIDGE = 0.3
 """Weight of the penalty on the map, relative to the brightness's variance."""
 
-STEADY_FRAMES = 4
-"""Frames of one latent frame: heads move more slowly."""
-
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -99,12 +96,10 @@ def correlation(one: Floats, other: Floats) -> float:
 def motion_around(rgb: Bytes, mouth: Mouth) -> float:
     """How much moves beside the mouth in `rgb` [F, H, W, 3], in grey levels.
 
-    Deviation over time of a pixel's brightness, averaged over `STEADY_FRAMES` so that flicker counts
-    little; mean over the pixels outside a square of 1.8 mouth widths around the mouth.
+    Deviation over time of a pixel's brightness; mean over the pixels outside a square of 1.8 mouth
+    widths around the mouth.
     """
-    sums = np.cumsum(luma(rgb), axis=0, dtype=np.float64)
-    steady = (sums[STEADY_FRAMES:] - sums[:-STEADY_FRAMES]) / STEADY_FRAMES
-    deviation = steady.std(axis=0)
+    deviation = luma(rgb).std(axis=0, dtype=np.float64)
     rows, columns = np.indices(deviation.shape)
     reach = 0.9 * mouth.width_px
     x, y = mouth.middle

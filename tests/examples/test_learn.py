@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy.signal import resample_poly
 
 from curation.sound import read_sound
@@ -129,19 +128,14 @@ def test_correlation_is_pearsons_and_nothing_where_nothing_changes() -> None:
     assert correlation(one, np.ones(50)) == 0.0
 
 
-def test_motion_is_what_moves_slowly_outside_the_mouth() -> None:
+def test_motion_is_what_moves_outside_the_mouth() -> None:
     mouth = Mouth((32.0, 40.0), 10.0)
-    video = np.full((13, 64, 64, 3), 100, np.uint8)
+    video = np.full((12, 64, 64, 3), 100, np.uint8)
     video[6:, 35:46, 28:37] = 0
     assert motion_around(video, mouth) == pytest.approx(0, abs=1e-5)
-    # Means of four frames, 1-4 to 9-12: two at 100, three between, four at 120; a quarter of the picture.
-    video[6:, :16] = 120
-    steps = np.array([100, 100, 105, 110, 115, 120, 120, 120, 120])
+    video[6:, :16] = 120  # half of the frames, a quarter of the picture
     outside = 64 * 64 - 19 * 19  # 9 px on each side of the middle
-    assert motion_around(video, mouth) == pytest.approx(steps.std() * 16 * 64 / outside, rel=1e-4)
-    flickering = np.full((13, 64, 64, 3), 100, np.uint8)
-    flickering[::2] = 120
-    assert motion_around(flickering, mouth) == pytest.approx(0, abs=1e-5)
+    assert motion_around(video, mouth) == pytest.approx(10 * 16 * 64 / outside, rel=1e-4)
 
 
 # --------------------------------------------------------------------------- videos
@@ -204,14 +198,3 @@ def test_what_is_kept_shows_both(tmp_path: Path) -> None:
     assert int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) == 42
     assert reader.get(cv2.CAP_PROP_FRAME_WIDTH) == 2 * 192 and reader.get(cv2.CAP_PROP_FRAME_HEIGHT) == 192
     assert abs(len(read_sound(tmp_path / "heads.mp4", 48_000)) - 42 * 1920) < 2048
-
-
-# --------------------------------------------------------------------------- all of it
-
-
-def test_the_trainer_learns_to_speak(tmp_path: Path) -> None:
-    """`make learn` in short: curation, both stages and the figures; two minutes of training."""
-    rows = learn.prove(SHORT, tmp_path / "learn", 0, Console(quiet=True))
-    found = (tmp_path / "learn" / "learns.md").read_text(encoding="utf-8")
-    assert not [f"{row.name}: {row.value:.3f}, {row.bound}" for row in rows if not row.holds], found
-    assert (tmp_path / "learn" / "heads.mp4").exists() and len(rows) == 13
