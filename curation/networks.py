@@ -13,6 +13,28 @@ from typing import Any
 from schemas.errors import ModelError
 
 
+def torch_device(name: str, option: str) -> Any:
+    """The torch device of a name; for 'auto' CUDA where there is any, else the CPU.
+
+    Args:
+        option: where the name was given, for messages.
+
+    Raises:
+        ModelError: no such device, or CUDA where torch sees none.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"{option} {name}: is no torch device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"{option} {name}: torch sees no CUDA device")
+    return device
+
+
 def load_strictly(network: Any, path: Path, name: str) -> None:
     """Fill a network with the tensors of a file, which must be its own to the last name and shape.
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from curation.models import listing_sha256
-from curation.networks import inference
+from curation.networks import inference, torch_device
 from curation.speech_features import Features, LogMel, fit
 from schemas.arrays import Floats, expect_shape
 from schemas.errors import ModelError
@@ -62,7 +62,7 @@ class HiddenStates:
 
         local = _is_folder(source)
         self._torch = torch
-        self._device = _device(device)
+        self._device = torch_device(device, "speech.device")
         self._batch_clips = batch_clips
         self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         extractor, model, self.sha256 = _load(source, local, self._dtype)
@@ -252,20 +252,6 @@ def _check_complete(source: str, missing_keys: Sequence[str]) -> None:
         raise ModelError(
             f"speech encoder {source}: its weights lack {len(missing)} tensors: {missing[0]} ..."
         )
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f"speech.device {name}: is no torch device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"speech.device {name}: torch sees no CUDA device")
-    return device
 
 
 @contextmanager

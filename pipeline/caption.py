@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from curation import media
-from curation.networks import inference
+from curation.networks import inference, torch_device
 from curation.probe import content_hash, probe
 from pipeline.annotate import CAPTIONS, Clips, Counts, annotate
 from pipeline.store import Store, one_line, sha256_of
@@ -48,7 +48,7 @@ class Captioner:
         import torch
 
         self._options = options
-        self._device = _device(options.device)
+        self._device = torch_device(options.device, "--device")
         dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
         self._processor, model, self.sha256 = _load(options.model, dtype)
         self._model = model.eval().to(self._device)
@@ -149,17 +149,3 @@ def _load(source: str, dtype: Any) -> tuple[Any, Any, str]:
     hashes = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
     sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     return processor, model, sha256
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f"--device {name}: is no torch device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"--device {name}: torch sees no CUDA device")
-    return device

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from curation import faces, identity, models, speech
 from curation.encode import CLIP_AUDIO_HZ, decode_flac, encode_mp4
 from curation.landmarks import FaceLandmarker
+from curation.networks import torch_device
 from curation.sound import read_sound
 from schemas.arrays import Bytes, Floats
 from schemas.config import IdentityConfig, ScanConfig, SpeechConfig
@@ -60,12 +61,12 @@ class Portraitist:
         """From a run's folder (its last checkpoint) or a checkpoint's; averaged weights where there are.
 
         Raises:
-            CommandError: there is no checkpoint. ModelError: weights are missing or damaged.
+            CommandError: there is no checkpoint. ModelError: weights are missing or damaged, or there is no
+                such device.
         """
         found = checkpoint.read(checkpoint.find(place))
         config, facts = found.config, found.progress.facts
-        where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
-        where = where if device == "auto" else torch.device(device)
+        where = torch_device(device, "--device")
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
         model = build(config, facts, dtype=dtype)
         checkpoint.load_trained(model, found.best(), str(found.folder))

@@ -150,6 +150,11 @@ def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
     assert unknown.has_identity_B.tolist() == [False] and not unknown.identity_BD.any()
 
 
+def test_a_device_that_is_none_is_refused(run: Path) -> None:
+    with pytest.raises(ModelError, match="--device quantum: is no torch device"):
+        Portraitist.load(run, "quantum")
+
+
 # --------------------------------------------------------------------------- generate
 
 
