@@ -15,11 +15,13 @@ Features = NDArray[np.float16]
 
 
 class LogMel:
-    """Natural logarithm of 80 mel bands: 25 ms Hann windows, 20 ms apart, 0 to 8 kHz.
+    """Logarithm of 80 mel bands, centred: 25 ms Hann windows, 20 ms apart, 0 to 8 kHz.
 
     Window j begins at sample 320 j and is 400 samples long, as the receptive field of wav2vec2.
-    Values are `log(max(band power, 1e-10))` of samples in [-1, 1]: -23.0 is silence. These are
-    plain features, no stand-in for a learned speech representation.
+    Values are `(ln(max(band power, 1e-10)) + 9) / 4` of samples in [-1, 1]: speech lies around 0 with
+    a deviation of about 1, digital silence is -3.5. These are plain features, no stand-in for a learned
+    speech representation. They are centred because FantasyTalking's audio projection has no bias and
+    ends in a LayerNorm: of vectors that all point one way it would take the loudness away.
 
     Source: mel scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987) with triangular bands as in HTK.
     """
@@ -32,6 +34,8 @@ class LogMel:
     _FFT_SAMPLES = 1024
     """Padded, so that the narrowest band still spans several bins."""
     _FLOOR = 1e-10
+    _CENTRE, _SCALE = -9.0, 4.0
+    """Source: ours; mean and deviation are -6.7 and 2.8 to -10.2 and 3.9 on real speech."""
 
     def __init__(self) -> None:
         self._window = np.hanning(self._WINDOW_SAMPLES + 1)[:-1]
@@ -51,7 +55,8 @@ class LogMel:
         spectrum = np.fft.rfft(windows * self._window, self._FFT_SAMPLES)
         power = (spectrum.real**2 + spectrum.imag**2) / np.sum(self._window**2)
         energies = (self._bands @ power.T).T
-        features: Features = np.log(np.maximum(energies, self._FLOOR)).astype(np.float16)
+        levels = np.log(np.maximum(energies, self._FLOOR))
+        features: Features = ((levels - self._CENTRE) / self._SCALE).astype(np.float16)
         return features
 
 

@@ -38,12 +38,6 @@ OUT = Path("learn-out")
 CURATION = Path("configs/offline.yaml")
 STAGES = (Path("configs/train/tiny-stage1.yaml"), Path("configs/train/tiny-stage2.yaml"))
 
-SETTINGS: tuple[tuple[str, ...], ...] = (
-    ("data.batch_size=8", "flow.timesteps=stratified"),
-    ("data.batch_size=8", "flow.timesteps=stratified", "loss.plain_weight=1", "optim.schedule=cosine"),
-)
-"""What either stage is told beside its configuration: many small steps, because time is short."""
-
 HELD_OUT = 0.1
 """Share of the clips that are kept for the held-out loss."""
 
@@ -123,12 +117,15 @@ class Plan:
 
     Attributes:
         clips: videos generated, of `clip_s` seconds each. steps: of either stage. unseen: windows tested.
+        threads: of torch in training; 0: as many as torch likes. Two wait for each other at every turn,
+            which is ten times slower than one wherever something else is running.
     """
 
     clips: int
     clip_s: float
     steps: tuple[int, int]
     unseen: int
+    threads: int
     bounds: Bounds
 
 
@@ -137,6 +134,7 @@ FULL = Plan(
     clip_s=5.0,
     steps=(1500, 4500),
     unseen=64,
+    threads=0,
     bounds=Bounds(
         own=0.8, swapped=0.6, clip_stage=0.3, lips_loss=0.7, silence=0.08, amplitude=(0.6, 1.5), motion=1.5
     ),
@@ -146,6 +144,7 @@ SHORT = Plan(
     clip_s=5.0,
     steps=(200, 950),
     unseen=32,
+    threads=1,
     bounds=Bounds(
         own=0.6,
         swapped=0.4,
@@ -196,7 +195,7 @@ def learn(plan: Plan, dataset: Path, out: Path, seed: int, console: Console) -> 
             f"run.steps={steps}",
             f"run.save_every={steps}",
             f"run.seed={seed}",
-            *SETTINGS[stage - 1],
+            f"run.threads={plan.threads}",
         ]
         if stage == 2:
             settings.append(f"run.init_from={runs[0]}")

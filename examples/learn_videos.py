@@ -146,8 +146,14 @@ def _close_up(rng: np.random.Generator) -> Head:
 
 
 def _phrases(rng: np.random.Generator, duration_s: float) -> Speech:
-    """Three to six words, a short pause, and so on, in one voice."""
-    voice, pace, pitch = str(rng.choice(VOICES)), int(rng.integers(135, 185)), int(rng.integers(35, 66))
-    words = _WORDS.split()
-    phrases = (rng.choice(words, rng.integers(3, 7)).tolist() for _ in range(int(duration_s) + 1))
-    return speak("; ".join(" ".join(phrase) for phrase in phrases), voice, pace, pitch, duration_s)
+    """Three to six words, a pause of 0.5 to 0.9 s, and so on, in one voice."""
+    voice, pace, pitch = str(rng.choice(VOICES)), int(rng.integers(125, 195)), int(rng.integers(25, 76))
+
+    def phrase() -> Speech:
+        text = " ".join(rng.choice(_WORDS.split(), rng.integers(3, 7)).tolist())
+        return speak(text, voice, pace, pitch, pause_s=float(rng.uniform(0.25, 0.45)))
+
+    said = phrase()
+    while said.duration_s < duration_s:
+        said = said.then(phrase())
+    return said.span(0.0, duration_s)

@@ -88,6 +88,12 @@ class Speech:
         grid = np.arange(len(self.mouth))
         return np.stack([np.interp(at, grid, column) for column in self.mouth.T], 1).astype(np.float32)
 
+    def then(self, other: Speech) -> Speech:
+        """This and `other` after it."""
+        mouth = self.mouth[: round(self.duration_s * MOUTH_HZ)]
+        samples = np.concatenate([self.samples, other.samples])
+        return Speech(samples, np.concatenate([mouth, other.mouth]), self.spoken or other.spoken)
+
     def span(self, start_s: float, end_s: float) -> Speech:
         """The part in [start_s, end_s); both within the speech."""
         sample = slice(round(start_s * SPEECH_HZ), round(end_s * SPEECH_HZ))
@@ -103,9 +109,14 @@ def silence(duration_s: float) -> Speech:
 
 
 def speak(
-    text: str, voice: str = VOICES[0], words_per_minute: int = 160, pitch: int = 50, duration_s: float = 0.0
+    text: str,
+    voice: str = VOICES[0],
+    words_per_minute: int = 160,
+    pitch: int = 50,
+    duration_s: float = 0.0,
+    pause_s: float = 0.25,
 ) -> Speech:
-    """`text` spoken, with 0.25 s of room noise before and after.
+    """`text` spoken, with `pause_s` of room noise before and after.
 
     Args:
         voice: an eSpeak NG voice, with a variant after `+`.
@@ -116,19 +127,22 @@ def speak(
         CommandError: no such voice.
     """
     times_s, names, samples = _synthesise(text, voice, words_per_minute, pitch)
-    repeats = max(1, int(np.ceil((duration_s - 0.5) / (len(samples) / SPEECH_HZ))))
-    mouth = _mouth(times_s, names, samples)
-    samples, mouth = np.tile(samples, repeats), np.tile(mouth, (repeats, 1))
-    samples = np.pad(samples, SPEECH_HZ // 4)
+    repeats = max(1, int(np.ceil((duration_s - 2 * pause_s) / (len(samples) / SPEECH_HZ))))
+    targets, closed = _targets(times_s, names, samples)
     lead = round(_LEAD_S * MOUTH_HZ)
-    mouth = np.pad(mouth, ((MOUTH_HZ // 4 - lead, MOUTH_HZ // 4 + lead), (0, 0)))
+    pause = round(pause_s * MOUTH_HZ)
+    around = (pause - lead, pause + lead)
+    targets = np.pad(np.tile(targets, (repeats, 1)), (around, (0, 0)))
+    mouth = _smooth(targets, np.pad(np.tile(closed, repeats), around))
+    samples = np.pad(np.tile(samples, repeats), pause * (SPEECH_HZ // MOUTH_HZ))
     noise = np.random.default_rng(0).standard_normal(len(samples)) * _ROOM_NOISE
     speech = Speech((samples + noise).astype(np.float32), mouth)
     return speech.span(0.0, duration_s) if duration_s else speech
 
 
-def _mouth(times_s: list[float], names: list[str], samples: Floats) -> Floats:
-    """Mouth shapes [M, 4] at 1 kHz from the phonemes' onsets, louder speech opening wider."""
+def _targets(times_s: list[float], names: list[str], samples: Floats) -> tuple[Floats, Floats]:
+    """What the mouth aims at, [M, 4] at 1 kHz, from the phonemes' onsets, louder speech opening wider;
+    and where the lips meet, 0/1 [M]."""
     count = round(len(samples) / SPEECH_HZ * MOUTH_HZ)
     targets = np.zeros((count, len(MOUTH_SHAPES)))
     closed = np.zeros(count)
@@ -140,6 +154,11 @@ def _mouth(times_s: list[float], names: list[str], samples: Floats) -> Floats:
             targets[first:last] = _VISEMES[sound]
             closed[first:last] = sound in _LIPS_CLOSED
     targets[:, 0] *= 0.7 + 0.6 * _loudness(samples, count)
+    return targets.astype(np.float32), closed.astype(np.float32)
+
+
+def _smooth(targets: Floats, closed: Floats) -> Floats:
+    """Mouth shapes [M, 4] on the way between their targets."""
     smooth = gaussian_filter1d(targets, _COARTICULATION_S * MOUTH_HZ, axis=0)
     # Lips that meet meet fully, however short the sound: a closure is not averaged away.
     closure = gaussian_filter1d(closed, _CLOSURE_S * MOUTH_HZ)

@@ -15,10 +15,10 @@ from curation import media
 from curation.networks import inference, torch_device
 from curation.probe import content_hash, probe
 from pipeline.annotate import CAPTIONS, Clips, Counts, annotate
-from pipeline.store import Store, one_line, sha256_of
+from pipeline.store import Store, sha256_of
 from schemas.arrays import Bytes
 from schemas.config import config_hash
-from schemas.errors import DatasetError, MediaError, ModelError
+from schemas.errors import DatasetError, MediaError, ModelError, one_line
 from schemas.records import CaptionRow, Record, Source
 
 log = logging.getLogger(__name__)

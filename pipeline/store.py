@@ -26,7 +26,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CommandError, DatasetError, MediaError, RunError, TalkforgeError
+from schemas.errors import CommandError, DatasetError, MediaError, RunError, TalkforgeError, one_line
 from schemas.sample import npz_bytes as npz_bytes
 
 TEMPORARY = ".tmp-"
@@ -246,12 +246,6 @@ def sha256_of(path: Path) -> str:
     """sha256 (hex) of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line and without numbers that mean nothing to the reader."""
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 def _fetch(uri: str, copy: IO[bytes]) -> None:

@@ -25,9 +25,9 @@ from pydantic import ValidationError
 from curation import speech
 from curation.encode import decode_flac
 from pipeline.annotate import TRANSCRIPTS, Clips, Counts, annotate
-from pipeline.store import Store, one_line
+from pipeline.store import Store
 from schemas.config import config_hash
-from schemas.errors import CommandError, MediaError, ModelError, RunError
+from schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
 from schemas.records import Record, Transcript, TranscriptRow, Turn, Word
 from schemas.units import seconds_from_samples
 

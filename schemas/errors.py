@@ -1,4 +1,7 @@
-"""The exception tree. Messages name the record, what was expected and what was found."""
+"""The exception tree, and what an exception says.
+
+Messages name the record, what was expected and what was found.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,13 @@ class DatasetError(TalkforgeError):
 
 class RunError(TalkforgeError):
     """The run itself cannot go on (full disk, cluster gone): exit code 1."""
+
+
+def one_line(error: BaseException, longest: int | None = None) -> str:
+    """What an error says, in one line and without numbers that mean nothing to the reader.
+
+    Args:
+        longest: characters at most; None: any number.
+    """
+    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return " ".join(str(text).split())[:longest] or type(error).__name__

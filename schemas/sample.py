@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from schemas import units
 from schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, one_line
 from schemas.records import Clip, ClipMeasures, Record, Verdict
 
 VERSION = 1
@@ -397,7 +397,7 @@ def _array(key: str, member: str, members: Mapping[str, bytes]) -> np.ndarray:
     try:
         return np.asarray(np.load(io.BytesIO(members[member]), allow_pickle=False))
     except Exception as error:  # damaged bytes make numpy raise almost anything
-        raise DatasetError(f"sample {key}: {member}: expected an array, found {_line(error)}") from None
+        raise DatasetError(f"sample {key}: {member}: expected an array, found {one_line(error)}") from None
 
 
 def _arrays(
@@ -408,8 +408,4 @@ def _arrays(
             return {name: stored[name] for name in names}
     except Exception as error:  # likewise numpy and zipfile
         wanted = ", ".join(names)
-        raise DatasetError(f"sample {key}: {member}: expected {wanted}, found {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"sample {key}: {member}: expected {wanted}, found {one_line(error)}") from None

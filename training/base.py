@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from training.config import WanShape
 
 LATENT_CHANNELS = 16
@@ -49,7 +49,7 @@ def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
     except Exception as error:  # diffusers, hub and safetensors raise almost anything
         raise ModelError(
             f"model.base {base}: expected a diffusers Wan model with a `transformer` of safetensors,"
-            f" found {_line(error)}"
+            f" found {one_line(error)}"
         ) from None
     wrong: dict[str, Any] = {kind: names for kind, names in info.items() if names}
     if wrong:
@@ -68,7 +68,3 @@ def check_wan(transformer: WanTransformer3DModel) -> None:
             f"transformer: expected Wan 2.1's patches of (1, 2, 2), {LATENT_CHANNELS} or {with_image}"
             f" channels in and {LATENT_CHANNELS} out, found {found[0]}, {found[1]} and {found[2]}"
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from schemas.errors import DatasetError
+from schemas.errors import DatasetError, one_line
 from schemas.records import Record
 from schemas.sample import ShardManifest
 from training.config import TrainConfig
@@ -69,7 +69,7 @@ def _manifest(name: str, data: bytes | Exception) -> LatentsManifest | None:
         return None
     try:
         if isinstance(data, Exception):
-            raise DatasetError(f"{name}: {_line(data)}")
+            raise DatasetError(f"{name}: {one_line(data, 200)}")
         return LatentsManifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
@@ -115,7 +115,3 @@ def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> 
             log.warning("cached latents are not used: %s", text)
         return False
     return True
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -26,12 +26,12 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from schemas.errors import CommandError, ModelError, RunError
+from schemas.errors import CommandError, ModelError, RunError, one_line
 from training.batch import Facts
 from training.codec import LinearCodec
 from training.config import TrainConfig
 from training.model import TalkingWan, adapter_parameters
-from training.tensor_files import WRITE_ERRORS, State, fill, flush, line, read_tensors, write_tensors
+from training.tensor_files import WRITE_ERRORS, State, fill, flush, read_tensors, write_tensors
 
 FOLDER = "checkpoints"
 
@@ -140,7 +140,7 @@ def save(
         flush(root)
     except WRITE_ERRORS as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise RunError(f"checkpoint {target}: cannot be written: {line(error)}") from None
+        raise RunError(f"checkpoint {target}: cannot be written: {one_line(error)}") from None
     for _, old in steps(run)[:-keep]:
         _remove(old)
     return target
@@ -199,7 +199,7 @@ def read(folder: Path) -> Checkpoint:
         path = folder / "config.yaml"
         config = TrainConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ModelError(f"checkpoint {path}: cannot be read: {line(error)}") from None
+        raise ModelError(f"checkpoint {path}: cannot be read: {one_line(error)}") from None
     return Checkpoint(folder, progress, config)
 
 

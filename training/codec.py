@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.fft import dct
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from schemas.errors import ModelError
 from schemas.units import LATENT_STRIDE_FRAMES, latent_frames
@@ -105,6 +106,7 @@ class LinearCodec:
             LATENT_STRIDE_FRAMES,
         )
         self._ycc = _YCC
+        self._kernels = tuple(_of_rgb(basis) for basis in (self._first, self._rest))
         digest = hashlib.sha256()
         for tensor in (self._first, self._rest, *self._statistics.values()):
             digest.update(tensor.numpy().tobytes())
@@ -133,7 +135,10 @@ class LinearCodec:
 
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:  # noqa: ARG002
         """See `Codec.encode`; there is nothing to sample."""
-        return self._encode(_signal(rgb_BFHWC))
+        first = self._encode_first(rgb_BFHWC[:, :1])
+        if latent_frames(rgb_BFHWC.shape[1]) == 1:
+            return first
+        return torch.cat([first, self._scaled_rest(_analysed(rgb_BFHWC[:, 1:], self._kernels[1]))], dim=2)
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """See `Codec.decode`."""
@@ -149,24 +154,26 @@ class LinearCodec:
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
-        return _with_mask(self._encode(_first_then_grey(rgb_BHWC, num_frames)))
+        first = self._encode_first(rgb_BHWC[:, None])
+        grey = self._scaled_rest(first.new_zeros(1, CHANNELS, 1, 1, 1))
+        rest = grey.expand(len(first), -1, latent_frames(num_frames) - 1, *first.shape[3:])
+        return _with_mask(torch.cat([first, rest], dim=2))
 
     def to(self, device: torch.device) -> Self:
         """See `Codec.to`."""
         self._statistics = {name: tensor.to(device) for name, tensor in self._statistics.items()}
         self._first, self._rest = self._first.to(device), self._rest.to(device)
         self._ycc = self._ycc.to(device)
+        self._kernels = tuple(kernel.to(device) for kernel in self._kernels)
         return self
 
-    def _encode(self, signal_BCFHW: Tensor) -> Tensor:
-        latents = latent_frames(signal_BCFHW.shape[2])
-        ycc = torch.einsum("cr,brfhw->bcfhw", self._ycc, signal_BCFHW)
-        deviation = self._statistics["deviation"]
-        first = _to_blocks(ycc[:, :, :1], self._first) - _column(self._statistics["mean_first"])
-        if latents == 1:
-            return first / deviation[0]
-        rest = _to_blocks(ycc[:, :, 1:], self._rest) - _column(self._statistics["mean_rest"])
-        return torch.cat([first / deviation[0], rest / deviation[1]], dim=2)
+    def _encode_first(self, rgb_B1HWC: Tensor) -> Tensor:
+        found = _analysed(rgb_B1HWC, self._kernels[0])
+        return (found - _column(self._statistics["mean_first"])) / self._statistics["deviation"][0]
+
+    def _scaled_rest(self, coefficients_BCTHW: Tensor) -> Tensor:
+        shifted = coefficients_BCTHW - _column(self._statistics["mean_rest"])
+        return shifted / self._statistics["deviation"][1]
 
 
 class _Sums:
@@ -216,12 +223,17 @@ def _dct(length: int) -> Tensor:
     return torch.from_numpy(dct(np.eye(length), axis=0, norm="ortho")).float()
 
 
-def _to_blocks(ycc_BCFHW: Tensor, basis: Tensor) -> Tensor:
-    frames = basis.shape[2]
-    blocks = (
-        ycc_BCFHW.unfold(2, frames, frames).unfold(3, STRIDE_PX, STRIDE_PX).unfold(4, STRIDE_PX, STRIDE_PX)
-    )
-    return torch.einsum("bcthwfyx,kcfyx->bkthw", blocks, basis)
+def _of_rgb(basis: Tensor) -> Tensor:
+    """The basis pictures as RGB is weighed by them, [16, 3, frames, 8, 8]."""
+    return torch.einsum("kcfyx,cr->krfyx", basis, _YCC).contiguous()
+
+
+def _analysed(rgb_BFHWC: Tensor, kernel: Tensor) -> Tensor:
+    """Coefficients [B, 16, T, H/8, W/8] of uint8 pictures, block by block."""
+    # From 0..255, not from `_signal`: its scale and offset cost less on the coefficients.
+    rgb_BCFHW = rgb_BFHWC.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    found = functional.conv3d(rgb_BCFHW, kernel, stride=kernel.shape[2:])
+    return found / 127.5 - _column(kernel.sum(dim=(1, 2, 3, 4)))
 
 
 def _from_blocks(coefficients_BCTHW: Tensor, basis: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from schemas.arrays import Floats
-from schemas.errors import CommandError, DatasetError, RunError, TalkforgeError
+from schemas.errors import CommandError, DatasetError, RunError, TalkforgeError, one_line
 from training.batch import Batch, Cached, Facts
 from training.config import DataConfig
 from training.encoders import TEXT_TOKENS
@@ -109,14 +109,11 @@ class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to myp
             for spans, bad in self._reader.batches(place, len(range(own, skip, workers))):
                 yield _Read(collate(spans, self._facts), bad)
         except TalkforgeError as error:
-            yield _Read(None, fault=(type(error), _line(error)))
+            yield _Read(None, fault=(type(error), one_line(error)))
         except Exception as error:
             log.debug("reading shards", exc_info=True)
-            yield _Read(None, fault=(RunError, f"reading shards: {type(error).__name__}: {_line(error)}"))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            said = " ".join(str(error).split())  # the whole of it: nothing else names the file
+            yield _Read(None, fault=(RunError, f"reading shards: {type(error).__name__}: {said}"))
 
 
 def _begin(_: int) -> None:
@@ -199,7 +196,7 @@ class SpanLoader:
             yield from self._loader
         except RuntimeError as error:  # torch's way to say that a process was killed
             self._end()
-            raise RunError(f"a loader process ended: {_line(error)[:300]}") from None
+            raise RunError(f"a loader process ended: {one_line(error, 300)}") from None
 
     def _end(self) -> None:
         """End the loader processes, which torch would do when it comes to it; a next chapter has new ones."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import webdataset as wds
 
-from schemas.errors import CommandError, DatasetError
+from schemas.errors import CommandError, DatasetError, one_line
 from schemas.sample import SampleMeta, ShardManifest
 from training.batch import Facts
 from training.reading import BrokenShardError, Members, beside, read_files, read_samples
@@ -60,7 +60,7 @@ def _manifest(url: str, name: str, data: bytes | Exception) -> ShardManifest:
     except DatasetError:
         raise
     except Exception as error:
-        raise DatasetError(f"{name}: not a shard's manifest ({_line(error)})") from None
+        raise DatasetError(f"{name}: not a shard's manifest ({one_line(error, 200)})") from None
 
 
 def probe(shards: str) -> Facts:
@@ -124,7 +124,7 @@ def _described(urls: Sequence[str]) -> dict[str, Any]:
             identity: dict[str, Any] = {"identity_dim": len(_array(vector)) if vector else 0}
             identity["identity_model"] = who.identity_model if who and vector else ""
         except Exception as error:  # damaged bytes make the libraries raise almost anything
-            wrong = wrong or f"{url}: {_line(error)}"
+            wrong = wrong or f"{url}: {one_line(error, 200)}"
             continue
         facts = found | identity if identity["identity_dim"] else facts or found | identity
         if facts["identity_dim"]:
@@ -144,7 +144,7 @@ def _samples(urls: Sequence[str]) -> Iterator[tuple[str, Members]]:
         except FileNotFoundError:
             raise CommandError(f"data.shards: no shard {url} (only its manifest is there)") from None
         except OSError as error:
-            raise DatasetError(f"{url}: {_line(error)}") from None
+            raise DatasetError(f"{url}: {one_line(error, 200)}") from None
         except BrokenShardError as error:
             log.warning("%s", error)
 
@@ -165,7 +165,3 @@ def _speech_model(url: str) -> str:
         )
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

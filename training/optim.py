@@ -27,6 +27,7 @@ def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        fused=True,
     )
 
 

@@ -22,14 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from schemas.errors import ModelError, RunError
+from schemas.errors import ModelError, RunError, one_line
 from training.model import TalkingWan
 from training.tensor_files import (
     WRITE_ERRORS,
     State,
     fill,
     flush,
-    line,
     listed,
     read_pickled,
     read_tensors,
@@ -82,7 +81,7 @@ def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
         part.replace(path)
     except WRITE_ERRORS as error:
         part.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {line(error)}") from None
+        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
 
 
 def audio_parameters(model: TalkingWan) -> dict[str, Tensor]:

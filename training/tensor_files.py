@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 
 State = dict[str, Tensor]
 """Tensors by name."""
@@ -34,7 +34,7 @@ def read_tensors(path: Path) -> State:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: expected safetensors, found {line(error)}") from None
+        raise ModelError(f"{path}: expected safetensors, found {one_line(error)}") from None
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -56,7 +56,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises almost anything
-        raise ModelError(f"{path}: expected a torch file of tensors, found {line(error)[:200]}") from None
+        raise ModelError(f"{path}: expected a torch file of tensors, found {one_line(error, 200)}") from None
     if not isinstance(found, dict):
         raise ModelError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
     return found
@@ -108,8 +108,3 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def line(error: BaseException) -> str:
-    """An error's text in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

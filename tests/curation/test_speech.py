@@ -172,7 +172,7 @@ def test_logmel_has_exact_length_and_type() -> None:
 
 def test_logmel_of_silence_is_the_floor() -> None:
     (matrix,) = speech.load_encoder(SpeechConfig()).encode([np.zeros(32_000, np.float32)], [100])
-    assert (matrix == np.float16(np.log(1e-10))).all()
+    assert (matrix == np.float16((np.log(1e-10) + 9) / 4)).all()
 
 
 @pytest.mark.parametrize("tone_hz", [100.0, 440.0, 1000.0, 5000.0])
@@ -189,7 +189,7 @@ def test_logmel_frame_j_sees_samples_320j_to_320j_plus_400() -> None:
     samples = np.zeros(32_000, np.float32)
     samples[320 * 30 + 200] = 1.0
     (matrix,) = speech.load_encoder(SpeechConfig()).encode([samples], [100])
-    heard = (matrix > np.float16(-20.0)).any(axis=1)
+    heard = (matrix > np.float16(-2.75)).any(axis=1)
     assert np.flatnonzero(heard).tolist() == [30]
 
 

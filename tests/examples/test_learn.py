@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.signal import resample_poly
 
 from curation.sound import read_sound
@@ -184,9 +185,9 @@ def test_speech_comes_in_phrases() -> None:
 
 def test_silence_is_the_room_before_the_first_word() -> None:
     one = learn_videos.window(learn_videos.UNSEEN + 1, 21, 64, "logmel-80")
-    assert one.silent.mean() < one.speech.mean() - 3
+    assert one.silent.mean() < one.speech.mean() - 0.75
     assert one.silent.std(axis=0).mean() < 0.5 * one.speech.std(axis=0).mean()
-    assert (one.silent > -23).all(), "a room is not digital silence"
+    assert (one.silent > -3.5).all(), "a room is not digital silence"
 
 
 def test_what_is_kept_shows_both(tmp_path: Path) -> None:
@@ -198,3 +199,17 @@ def test_what_is_kept_shows_both(tmp_path: Path) -> None:
     assert int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) == 42
     assert reader.get(cv2.CAP_PROP_FRAME_WIDTH) == 2 * 192 and reader.get(cv2.CAP_PROP_FRAME_HEIGHT) == 192
     assert abs(len(read_sound(tmp_path / "heads.mp4", 48_000)) - 42 * 1920) < 2048
+
+
+# --------------------------------------------------------------------------- all of it, short
+
+
+def test_the_trainer_learns_to_speak(tmp_path: Path) -> None:
+    """Videos, curation, both stages, generation: the command that this is runs in the checkout."""
+    rows = learn.prove(SHORT, tmp_path / "out", 0, Console(quiet=True))
+    assert len(rows) == 13
+    assert [f"{row.name}: {row.value:.3f}, {row.bound}" for row in rows if not row.holds] == []
+    assert (tmp_path / "out" / "learns.md").read_text().count("| yes |") == 8
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dataset", "heads.mp4", "learns.md", "stage1", "stage2", "strip.png", "videos",
+    ]  # fmt: skip

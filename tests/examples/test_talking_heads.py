@@ -82,6 +82,33 @@ def test_who_has_round_lips_and_we_wide_ones() -> None:
     assert we[:, 3].max() < 0.05
 
 
+@pytest.mark.parametrize("text", ["Open all of them.", "Bright maps move."])
+def test_a_mouth_never_jumps_not_even_at_the_first_sound(text: str) -> None:
+    """What opens in one frame looks like a cut."""
+    speech = speak(text, duration_s=4.0)  # said twice
+    assert speech.mouth.max() > 0.5
+    assert not speech.mouth[:60].any()
+    assert np.abs(np.diff(speech.mouth, axis=0)).max() < 0.03  # in 1 ms
+
+
+def test_pauses_are_as_long_as_they_are_asked_to_be() -> None:
+    short, long = (speak(TEXT, VOICES[0], pause_s=pause_s) for pause_s in (0.25, 0.6))
+    assert long.duration_s == pytest.approx(short.duration_s + 0.7)
+    shift = round(0.35 * 1000)
+    assert np.array_equal(long.mouth[shift : shift + len(short.mouth)], short.mouth)
+    assert np.abs(long.samples[: 48 * 550]).max() < 0.01
+
+
+def test_speech_after_speech() -> None:
+    first, then = speak("Good morning."), speak("Move over.")
+    both = first.then(then)
+    assert np.array_equal(both.samples, np.concatenate([first.samples, then.samples]))
+    at = round(first.duration_s * 1000)
+    assert np.array_equal(both.mouth[:at], first.mouth[:at])
+    assert np.array_equal(both.mouth[at : at + 700], then.mouth[:700])
+    assert first.then(silence(0.5)).spoken and not silence(0.5).then(silence(0.5)).spoken
+
+
 def test_an_unknown_voice_is_named() -> None:
     with pytest.raises(CommandError, match="'en-xx'"):
         speak(TEXT, "en-xx")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import store as store_module
-from pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, one_line, sha256_of
+from pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, sha256_of
 from schemas.errors import CommandError, DatasetError, MediaError, RunError
 
 
@@ -216,12 +216,6 @@ def test_errors_of_a_cloud_library_are_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "pipe_file", fail)
     with pytest.raises(RunError, match=r"^cannot write a in memory://x: Unable to locate credentials$"):
         Store("memory://x").write("a", b"")
-
-
-def test_one_line() -> None:
-    assert one_line(OSError(13, "Permission denied", "/x")) == "Permission denied"
-    assert one_line(ValueError("two\n  lines")) == "two lines"
-    assert one_line(ValueError()) == "ValueError"
 
 
 def test_npz_bytes_depend_on_the_arrays_only() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import ModelError
-from training.tensor_files import check_names, fill, line, listed, read_pickled, read_tensors, write_tensors
+from training.tensor_files import check_names, fill, listed, read_pickled, read_tensors, write_tensors
 
 
 def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
@@ -54,7 +54,3 @@ def test_many_keys_are_counted() -> None:
     with pytest.raises(ModelError, match=r"missing k0, k1, k2, k3, k4, k5 and 3 more$"):
         check_names(expected, {}, "file")
     assert listed(["a", "b"]) == "a, b"
-
-
-def test_an_error_has_one_line() -> None:
-    assert line(ValueError("a\n  b")) == "a b" and line(ValueError()) == "ValueError"
