@@ -132,7 +132,7 @@ class Plan:
 FULL = Plan(
     clips=120,
     clip_s=5.0,
-    steps=(1500, 4500),
+    steps=(1500, 6000),
     unseen=64,
     threads=0,
     bounds=Bounds(

@@ -17,7 +17,7 @@ from scipy.signal import resample_poly
 
 from curation.speech import load_encoder
 from examples.portraits import PORTRAITS, Framing, Head, frame
-from examples.speech import SPEECH_HZ, VOICES, Speech, speak
+from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.talking_heads import Acting, Take, talk, write
 from schemas.arrays import Bytes, Floats
 from schemas.config import SpeechConfig
@@ -36,12 +36,6 @@ _SILENT_S = 0.2
 
 _PIECE = 2
 """Features of one piece of shuffled speech, 40 ms."""
-
-_WORDS = """
-a bright morning many people come together above the harbour we remember how warm bread smells
-whenever you open an oven five friends move slowly through blue water my mother would laugh and
-wave before she began to play music maybe somebody will show them where very old maps are kept
-"""
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ def _phrases(rng: np.random.Generator, duration_s: float) -> Speech:
     voice, pace, pitch = str(rng.choice(VOICES)), int(rng.integers(125, 195)), int(rng.integers(25, 76))
 
     def phrase() -> Speech:
-        text = " ".join(rng.choice(_WORDS.split(), rng.integers(3, 7)).tolist())
+        text = " ".join(rng.choice(WORDS.split(), rng.integers(3, 7)).tolist())
         return speak(text, voice, pace, pitch, pause_s=float(rng.uniform(0.25, 0.45)))
 
     said = phrase()

@@ -35,6 +35,13 @@ corners -1..1, protruding lips 0..1."""
 VOICES = ("en-us+f2", "en-us+Annie", "en-us+m3", "en-us+linda", "en-us", "en-us+Michael")
 """Voices in which Silero VAD hears speech throughout (probability above 0.5 in nine tenths of it)."""
 
+WORDS = """
+a bright morning many people come together above the harbour we remember how warm bread smells
+whenever you open an oven five friends move slowly through blue water my mother would laugh and
+wave before she began to play music maybe somebody will show them where very old maps are kept
+"""
+"""What sentences are made of: rich in open vowels and in lips that close."""
+
 _COARTICULATION_S = 0.035  # sigma of a Gaussian whose half width, 82 ms, is that of a short vowel
 _CLOSURE_S = 0.022
 # Lips begin to move before the sound does. With one frame of lead the maps that were fitted on real

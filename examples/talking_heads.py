@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from curation.media import encode_mp4
 from examples.portraits import Head, varied
-from examples.speech import SPEECH_HZ, VOICES, Speech, speak
+from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.warps import NUM_POSE, HeadWarp, MouthWarp, carried
 from schemas.arrays import Bytes, Floats, expect_shape
 
@@ -32,13 +32,6 @@ _TEETH = np.array([214, 203, 190], np.float32)
 _TONGUE = np.array([150, 72, 74], np.float32)
 _BLINK_S = 0.24
 _NOISE_POOL = 4
-
-_WORDS = """
-a bright morning many people come together above the harbour we remember how warm bread smells
-whenever you open an oven five friends move slowly through blue water my mother would laugh and
-wave before she began to play music maybe somebody will show them where very old maps are kept
-"""
-"""What `varied_take` makes its sentences of: rich in open vowels and in lips that close."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ def cut(first: Take, then: Take) -> Take:
 def varied_take(seed: int, size_px: int = 256, duration_s: float = 4.0, fps: float = 25.0) -> Take:
     """One of endlessly many talking heads: portrait, framing, light, voice, words and sway by `seed`."""
     rng = np.random.default_rng([seed, 3])
-    text = " ".join(str(word) for word in rng.choice(_WORDS.split(), max(6, int(4 * duration_s))))
+    text = " ".join(str(word) for word in rng.choice(WORDS.split(), max(6, int(4 * duration_s))))
     voice, pace, pitch = str(rng.choice(VOICES)), int(rng.integers(135, 185)), int(rng.integers(35, 66))
     speech = speak(text, voice, pace, pitch, duration_s)
     acting = Acting(sway=float(rng.uniform(0.4, 1.3)), noise=float(rng.uniform(0.5, 3)))

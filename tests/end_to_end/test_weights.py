@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from curation import models
-from pipeline import cli
 from schemas.errors import ModelError
+from tests.command_line import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.yaml"
 
@@ -29,16 +26,6 @@ FROM_PACKAGES = (
 )  # fmt: skip
 
 
-def talkforge(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command line in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["talkforge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue()
-
-
 def test_without_its_weights_the_papers_preset_ends_at_once_with_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +33,7 @@ def test_without_its_weights_the_papers_preset_ends_at_once_with_the_list(
     monkeypatch.delenv("TALKFORGE_MODELS", raising=False)
     (tmp_path / "a.mp4").write_bytes(b"is never opened: it would be refused")
     begin_s = time.process_time()
-    code, out, err = talkforge("curate", tmp_path / "a.mp4", "--out", tmp_path / "set", "--config", CONFIG)
+    code, out, err = run("curate", tmp_path / "a.mp4", "--out", tmp_path / "set", "--config", CONFIG)
     assert (code, out) == (1, "")
     head, *lines = err.splitlines()
     assert head == "talkforge: weights are missing:"
@@ -71,7 +58,7 @@ def test_with_what_is_there_it_measures_all_that_can_be_measured(
     settings = [word for setting in WITH_WHAT_IS_THERE for word in ("--set", setting)]
     out = tmp_path / "set"
     arguments = ("--out", out, "--config", CONFIG, *settings, "--executor", "inline")
-    code, _, err = talkforge("curate", *clips, *arguments)
+    code, _, err = run("curate", *clips, *arguments)
     assert code == 0, err
     about = json.loads((out / "dataset.json").read_text())
     assert {use["name"]: use["sha256"] for use in about["models"] if use["name"] in models.MODELS} == {

@@ -17,7 +17,7 @@ from pipeline.verify import read_samples
 from schemas import sample
 from schemas.errors import DatasetError
 from schemas.records import CaptionRow, LedgerRow, Transcript, TranscriptRow
-from tests.pipeline.test_cli import run
+from tests.command_line import run
 
 SHA = "0" * 64
 

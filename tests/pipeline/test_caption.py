@@ -23,8 +23,8 @@ from pipeline.annotate import CAPTIONS, read
 from pipeline.caption import Captioner, Options, shown
 from pipeline.store import Store, sha256_of
 from schemas.errors import DatasetError, MediaError, ModelError
+from tests.command_line import run
 from tests.media_files import Pictures, number_of, steady, write_media
-from tests.pipeline.test_cli import run
 
 WORDS = ["<unk>", "<pad>", "</s>", "<image>", "USER:", "ASSISTANT:", "Who?", "a", "man", "speaks", "."]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,15 @@ from rich.console import Console
 
 from curation import media, models, trace
 from curation.download import Step, Watch
-from pipeline import cli, cut, display, tables
+from pipeline import cut, display, tables
 from schemas.errors import CommandError
 from schemas.records import ClipMeasures
+from tests.command_line import run
 
 Row = dict[str, Any]
 
 SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.body=none")
 """Those of the fixture's data set."""
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command line in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["talkforge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue()
 
 
 def ledger(dataset: Path) -> dict[str, Row]:

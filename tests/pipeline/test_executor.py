@@ -163,7 +163,7 @@ def test_a_window_that_hangs_fails_alone_at_its_deadline(
 
     monkeypatch.setattr(stages, "measure", measure)
     monkeypatch.setattr(stages, "give_up", give_up := Recorder())
-    config = Config.model_validate({"run": {"workers": 2, "deadline_min_s": 6, "deadline_factor": 0.001}})
+    config = Config.model_validate({"run": {"workers": 2, "deadline_min_s": 10, "deadline_factor": 0.001}})
     begin_s = time.monotonic()
     first, second = part_of("000000", videos[:2]), part_of("000001", videos[2:])
     done = list(cluster.run([first, second], config, store))
@@ -172,8 +172,8 @@ def test_a_window_that_hangs_fails_alone_at_its_deadline(
     ((part, error, _),) = give_up.calls
     assert part.windows == part_of("", [bad]).windows
     assert isinstance(error, TimeoutError)
-    assert str(error) == "cancelled at its deadline of 6 s"
-    assert 12 <= time.monotonic() - begin_s < 40  # the part, and then the window; no third try
+    assert str(error) == "cancelled at its deadline of 10 s"
+    assert 20 <= time.monotonic() - begin_s < 60  # the part, and then the window; no third try
 
 
 class Recorder:

@@ -18,8 +18,6 @@ from training.adapters import (
     TalkingProcessor,
 )
 
-torch.set_num_threads(1)
-
 HEADS, HEAD_DIM, TEXT_TOKENS, IMAGE_TOKENS = 2, 4, 3, 2
 DIM = HEADS * HEAD_DIM
 AUDIO_DIM, FACE_DIM = 6, 5

@@ -14,8 +14,6 @@ from tests.training.models import FACTS, LATENTS, conditions, latents, run_confi
 from training.config import RunConfig
 from training.model import build
 
-torch.set_num_threads(1)
-
 
 def test_a_random_model_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)

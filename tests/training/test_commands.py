@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline import cli
+from tests.command_line import run
 from tests.training.runs import four_clips, small
 from training.checkpoint import find, read, to_yaml
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of the command line in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["talkforge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue()
 
 
 def test_train_goes_on_and_export_writes_its_audio_weights(tmp_path: Path) -> None:

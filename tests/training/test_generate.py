@@ -30,11 +30,6 @@ from training.pictures import Crop
 FRAMES, EDGE_PX, HZ = 9, 32, 48_000
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def moved(model: TalkingWan) -> TalkingWan:
     """With no weight left at zero, so that whatever a model is told changes what it says."""
     generator = torch.Generator().manual_seed(1)

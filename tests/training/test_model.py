@@ -32,8 +32,6 @@ from training.batch import Conditions
 from training.config import AdapterConfig, ModelConfig
 from training.model import TalkingWan, adapter_parameters, build, cast, set_trainable
 
-torch.set_num_threads(1)
-
 
 def stock(model: WanTransformer3DModel, x: Tensor, timestep: Tensor, given: Conditions) -> Tensor:
     """What diffusers' own model says."""

@@ -34,7 +34,7 @@ def write_base(folder: Path) -> Path:
         )
     ).save_pretrained(folder / "image_encoder")
     CLIPImageProcessorPil().save_pretrained(folder / "image_processor")
-    _tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer().save_pretrained(folder / "tokenizer")
     WanTransformer3DModel(
         num_attention_heads=1,
         attention_head_dim=12,
@@ -46,7 +46,7 @@ def write_base(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "person": 4, "speaks": 5}
     raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
