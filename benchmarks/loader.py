@@ -190,7 +190,7 @@ def _kept(config: DataConfig, facts: Facts, count: int) -> Row:
 def _prepared(urls: list[str], config: DataConfig, facts: Facts) -> Iterator[tuple[Prepared, Members]]:
     for key, members in itertools.chain.from_iterable(read_samples(url, MEMBERS) for url in urls):
         try:
-            yield prepare(key, members, config.sizes, config.num_frames, facts), members
+            yield prepare(key, members, config.sizes, config.lengths, facts), members
         except BadSampleError as error:
             sys.stderr.write(f"left out: {error}\n")
 

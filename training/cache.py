@@ -40,6 +40,7 @@ class LatentsManifest(Record):
     lost: int
     """Samples that were lost because the shard could not be read to its end."""
     num_frames: int
+    shorter_spans: tuple[int, ...] = ()
     sizes: tuple[tuple[int, int], ...]
     spans_per_clip: int
     base: str
@@ -82,6 +83,7 @@ def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -
     expected = {
         "shard": (shard.sha256, found.shard_sha256),
         "data.num_frames": (config.data.num_frames, found.num_frames),
+        "data.shorter_spans": (config.data.shorter_spans, found.shorter_spans),
         "data.sizes": (config.data.sizes, found.sizes),
         "model.base": (config.model.base, found.base),
         "codec.kind": (config.codec.kind, found.codec),

@@ -99,6 +99,10 @@ class DataConfig(Section):
         description="Held-out shards, which validation samples are taken from; empty: the training shards.",
     )
     num_frames: int = Field(81, ge=1, description="Frames of a training span, 4n + 1.")
+    shorter_spans: tuple[int, ...] = Field(
+        (),
+        description="Lengths for clips shorter than `num_frames`, frames, 4n + 1: such a clip is trained at the longest that it holds; empty: it is left out.",
+    )
     sizes: tuple[tuple[int, int], ...] = Field(
         ((512, 512),),
         description="Height and width of each bucket, px, multiples of 16; a clip goes where its aspect is nearest.",
@@ -119,9 +123,20 @@ class DataConfig(Section):
         description="Decoded spans kept in each loader process, megabytes; 0: every span is decoded anew.",
     )
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Frames of a span in each bucket, the longest first."""
+        return (self.num_frames, *sorted(self.shorter_spans, reverse=True))
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        latent_frames(self.num_frames)
+        for frames in self.lengths:
+            latent_frames(frames)
+        if len({*self.lengths}) < len(self.lengths) or max(self.lengths) > self.num_frames:
+            raise ValueError(
+                f"shorter_spans are shorter than num_frames = {self.num_frames}, and differ,"
+                f" found {list(self.shorter_spans)}"
+            )
         for height_px, width_px in self.sizes:
             if height_px % 16 or width_px % 16 or height_px < 16 or width_px < 16:
                 raise ValueError(f"sizes are multiples of 16 px, found {height_px} x {width_px}")

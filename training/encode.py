@@ -225,6 +225,7 @@ class _Work:
             keys=(),
             lost=0,
             num_frames=config.data.num_frames,
+            shorter_spans=config.data.shorter_spans,
             sizes=config.data.sizes,
             spans_per_clip=self._spans_per_clip,
             base=config.model.base,

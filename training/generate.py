@@ -208,8 +208,8 @@ def preview(
             if len(written) == config.run.validation_samples:
                 break
             try:
-                clip = prepare(key, members, config.data.sizes, config.data.num_frames, facts)
-                batch = collate([clip.span(0, config.data.num_frames)], facts)
+                clip = prepare(key, members, config.data.sizes, config.data.lengths, facts)
+                batch = collate([clip.span(0, clip.span_frames)], facts)
             except BadSampleError as error:
                 log.warning("no validation sample: %s", error)
                 continue

@@ -109,11 +109,11 @@ class ClipEncoder:
 
     def _spans(self, key: str, members: Mapping[str, bytes]) -> list[Span]:
         data = self._config.data
-        clip = prepare(key, members, data.sizes, data.num_frames, self._facts)
-        firsts = first_frames(clip.num_frames, data.num_frames, self._spans_per_clip)
+        clip = prepare(key, members, data.sizes, data.lengths, self._facts)
+        firsts = first_frames(clip.num_frames, clip.span_frames, self._spans_per_clip)
         if len(firsts) > 1:
             clip = clip.kept()  # decoded once for all
-        return [clip.span(first, data.num_frames) for first in firsts]
+        return [clip.span(first, clip.span_frames) for first in firsts]
 
     def _arrays(self, spans: Sequence[Span]) -> dict[str, np.ndarray]:
         rgb_BFHWC = torch.from_numpy(np.stack([span.rgb for span in spans if span.rgb is not None]))
@@ -139,7 +139,7 @@ class ClipEncoder:
         arrays = {
             "first_frame": np.array([span.first for span in spans], np.int32),
             "latents": _half(torch.cat(latents)),
-            "condition": _half(codec.condition(first_BHWC, self._config.data.num_frames)),
+            "condition": _half(codec.condition(first_BHWC, rgb_BFHWC.shape[1])),
         }
         if self._config.codec.text != "none":
             prompt, nothing = text.encode([spans[0].text, ""])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,11 +87,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip."""
+    """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip.
+
+    `span_frames` are those of a span in its bucket.
+    """
 
     key: str
     fps: float
     num_frames: int
+    span_frames: int
     size: Size
     pictures: Pictures
     lip_valid: np.ndarray
@@ -149,12 +153,14 @@ def prepare(
     key: str,
     members: Mapping[str, bytes],
     sizes: Iterable[Size],
-    num_frames: int,
+    lengths: Sequence[int],
     facts: Facts,
     *,
     cached: bool = False,
 ) -> Prepared:
-    """A sample for spans of `num_frames`, at the nearest of `sizes`; its pictures are not decoded yet.
+    """A sample for spans of the longest of `lengths` that it holds, at the nearest of `sizes`.
+
+    Its pictures are not decoded yet.
 
     Pictures are scaled to cover the size and cropped around the median of the lips, so that a face stays
     in view where aspects differ. An identity is left out where the data set has none (`facts`).
@@ -170,14 +176,15 @@ def prepare(
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
             raise BadSampleError("unreadable", f"{key}: no {', '.join(missing)}")
         meta = _meta(key, members)
-        _check_clip(key, meta.clip, num_frames, facts)
+        span_frames = _span_frames(key, meta.clip, lengths, facts)
         size = nearest(sizes, (meta.clip.height_px, meta.clip.width_px))
-        latents = _latents(key, members, size, num_frames) if cached else None
+        latents = _latents(key, members, size, span_frames) if cached else None
         masks = _masks(key, members, meta.clip, size)
         return Prepared(
             key=key,
             fps=meta.clip.fps,
             num_frames=meta.clip.num_frames,
+            span_frames=span_frames,
             size=size,
             pictures=Encoded(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
             lip_valid=masks.valid,
@@ -203,13 +210,14 @@ def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
     return SampleMeta.model_validate(data)
 
 
-def _check_clip(key: str, clip: Clip, num_frames: int, facts: Facts) -> None:
+def _span_frames(key: str, clip: Clip, lengths: Sequence[int], facts: Facts) -> int:
     if clip.clip_id != key:
         raise BadSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
     if clip.fps != facts.fps:
         raise BadSampleError("other_fps", f"{key}: expected {facts.fps:g} frames/s, found {clip.fps:g}")
-    if clip.num_frames < num_frames:
-        raise BadSampleError("too_short", f"{key}: expected {num_frames} frames, found {clip.num_frames}")
+    if clip.num_frames < min(lengths):
+        raise BadSampleError("too_short", f"{key}: expected {min(lengths)} frames, found {clip.num_frames}")
+    return max(frames for frames in lengths if frames <= clip.num_frames)
 
 
 def _omega(value: float | None) -> float:

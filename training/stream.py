@@ -1,7 +1,7 @@
 """Shards to batches of spans, for one reader among many; what it gives is a function of its place.
 
 shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  shuffled
-->  spans  ->  buckets by size  ->  batches
+->  spans  ->  buckets by size and length  ->  batches
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from training.reading import BrokenShardError, Members, Sample, read_joined, rea
 from training.spans import CACHED_MEMBERS, MEMBERS, Prepared, Span, prepare
 
 log = logging.getLogger(__name__)
+
+Bucket = tuple[Size, int]
+"""Size of the pictures and frames of a span."""
 
 BY_DESIGN = ("too_short", "no_latents")
 """Reasons that say nothing bad of a sample."""
@@ -147,7 +150,7 @@ class Reader:
             DatasetError: no sample can be used, or a shard is not there; one line.
         """
         rng = place.rng("spans")
-        buckets: dict[Size, list[Span | Callable[[], Span]]] = {}
+        buckets: dict[Bucket, list[Span | Callable[[], Span]]] = {}
         bad: list[Bad] = []
         patience = _Patience(sum(manifest.count for _, manifest in self._shards) / place.total)
         for item in self._shuffled(place):
@@ -157,8 +160,8 @@ class Reader:
                 patience.lose(found)
                 continue
             patience.win()
-            size, span = found
-            bucket = buckets.setdefault(size, [])
+            where, span = found
+            bucket = buckets.setdefault(where, [])
             bucket.append(span)
             if len(bucket) < self._config.batch_size:
                 continue
@@ -210,21 +213,21 @@ class Reader:
 
     def _drawn(
         self, item: _Item, rng: random.Random, *, check_only: bool
-    ) -> tuple[Size, Span | Callable[[], Span]] | Bad:
+    ) -> tuple[Bucket, Span | Callable[[], Span]] | Bad:
         """A span of a sample, or how to make it where it may not be needed."""
         clip = self._clip(item)
         if isinstance(clip, Bad):
             return clip
-        frames = self._config.num_frames
+        frames = clip.span_frames
         if clip.latents is not None:
             first = int(rng.choice(clip.latents.first_frame.tolist()))
         else:
             first = rng.randint(0, clip.num_frames - frames)
         try:
             if not check_only:
-                return clip.size, clip.span(first, frames)
+                return (clip.size, frames), clip.span(first, frames)
             clip.check(first, frames)
-            return clip.size, partial(clip.span, first, frames)
+            return (clip.size, frames), partial(clip.span, first, frames)
         except BadSampleError as error:
             return Bad(item.key, error.reason, str(error))
 
@@ -236,7 +239,7 @@ class Reader:
             return found
         try:
             found = prepare(
-                item.key, item.what, self._config.sizes, self._config.num_frames, self._facts,
+                item.key, item.what, self._config.sizes, self._config.lengths, self._facts,
                 cached=self._cached,
             )  # fmt: skip
             if self._kept.room_for(found):

@@ -63,6 +63,7 @@ def test_all_shards_must_have_them(shards: list[Shard], caplog: pytest.LogCaptur
     (
         ({"shard_sha256": "00"}, "shard: expected [0-9a-f]{64}, found 00"),
         ({"num_frames": 81}, "data.num_frames: expected 9, found 81"),
+        ({"shorter_spans": (5,)}, r"data.shorter_spans: expected \(\), found \(5,\)"),
         ({"sizes": ((64, 64),)}, r"data.sizes: expected \(\(32, 32\),\), found \(\(64, 64\),\)"),
         ({"base": "other"}, "model.base: expected random, found other"),
         ({"text": "none", "image": "none"}, "codec.text: expected umt5, found none; codec.image: expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tarfile
 import time
@@ -74,7 +75,8 @@ def test_latents_lie_beside_the_shards(dataset: Path, base: Path) -> None:
     assert found.model_dump() == {
         "version": 1, "name": "train-000001", "shard_sha256": second.sha256, "bytes": tar.stat().st_size,
         "sha256": Store(str(dataset)).sha256("latents/train-000001.tar"), "keys": ("clip03",), "lost": 0,
-        "num_frames": 9, "sizes": ((32, 32),), "spans_per_clip": 2, "base": str(base), "codec": "wan",
+        "num_frames": 9, "shorter_spans": (), "sizes": ((32, 32),), "spans_per_clip": 2, "base": str(base),
+        "codec": "wan",
         "codec_sha256": WanCodec.load(str(base)).sha256, "text": "none", "image": "none",
     }  # fmt: skip
     with tarfile.open(tar) as opened:
@@ -104,6 +106,23 @@ def test_training_reads_them(dataset: Path, base: Path) -> None:
         keys |= set(batch.keys)
     assert keys == {f"clip0{k}+{first}" for k in (0, 1, 3) for first in (5, 16)}
     assert loader.bad == {"too_short": 1}
+
+
+def test_shorter_clips_have_latents_of_their_length(dataset: Path, base: Path) -> None:
+    shards = f"{dataset}/shards/train-{{000000..000001}}.tar"
+    encode_dataset(str(dataset), config(base))
+    settings = config(base, shards=shards, batch_size=1, shorter_spans=[5])
+    assert not usable(shard_list(shards), settings)  # clip02 is missing there
+    result = encode_dataset(str(dataset), settings)
+    assert counts(result) == (2, 0, 4, 4) and not result.bad
+    assert usable(shard_list(shards), settings)
+    seen: dict[str, tuple[int, ...]] = {}
+    for batch in itertools.islice(SpanLoader(settings.data, probe(shards), seed=0, cached=True), 40):
+        assert batch.cached is not None
+        assert batch.cached.condition_BCTHW.shape[2:] == batch.cached.latents_BCTHW.shape[2:]
+        seen[batch.keys[0]] = (batch.num_frames, *batch.cached.latents_BCTHW.shape[1:])
+    nine, five = (9, 16, 3, 4, 4), (5, 16, 2, 4, 4)
+    assert seen == {"clip00+11": nine, "clip01+11": nine, "clip02+0": five, "clip03+11": nine}
 
 
 def test_the_same_again_is_nothing_to_do(dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

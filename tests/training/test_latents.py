@@ -74,7 +74,7 @@ def test_every_clip_is_encoded_as_training_would(base: Path, shard: str) -> None
         if key not in clips:
             continue
         arrays = clips[key]
-        clip = prepare(key, members, settings.data.sizes, 9, FACTS)
+        clip = prepare(key, members, settings.data.sizes, (9,), FACTS)
         firsts = [0] if key == "clip03" else [5, 16]
         assert arrays["first_frame"].tolist() == firsts and arrays["first_frame"].dtype == np.int32
         for k, first in enumerate(firsts):

@@ -25,7 +25,7 @@ SHOWN = Shown(3, text="a person speaks")
 
 def prepared(shown: Shown = SHOWN, frames: int = 9, facts: Facts = FACTS, **changes: bytes) -> Prepared:
     members = {name: data for name, data in members_of(shown).items() if name in MEMBERS}
-    return prepare(shown.key, members | changes, SIZES, frames, facts)
+    return prepare(shown.key, members | changes, SIZES, (frames,), facts)
 
 
 def reason(**options: Any) -> tuple[str, str]:
@@ -62,6 +62,19 @@ def test_everything_in_a_span_belongs_to_its_frames(shown: Shown, fps: float, ke
         assert np.ptp(np.diff(heard)) == 0 and set(span.speech[:, 1].tolist()) == {shown.number}
         assert span.identity.tolist() == np.eye(IDENTITY_DIM)[shown.number].tolist()
         assert (span.omega, span.text, span.latents) == ((0.25, 0.75), shown.text, None)
+
+
+@pytest.mark.parametrize(("num_frames", "span_frames"), ((30, 9), (9, 9), (8, 5), (5, 5)))
+def test_a_clip_is_trained_at_the_longest_span_that_it_holds(num_frames: int, span_frames: int) -> None:
+    shown = Shown(3, num_frames=num_frames)
+    clip = prepare(shown.key, members_of(shown), SIZES, (5, 9), FACTS)
+    assert (clip.num_frames, clip.span_frames) == (num_frames, span_frames)
+
+
+def test_a_clip_that_holds_none_is_too_short() -> None:
+    with pytest.raises(BadSampleError, match=r"^clip03: expected 33 frames, found 30$") as caught:
+        prepare(SHOWN.key, members_of(SHOWN), SIZES, (49, 33), FACTS)
+    assert caught.value.reason == "too_short"
 
 
 def test_what_is_not_known() -> None:
@@ -140,7 +153,7 @@ BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
 def test_a_damaged_member_names_the_sample(member: str, data: bytes, expected: str, words: str) -> None:
     members = {name: data for name, data in members_of(SHOWN).items() if name in MEMBERS}
     with pytest.raises(BadSampleError, match=words) as caught:
-        prepare(SHOWN.key, members | {member: data}, SIZES, 9, FACTS)
+        prepare(SHOWN.key, members | {member: data}, SIZES, (9,), FACTS)
     assert caught.value.reason == expected
     assert str(caught.value).startswith("clip03: ") and "\n" not in str(caught.value)
 
@@ -150,13 +163,13 @@ def test_a_missing_member_names_the_sample(member: str) -> None:
     members = dict(members_of(SHOWN))
     del members[member]
     with pytest.raises(BadSampleError, match=f"^clip03: no {member}$") as caught:
-        prepare(SHOWN.key, members, SIZES, 9, FACTS)
+        prepare(SHOWN.key, members, SIZES, (9,), FACTS)
     assert caught.value.reason == "unreadable"
 
 
 def test_members_that_training_does_not_read_are_not_looked_at() -> None:
     members = members_of(SHOWN) | {"landmarks.npz": b"", "joints.npz": b"", "flac": b"", "face.jpg": b""}
-    assert prepare(SHOWN.key, members, SIZES, 9, FACTS).num_frames == 30
+    assert prepare(SHOWN.key, members, SIZES, (9,), FACTS).num_frames == 30
 
 
 def test_pictures_are_not_decoded_before_they_are_needed() -> None:
@@ -196,7 +209,9 @@ def latents(spans: int = 3, **changes: np.ndarray | None) -> bytes:
 
 def with_latents(data: bytes | None = None, frames: int = 9) -> Prepared:
     members = {name: data for name, data in members_of(SHOWN).items() if name in CACHED_MEMBERS}
-    return prepare(SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, frames, FACTS, cached=True)
+    return prepare(
+        SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, (frames,), FACTS, cached=True
+    )
 
 
 @pytest.mark.parametrize("kept", (False, True))
@@ -232,8 +247,8 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         assert caught.value.reason == "wrong_shape"
     for members in ({}, {"latents.npz": latents(0)}):
         with pytest.raises(BadSampleError) as caught:
-            prepare(SHOWN.key, members_of(SHOWN) | members, SIZES, 9, FACTS, cached=True)
+            prepare(SHOWN.key, members_of(SHOWN) | members, SIZES, (9,), FACTS, cached=True)
         assert caught.value.reason == "no_latents"
     with pytest.raises(BadSampleError) as caught:  # the reason that they are not there
-        prepare(SHOWN.key, members_of(SHOWN), SIZES, 33, FACTS, cached=True)
+        prepare(SHOWN.key, members_of(SHOWN), SIZES, (33,), FACTS, cached=True)
     assert caught.value.reason == "too_short"

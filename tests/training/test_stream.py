@@ -110,6 +110,19 @@ def test_batches_hold_one_size(shards: str) -> None:
     assert set(seen) == good and max(seen.values()) - min(seen.values()) <= 3
 
 
+def test_batches_hold_one_length(shards: str) -> None:
+    """A clip of 5 frames is too short for 9, and is trained at 5 where that is asked for."""
+    seen: Counter[tuple[str, int]] = Counter()
+    for spans, bad in itertools.islice(reader(config(shards, shorter_spans=[5])).batches(place()), 24):
+        assert len(spans) == 2 and len({span.lips.shape for span in spans}) == 1
+        assert all(span.rgb is not None and len(span.rgb) == len(span.lips) for span in spans)
+        assert all(one.reason != "too_short" for one in bad)
+        seen.update((span.key.partition("+")[0], len(span.lips)) for span in spans)
+    nine = {"clip00", "clip01", "clip02", "clip03", "clip05", "clip06", "clip08"}
+    assert set(seen) == {(name, 9) for name in nine} | {("clip04", 5)}
+    assert max(seen.values()) - min(seen.values()) <= 3
+
+
 def test_what_is_left_out_is_told_with_the_next_batch(shards: str) -> None:
     stream = reader(config(shards, shuffle=1, batch_size=1)).batches(place())
     epoch = list(itertools.islice(stream, 7))
@@ -176,7 +189,7 @@ def test_with_little_room_what_came_first_stays(shards: str, reads: list[str]) -
 
 def test_a_clip_counts_once_however_often_it_comes(shards: str) -> None:
     key, members = next(read_samples(shard_list(shards)[0][0], stream.MEMBERS))
-    clip = prepare(key, members, ((32, 32),), 9, some_facts(SPEECH_DIM, IDENTITY_DIM)).kept()
+    clip = prepare(key, members, ((32, 32),), (9,), some_facts(SPEECH_DIM, IDENTITY_DIM)).kept()
     kept = Kept(2 * clip.kept_bytes)
     for _ in range(3):
         kept.put("s", "a", clip)
