@@ -11,7 +11,8 @@ import pytest
 from schemas.errors import DatasetError
 from tests.training.runs import four_clips, small
 from tests.training.shard_files import Shown, write_set
-from training import checkpoint, loop
+from training import checkpoint, loop, update
+from training.batch import Batch
 from training.progress import Report
 from training.train import train
 
@@ -70,3 +71,24 @@ def test_bad_samples_are_counted(tmp_path: Path) -> None:
     result = train(small(shards, tmp_path / "run", run__steps=3))
     assert result.bad.total() == 1 and result.history[-1].bad_samples == 1
     assert "bad samples 1" in result.history[-1].line()
+
+
+@pytest.mark.parametrize("stage", ("clip", "frame"))
+def test_clips_of_two_lengths_train_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    clips = [[Shown(1), Shown(2, num_frames=7)], [Shown(3), Shown(4, num_frames=6)]]
+    config = small(
+        write_set(tmp_path / "set", clips), tmp_path / "run", run__steps=8, run__stage=stage,
+        run__validate_every=8, data__num_frames=9, data__shorter_spans=[5],
+    )  # fmt: skip
+    real, seen = update.training_step, []
+
+    def counting(model: Any, encoders: Any, batch: Batch, *rest: Any, **options: Any) -> Any:
+        seen.append((batch.num_frames, batch.size))
+        return real(model, encoders, batch, *rest, **options)
+
+    monkeypatch.setattr(update, "training_step", counting)
+    result = train(config)
+    assert result.finished and not result.bad and set(seen) == {(9, 2), (5, 2)}
+    assert len(list((tmp_path / "run" / "samples" / "step-00000008").iterdir())) == 2
