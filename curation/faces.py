@@ -17,7 +17,7 @@ from curation import models
 from curation.sessions import session_of
 from schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from schemas.config import ScanConfig
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from schemas.records import Scene
 
 NMS_OVERLAP = 0.3
@@ -133,7 +133,7 @@ def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # files of any kind can be under that name, and fail in any way
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"{name}: {path}: is not an ONNX model that runs: {reason}") from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}

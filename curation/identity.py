@@ -15,7 +15,7 @@ from curation import models
 from curation.sessions import session_of
 from schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
 from schemas.config import IdentityConfig, ShardConfig
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 
 CROP_PX = 112
 """Edge of an aligned face, pixels."""
@@ -192,7 +192,7 @@ class Dlib:
         try:
             self._net = dlib.face_recognition_model_v1(str(path))
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ModelError(f"{name}: {path}: is no face network of dlib: {reason}") from None
 
     def embed(self, crops: Bytes) -> Floats:

@@ -22,7 +22,7 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from schemas.records import Clip, Video
 from schemas.units import seconds_from_frames
 
@@ -73,7 +73,7 @@ def load_task(kind: type[Task], options: Any, path: Path) -> Task:
     try:
         task = kind.create_from_options(options)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelError(f"{path}: expected a bundle for {kind.__name__}: {reason}") from None
     # Never finalised: at the interpreter's end MediaPipe closes its thread before its tasks, and
     # each task left over complains on stderr.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 
 ERRORS_ONLY = 3
 """onnxruntime's severity of errors; its warnings speak of exports, not of results."""
@@ -29,5 +29,5 @@ def session_of(model: Path | bytes, label: str) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class but this
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"{label}: is not an ONNX model that runs: {reason}") from None

@@ -16,7 +16,7 @@ from curation.models import listing_sha256
 from curation.networks import inference, torch_device
 from curation.speech_features import Features, LogMel, fit
 from schemas.arrays import Floats, expect_shape
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from schemas.units import AUDIO_HZ, SPEECH_HZ
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class HiddenStates:
             self.encode([np.zeros(AUDIO_HZ, np.float32)], [PROBE_FEATURES])
         except Exception as error:  # models of every kind fail in every way
             log.debug("speech encoder %s", source, exc_info=True)
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ModelError(
                 f"speech encoder {source}: gives no hidden state at {SPEECH_HZ} Hz for sound alone: {reason}"
             ) from None
@@ -222,7 +222,7 @@ def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
         raise
     except Exception as error:  # files of any kind can be under that name, and fail in any way
         log.debug("speech encoder %s", source, exc_info=True)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
     _check_complete(source, loading["missing_keys"])
     files = [Path(cached_file(source, name, **where)) for name in FILES]

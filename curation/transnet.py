@@ -21,7 +21,7 @@ from torch.nn import functional
 from curation.networks import inference
 from curation.shots import HEIGHT_PX, WIDTH_PX
 from schemas.arrays import Bytes, Floats, expect_shape
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 
 WINDOW_FRAMES = 100
 MARGIN_FRAMES = 25
@@ -50,7 +50,7 @@ class TransNet:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self._network.load_state_dict(state, strict=True)
         except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-            reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+            reason = one_line(error, 200)
             raise ModelError(
                 f"transnetv2: {path}: expected the weights of TransNet V2, found: {reason}"
             ) from None

@@ -16,7 +16,7 @@ from scipy.fft import dct
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from schemas.units import LATENT_STRIDE_FRAMES, latent_frames
 from training.config import TrainConfig
 
@@ -281,7 +281,7 @@ class WanCodec:
         try:
             vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae", use_safetensors=True)
         except Exception as error:  # libraries below raise many kinds
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ModelError(f"model.base {base}: no usable Wan VAE in its folder vae: {reason}") from None
         return cls(vae)
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from schemas.errors import ModelError
+from schemas.errors import ModelError, one_line
 from training.codec import Codec, load_codec
 from training.config import TrainConfig
 
@@ -138,5 +138,5 @@ def _part(base: str, folder: str, load: Callable[..., Any], **options: Any) -> A
     try:
         return load(base, subfolder=folder, **options)
     except Exception as error:  # libraries below raise many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"model.base {base}: nothing usable in its folder {folder}: {reason}") from None

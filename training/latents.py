@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from schemas.errors import DatasetError, ModelError, RunError
+from schemas.errors import DatasetError, ModelError, RunError, one_line
 from training.batch import Facts
 from training.config import TrainConfig
 from training.encoders import Encoders
@@ -67,7 +67,7 @@ def text_dim(config: TrainConfig) -> int:
     try:
         return int(WanTransformer3DModel.load_config(base, subfolder="transformer")["text_dim"])
     except Exception as error:  # libraries below raise many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None
 
 
