@@ -209,7 +209,7 @@ def preview(
                 break
             try:
                 clip = prepare(key, members, config.data.sizes, config.data.lengths, facts)
-                batch = collate([clip.span(0, clip.span_frames)], facts)
+                batch = collate([clip.span(0)], facts)
             except BadSampleError as error:
                 log.warning("no validation sample: %s", error)
                 continue

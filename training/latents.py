@@ -113,7 +113,7 @@ class ClipEncoder:
         firsts = first_frames(clip.num_frames, clip.span_frames, self._spans_per_clip)
         if len(firsts) > 1:
             clip = clip.kept()  # decoded once for all
-        return [clip.span(first, clip.span_frames) for first in firsts]
+        return [clip.span(first) for first in firsts]
 
     def _arrays(self, spans: Sequence[Span]) -> dict[str, np.ndarray]:
         rgb_BFHWC = torch.from_numpy(np.stack([span.rgb for span in spans if span.rgb is not None]))

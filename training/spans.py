@@ -105,20 +105,20 @@ class Prepared:
     text: str
     latents: Latents | None
 
-    def span(self, first: int, num_frames: int) -> Span:
-        """Frames [first, first + num_frames) with their speech.
+    def span(self, first: int) -> Span:
+        """Frames [first, first + span_frames) with their speech.
 
         Raises:
             BadSampleError: the pictures cannot be decoded so far.
         """
-        last = first + num_frames
+        last = first + self.span_frames
         return Span(
             key=f"{self.key}+{first}",
             first=first,
             rgb=self.pictures.rgb(first, last) if self.latents is None else None,
             lips=self.pictures.lips(first, last),
             lip_valid=self.lip_valid[first:last],
-            speech=self.speech[span_features(first, num_frames, self.num_frames, self.fps)],
+            speech=self.speech[span_features(first, self.span_frames, self.num_frames, self.fps)],
             identity=self.identity,
             omega=self.omega,
             text=self.text,
@@ -126,10 +126,10 @@ class Prepared:
             nth=0 if self.latents is None else self.latents.first_frame.tolist().index(first),
         )
 
-    def check(self, first: int, num_frames: int) -> None:
+    def check(self, first: int) -> None:
         """Raise what `span` would raise."""
         if self.latents is None:
-            self.pictures.check(first + num_frames)
+            self.pictures.check(first + self.span_frames)
 
     def kept(self) -> Prepared:
         """The same clip with its pictures decoded, for keeping in memory."""

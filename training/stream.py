@@ -218,16 +218,16 @@ class Reader:
         clip = self._clip(item)
         if isinstance(clip, Bad):
             return clip
-        frames = clip.span_frames
+        bucket = (clip.size, clip.span_frames)
         if clip.latents is not None:
             first = int(rng.choice(clip.latents.first_frame.tolist()))
         else:
-            first = rng.randint(0, clip.num_frames - frames)
+            first = rng.randint(0, clip.num_frames - clip.span_frames)
         try:
             if not check_only:
-                return (clip.size, frames), clip.span(first, frames)
-            clip.check(first, frames)
-            return (clip.size, frames), partial(clip.span, first, frames)
+                return bucket, clip.span(first)
+            clip.check(first)
+            return bucket, partial(clip.span, first)
         except BadSampleError as error:
             return Bad(item.key, error.reason, str(error))
 

@@ -43,7 +43,7 @@ def test_everything_in_a_span_belongs_to_its_frames(shown: Shown, fps: float, ke
     clip = clip.kept() if kept else clip
     size = (32, 32) if shown.width_px == shown.height_px else (32, 48)
     for first in (0, 2, 10, 21):
-        span = clip.span(first, 9)
+        span = clip.span(first)
         frames = range(first, first + 9)
         assert (span.key, span.first) == (f"{shown.key}+{first}", first)
         assert span.rgb is not None and span.rgb.shape == (9, *size, 3)
@@ -95,7 +95,7 @@ def test_a_clip_is_cropped_around_its_lips() -> None:
         valid = lips["valid"] if y is not None else np.zeros_like(lips["valid"])
         changed = npz_bytes(mask=lips["mask"], valid=np.where(valid, 2, 0), contour=contour)
         clip = prepared(shown, **{"lips.npz": changed})
-        found = clip.span(0, 9).lips[0, :, 0]
+        found = clip.span(0).lips[0, :, 0]
         expected = np.arange(32) >= first_row if y is not None else np.zeros(32)
         assert found.tolist() == expected.tolist()
 
@@ -103,7 +103,7 @@ def test_a_clip_is_cropped_around_its_lips() -> None:
 @pytest.mark.parametrize("frames", (29, 33))
 def test_a_clip_must_hold_a_span(frames: int) -> None:
     if frames <= 30:
-        assert number_and_frame(prepared(frames=29).span(1, 29).rgb)[1].tolist() == list(range(1, 30))  # type: ignore[arg-type]
+        assert number_and_frame(prepared(frames=29).span(1).rgb)[1].tolist() == list(range(1, 30))  # type: ignore[arg-type]
     else:
         assert reason(frames=33) == ("too_short", "clip03: expected 33 frames, found 30")
 
@@ -175,16 +175,16 @@ def test_members_that_training_does_not_read_are_not_looked_at() -> None:
 def test_pictures_are_not_decoded_before_they_are_needed() -> None:
     clip = prepared(mp4=b"nothing")
     with pytest.raises(BadSampleError) as caught:
-        clip.span(0, 9)
+        clip.span(0)
     with pytest.raises(BadSampleError) as checked:
-        clip.check(0, 9)
+        clip.check(0)
     assert caught.value.reason == "unreadable" and str(caught.value) == str(checked.value)
 
 
 @pytest.mark.parametrize("shown", (SHOWN, Shown(4, width_px=96)))
 def test_a_kept_clip_takes_the_memory_that_it_says(shown: Shown) -> None:
     clip = prepared(shown)
-    span = clip.kept().span(0, 30 - 1)
+    span = clip.kept().span(0)
     assert span.rgb is not None
     per_frame = span.rgb[0].nbytes + span.lips[0].nbytes
     assert (
@@ -217,12 +217,12 @@ def with_latents(data: bytes | None = None, frames: int = 9) -> Prepared:
 @pytest.mark.parametrize("kept", (False, True))
 def test_latents_stand_for_pictures(kept: bool) -> None:
     clip = with_latents().kept() if kept else with_latents()
-    span = clip.span(11, 9)
+    span = clip.span(11)
     assert span.rgb is None and span.nth == 1
     assert span.latents is not None and span.latents.latents[1].flatten()[0] == 16 * 3 * 16
-    assert np.array_equal(span.lips, prepared().span(11, 9).lips)
-    assert np.array_equal(span.speech, prepared().span(11, 9).speech)
-    clip.check(11, 9)
+    assert np.array_equal(span.lips, prepared().span(11).lips)
+    assert np.array_equal(span.speech, prepared().span(11).speech)
+    clip.check(11)
     stored = 3 * (16 + 20) * 48 * 2 + (2 * 5 + 5 + 3 * 21) * 2
     assert clip.kept_bytes == 30 * 32 * 32 + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4 + stored
 

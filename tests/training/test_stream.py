@@ -230,9 +230,9 @@ def test_what_is_passed_over_is_not_converted(shards: str, monkeypatch: pytest.M
     made: list[str] = []
     original = stream.Prepared.span
 
-    def counting(clip: stream.Prepared, first: int, frames: int) -> Span:
+    def counting(clip: stream.Prepared, first: int) -> Span:
         made.append(clip.key)
-        return original(clip, first, frames)
+        return original(clip, first)
 
     monkeypatch.setattr(stream.Prepared, "span", counting)
     batches(reader(config(shards)), 1, skip=10)
