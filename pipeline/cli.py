@@ -297,8 +297,8 @@ def encode(
             err.print(state.line(), soft_wrap=True, highlight=False)
 
     result = run_encode(dataset, config, settings, spans, show)
-    for reason in result.bad_keys.values():
-        err.print(f"left out: {reason}", soft_wrap=True, markup=False, highlight=False)
+    for key, reason in result.bad_keys.items():
+        err.print(f"left out: {key}: {reason}", soft_wrap=True, markup=False, highlight=False)
     out.print(result.line(), soft_wrap=True, highlight=False)
 
 

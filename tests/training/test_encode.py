@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import tarfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 from pipeline.dataset import exclusive
 from pipeline.store import Store
 from schemas.errors import CommandError, DatasetError, ModelError, RunError
+from tests.command_line import run
 from tests.training.shard_files import Shown, write_set
 from tests.training.tiny_base import write_base
 from training import encode
@@ -293,6 +295,10 @@ def test_the_command_takes_a_configuration(dataset: Path, base: Path, tmp_path: 
     assert counts(result) == (2, 0, 3, 3) and shown[-1] == 2
     with pytest.raises(CommandError, match=r"data\.size"):
         run_encode(str(dataset), path, ["data.size=1"], 1, lambda _: None)
+    shutil.rmtree(dataset / "latents")
+    code, out, err = run("encode", dataset, "--config", path, "--set", "data.sizes=[[32, 32]]")
+    assert code == 0 and out.startswith("shards 2/2, clips 3, spans 3, left out: 1 too_short, ")
+    assert err.splitlines() == ["left out: clip02: too_short"]
 
 
 def test_what_is_refused(dataset: Path, base: Path, tmp_path: Path) -> None:
