@@ -16,7 +16,7 @@ from schemas.errors import CommandError
 from schemas.units import latent_frames
 
 UMT5_TOKENS = 512
-"""Text tokens of a prompt embedding. Source: Wan."""
+"""Text tokens of every prompt embedding. Source: Wan, and diffusers' attention processor assumes it."""
 
 
 class WanShape(Section):

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from schemas.arrays import Floats
 from schemas.errors import CommandError, DatasetError, RunError, TalkforgeError, one_line
 from training.batch import Batch, Cached, Facts
-from training.config import DataConfig
-from training.encoders import TEXT_TOKENS
+from training.config import UMT5_TOKENS, DataConfig
 from training.inventory import Shard
 from training.inventory import probe as probe
 from training.inventory import shard_list as shard_list
@@ -71,7 +70,7 @@ def _cached(spans: Sequence[Span]) -> Cached:
 
 
 def _padded(text: np.ndarray) -> Floats:
-    full = np.zeros((TEXT_TOKENS, text.shape[1]), np.float32)
+    full = np.zeros((UMT5_TOKENS, text.shape[1]), np.float32)
     full[: len(text)] = text
     return full
 

@@ -14,10 +14,7 @@ from torch import Tensor
 
 from schemas.errors import ModelError, one_line
 from training.codec import Codec, load_codec
-from training.config import TrainConfig
-
-TEXT_TOKENS = 512
-"""Length of every prompt embedding. Source: Wan, and diffusers' attention processor assumes it."""
+from training.config import UMT5_TOKENS, TrainConfig
 
 
 class TextEncoder(Protocol):
@@ -64,7 +61,7 @@ class Umt5:
     def _embed(self, text: str) -> Tensor:
         device = next(self._model.parameters()).device
         found = self._tokenizer(
-            [text], padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
+            [text], padding="max_length", max_length=UMT5_TOKENS, truncation=True, return_tensors="pt"
         )
         mask = found.attention_mask.to(device)
         with torch.no_grad():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from schemas.errors import CommandError, ModelError, RunError, TalkforgeError
+from schemas.errors import CommandError, ModelError, RunError, TalkforgeError, one_line
 from training.config import TrainConfig
 from training.tensor_files import State, listed
 
@@ -66,7 +66,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
             ],
         )
     except (ValueError, ImportError, NotImplementedError) as error:
-        raise CommandError(f"accelerate: {' '.join(str(error).split())}") from None
+        raise CommandError(f"accelerate: {one_line(error)}") from None
     if accelerator.distributed_type == DistributedType.FSDP:
         _prepare_fsdp(accelerator, config)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -27,9 +27,8 @@ from tests.training.shard_files import (
     write_set,
 )
 from training.batch import Batch
-from training.config import DataConfig
+from training.config import UMT5_TOKENS, DataConfig
 from training.data import SpanLoader, probe
-from training.encoders import TEXT_TOKENS
 from training.inventory import shard_list
 
 
@@ -312,10 +311,10 @@ def test_latents_join_their_clips(cached: str, workers: int, cache_mb: int) -> N
             assert batch.speech_BLD[k, :, 0].tolist() == list(range(first * 2, first * 2 + 18))
             assert batch.lip_valid_BF[k].tolist() == [n % 7 != 3 for n in range(first, first + 9)]
             assert found.image_BKD is not None and set(found.image_BKD[k].unique().tolist()) == {clip + 0.5}
-            assert found.text_BSD is not None and found.text_BSD.shape == (2, TEXT_TOKENS, 2)
-            assert found.text_BSD[k, :, 0].tolist() == [clip + 1.0] * 3 + [0.0] * (TEXT_TOKENS - 3)
+            assert found.text_BSD is not None and found.text_BSD.shape == (2, UMT5_TOKENS, 2)
+            assert found.text_BSD[k, :, 0].tolist() == [clip + 1.0] * 3 + [0.0] * (UMT5_TOKENS - 3)
         assert found.empty_text_SD is not None
-        assert found.empty_text_SD[:, 1].tolist() == [9.0] + [0.0] * (TEXT_TOKENS - 1)
+        assert found.empty_text_SD[:, 1].tolist() == [9.0] + [0.0] * (UMT5_TOKENS - 1)
     assert set(drawn) == {"clip00+4", "clip00+11", "clip01+0", "clip01+21", "clip02+8", "clip02+9"}
     assert made.bad_keys == {"clip03": "no_latents"}
 
