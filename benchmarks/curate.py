@@ -34,20 +34,20 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curation import media
-from curation.landmarks import CROP_PX, FaceLandmarker
-from curation.pose import PoseTracer
 from examples import demo_videos
-from pipeline import curate, needs, stages
-from pipeline.dataset import load_intake, videos_by_id
-from pipeline.executor import Done, InlineExecutor, worker_environment
-from pipeline.intake import Intake
-from pipeline.ledger import Selection, committed_parts
-from pipeline.parts import Part
-from pipeline.store import Store
-from schemas.arrays import Bytes, Floats
-from schemas.config import Config, ShardConfig, load_config
-from schemas.records import Clip, LedgerRow, Source, Video
+from talkforge.curation import media
+from talkforge.curation.body.pose import PoseTracer
+from talkforge.curation.face.landmarks import CROP_PX, FaceLandmarker
+from talkforge.pipeline import jobs, needs, stages
+from talkforge.pipeline.dataset import load_intake, videos_by_id
+from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
+from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ledger import Selection, committed_parts
+from talkforge.pipeline.parts import Part
+from talkforge.pipeline.store import Store
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import Config, ShardConfig, load_config
+from talkforge.schemas.records import Clip, LedgerRow, Source, Video
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -149,7 +149,7 @@ def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, f
     """Curate the folder into `out`; CPU seconds by stage."""
     clock, store = Clock(), Store(str(out))
     with clock("all"):
-        selection = curate.curate([str(folder)], store, config, lambda: ClockedExecutor(clock))
+        selection = jobs.curate([str(folder)], store, config, lambda: ClockedExecutor(clock))
     spent = {name: clock.cpu_s.get(name, 0.0) for name in ("intake", "cut")}
     for part in committed_parts(store):
         for stage, cpu_s in json.loads(store.read(f"parts/{part}/part.json"))["cpu_s"].items():

@@ -21,14 +21,16 @@ import torch
 import typer
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
-from curation import media, models, probe
-from curation.faces import Detector, load_detector
-from curation.scenes import PICTURE_EDGE_PX, SceneFinder
-from curation.shots import shrunk, transitions
-from curation.transnet import TransNet
-from schemas.arrays import Bytes, Floats
-from schemas.config import ScanConfig
-from schemas.records import Source
+from talkforge.curation import media
+from talkforge.curation.face.detect import Detector, load_detector
+from talkforge.curation.media import probe
+from talkforge.curation.shots.jumps import PICTURE_EDGE_PX, SceneFinder
+from talkforge.curation.shots.network import shrunk, transitions
+from talkforge.curation.shots.transnet import TransNet
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import ScanConfig
+from talkforge.schemas.records import Source
 
 FOLDER = Path("../shared/clips")
 FPS = 25.0
@@ -227,7 +229,7 @@ class Finders:
     """All ways to find cuts; what one of them computes serves those that are built on it."""
 
     def __init__(self) -> None:
-        self._network = TransNet(models.weights("transnetv2"))
+        self._network = TransNet(registry.weights("transnetv2"))
         self._with_faces = by_scene_finder(load_detector(ScanConfig()))
 
     def find(self, frames: Bytes) -> dict[str, tuple[list[int], float]]:

@@ -20,9 +20,9 @@ import av
 import decord
 import numpy as np
 
-from curation.media import pictures
-from curation.probe import probe
-from schemas.records import Source, Video
+from talkforge.curation.media import pictures
+from talkforge.curation.media.probe import probe
+from talkforge.schemas.records import Source, Video
 
 ROUNDS = 3
 SEED = 0

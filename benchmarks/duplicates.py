@@ -20,12 +20,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from curation import media, probe
-from curation.duplicates import near_duplicates
-from curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
-from schemas.arrays import Bytes, Floats
-from schemas.records import Source
-from schemas.units import AUDIO_HZ
+from talkforge.curation import media
+from talkforge.curation.duplicates import near_duplicates
+from talkforge.curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
+from talkforge.curation.media import probe
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.records import Source
+from talkforge.schemas.units import AUDIO_HZ
 
 FOLDER = Path("../shared/clips")
 FPS = 25.0

@@ -1,4 +1,4 @@
-"""Makes `curation/sync_map.npz` from clips, and measures how well the estimator does on them.
+"""Makes `curation/sync/sync_map.npz` from clips, and measures how well the estimator does on them.
 
     python benchmarks/fit_sync_map.py fit FOLDER        # writes the map that comes with the package
     python benchmarks/fit_sync_map.py evaluate FOLDER   # prints the figures of docs/sync.md
@@ -16,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from curation import clips, faces, landmarks, media, models, probe, scan, sync
-from schemas.arrays import Floats
-from schemas.config import MeasureConfig
-from schemas.records import Source
+from talkforge.curation import clips, media, scan
+from talkforge.curation.face import detect, landmarks
+from talkforge.curation.media import probe
+from talkforge.curation.sync import ridge
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.records import Source
 
 FITTED = (
     "grid_bbaf2n.mpg",
@@ -35,7 +39,7 @@ FITTED = (
 HELD_OUT = ("wh_kennedy_low.mp4", "fr_hamilton.mp4")
 """A dub and a noisy stage: only looked at."""
 
-FPS = sync.MAP_HZ
+FPS = ridge.MAP_HZ
 REPORT_WITHIN = 2
 """Error of an offset that counts as right, frames."""
 
@@ -53,10 +57,10 @@ class Talk:
 
 
 @app.command()
-def fit(folder: Path, out: Path = sync.MAP_PATH) -> None:
+def fit(folder: Path, out: Path = ridge.MAP_PATH) -> None:
     """Fit the shipped map on the clips of `FITTED`."""
     talks = [t for name in FITTED for t in talks_of(folder / name)]
-    fitted = sync.SyncMap.fit(((t.video_id, t.mouth, t.bands) for t in talks), FPS, sync.SHIPPED)
+    fitted = ridge.SyncMap.fit(((t.video_id, t.mouth, t.bands) for t in talks), FPS, ridge.SHIPPED)
     fitted.save(out)
     length_s, size_kb = fitted.frames.sum() / FPS, out.stat().st_size / 1e3
     typer.echo(f"{out}: {len(fitted.video_ids)} videos, {length_s:.1f} s, {size_kb:.0f} kB")
@@ -67,14 +71,14 @@ def evaluate(folder: Path) -> None:
     """Print offsets, separation and false alarms, each clip scored by a map without its person."""
     talks = [t for name in FITTED for t in talks_of(folder / name)]
     held_out = [t for name in HELD_OUT for t in talks_of(folder / name)]
-    full = sync.SyncMap.fit(((t.video_id, t.mouth, t.bands) for t in talks), FPS, sync.SHIPPED)
-    typer.echo(f"clip                    s  offset  peak  at zero  (peak counts from {sync.SCORED_FROM})")
+    full = ridge.SyncMap.fit(((t.video_id, t.mouth, t.bands) for t in talks), FPS, ridge.SHIPPED)
+    typer.echo(f"clip                    s  offset  peak  at zero  (peak counts from {ridge.SCORED_FROM})")
     for t in (*talks, *held_out):
-        curve = sync.confidence_by_lag(t.mouth, t.bands, FPS, full.without([t.video_id]))
+        curve = ridge.confidence_by_lag(t.mouth, t.bands, FPS, full.without([t.video_id]))
         if curve is None:
             typer.echo(f"{t.name:20s} {len(t.mouth) / FPS:5.1f}  too little")
             continue
-        lag, zero = int(curve.argmax()) - sync.SEARCH, curve[sync.SEARCH]
+        lag, zero = int(curve.argmax()) - ridge.SEARCH, curve[ridge.SEARCH]
         typer.echo(f"{t.name:20s} {len(t.mouth) / FPS:5.1f} {lag:+7d} {curve.max():5.2f} {zero:8.2f}")
     audios = (*talks, held_out[0])
     for length_s in (3.0, 6.0, 10.0):
@@ -88,11 +92,11 @@ def talks_of(path: Path) -> list[Talk]:
     """Features of every candidate clip of a video that is long enough to say anything."""
     config = MeasureConfig()
     video = probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
-    detector = faces.load_detector(config.scan)
+    detector = detect.load_detector(config.scan)
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)
     pairs = clips.candidates(video, seen.tracks, (), config.clip)
-    long_enough = [pair for pair in pairs if pair[0].num_frames >= sync.MIN_FRAMES]
-    landmarker = landmarks.FaceLandmarker(models.weights("face_landmarker"))
+    long_enough = [pair for pair in pairs if pair[0].num_frames >= ridge.MIN_FRAMES]
+    landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
     found = []
     for number, (clip, track) in enumerate(long_enough):
         tracer = landmarks.LandmarkTracer(landmarker, track, clip, video)
@@ -101,8 +105,8 @@ def talks_of(path: Path) -> list[Talk]:
             if shown:
                 tracer.push(shown, picture.rgb(clip.width_px, clip.height_px))
         samples = media.read_audio(path, video, clip.start_s, clip.end_s)
-        mouth = sync.mouth_measures(tracer.finish())
-        bands = sync.audio_bands(samples, clip.num_frames, clip.fps)
+        mouth = ridge.mouth_measures(tracer.finish())
+        bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)
         found.append(Talk(f"{path.stem} {number}", video.video_id, mouth, bands))
     return found
 
@@ -125,11 +129,11 @@ class _Curves:
 SHIFTS = (-15, -10, -6, 6, 10, 15)
 
 
-def _curves(t: Talk, piece: slice, audios: tuple[Talk, ...], full: sync.SyncMap) -> _Curves:
+def _curves(t: Talk, piece: slice, audios: tuple[Talk, ...], full: ridge.SyncMap) -> _Curves:
     fitted = full.without([t.video_id])
 
     def curve(bands: Floats) -> np.ndarray:
-        found = sync.confidence_by_lag(t.mouth[piece], bands, FPS, fitted)
+        found = ridge.confidence_by_lag(t.mouth[piece], bands, FPS, fitted)
         assert found is not None, t.name
         return found
 
@@ -137,15 +141,15 @@ def _curves(t: Talk, piece: slice, audios: tuple[Talk, ...], full: sync.SyncMap)
     return _Curves(
         curve(t.bands[piece]),
         {late: curve(np.roll(t.bands, late, axis=0)[piece]) for late in SHIFTS},
-        [curve(np.resize(o.bands, (frames, sync.NUM_BANDS))) for o in audios if o.video_id != t.video_id],
+        [curve(np.resize(o.bands, (frames, ridge.NUM_BANDS))) for o in audios if o.video_id != t.video_id],
     )
 
 
-def _evaluate_pieces(talks: list[Talk], audios: tuple[Talk, ...], full: sync.SyncMap, length: int) -> None:
+def _evaluate_pieces(talks: list[Talk], audios: tuple[Talk, ...], full: ridge.SyncMap, length: int) -> None:
     found = [(t, _curves(t, p, audios, full)) for t in talks for p in _pieces(len(t.mouth), length)]
-    true = np.array([c.true[sync.SEARCH] for _, c in found])
-    shifted = [np.array([c.shifted[late][sync.SEARCH] for late in (-15, 15)]) for _, c in found]
-    swapped = [np.array([s[sync.SEARCH] for s in c.swapped]) for _, c in found]
+    true = np.array([c.true[ridge.SEARCH] for _, c in found])
+    shifted = [np.array([c.shifted[late][ridge.SEARCH] for late in (-15, 15)]) for _, c in found]
+    swapped = [np.array([s[ridge.SEARCH] for s in c.swapped]) for _, c in found]
     alarms = np.array([s.max() for _, c in found for s in c.swapped])
     typer.echo(f"  {len(found)} pieces; at lag zero: true {true.mean():.2f} on average")
     typer.echo(
@@ -155,7 +159,7 @@ def _evaluate_pieces(talks: list[Talk], audios: tuple[Talk, ...], full: sync.Syn
     for threshold in (3.0, 3.25, 3.5, 3.75, 4.0):
         peaks = [(c.true, 0) for _, c in found]
         peaks += [(c.shifted[late], -late) for _, c in found for late in (-10, -6, 6, 10)]
-        scored = [(int(z.argmax()) - sync.SEARCH - want) for z, want in peaks if z.max() >= threshold]
+        scored = [(int(z.argmax()) - ridge.SEARCH - want) for z, want in peaks if z.max() >= threshold]
         share = np.mean([c.true.max() >= threshold for _, c in found])
         wrong = [error for error in scored if abs(error) > REPORT_WITHIN]
         typer.echo(
@@ -172,7 +176,7 @@ def _evaluate_speakers(found: list[tuple[Talk, _Curves]], audios: tuple[Talk, ..
         for other, theirs in found:
             if other.video_id != t.video_id:
                 heard = [o for o in audios if o.video_id != other.video_id].index(t)
-                gaps.append((own.true[sync.SEARCH], theirs.swapped[heard][sync.SEARCH]))
+                gaps.append((own.true[ridge.SEARCH], theirs.swapped[heard][ridge.SEARCH]))
     a, b = np.array(gaps).T
     typer.echo(f"  speaker: own face ahead in {np.mean(a > b):.1%} of {len(a)} pairs")
     for least, margin in ((1.0, 0.5), (1.5, 1.0), (2.0, 1.5)):

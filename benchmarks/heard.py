@@ -11,17 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.material import CONFIG, NOBODY, SILENT, STAGE, STUDIO, TALKING, Material, Row, Spent, sound_of
-from curation import active_speaker, models, sound_quality, speech, sync
-from curation.encode import encode_flac
-from curation.face_crops import to_asd
-from curation.music import MusicDetector
-from curation.words import words_of
-from pipeline.transcribe import Options, Transcriber, find_python
-from schemas.arrays import Floats
-from schemas.config import SoundConfig, SpeechConfig
-from schemas.errors import CommandError
-from schemas.records import TranscriptRow
-from schemas.units import features_from_frames, seconds_from_samples
+from talkforge.curation.audio import quality, vad
+from talkforge.curation.audio.music import MusicDetector
+from talkforge.curation.face.crops import to_asd
+from talkforge.curation.media.encode import encode_flac
+from talkforge.curation.sync import active_speaker, ridge
+from talkforge.curation.weights import registry
+from talkforge.curation.words import words_of
+from talkforge.pipeline.transcribe import Options, Transcriber, find_python
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.config import SoundConfig, SpeechConfig
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import TranscriptRow
+from talkforge.schemas.units import features_from_frames, seconds_from_samples
 
 SHIFTS_FRAMES = (-10, -6, 6, 10)
 NOISE_DB = 10.0
@@ -53,7 +55,7 @@ def voice(material: Material) -> Iterator[Row]:
     for name in (*TALKING, SILENT, NOBODY):
         samples = sound_of(material, name)
         length_s = len(samples) / 16_000
-        spans = spent.on(length_s, functools.partial(speech.segments, samples, 0.0))
+        spans = spent.on(length_s, functools.partial(vad.segments, samples, 0.0))
         shares[name] = sum(b - a for a, b in spans) / length_s
     talking = [shares[name] for name in TALKING]
     figures = (
@@ -65,10 +67,10 @@ def voice(material: Material) -> Iterator[Row]:
 
 def speech_features(material: Material) -> Iterator[Row]:
     names = ["logmel-80"]
-    if models.present("wav2vec2-base-960h") is not None:
+    if registry.present("wav2vec2-base-960h") is not None:
         names.append("facebook/wav2vec2-base-960h")
     for name in names:
-        encoder, spent = speech.load_encoder(SpeechConfig(embedding=name, device="cpu")), Spent()
+        encoder, spent = vad.load_encoder(SpeechConfig(embedding=name, device="cpu")), Spent()
         for shot in material.talking:
             count = features_from_frames(shot.clip.num_frames, shot.clip.fps)
             spent.on(shot.length_s, functools.partial(encoder.encode, [shot.samples], [count]))
@@ -76,25 +78,25 @@ def speech_features(material: Material) -> Iterator[Row]:
 
 
 def mouth_and_sound(material: Material) -> Iterator[Row]:
-    shipped, spent = sync.SyncMap.load(), Spent()
+    shipped, spent = ridge.SyncMap.load(), Spent()
     near, scored, wrong = [], [], []
     for shot in material.talking:
         clip = shot.clip
-        mouth = sync.mouth_measures(shot.found.landmarks)
-        bands = sync.audio_bands(shot.samples, clip.num_frames, clip.fps)
+        mouth = ridge.mouth_measures(shot.found.landmarks)
+        bands = ridge.audio_bands(shot.samples, clip.num_frames, clip.fps)
         own = shipped.without([clip.video_id])
         for late in (0, *SHIFTS_FRAMES):
             late_bands = np.roll(bands, late, axis=0)
             curve = spent.on(
                 shot.length_s,
-                functools.partial(sync.confidence_by_lag, mouth, late_bands, clip.fps, own),
+                functools.partial(ridge.confidence_by_lag, mouth, late_bands, clip.fps, own),
             )
             if curve is None:
                 continue
-            error = abs(int(curve.argmax()) - sync.SEARCH + late)
+            error = abs(int(curve.argmax()) - ridge.SEARCH + late)
             if late == 0:
                 near.append(error <= 3)
-            if curve.max() >= sync.SCORED_FROM:
+            if curve.max() >= ridge.SCORED_FROM:
                 scored.append(late)
                 wrong.append(error > 2)
     figures = (
@@ -106,14 +108,14 @@ def mouth_and_sound(material: Material) -> Iterator[Row]:
 
 
 def who_speaks(material: Material) -> Iterator[Row]:
-    network = active_speaker.LightAsd(models.weights("light_asd"))
+    network = active_speaker.LightAsd(registry.weights("light_asd"))
     frames = round(SPEAKER_S * CONFIG.clip.fps)
     still = np.stack([to_asd(crop) for crop in material.files[SILENT].traced[0].crops[:frames]])
     spent, named, shares = Spent(), [], []
     for shot in material.talking:
         length = min(frames, shot.clip.num_frames)
         samples = shot.samples[: round(length / shot.clip.fps * 16_000)]
-        spans = speech.segments(samples, 0.0)
+        spans = vad.segments(samples, 0.0)
         at_s = np.arange(length) / shot.clip.fps
         heard = np.any([(at_s >= a) & (at_s < b) for a, b in spans], axis=0)
         own = np.stack([to_asd(crop) for crop in shot.crops[:length]])
@@ -134,7 +136,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
 
 
 def sound(material: Material) -> Iterator[Row]:
-    meter, spent = sound_quality.SoundMeter(SoundConfig(dnsmos=True)), Spent()
+    meter, spent = quality.SoundMeter(SoundConfig(dnsmos=True)), Spent()
 
     def scores(samples: Floats) -> tuple[float, float]:
         found = spent.on(len(samples) / 16_000, lambda: meter.measure(samples, [], 0.0))

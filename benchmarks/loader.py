@@ -29,23 +29,23 @@ import webdataset as wds
 from rich.console import Console
 from rich.table import Table
 
-from curation import lips
-from curation.encode import encode_flac, encode_mp4
 from examples.talking_heads import varied_take
-from pipeline.shards import ShardPlan, write_shard
-from pipeline.store import Store
-from schemas import sample
-from schemas.arrays import ClipArrays
-from schemas.records import Clip, ClipMeasures, Face, Verdict
-from schemas.sample import Members, Provenance, SampleMeta
-from schemas.units import features_from_frames, samples_from_frames
-from training.batch import Facts
-from training.config import DataConfig
-from training.data import SpanLoader, probe
-from training.inventory import shard_list
-from training.pictures import BadSampleError
-from training.reading import read_samples
-from training.spans import MEMBERS, Prepared, prepare
+from talkforge.curation.face import lips
+from talkforge.curation.media.encode import encode_flac, encode_mp4
+from talkforge.pipeline.shards import ShardPlan, write_shard
+from talkforge.pipeline.store import Store
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Verdict
+from talkforge.schemas.sample import Members, Provenance, SampleMeta
+from talkforge.schemas.units import features_from_frames, samples_from_frames
+from talkforge.training.config import DataConfig
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.frames import BadSampleError
+from talkforge.training.data.loader import SpanLoader, probe
+from talkforge.training.data.shards import shard_list
+from talkforge.training.data.spans import MEMBERS, Prepared, prepare
+from talkforge.training.data.tar import read_samples
 
 SEED = 0
 SHARDS, CLIPS_PER_SHARD, CLIP_S, CLIP_PX = 4, 4, 4.0, 256

@@ -11,10 +11,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from curation import clips, faces, landmarks, media, models, probe, scan, sync, trace
-from schemas.arrays import Bytes, FaceTrack, Floats
-from schemas.config import MeasureConfig
-from schemas.records import Clip, Source, Speaker, Video
+from talkforge.curation import clips, media, scan, trace
+from talkforge.curation.face import detect, landmarks
+from talkforge.curation.media import probe
+from talkforge.curation.sync import ridge
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import Bytes, FaceTrack, Floats
+from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.records import Clip, Source, Speaker, Video
 
 STUDIO = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg")
 TALKING = (*STUDIO, "ls_demo3.mp4", "st_katie.mp4", "vr_1.mp4")
@@ -89,8 +93,8 @@ class Material:
     @functools.cached_property
     def files(self) -> dict[str, File]:
         """By name; those in `TALKING` and `SILENT` are traced."""
-        detector = faces.load_detector(CONFIG.scan)
-        landmarker = landmarks.FaceLandmarker(models.weights("face_landmarker"))
+        detector = detect.load_detector(CONFIG.scan)
+        landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
         detector.detect(np.zeros((64, 64, 3), np.uint8))  # the first call sets up its graph
         names = (*TALKING, SILENT, NOBODY)
         return {name: self._file(name, detector, landmarker) for name in names}
@@ -105,14 +109,14 @@ class Material:
     def talking(self) -> list[Shot]:
         return [shot for name in TALKING for shot in self.files[name].traced]
 
-    def _file(self, name: str, detector: faces.Detector, landmarker: landmarks.FaceLandmarker) -> File:
+    def _file(self, name: str, detector: detect.Detector, landmarker: landmarks.FaceLandmarker) -> File:
         path, video = opened(self.folder / name)
         seen = self.scanning.on(
             video.end_s - video.start_s,
             lambda: scan.scan(path, video, video.start_s, video.end_s, CONFIG.scan, detector),
         )
         found = clips.candidates(video, seen.tracks, (), CONFIG.clip)
-        pairs = [pair for pair in found if pair[0].num_frames >= sync.MIN_FRAMES]
+        pairs = [pair for pair in found if pair[0].num_frames >= ridge.MIN_FRAMES]
         kept: dict[str, Bytes] = {}
 
         def watch(clip: Clip, crops: Bytes) -> Speaker:

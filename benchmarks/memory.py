@@ -30,13 +30,13 @@ from pathlib import Path
 
 import av
 
-from curation.probe import content_hash, probe
-from pipeline.executor import InlineExecutor, worker_environment
-from pipeline.parts import plan
-from pipeline.store import Store
-from pipeline.tables import from_bytes
-from schemas.config import load_config
-from schemas.records import Source
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.executor import InlineExecutor, worker_environment
+from talkforge.pipeline.parts import plan
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.tables import from_bytes
+from talkforge.schemas.config import load_config
+from talkforge.schemas.records import Source
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"

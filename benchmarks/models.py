@@ -22,8 +22,8 @@ import typer
 
 from benchmarks import heard, seen
 from benchmarks.material import Material, Row
-from curation import models
-from schemas.errors import CommandError, ModelError
+from talkforge.curation.weights import registry
+from talkforge.schemas.errors import CommandError, ModelError
 
 FOLDER = Path("../shared/clips")
 
@@ -52,7 +52,7 @@ ROWS: dict[str, Callable[[Material], Iterator[Row]]] = {
 
 
 def line(question: str, row: Row) -> str:
-    known = [models.MODELS[name] for name in row.models if name in models.MODELS]
+    known = [registry.MODELS[name] for name in row.models if name in registry.MODELS]
     licences = " / ".join(dict.fromkeys(model.licence for model in known)) or row.licence
     commercial = "yes" if all(model.commercial_use for model in known) else "no"
     name = ", ".join(row.models)
@@ -61,8 +61,8 @@ def line(question: str, row: Row) -> str:
 
 
 def not_here() -> Iterator[str]:
-    for model in models.MODELS.values():
-        if models.present(model.name) is None:
+    for model in registry.MODELS.values():
+        if registry.present(model.name) is None:
             commercial = "yes" if model.commercial_use else "no"
             yield f"| {model.name} | {model.needed_by} | {model.licence} | {commercial} | {model.source} |"
 

@@ -11,15 +11,19 @@ import numpy as np
 
 from benchmarks import cuts, duplicates
 from benchmarks.material import CONFIG, GESTURES, NOBODY, SILENT, TALKING, File, Material, Row, Shot, Spent
-from curation import faces, identity, landmarks, media, models, pose, shots, trace
-from curation.joints import JOINTS
-from curation.lips import OUTER_LIPS
-from curation.picture import HANDS_EVERY_S, WEIGHTS, PictureMeter, PictureTracer
-from curation.transnet import TransNet
-from pipeline.needs import BODY_MODELS
-from schemas.arrays import Bytes, Floats
-from schemas.config import IdentityConfig, PictureConfig
-from schemas.records import Picture
+from talkforge.curation import media, trace
+from talkforge.curation.body import pose
+from talkforge.curation.body.joints import JOINTS
+from talkforge.curation.face import detect, identity, landmarks
+from talkforge.curation.face.lips import OUTER_LIPS
+from talkforge.curation.picture.scorer import HANDS_EVERY_S, WEIGHTS, PictureMeter, PictureTracer
+from talkforge.curation.shots import network as shots
+from talkforge.curation.shots.transnet import TransNet
+from talkforge.curation.weights import registry
+from talkforge.pipeline.needs import BODY_MODELS
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import IdentityConfig, PictureConfig
+from talkforge.schemas.records import Picture
 
 BLUR_PX = 2.0
 """Deviation of the blur that BRISQUE should notice, px of the clip."""
@@ -31,9 +35,9 @@ COPIES = ("encoded again, crf 35", "begins 0.37 s later", "noise at 20 dB")
 def scenes(material: Material) -> Iterator[Row]:
     names = (*cuts.STUDIO, *cuts.SINGLES, *cuts.NATIVE)
     loaded = {name: cuts.loaded(material.folder / name) for name in names}
-    finders = {"adaptive + faces": cuts.by_scene_finder(faces.load_detector(CONFIG.scan))}
-    if models.present("transnetv2") is not None:
-        network = TransNet(models.weights("transnetv2"))
+    finders = {"adaptive + faces": cuts.by_scene_finder(detect.load_detector(CONFIG.scan))}
+    if registry.present("transnetv2") is not None:
+        network = TransNet(registry.weights("transnetv2"))
         finders["transnetv2"] = lambda frames: [
             found.first
             for found in shots.transitions(network.boundaries(np.stack([*map(shots.shrunk, frames)])))
@@ -74,11 +78,11 @@ def mesh(material: Material) -> Iterator[Row]:
 
 def body(material: Material) -> Iterator[Row]:
     file = material.files[GESTURES]
-    landmarker = landmarks.FaceLandmarker(models.weights("face_landmarker"))
+    landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
     pair = [JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")]
     without_s = 0.0
     for choice, names in reversed(BODY_MODELS.items()):  # "none" first: the others cost what they add
-        if any(models.present(name) is None for name in names):
+        if any(registry.present(name) is None for name in names):
             continue
         spent, finder = Spent(), pose.load_model(CONFIG.motion.model_copy(update={"body": choice}))
         traced = spent.on(
@@ -96,7 +100,7 @@ def body(material: Material) -> Iterator[Row]:
 
 def who_it_is(material: Material) -> Iterator[Row]:
     for name in identity.EMBEDDERS:
-        if models.present(name) is None:
+        if registry.present(name) is None:
             continue
         embedder, spent = identity.load_embedder(IdentityConfig(model=name)), Spent()
         assert embedder is not None
@@ -121,7 +125,9 @@ def who_it_is(material: Material) -> Iterator[Row]:
 
 def picture(material: Material) -> Iterator[Row]:
     harms = {"brisque": blurred, "text": titled, "hands": hand_held(material.files[GESTURES])}
-    asked = [name for name in harms if all(models.present(weights) is not None for weights in WEIGHTS[name])]
+    asked = [
+        name for name in harms if all(registry.present(weights) is not None for weights in WEIGHTS[name])
+    ]
     meters = {name: PictureMeter(PictureConfig().model_copy(update={name: True})) for name in asked}
     spent = {name: Spent() for name in asked}
     found: dict[str, list[tuple[Picture, Picture]]] = {name: [] for name in asked}

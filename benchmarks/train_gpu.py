@@ -35,14 +35,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from schemas.errors import CommandError, RunError, TalkforgeError
-from schemas.units import features_from_frames, latent_frames
-from training.alignment import windows
-from training.base import CONDITION_CHANNELS, LATENT_CHANNELS
-from training.batch import Conditions
-from training.config import AdapterConfig, FlowConfig, LossConfig, ModelConfig, WanShape
-from training.losses import TIMESTEPS, draw_sigmas, flow_loss, noised, velocity
-from training.model import TalkingWan, cast, set_trainable
+from talkforge.schemas.errors import CommandError, RunError, TalkforgeError
+from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS, features_from_frames, latent_frames
+from talkforge.training.config import AdapterConfig, FlowConfig, LossConfig, ModelConfig, WanShape
+from talkforge.training.data.batch import Conditions
+from talkforge.training.objective.losses import TIMESTEPS, draw_sigmas, flow_loss, noised, velocity
+from talkforge.training.wan.alignment import windows
+from talkforge.training.wan.talking_wan import TalkingWan, cast, set_trainable
 
 FPS = 25.0
 IMAGE_TOKENS = 257

@@ -1,1 +1,1 @@
-"""What is measured in one video: one file per question."""
+"""What is measured in one video. Read `scan.py` (the sparse pass) and `trace.py` (the dense pass) first."""

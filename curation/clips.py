@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from curation.media import clip_size
-from schemas.arrays import FaceTrack
-from schemas.config import ClipConfig
-from schemas.records import Clip, Video, clip_id
-from schemas.units import frames_from_seconds, seconds_from_frames
+from talkforge.curation.media import clip_size
+from talkforge.schemas.arrays import FaceTrack
+from talkforge.schemas.config import ClipConfig
+from talkforge.schemas.records import Clip, Video, clip_id
+from talkforge.schemas.units import frames_from_seconds, seconds_from_frames
 
 Segment = tuple[float, float]
 

@@ -14,8 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curation.lips import rasterise
-from schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, Floats, expect_shape
+from talkforge.curation.face.lips import rasterise
+from talkforge.schemas.arrays import (
+    INTERPOLATED,
+    MEASURED,
+    MISSING,
+    NUM_LANDMARKS,
+    Bytes,
+    Floats,
+    expect_shape,
+)
 
 BOX = (255, 196, 61)
 MESH = (94, 226, 236)

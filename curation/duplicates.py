@@ -15,9 +15,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from curation.fingerprint import HASH_BITS, HOP_SAMPLES, PICTURE_HZ, Fingerprint
-from schemas.arrays import Floats
-from schemas.units import AUDIO_HZ
+from talkforge.curation.fingerprint import HASH_BITS, HOP_SAMPLES, PICTURE_HZ, Fingerprint
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.units import AUDIO_HZ
 
 Landmarks = NDArray[np.uint64]
 

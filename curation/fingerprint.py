@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrays import Bytes, Floats, expect_shape
-from schemas.errors import ModelError
-from schemas.units import AUDIO_HZ
+from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.errors import ModelError
+from talkforge.schemas.units import AUDIO_HZ
 
 PICTURE_HZ = 2.0
 """Frames hashed per second."""

@@ -15,14 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation.faces import Detector, link
-from curation.media import Picture, pictures
-from curation.scenes import PICTURE_EDGE_PX, WINDOW_FRAMES, SceneFinder, scenes
-from curation.shots import Network, ShotFinder
-from schemas.arrays import Bytes, Detections, FaceTrack, Floats
-from schemas.config import ScanConfig
-from schemas.errors import MediaError
-from schemas.records import Scene, Video
+from talkforge.curation.face.detect import Detector, link
+from talkforge.curation.media import Picture, pictures
+from talkforge.curation.shots.jumps import PICTURE_EDGE_PX, WINDOW_FRAMES, SceneFinder, scenes
+from talkforge.curation.shots.network import Network, ShotFinder
+from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
+from talkforge.schemas.config import ScanConfig
+from talkforge.schemas.errors import MediaError
+from talkforge.schemas.records import Scene, Video
 
 TRACK_PICTURE_EDGE_PX = 320
 """Longest edge of the picture kept of each track."""
@@ -70,7 +70,7 @@ def scan(
     """Scenes and faces of [start_s, end_s) of a video.
 
     Holds a dozen decoded pictures, and some 30 kB for each second of footage; 130 kB with a network
-    (see `curation.shots`).
+    (see `curation.shots.network`).
 
     Raises:
         MediaError: no picture of the window can be decoded.

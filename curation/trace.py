@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from curation import identity, lips, motion, pose, quality
-from curation.draw import thumbnail
-from curation.face_crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
-from curation.fingerprint import PictureHasher
-from curation.joints import BodyModel, no_joints
-from curation.landmarks import FaceLandmarker, LandmarkTracer
-from curation.media import Picture, frames_shown, pictures
-from curation.picture import PictureMeter, PictureTracer
-from schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
-from schemas.config import MeasureConfig
-from schemas.records import Clip, Face, Lips, Motion, Quality, Speaker, Video
-from schemas.records import Picture as PictureRow
+from talkforge.curation.body import motion, pose
+from talkforge.curation.body.joints import BodyModel, no_joints
+from talkforge.curation.draw import thumbnail
+from talkforge.curation.face import identity, lips, quality
+from talkforge.curation.face.crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
+from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
+from talkforge.curation.fingerprint import PictureHasher
+from talkforge.curation.media import Picture, frames_shown, pictures
+from talkforge.curation.picture.scorer import PictureMeter, PictureTracer
+from talkforge.schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
+from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.records import Clip, Face, Lips, Motion, Quality, Speaker, Video
+from talkforge.schemas.records import Picture as PictureRow
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from curation.active_speaker import SPEAKING_SHARE
-from schemas.config import Thresholds
-from schemas.records import Reason, Verdict
+from talkforge.curation.sync.active_speaker import SPEAKING_SHARE
+from talkforge.schemas.config import Thresholds
+from talkforge.schemas.records import Reason, Verdict
 
 
 @dataclass(frozen=True)

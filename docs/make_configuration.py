@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from schemas.config import Config
-from training.config import TrainConfig
+from talkforge.schemas.config import Config
+from talkforge.training.config import TrainConfig
 
 HEAD = """# Configuration
 

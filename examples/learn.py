@@ -23,16 +23,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from curation.encode import encode_mp4
 from examples import learn_videos
 from examples.learn_figures import Examiner, Figures, Shown
 from examples.speech import SPEECH_HZ
-from schemas.arrays import Bytes, Floats
-from schemas.errors import DatasetError
-from training.config import load_train_config
-from training.generate import Portraitist
-from training.progress import Watch
-from training.train import train
+from talkforge.curation.media.encode import encode_mp4
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.errors import DatasetError
+from talkforge.training.config import load_train_config
+from talkforge.training.generate import Portraitist
+from talkforge.training.run.progress import Watch
+from talkforge.training.train import train
 
 OUT = Path("learn-out")
 CURATION = Path("configs/offline.yaml")

@@ -12,11 +12,11 @@ import torch
 
 from examples.learn_measures import Mouth, MouthReader, boxes, correlation, motion_around
 from examples.learn_videos import SIZE_PX, UNSEEN, Window, window
-from schemas.arrays import Bytes, Floats
-from training.config import DropoutConfig
-from training.data import SpanLoader
-from training.generate import Portraitist
-from training.step import training_step
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.training.config import DropoutConfig
+from talkforge.training.data.loader import SpanLoader
+from talkforge.training.generate import Portraitist
+from talkforge.training.objective.step import training_step
 
 READ_FROM = 10_000
 """Seeds of the videos that the reader of mouths is fitted to: neither trained on nor tested on."""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from examples.portraits import Face
-from schemas.arrays import Bytes, Floats
+from talkforge.schemas.arrays import Bytes, Floats
 
 BOX_PX = (16, 24)
 """Height and width of the box that is read, after scaling the mouth to `MOUTH_PX`."""

@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 from scipy.signal import resample_poly
 
-from curation.speech import load_encoder
 from examples.portraits import PORTRAITS, Framing, Head, frame
 from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.talking_heads import Acting, Take, talk, write
-from schemas.arrays import Bytes, Floats
-from schemas.config import SpeechConfig
-from schemas.units import AUDIO_HZ, features_from_frames
+from talkforge.curation.audio.vad import load_encoder
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import SpeechConfig
+from talkforge.schemas.units import AUDIO_HZ, features_from_frames
 
 SIZE_PX = 192
 """Edge of the square pictures: a face of 0.7 of it is just above the smallest that curation accepts."""

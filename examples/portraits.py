@@ -19,8 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from schemas.arrays import Bytes, Floats, expect_shape
-from schemas.errors import MediaError
+from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.errors import MediaError
 
 PORTRAITS = ("collins", "hopper")
 

@@ -19,8 +19,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import resample_poly
 
-from schemas.arrays import Floats, expect_shape
-from schemas.errors import CommandError, RunError
+from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.errors import CommandError, RunError
 
 SPEECH_HZ = 48_000
 """Sample rate of `Speech.samples`, Hz."""
@@ -45,7 +45,7 @@ wave before she began to play music maybe somebody will show them where very old
 _COARTICULATION_S = 0.035  # sigma of a Gaussian whose half width, 82 ms, is that of a short vowel
 _CLOSURE_S = 0.022
 # Lips begin to move before the sound does. With one frame of lead the maps that were fitted on real
-# talkers (curation/sync_map.npz) find lag zero; without it they find the mouth one to two frames late.
+# talkers (curation/sync/sync_map.npz) find lag zero; without it they find the mouth one to two frames late.
 _LEAD_S = 0.04
 _ROOM_NOISE = 10 ** (-58 / 20)
 _LEVEL = 10 ** (-21 / 20)

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.media import encode_mp4
 from examples.portraits import Head, varied
 from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.warps import NUM_POSE, HeadWarp, MouthWarp, carried
-from schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.curation.media import encode_mp4
+from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 _DARK = np.array([42, 16, 16], np.float32)
 _TEETH = np.array([214, 203, 190], np.float32)

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from examples.portraits import Face
-from schemas.arrays import Floats
+from talkforge.schemas.arrays import Floats
 
 NUM_MOUTH = 5
 """Mouth coefficients: jaw, upper, width, round as in `examples.speech`, and rest (always 1),

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from pipeline import shards, tables
-from pipeline.ledger import Committed, Measured
-from pipeline.store import Store
-from pipeline.verify import read_samples
-from schemas.errors import CommandError, DatasetError
-from schemas.records import Annotation, CaptionRow, Failure, TranscriptRow
+from talkforge.pipeline import shards, tables
+from talkforge.pipeline.ledger import Committed, Measured
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.verify import read_samples
+from talkforge.schemas.errors import CommandError, DatasetError
+from talkforge.schemas.records import Annotation, CaptionRow, Failure, TranscriptRow
 
 PIECE_CLIPS = 64
 """Clips that are committed together, and most that a killed run annotates again."""

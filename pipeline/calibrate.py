@@ -11,11 +11,11 @@ import hashlib
 import json
 from dataclasses import replace
 
-from curation import sync
-from pipeline import tables
-from pipeline.ledger import SELECTING, Committed, Measured, committed_parts, read_committed
-from pipeline.store import Store
-from schemas.records import Record, Sync
+from talkforge.curation.sync import ridge
+from talkforge.pipeline import tables
+from talkforge.pipeline.ledger import SELECTING, Committed, Measured, committed_parts, read_committed
+from talkforge.pipeline.store import Store
+from talkforge.schemas.records import Record, Sync
 
 TABLE, MARKER = "sync.parquet", "sync.json"
 
@@ -56,13 +56,13 @@ def rescore(committed: Committed) -> list[Rescored]:
         return []
     fps = traced[0].measures.clip.fps
     items = [(c.measures.clip.video_id, c.features["mouth"], c.features["bands"]) for c in traced]
-    own = sync.dataset_map(items, fps)
-    if own.method != sync.DATASET:
+    own = ridge.dataset_map(items, fps)
+    if own.method != ridge.DATASET:
         return []
     return [
         Rescored(
             clip_id=clip.measures.clip.clip_id,
-            sync=sync.score(mouth, bands, fps, own, video_id),
+            sync=ridge.score(mouth, bands, fps, own, video_id),
         )
         for clip, (video_id, mouth, bands) in zip(traced, items, strict=True)
     ]
@@ -89,7 +89,7 @@ def _with_sync(clip: Measured, own: Sync | None) -> Measured:
 
 def _state(store: Store) -> str:
     """Changes with the committed parts and with the shipped map."""
-    digest = hashlib.sha256(sync.MAP_PATH.read_bytes())
+    digest = hashlib.sha256(ridge.MAP_PATH.read_bytes())
     for part in committed_parts(store):
         files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
         digest.update(f"{part} {files['features.npz']}\n".encode())

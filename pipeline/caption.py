@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from curation import media
-from curation.networks import inference, torch_device
-from curation.probe import content_hash, probe
-from pipeline.annotate import CAPTIONS, Clips, Counts, annotate
-from pipeline.store import Store, sha256_of
-from schemas.arrays import Bytes
-from schemas.config import config_hash
-from schemas.errors import DatasetError, MediaError, ModelError, one_line
-from schemas.records import CaptionRow, Record, Source
+from talkforge.curation import media
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.weights.torch import inference, torch_device
+from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
+from talkforge.pipeline.store import Store, sha256_of
+from talkforge.schemas.arrays import Bytes
+from talkforge.schemas.config import config_hash
+from talkforge.schemas.errors import DatasetError, MediaError, ModelError, one_line
+from talkforge.schemas.records import CaptionRow, Record, Source
 
 log = logging.getLogger(__name__)
 

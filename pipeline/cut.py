@@ -17,18 +17,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation import lips, media
-from pipeline import shards
-from pipeline.ledger import Selection
-from pipeline.rows import failure_row
-from pipeline.shards import ShardClip, ShardPlan
-from pipeline.store import Store, local_copy
-from schemas import sample
-from schemas.arrays import ClipArrays, Floats
-from schemas.config import ShardConfig, TextSource
-from schemas.errors import DatasetError, RunError
-from schemas.records import Clip, Failure, LedgerRow, Video
-from schemas.sample import Members, Provenance, SampleMeta
+from talkforge.curation import media
+from talkforge.curation.face import lips
+from talkforge.pipeline import shards
+from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.rows import failure_row
+from talkforge.pipeline.shards import ShardClip, ShardPlan
+from talkforge.pipeline.store import Store, local_copy
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import ClipArrays, Floats
+from talkforge.schemas.config import ShardConfig, TextSource
+from talkforge.schemas.errors import DatasetError, RunError
+from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
+from talkforge.schemas.sample import Members, Provenance, SampleMeta
 
 AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
 """Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""

@@ -11,14 +11,14 @@ from typing import Any
 import filelock
 from pydantic import Field
 
-from curation.speech import SpeechEncoder
-from pipeline import parts, tables
-from pipeline.intake import Intake, mark_duplicates
-from pipeline.parts import Part
-from pipeline.store import Store
-from schemas.config import Config, config_hash, differences
-from schemas.errors import CommandError, DatasetError
-from schemas.records import Record, Video
+from talkforge.curation.audio.vad import SpeechEncoder
+from talkforge.pipeline import parts, tables
+from talkforge.pipeline.intake import Intake, mark_duplicates
+from talkforge.pipeline.parts import Part
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, config_hash, differences
+from talkforge.schemas.errors import CommandError, DatasetError
+from talkforge.schemas.records import Record, Video
 
 SCHEMA_VERSION = 1
 """Version of everything on disk but the samples, which carry their own."""

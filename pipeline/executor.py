@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import stages
-from pipeline.intake import Intake, failed, stamp_of, take_in
-from pipeline.parts import Part
-from pipeline.store import Store
-from schemas.config import Config
-from schemas.errors import RunError, TalkforgeError
-from schemas.records import Source
+from talkforge.pipeline import stages
+from talkforge.pipeline.intake import Intake, failed, stamp_of, take_in
+from talkforge.pipeline.parts import Part
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config
+from talkforge.schemas.errors import RunError, TalkforgeError
+from talkforge.schemas.records import Source
 
 log = logging.getLogger(__name__)
 

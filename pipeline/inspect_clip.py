@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from curation import media
-from curation.draw import SILENCE_DBFS, Curves, Marks, overlay
-from schemas.arrays import Bytes, ClipArrays, Floats
-from schemas.errors import DatasetError, MediaError
-from schemas.records import Clip, Video
-from schemas.units import samples_from_frames
+from talkforge.curation import media
+from talkforge.curation.draw import SILENCE_DBFS, Curves, Marks, overlay
+from talkforge.schemas.arrays import Bytes, ClipArrays, Floats
+from talkforge.schemas.errors import DatasetError, MediaError
+from talkforge.schemas.records import Clip, Video
+from talkforge.schemas.units import samples_from_frames
 
 log = logging.getLogger(__name__)
 

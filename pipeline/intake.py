@@ -17,10 +17,10 @@ from typing import Literal
 import fsspec
 import pyarrow.parquet as pq
 
-from curation.probe import content_hash, probe
-from pipeline.store import local_copy
-from schemas.errors import CommandError, MediaError, RunError
-from schemas.records import Failure, Record, Source, Video
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.store import local_copy
+from talkforge.schemas.errors import CommandError, MediaError, RunError
+from talkforge.schemas.records import Failure, Record, Source, Video
 
 EXTRA_SUFFIXES = frozenset(
     {".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mov", ".avi", ".flv", ".wmv", ".m4v"}

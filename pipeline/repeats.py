@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from curation.duplicates import Likeness, near_duplicates
-from curation.fingerprint import Fingerprint
-from schemas.config import Thresholds
+from talkforge.curation.duplicates import Likeness, near_duplicates
+from talkforge.curation.fingerprint import Fingerprint
+from talkforge.schemas.config import Thresholds
 
 Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 """A row of the ledger, and the small arrays of its clip."""

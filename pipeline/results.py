@@ -10,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.parts import Part
-from schemas.arrays import Bytes, Floats
-from schemas.records import ClipMeasures, Failure, Outcome, Scene, Track
+from talkforge.pipeline.parts import Part
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.records import ClipMeasures, Failure, Outcome, Scene, Track
 
 
 @dataclass(frozen=True)

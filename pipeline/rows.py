@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from curation import clips, scan, speech
-from pipeline.parts import Window
-from schemas.arrays import Audio, FaceTrack, Floats
-from schemas.config import MeasureConfig
-from schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Speech, Track, Video
-from schemas.units import samples_from_frames, samples_from_seconds
+from talkforge.curation import clips, scan
+from talkforge.curation.audio import vad
+from talkforge.pipeline.parts import Window
+from talkforge.schemas.arrays import Audio, FaceTrack, Floats
+from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Speech, Track, Video
+from talkforge.schemas.units import samples_from_frames, samples_from_seconds
 
 Spans = Sequence[clips.Segment]
 
@@ -32,7 +33,7 @@ def cheap_measures(clip: Clip, track: FaceTrack, surveyed: Surveyed, config: Mea
     """What the scan and the voice detector say of a clip, and the gate that stops it, if one does."""
     face = _face(clip, track, surveyed)
     samples = clip_audio(surveyed.audio, clip)
-    heard = speech.measure(samples, surveyed.segments, clip.start_s, clip.end_s)
+    heard = vad.measure(samples, surveyed.segments, clip.start_s, clip.end_s)
     return ClipMeasures(clip=clip, stopped_by=_gate(clip, face, heard, config), face=face, speech=heard)
 
 

@@ -27,12 +27,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from webdataset import TarWriter
 
-from pipeline.people import FaceClip, name_people
-from pipeline.store import Store, sha256_of
-from schemas import sample
-from schemas.config import ShardConfig
-from schemas.errors import DatasetError
-from schemas.sample import Members, ShardManifest
+from talkforge.pipeline.people import FaceClip, name_people
+from talkforge.pipeline.store import Store, sha256_of
+from talkforge.schemas import sample
+from talkforge.schemas.config import ShardConfig
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.sample import Members, ShardManifest
 
 log = logging.getLogger(__name__)
 

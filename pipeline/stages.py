@@ -26,36 +26,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curation import (
-    clips,
-    faces,
-    fingerprint,
-    identity,
-    joints,
-    landmarks,
-    models,
-    picture,
-    pose,
-    scan,
-    shots,
-    sound_quality,
-    speaker_meter,
-    speech,
-    sync,
-    trace,
+from talkforge.curation import clips, fingerprint, scan, trace
+from talkforge.curation.audio import quality, vad
+from talkforge.curation.body import joints, pose
+from talkforge.curation.draw import thumbnail
+from talkforge.curation.face import detect, identity, landmarks
+from talkforge.curation.media import read_audio
+from talkforge.curation.picture import scorer
+from talkforge.curation.shots import network
+from talkforge.curation.sync import ridge, speaker_scorer
+from talkforge.curation.weights import registry
+from talkforge.pipeline import tables
+from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.results import PartResult, TracedClip
+from talkforge.pipeline.rows import (
+    Surveyed,
+    cheap_measures,
+    clip_audio,
+    failure_row,
+    outcome_row,
+    seconds,
+    track_row,
 )
-from curation.draw import thumbnail
-from curation.media import read_audio
-from pipeline import tables
-from pipeline.parts import Part, Window
-from pipeline.results import PartResult, TracedClip
-from pipeline.rows import Surveyed, cheap_measures, clip_audio, failure_row, outcome_row, seconds, track_row
-from pipeline.store import Store, local_copy, npz_bytes
-from schemas.arrays import Audio, Bytes
-from schemas.config import MeasureConfig
-from schemas.errors import ModelError, RunError
-from schemas.records import Clip, ClipMeasures, Failure, Identity, Outcome, Scene, Speaker, Track
-from schemas.units import features_from_frames
+from talkforge.pipeline.store import Store, local_copy, npz_bytes
+from talkforge.schemas.arrays import Audio, Bytes
+from talkforge.schemas.config import MeasureConfig, ScanConfig
+from talkforge.schemas.errors import ModelError, RunError
+from talkforge.schemas.records import Clip, ClipMeasures, Failure, Identity, Outcome, Scene, Speaker, Track
+from talkforge.schemas.units import features_from_frames
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +62,14 @@ log = logging.getLogger(__name__)
 class Tools:
     """The models of a measuring worker, loaded once."""
 
-    detector: faces.Detector
-    shot_network: shots.Network | None
+    detector: detect.Detector
+    shot_network: network.Network | None
     landmarker: landmarks.FaceLandmarker
     body_model: joints.BodyModel | None
-    sync_map: sync.SyncMap
-    sound_meter: sound_quality.SoundMeter
-    picture_meter: picture.PictureMeter
-    speaker_meter: speaker_meter.SpeakerMeter | None
+    sync_map: ridge.SyncMap
+    sound_meter: quality.SoundMeter
+    picture_meter: scorer.PictureMeter
+    speaker_meter: speaker_scorer.SpeakerMeter | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,22 +78,31 @@ def load_tools(config_json: str) -> Tools:
     config = MeasureConfig.model_validate_json(config_json)
     cv2.setNumThreads(1)  # a worker is one thread; Ray runs as many as there are cores
     return Tools(
-        detector=faces.load_detector(config.scan),
-        shot_network=shots.load_network(config.scan),
-        landmarker=landmarks.FaceLandmarker(models.weights("face_landmarker")),
+        detector=detect.load_detector(config.scan),
+        shot_network=_shot_network(config.scan),
+        landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
         body_model=pose.load_model(config.motion),
-        sync_map=sync.SyncMap.load(),
-        sound_meter=sound_quality.SoundMeter(config.sound),
-        picture_meter=picture.PictureMeter(config.picture),
-        speaker_meter=speaker_meter.load(config.speaker),
+        sync_map=ridge.SyncMap.load(),
+        sound_meter=quality.SoundMeter(config.sound),
+        picture_meter=scorer.PictureMeter(config.picture),
+        speaker_meter=speaker_scorer.load(config.speaker),
     )
 
 
+def _shot_network(config: ScanConfig) -> network.Network | None:
+    """The network that `config.scene_detector` names, None where it names none."""
+    if config.scene_detector != "transnet":
+        return None
+    from talkforge.curation.shots.transnet import TransNet  # imports torch, which takes seconds
+
+    return TransNet(registry.weights(TransNet.name))
+
+
 @functools.lru_cache(maxsize=1)
-def load_encoders(config_json: str) -> tuple[speech.SpeechEncoder, identity.Embedder | None]:
+def load_encoders(config_json: str) -> tuple[vad.SpeechEncoder, identity.Embedder | None]:
     """Models of the embedding stage, kept for the process."""
     config = MeasureConfig.model_validate_json(config_json)
-    return speech.load_encoder(config.speech), identity.load_embedder(config.identity)
+    return vad.load_encoder(config.speech), identity.load_embedder(config.identity)
 
 
 def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
@@ -128,7 +135,7 @@ def _measure_window(
 
     with result.clock("listen"):
         audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))
-        segments = speech.segments(audio.samples, audio.start_s)
+        segments = vad.segments(audio.samples, audio.start_s)
     if seconds(segments) < config.gates.skip_video_below_speech_fraction * window.duration_s:
         result.outcomes.append(outcome_row(window, "no_speech", segments))
         return
@@ -157,7 +164,7 @@ def _measure_window(
 
 
 def _watch(
-    surveyed: Surveyed, meter: speaker_meter.SpeakerMeter | None, result: PartResult
+    surveyed: Surveyed, meter: speaker_scorer.SpeakerMeter | None, result: PartResult
 ) -> trace.Watch | None:
     """Sets the networks that watch a face beside the sound; None where there are none."""
     if meter is None:
@@ -187,8 +194,8 @@ def _keep(
             continue
         if found is not None:
             result.failures.append(failure_row("trace", clip.clip_id, surveyed.video, found))
-        picture = surveyed.seen.pictures[track.track]
-        result.clips.append(TracedClip(row, thumbnail(picture.rgb, box=picture.box)))
+        scorer = surveyed.seen.pictures[track.track]
+        result.clips.append(TracedClip(row, thumbnail(scorer.rgb, box=scorer.box)))
 
 
 def _finish(
@@ -198,9 +205,9 @@ def _finish(
     clip = row.clip
     samples = clip_audio(surveyed.audio, clip)
     with result.clock("sync"):
-        mouth = sync.mouth_measures(found.landmarks)
-        bands = sync.audio_bands(samples, clip.num_frames, clip.fps)
-        scored = sync.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
+        mouth = ridge.mouth_measures(found.landmarks)
+        bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)
+        scored = ridge.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
     with result.clock("sound"):
         sound = tools.sound_meter.measure(samples, surveyed.segments, clip.start_s)
     with result.clock("fingerprint"):

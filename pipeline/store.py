@@ -26,8 +26,15 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import CommandError, DatasetError, MediaError, RunError, TalkforgeError, one_line
-from schemas.sample import npz_bytes as npz_bytes
+from talkforge.schemas.errors import (
+    CommandError,
+    DatasetError,
+    MediaError,
+    RunError,
+    TalkforgeError,
+    one_line,
+)
+from talkforge.schemas.sample import npz_bytes as npz_bytes
 
 TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""

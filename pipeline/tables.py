@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.errors import DatasetError
-from schemas.records import Record
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import Record
 
 R = TypeVar("R", bound=Record)
 

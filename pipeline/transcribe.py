@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from curation import speech
-from curation.encode import decode_flac
-from pipeline.annotate import TRANSCRIPTS, Clips, Counts, annotate
-from pipeline.store import Store
-from schemas.config import config_hash
-from schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
-from schemas.records import Record, Transcript, TranscriptRow, Turn, Word
-from schemas.units import seconds_from_samples
+from talkforge.curation.audio import vad
+from talkforge.curation.media.encode import decode_flac
+from talkforge.pipeline.annotate import TRANSCRIPTS, Clips, Counts, annotate
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import config_hash
+from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
+from talkforge.schemas.records import Record, Transcript, TranscriptRow, Turn, Word
+from talkforge.schemas.units import seconds_from_samples
 
 PROTOCOL = 1
 
@@ -256,7 +256,7 @@ class Transcriber:
 
     def _heard(self, worker: Worker, key: str, flac: bytes) -> TranscriptRow:
         samples = decode_flac(flac)
-        heard = speech.segments(samples, 0.0)
+        heard = vad.segments(samples, 0.0)
         pcm = base64.b64encode(np.round(samples * 32768).astype("<i2").tobytes()).decode()
         deadline_s = DEADLINE_S + DEADLINE_FACTOR * seconds_from_samples(len(samples))
         answer = worker.ask({"id": key, "pcm": pcm, "speech": heard}, deadline_s)

@@ -24,16 +24,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.signal import correlate, correlation_lags
 
-from curation import media
-from curation.probe import content_hash, probe
-from pipeline.shards import FOLDER, read_manifest
-from pipeline.store import Store
-from schemas import sample
-from schemas.arrays import Floats
-from schemas.errors import DatasetError, MediaError
-from schemas.records import Clip, Source, Video
-from schemas.sample import Members, ShardManifest
-from schemas.units import AUDIO_HZ, samples_from_frames, seconds_from_frames
+from talkforge.curation import media
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.shards import FOLDER, read_manifest
+from talkforge.pipeline.store import Store
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import DatasetError, MediaError
+from talkforge.schemas.records import Clip, Source, Video
+from talkforge.schemas.sample import Members, ShardManifest
+from talkforge.schemas.units import AUDIO_HZ, samples_from_frames, seconds_from_frames
 
 log = logging.getLogger(__name__)
 

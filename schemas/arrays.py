@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.units import AUDIO_HZ
+from talkforge.schemas.units import AUDIO_HZ
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError
 
 TextSource = Literal["none", "transcript", "caption"]
 
@@ -77,7 +77,7 @@ class ScanConfig(Section):
     )
     scene_threshold: float | None = Field(
         None,
-        description="Threshold of the scene detector in its own unit; none: the detector's default in curation/scenes.py.",
+        description="Threshold of the scene detector in its own unit; none: the detector's default in curation/shots/jumps.py.",
     )
 
 
@@ -248,7 +248,7 @@ class Thresholds(Section):
         "largest absolute audio offset, where scored",
     )
     min_sync_confidence: float | None = _rule(
-        None, "see curation/sync.py", "ours", "least confidence of the sync peak, where scored"
+        None, "see curation/sync/ridge.py", "ours", "least confidence of the sync peak, where scored"
     )
     min_speaking_fraction: float | None = _rule(
         None,

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas import units
+from talkforge.schemas import units
 
 
 class Record(BaseModel):
@@ -233,7 +233,7 @@ class Sync(Record):
     sync_offset_frames: int | None
     """Frames by which the audio must be delayed (positive) to match the mouth; None: unscored."""
     sync_confidence: float | None
-    """Significance of the peak; see `curation.sync` for its meaning. None: unscored."""
+    """Significance of the peak; see `curation.sync.ridge` for its meaning. None: unscored."""
     sync_zero_confidence: float | None
     """The same significance at lag zero, used to say who of several people speaks."""
 

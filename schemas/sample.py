@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from schemas import units
-from schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
-from schemas.errors import DatasetError, one_line
-from schemas.records import Clip, ClipMeasures, Record, Verdict
+from talkforge.schemas import units
+from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
+from talkforge.schemas.errors import DatasetError, one_line
+from talkforge.schemas.records import Clip, ClipMeasures, Record, Verdict
 
 VERSION = 1
 """Version of the layout of a sample and of a shard's manifest."""

@@ -25,6 +25,15 @@ SPEECH_HZ = 50
 LATENT_STRIDE_FRAMES = 4
 """Frames per latent frame after the first one. Source: Wan2.1 causal 3-D VAE."""
 
+LATENT_STRIDE_PX = 8
+"""Pixels along an edge of one latent cell. Source: Wan2.1 causal 3-D VAE."""
+
+LATENT_CHANNELS = 16
+"""Channels of a latent. Source: Wan2.1 causal 3-D VAE."""
+
+CONDITION_CHANNELS = 20
+"""Channels of the first-frame condition: four of mask, then a latent. Source: Wan2.1 image-to-video."""
+
 
 def _round(value: float) -> int:
     return math.floor(value + 0.5)
@@ -48,6 +57,18 @@ def samples_from_frames(frames: float, fps: float) -> int:
 def features_from_frames(frames: float, fps: float) -> int:
     """Speech features (50 Hz) that lie under `frames` video frames."""
     return _round(frames / fps * SPEECH_HZ)
+
+
+def span_features(first_frame: int, num_frames: int, clip_frames: int, fps: float) -> slice:
+    """Speech features of frames [first_frame, first_frame + num_frames) of a clip of `clip_frames`.
+
+    As many as `features_from_frames(num_frames, fps)`, within half a feature of the frames' time; within
+    one at the end of a clip whose length is no whole number of features.
+    """
+    count = features_from_frames(num_frames, fps)
+    last_start = features_from_frames(clip_frames, fps) - count
+    start = min(features_from_frames(first_frame, fps), last_start)
+    return slice(start, start + count)
 
 
 def samples_from_seconds(seconds: float) -> int:
@@ -74,10 +95,3 @@ def latent_frames(frames: int) -> int:
     if frames < 1 or (frames - 1) % LATENT_STRIDE_FRAMES:
         raise ValueError(f"a causal codec takes 4n + 1 frames, not {frames}")
     return (frames - 1) // LATENT_STRIDE_FRAMES + 1
-
-
-def frames_of_latents(latents: int) -> int:
-    """Video frames of `latents` latent frames: n + 1 -> 4n + 1."""
-    if latents < 1:
-        raise ValueError(f"at least one latent frame is needed, not {latents}")
-    return (latents - 1) * LATENT_STRIDE_FRAMES + 1

@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from pipeline import cli
+from talkforge import cli
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from schemas.records import Clip, Video
+from talkforge.schemas.records import Clip, Video
 
 
 def video(number: int, seconds: float = 60.0, **changes: Any) -> Video:

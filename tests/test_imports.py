@@ -1,55 +1,110 @@
-"""The arrows between the folders point one way."""
+"""The arrows between folders, rooms and files point one way, and nothing goes round in a circle."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-OURS = frozenset({"schemas", "curation", "pipeline", "training", "examples", "benchmarks", "tests"})
+FLOORS = ("schemas", "curation", "pipeline", "training", "talkforge")
+"""The folders, from the ground up: each may import itself and those before it."""
 
-MAY_IMPORT = {
-    "schemas": {"schemas"},
-    "curation": {"schemas", "curation"},
-    "pipeline": {"schemas", "curation", "pipeline"},
-    "training": {"schemas", "curation", "pipeline", "training"},
+ROOMS = {
+    "curation": ("weights", "media", "face", "body", "picture", "audio", "shots", "sync"),
+    "training": ("data", "wan", "objective", "run", "encode"),
+    "pipeline": ("report",),
 }
+"""The rooms inside a folder, from the ground up. Files beside the rooms stand above them, but for
+those of GROUND."""
 
-COMMAND_LINE = "pipeline/cli.py"
-"""The one file that reaches everything."""
+GROUND = {"training/config.py", "pipeline/store.py"}
+"""Files beside the rooms that rooms may import."""
 
-AT_HOME_ONLY = {"ray": "pipeline", "accelerate": "training", "diffusers": "training"}
+AT_HOME_ONLY = {"ray": "pipeline", "accelerate": "training", "diffusers": "training", "typer": "talkforge"}
 
-FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
+OTHERS = frozenset({*FLOORS[:-1], "examples", "benchmarks", "tests"})
+"""Top-level names that nothing installed may import: ours are below `talkforge`."""
+
+FILES = {
+    str(path.relative_to(ROOT)): path
+    for folder in FLOORS
+    for path in sorted((ROOT / folder).rglob("*.py"))  # rglob does not follow the links in talkforge/
+}
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of everything that a file imports, wherever in the file it does so."""
+    """Dotted names of everything that a file imports, wherever in the file it does so."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(str(node.module).partition(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def file_of(name: str) -> str | None:
+    """The file that `talkforge.a.b.c` names, where c may be a module or something in one."""
+    parts = name.split(".")
+    if parts[0] != "talkforge":
+        return None
+    inner = parts[1:] if len(parts) > 1 and parts[1] in FLOORS else parts
+    for end in (len(inner), len(inner) - 1):
+        for path in ("/".join(inner[:end]) + ".py", "/".join([*inner[:end], "__init__.py"])):
+            if path in FILES:
+                return path
+    return None
+
+
+def arrows(file: str) -> set[str]:
+    """Files of ours that `file` imports."""
+    found = {file_of(name) for name in imported(FILES[file].read_text(encoding="utf-8"))}
+    return {path for path in found if path is not None} - {file}
+
+
+def height(file: str) -> tuple[int, int]:
+    """Floor of the file's folder, and of its room inside it; files beside the rooms stand above them."""
+    folder, *rest = file.split("/")
+    rooms = ROOMS.get(folder, ())
+    if file in GROUND:
+        return FLOORS.index(folder), -1
+    inside = rooms.index(rest[0]) if len(rest) > 1 else len(rooms)
+    return FLOORS.index(folder), inside
 
 
 def test_imports_are_seen_wherever_they_are() -> None:
     source = "import ray.util as r\ndef f():\n    from curation.media import x\n    from . import y\n"
-    assert imported(source) == {"ray", "curation"}
+    assert imported(source) == {"ray.util", "curation.media.x"}
 
 
-def test_there_is_something_to_look_at() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} >= {"schemas", "curation", "pipeline"}
+def test_names_are_found_as_files() -> None:
+    assert file_of("talkforge.curation.media.frames.pictures") == "curation/media/frames.py"
+    assert file_of("talkforge.curation.media.read_audio") == "curation/media/__init__.py"
+    assert file_of("talkforge.cli.main") == "talkforge/cli.py"
+    assert file_of("numpy.typing.NDArray") is None
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_what_it_may(path: Path) -> None:
-    folder = path.relative_to(ROOT).parts[0]
-    names = imported(path.read_text(encoding="utf-8"))
-    reaches = {"training"} if path == ROOT / COMMAND_LINE else set()
-    assert names & OURS <= MAY_IMPORT[folder] | reaches
-    assert [name for name, home in AT_HOME_ONLY.items() if name in names and folder != home] == []
+def test_every_room_has_its_floor() -> None:
+    found = {(file.split("/")[0], file.split("/")[1]) for file in FILES if file.count("/") > 1}
+    assert found == {(folder, room) for folder, rooms in ROOMS.items() for room in rooms}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_lies_below_it(file: str) -> None:
+    assert [path for path in arrows(file) if height(path) > height(file)] == []
+    tops = {name.partition(".")[0] for name in imported(FILES[file].read_text(encoding="utf-8"))}
+    assert tops & OTHERS == set()
+    assert [name for name, home in AT_HOME_ONLY.items() if name in tops and file.split("/")[0] != home] == []
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    # A room's __init__ names what is in it; a file of the room may import another of the room past it.
+    graph = {file: {path for path in arrows(file) if not path.endswith("__init__.py")} for file in FILES}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.config import Section, flatten, load_section
-from schemas.errors import CommandError
-from schemas.units import latent_frames
+from talkforge.schemas.config import Section, flatten, load_section
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.units import latent_frames
 
 UMT5_TOKENS = 512
 """Text tokens of every prompt embedding. Source: Wan, and diffusers' attention processor assumes it."""

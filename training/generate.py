@@ -1,7 +1,7 @@
 """One window of video: a portrait, its sound, and how much it should move.
 
 `generate` starts from files and a run; `preview` from samples of a data set, while a run goes on.
-Suffixes as in `training.batch`.
+Suffixes as in `training.data.batch`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,29 @@ import torch
 from scipy.signal import resample_poly
 from torch import Generator, Tensor
 
-from curation import faces, identity, models, speech
-from curation.encode import CLIP_AUDIO_HZ, decode_flac, encode_mp4
-from curation.landmarks import FaceLandmarker
-from curation.networks import torch_device
-from curation.sound import read_sound
-from schemas.arrays import Bytes, Floats
-from schemas.config import IdentityConfig, ScanConfig, SpeechConfig
-from schemas.errors import CommandError, ModelError
-from schemas.units import AUDIO_HZ, features_from_frames, samples_from_frames
-from training import checkpoint, sampling
-from training.batch import Batch, Facts
-from training.config import SampleConfig, TrainConfig
-from training.data import collate
-from training.encoders import Encoders, load_encoders
-from training.inventory import shard_list
-from training.model import TalkingWan, build
-from training.pictures import BadSampleError, Crop, nearest
-from training.reading import read_samples
-from training.spans import MEMBERS, prepare
-from training.step import encode_image
+from talkforge.curation.audio import vad
+from talkforge.curation.face import detect, identity
+from talkforge.curation.face.landmarks import FaceLandmarker
+from talkforge.curation.media.audio import read_sound
+from talkforge.curation.media.encode import CLIP_AUDIO_HZ, decode_flac, encode_mp4
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.torch import torch_device
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import IdentityConfig, ScanConfig, SpeechConfig
+from talkforge.schemas.errors import CommandError, ModelError
+from talkforge.schemas.units import AUDIO_HZ, features_from_frames, samples_from_frames
+from talkforge.training.config import SampleConfig, TrainConfig
+from talkforge.training.data.batch import Batch, Facts
+from talkforge.training.data.frames import BadSampleError, Crop, nearest
+from talkforge.training.data.loader import collate
+from talkforge.training.data.shards import shard_list
+from talkforge.training.data.spans import MEMBERS, prepare
+from talkforge.training.data.tar import read_samples
+from talkforge.training.objective import sampling
+from talkforge.training.objective.step import encode_image
+from talkforge.training.run import checkpoint
+from talkforge.training.wan.encoders import Encoders, load_encoders
+from talkforge.training.wan.talking_wan import TalkingWan, build
 
 log = logging.getLogger(__name__)
 
@@ -264,14 +267,14 @@ def _picture(path: Path) -> Bytes:
 
 def _face_points(picture: Bytes) -> Floats | None:
     """Landmarks [478, 3] of the largest face, pixels of the picture; None where there is none."""
-    boxes, _ = faces.load_detector(ScanConfig()).detect(picture)
+    boxes, _ = detect.load_detector(ScanConfig()).detect(picture)
     if not len(boxes):
         return None
     x0, y0, x1, y1 = max(boxes.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
     margin = FACE_MARGIN * max(x1 - x0, y1 - y0)
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
     part = picture[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
-    found = FaceLandmarker(models.weights("face_landmarker")).find(part)
+    found = FaceLandmarker(registry.weights("face_landmarker")).find(part)
     return None if found is None else found.points + np.array([left, top, 0], np.float32)
 
 
@@ -282,7 +285,7 @@ def _speech(loud: Floats, facts: Facts, num_frames: int) -> Tensor:
     mono = resample_poly(loud.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
     samples = np.zeros(samples_from_frames(num_frames, facts.fps), np.float32)
     samples[: len(mono)] = mono[: len(samples)]
-    encoder = speech.load_encoder(SpeechConfig(embedding=facts.speech_model))
+    encoder = vad.load_encoder(SpeechConfig(embedding=facts.speech_model))
     (features,) = encoder.encode([samples], [features_from_frames(num_frames, facts.fps)])
     if features.shape[1] != facts.speech_dim:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The trainer: `accelerate launch -m training.train --config configs/train/tiny-stage1.yaml`.
+"""The trainer: `accelerate launch -m talkforge.training.train --config configs/train/tiny-stage1.yaml`.
 
 Both stages are one loop; what differs is in the configuration. Everything random is a function of
 (seed, step, process), and a checkpoint opens a new chapter of the data, so that a run that was stopped
@@ -22,25 +22,26 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from schemas.config import flatten
-from schemas.errors import CommandError, RunError, TalkforgeError
-from training import checkpoint, run_folder
-from training.batch import Facts
-from training.cache import usable
-from training.checkpoint import Checkpoint, Progress
-from training.codec import LinearCodec
-from training.config import CodecConfig, TrainConfig, check, load_train_config
-from training.data import SpanLoader
-from training.encoders import Encoders, load_encoders
-from training.inventory import facts_of, shard_list
-from training.loop import Loop, Result
-from training.model import TalkingWan, build
-from training.parallel import make_accelerator, together
-from training.progress import Report, Watch
-from training.published import export_published, load_published
-from training.update import Updater
+from talkforge.schemas.config import flatten
+from talkforge.schemas.errors import CommandError, RunError, TalkforgeError
+from talkforge.training.config import CodecConfig, TrainConfig, check, load_train_config
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.latent_cache import usable
+from talkforge.training.data.loader import SpanLoader
+from talkforge.training.data.shards import facts_of, shard_list
+from talkforge.training.generate import preview
+from talkforge.training.run import checkpoint, folder
+from talkforge.training.run.checkpoint import Checkpoint, Progress
+from talkforge.training.run.loop import Loop, Result
+from talkforge.training.run.parallel import make_accelerator, together
+from talkforge.training.run.progress import Report, Watch
+from talkforge.training.run.published import export_published, load_published
+from talkforge.training.run.update import Updater
+from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.encoders import Encoders, load_encoders
+from talkforge.training.wan.talking_wan import TalkingWan, build
 
-log = logging.getLogger("training.train")  # its name, too, where this is the main module
+log = logging.getLogger("talkforge.training.train")  # its name, too, where this is the main module
 
 FIT_BATCHES = 16
 """Batches that the linear codec's statistics are taken from."""
@@ -50,11 +51,13 @@ FIT_BATCHES = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m training.train`, on every process of `accelerate launch`; returns the exit code.
+    """`python -m talkforge.training.train`, on every process of `accelerate launch`; returns the exit code.
 
     0 finished, 1 the run could not go on, 2 a bad command, 130 interrupted: the same command goes on.
     """
-    parser = argparse.ArgumentParser(prog="training.train", description="Train FantasyTalking on shards.")
+    parser = argparse.ArgumentParser(
+        prog="talkforge.training.train", description="Train FantasyTalking on shards."
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML configuration; see configs/train.")
     parser.add_argument(
         "--set",
@@ -155,8 +158,8 @@ def _prepared(
     with together(accelerator):
         facts, cached = _data(config)
         fresh = Progress(0, 0, 0, world, cached, facts)
-        resumed = run_folder.resumable(out, config, fresh)
-        progress = run_folder.regrouped(resumed.progress, world) if resumed else fresh
+        resumed = folder.resumable(out, config, fresh)
+        progress = folder.regrouped(resumed.progress, world) if resumed else fresh
         loader = SpanLoader(
             config.data,
             facts,
@@ -166,7 +169,7 @@ def _prepared(
             cached=cached,
         )
         if accelerator.is_main_process:
-            run_folder.describe(out, config, progress)
+            folder.describe(out, config, progress)
         model = build(config, facts, dtype=_frozen_dtype(config.run.precision))
         source = _load(model, config, resumed)
         encoders = _encoders(config, model, facts, cached, source, accelerator.device)
@@ -174,7 +177,7 @@ def _prepared(
         accelerator.init_trackers("talkforge", config={k: str(v) for k, v in flatten(config).items()})
     updater = Updater(accelerator, model, encoders, config, resumed)
     result = Result(progress.step, checkpoint=resumed.folder if resumed else None)
-    return Loop(accelerator, updater, loader, config, progress, result, stop, show), result
+    return Loop(accelerator, updater, loader, config, progress, result, stop, show, preview), result
 
 
 def _data(config: TrainConfig) -> tuple[Facts, bool]:

@@ -19,9 +19,15 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from pipeline.report.charts import histogram_svg
-from pipeline.report.statistics import broken_rules, clips_table, first_broken, sources_table, statistics
-from pipeline.store import Store
+from talkforge.pipeline.report.charts import histogram_svg
+from talkforge.pipeline.report.statistics import (
+    broken_rules,
+    clips_table,
+    first_broken,
+    sources_table,
+    statistics,
+)
+from talkforge.pipeline.store import Store
 
 __all__ = ["render", "statistics", "write_report"]
 
@@ -161,7 +167,7 @@ def render(
     Args:
         numbers: answer of `statistics` for the same tables.
     """
-    template = importlib.resources.files("pipeline.report").joinpath("page.html.j2")
+    template = importlib.resources.files("talkforge.pipeline.report").joinpath("page.html.j2")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from curation.identity import same_person
-from pipeline.report.quantities import hours_of, tally
-from schemas.config import ShardConfig
-from schemas.records import PersonRow
+from talkforge.curation.face.identity import same_person
+from talkforge.pipeline.report.quantities import hours_of, tally
+from talkforge.schemas.config import ShardConfig
+from talkforge.schemas.records import PersonRow
 
 LARGEST_SHOWN, PAIRS_SHOWN, MIXED_SHOWN = 48, 12, 12
 """Most people, pairs of people that may be one, and people that may be two, in the page."""

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from curation.verdict import RULES, Rule
-from schemas.config import Thresholds
+from talkforge.curation.verdict import RULES, Rule
+from talkforge.schemas.config import Thresholds
 
 HISTOGRAM_BINS = 24
 """Bins of a histogram; quantities that are counted in whole numbers may have twice as many."""
@@ -54,8 +54,8 @@ MEASURES: tuple[Measure, ...] = (
     Measure("lip_interpolated_fraction", "Share of frames with an interpolated lip contour", "0 to 1"),
     Measure("lip_area_fraction", "Share of the picture under the lip mask", "0 to 1"),
     Measure("sync_offset_frames", "Audio offset (positive: delay the audio)", "frames", "whole"),
-    Measure("sync_confidence", "Significance of the sync peak", "see curation/sync.py"),
-    Measure("sync_zero_confidence", "Significance of sync at zero lag", "see curation/sync.py"),
+    Measure("sync_confidence", "Significance of the sync peak", "see curation/sync/ridge.py"),
+    Measure("sync_zero_confidence", "Significance of sync at zero lag", "see curation/sync/ridge.py"),
     Measure("speaking_fraction", "Share of the speech in which the face is seen to speak", "0 to 1"),
     Measure("sync_c", "Sync-C (SyncNet)", "SyncNet's confidence"),
     Measure("sync_d", "Sync-D (SyncNet)", "SyncNet's distance"),

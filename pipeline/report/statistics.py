@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from curation.verdict import CODES, RULES
-from pipeline.report.people import people_statistics, people_table
-from pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
-from schemas.config import Config, Thresholds
-from schemas.errors import DatasetError
-from schemas.units import seconds_from_frames
+from talkforge.curation.verdict import CODES, RULES
+from talkforge.pipeline.report.people import people_statistics, people_table
+from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
+from talkforge.schemas.config import Config, Thresholds
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.units import seconds_from_frames
 
 STATUSES = ("measured", "no_candidates", "duplicate", "failed")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import loop
-from curation.media import encode_mp4, pictures, read_audio
-from curation.probe import content_hash, probe
-from schemas.records import Source
+from talkforge.curation.media import encode_mp4, pictures, read_audio
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.schemas.records import Source
 
 
 def test_a_loop_is_the_film_again_and_again(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import duplicates, heard, seen
 from benchmarks import models as benchmark
 from benchmarks.material import Material, Row, Spent
-from curation import models
-from curation.picture import WEIGHTS
-from schemas.errors import ModelError
+from talkforge.curation.picture.scorer import WEIGHTS
+from talkforge.curation.weights import registry
+from talkforge.schemas.errors import ModelError
 
 
 def test_a_line_has_the_terms_of_the_registry() -> None:
@@ -27,7 +27,7 @@ def test_what_is_not_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
     monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
     names = [text.split(" | ")[0].removeprefix("| ") for text in benchmark.not_here()]
-    assert names == [name for name in models.MODELS if models.present(name) is None]
+    assert names == [name for name in registry.MODELS if registry.present(name) is None]
     assert "scrfd" in names
 
 

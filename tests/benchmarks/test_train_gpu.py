@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_gpu
-from training.config import AdapterConfig, WanShape
+from talkforge.training.config import AdapterConfig, WanShape
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from curation import download
+from talkforge.curation.weights import download
 from tests.curation.web_server import Server
 
 

@@ -12,17 +12,21 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from curation import faces, identity, models, sound_quality, syncnet, transnet
-from curation.active_speaker import LightAsd
-from curation.brisque import Brisque
-from curation.dwpose import DwPose
-from curation.hands import HandFinder
-from curation.landmarks import FaceLandmarker
-from curation.lettering import TextFinder
-from curation.mediapipe_pose import MediaPipePose
-from curation.speech_encoders import HiddenStates
-from schemas.config import SoundConfig
-from schemas.errors import ModelError
+from talkforge.curation.audio import quality
+from talkforge.curation.audio.speech_encoders import HiddenStates
+from talkforge.curation.body.dwpose import DwPose
+from talkforge.curation.body.mediapipe_pose import MediaPipePose
+from talkforge.curation.face import detect, identity
+from talkforge.curation.face.landmarks import FaceLandmarker
+from talkforge.curation.picture.brisque import Brisque
+from talkforge.curation.picture.hands import HandFinder
+from talkforge.curation.picture.text import TextFinder
+from talkforge.curation.shots import transnet
+from talkforge.curation.sync import syncnet
+from talkforge.curation.sync.active_speaker import LightAsd
+from talkforge.curation.weights import registry
+from talkforge.schemas.config import SoundConfig
+from talkforge.schemas.errors import ModelError
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
 
@@ -52,13 +56,13 @@ def onnx_of(input_shape: list[int]) -> bytes:
 
 def dnsmos(path: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "weights", lambda _: path)
-        return sound_quality.SoundMeter(SoundConfig(dnsmos=True))
+        patch.setattr(registry, "weights", lambda _: path)
+        return quality.SoundMeter(SoundConfig(dnsmos=True))
 
 
 ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
-    "centerface": (lambda path: faces.CenterFace(path, 0.5), r"expected one input \[any, 3, any, any\]"),
-    "scrfd": (lambda path: faces.Scrfd(path, 0.5), r"expected one input \[any, 3, any, any\]"),
+    "centerface": (lambda path: detect.CenterFace(path, 0.5), r"expected one input \[any, 3, any, any\]"),
+    "scrfd": (lambda path: detect.Scrfd(path, 0.5), r"expected one input \[any, 3, any, any\]"),
     "arcface": (
         lambda path: identity.ArcFace("arcface", path, ""),
         r"expected input \[1, 3, 112, 112\], found \[1, 1, 64, 64\]",

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from curation.clips import candidates, split_span, union
-from schemas.arrays import FaceTrack
-from schemas.config import ClipConfig
+from talkforge.curation.clips import candidates, split_span, union
+from talkforge.schemas.arrays import FaceTrack
+from talkforge.schemas.config import ClipConfig
 from tests.records import video
 
 ID = 0x0123456789AB

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.draw import (
+from talkforge.curation.draw import (
     BOX,
     INK,
     JOINTS,
@@ -21,7 +21,7 @@ from curation.draw import (
     overlay,
     thumbnail,
 )
-from schemas.arrays import INTERPOLATED, MEASURED, MISSING
+from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING
 
 GREY = 90
 SQUARE = np.array([[60, 40], [80, 40], [80, 60], [60, 60]], np.float32)

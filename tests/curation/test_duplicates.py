@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from curation import duplicates, media, probe
-from curation.duplicates import Likeness
-from curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
-from schemas.records import Source
-from schemas.units import AUDIO_HZ
+from talkforge.curation import duplicates, media
+from talkforge.curation.duplicates import Likeness
+from talkforge.curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
+from talkforge.curation.media import probe
+from talkforge.schemas.records import Source
+from talkforge.schemas.units import AUDIO_HZ
 
 SAMPLE_HZ = 10
 LENGTH_S = 3

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from curation import fingerprint
-from curation.fingerprint import HOP_SAMPLES, PictureHasher, picture_hash, sound_landmarks
-from schemas.errors import ModelError
-from schemas.units import AUDIO_HZ
+from talkforge.curation import fingerprint
+from talkforge.curation.fingerprint import HOP_SAMPLES, PictureHasher, picture_hash, sound_landmarks
+from talkforge.schemas.errors import ModelError
+from talkforge.schemas.units import AUDIO_HZ
 
 BOX = np.array([8, 9, 24, 27], np.float32)
 

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.faces import Detector, load_detector
-from curation.probe import content_hash, probe
-from curation.scan import Scan, faces_visible, scan
-from schemas.arrays import Detections
-from schemas.config import ScanConfig
-from schemas.errors import MediaError, ModelError
-from schemas.records import Source, Video
+from talkforge.curation.face.detect import Detector, load_detector
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.scan import Scan, faces_visible, scan
+from talkforge.schemas.arrays import Detections
+from talkforge.schemas.config import ScanConfig
+from talkforge.schemas.errors import MediaError, ModelError
+from talkforge.schemas.records import Source, Video
 
 WIDTH_PX, HEIGHT_PX, FPS = 960, 540, 25
 RED, BLUE = (200, 40, 40), (40, 40, 200)

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation import face_crops, media, models, trace
-from curation.landmarks import FaceLandmarker
-from curation.picture import PictureMeter
-from curation.probe import content_hash, probe
 from examples.talking_heads import side_by_side, varied_take, write
-from schemas.arrays import FaceTrack
-from schemas.config import MeasureConfig, PictureConfig
-from schemas.errors import MediaError
-from schemas.records import Clip, Source, Speaker, Video, clip_id
-from schemas.units import frames_from_seconds
+from talkforge.curation import media, trace
+from talkforge.curation.face import crops as face_crops
+from talkforge.curation.face.landmarks import FaceLandmarker
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.picture.scorer import PictureMeter
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import FaceTrack
+from talkforge.schemas.config import MeasureConfig, PictureConfig
+from talkforge.schemas.errors import MediaError
+from talkforge.schemas.records import Clip, Source, Speaker, Video, clip_id
+from talkforge.schemas.units import frames_from_seconds
 
 Pairs = list[trace.Pair]
 
@@ -55,7 +57,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, Pairs]:
 
 @pytest.fixture(scope="module")
 def landmarker() -> FaceLandmarker:
-    return FaceLandmarker(models.weights("face_landmarker"))
+    return FaceLandmarker(registry.weights("face_landmarker"))
 
 
 def same(one: Any, other: Any) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from curation.verdict import CODES, RULES, judge
-from schemas.config import Thresholds
+from talkforge.curation.verdict import CODES, RULES, judge
+from talkforge.schemas.config import Thresholds
 
 GOOD: dict[str, Any] = {
     "clip_id": "aaaaaaaaaaaa_00000000_00004000_t0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curation.words import occurrences, words_of
+from talkforge.curation.words import occurrences, words_of
 
 
 @pytest.mark.parametrize(

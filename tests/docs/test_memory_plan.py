@@ -8,8 +8,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from docs import make_memory_plan as made
-from training.config import AdapterConfig
-from training.model import TalkingWan, adapter_parameters
+from talkforge.training.config import AdapterConfig
+from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 
 def test_the_document_has_these_tables() -> None:

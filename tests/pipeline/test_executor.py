@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import ray
 
-from curation.probe import content_hash, probe
-from curation.speech_features import LogMel
-from pipeline import curate, stages
-from pipeline.executor import (
+from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline import jobs, stages
+from talkforge.pipeline.executor import (
     InlineExecutor,
     RayExecutor,
     is_committed,
@@ -29,14 +29,14 @@ from pipeline.executor import (
     outstanding,
     uninterrupted,
 )
-from pipeline.intake import Intake
-from pipeline.ledger import committed_parts, read_committed
-from pipeline.needs import Gathered
-from pipeline.parts import Part, Window
-from pipeline.store import Store
-from schemas.config import Config, MeasureConfig
-from schemas.errors import RunError
-from schemas.records import Source, Video
+from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ledger import committed_parts, read_committed
+from talkforge.pipeline.needs import Gathered
+from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, MeasureConfig
+from talkforge.schemas.errors import RunError
+from talkforge.schemas.records import Source, Video
 from tests.media_files import Pictures, steady, write_media
 
 CONFIG = Config.model_validate({"run": {"workers": 2}})
@@ -100,7 +100,7 @@ def faulty(bad: str, fault: Fault) -> Callable[[Part, MeasureConfig, Store], Any
         for window in part.windows:
             if window.video.video_id == bad:
                 fault(window)
-        from pipeline import stages
+        from talkforge.pipeline import stages
 
         return stages.measure(part, config, store)
 
@@ -234,7 +234,7 @@ def test_an_input_that_kills_its_worker_is_a_failed_row(
             os._exit(1)
         return Intake(source=source, stamp="1", status="planned")
 
-    monkeypatch.setattr("pipeline.executor.take_in", take_in)
+    monkeypatch.setattr("talkforge.pipeline.executor.take_in", take_in)
     sources = [Source(uri=str(tmp_path / name)) for name in ("a.mp4", "bad.mp4", "c.mp4")]
     rows = {Path(row.source.uri).name: row for row in cluster.intake(sources)}
     assert {name: row.status for name, row in rows.items()} == {
@@ -390,13 +390,13 @@ def test_an_interrupted_run_lets_go_of_its_executor(
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(curate, "gather", lambda config, _: Gathered(config, (), (), LogMel()))
+    monkeypatch.setattr(jobs, "gather", lambda config, _: Gathered(config, (), (), LogMel()))
     with pytest.raises(KeyboardInterrupt):
-        curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
+        jobs.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
     assert closed == [True]
     # The lock is gone as well: the same command goes on from here.
     with pytest.raises(KeyboardInterrupt):
-        curate.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
+        jobs.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
 
 
 def test_ctrl_c_waits_for_what_must_not_be_left_half_done() -> None:

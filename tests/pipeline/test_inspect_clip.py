@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation import media
-from curation.draw import VALIDITY
-from curation.probe import content_hash, probe
-from pipeline.inspect_clip import inspect, loudness_dbfs, mouth_opening
-from schemas.arrays import MEASURED, MISSING, ClipArrays
-from schemas.errors import DatasetError, MediaError
-from schemas.records import Clip, Source, Video, clip_id
+from talkforge.curation import media
+from talkforge.curation.draw import VALIDITY
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.inspect_clip import inspect, loudness_dbfs, mouth_opening
+from talkforge.schemas.arrays import MEASURED, MISSING, ClipArrays
+from talkforge.schemas.errors import DatasetError, MediaError
+from talkforge.schemas.records import Clip, Source, Video, clip_id
 
 FPS, FRAMES, FIRST = 25.0, 20, 10
 WIDTH, HEIGHT, STRIP = 320, 240, 72

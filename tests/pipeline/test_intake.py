@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.intake import Intake, find_inputs, mark_duplicates, stamp_of, take_in
-from schemas.errors import CommandError
-from schemas.records import Source
+from talkforge.pipeline.intake import Intake, find_inputs, mark_duplicates, stamp_of, take_in
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import Source
 from tests.records import video
 
 

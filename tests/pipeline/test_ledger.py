@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.intake import Intake
-from pipeline.ledger import (
+from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ledger import (
     Committed,
     Measured,
     check_conservation,
@@ -18,9 +18,9 @@ from pipeline.ledger import (
     with_failures,
     with_shards,
 )
-from schemas.config import Config, apply_settings
-from schemas.errors import DatasetError
-from schemas.records import (
+from talkforge.schemas.config import Config, apply_settings
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import (
     Clip,
     ClipMeasures,
     Face,

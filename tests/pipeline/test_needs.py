@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from curation import models, speech
-from curation.download import Step, Watch
-from curation.speech_features import LogMel
-from pipeline import curate
-from pipeline.executor import InlineExecutor
-from pipeline.needs import gather, needs
-from pipeline.store import Store
-from schemas.config import Config, MeasureConfig, load_config
-from schemas.errors import ModelError
+from talkforge.curation.audio import vad
+from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.download import Step, Watch
+from talkforge.pipeline import jobs
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.needs import gather, needs
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, MeasureConfig, load_config
+from talkforge.schemas.errors import ModelError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,8 +34,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("TALKFORGE_MODELS", str(folder))
     monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_check", lambda *_: None)
-    monkeypatch.setattr(speech, "load_encoder", lambda _: LogMel())
+    monkeypatch.setattr(registry, "_check", lambda *_: None)
+    monkeypatch.setattr(vad, "load_encoder", lambda _: LogMel())
     for name in PACKAGED:
         put(folder, name)
     return folder
@@ -42,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def put(folder: Path, *names: str) -> None:
     for name in names:
-        for piece in models.MODELS[name].files():
+        for piece in registry.MODELS[name].files():
             path = folder / piece.name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"weights")
@@ -66,12 +67,12 @@ def test_the_papers_preset_names_everything_that_is_missing(place: Path) -> None
         "scrfd", "dwpose", "wav2vec2-base-960h", "w600k_r50", "light_asd", "syncnet_v2",
     ]  # fmt: skip
     for line in lines:
-        entry = models.MODELS[line.partition(":")[0]]
+        entry = registry.MODELS[line.partition(":")[0]]
         assert entry.file in line and entry.address in line and entry.licence in line
         assert "put it into the folder that TALKFORGE_MODELS names" in line
     assert [line.endswith("(optional)") for line in lines] == [False] * 4 + [True] * 2
     for name in set(PACKAGED) - {"centerface", "pose_detector", "pose_landmark_full"}:
-        assert f"{name} ({models.MODELS[name].package})" in rest
+        assert f"{name} ({registry.MODELS[name].package})" in rest
     assert command == (
         "where there is a network: "
         "talkforge models --fetch scrfd dwpose wav2vec2-base-960h w600k_r50 light_asd syncnet_v2"
@@ -87,7 +88,7 @@ def test_a_run_without_its_weights_reads_no_video_and_leaves_nothing(place: Path
         pytest.fail("the run began")
 
     with pytest.raises(ModelError, match="weights are missing:\n  scrfd: "):
-        curate.curate([str(video)], Store(str(tmp_path / "set")), Config(measure=paper()), start)
+        jobs.curate([str(video)], Store(str(tmp_path / "set")), Config(measure=paper()), start)
     assert not (tmp_path / "set").exists()
 
 
@@ -96,14 +97,14 @@ def test_what_is_optional_and_absent_is_switched_off_and_told(place: Path) -> No
     gathered = gather(paper())
     assert (gathered.config.speaker.active_speaker, gathered.config.speaker.syncnet) == (False, True)
     (absent,) = gathered.absent
-    assert (absent.name, absent.needed_by) == ("light_asd", models.MODELS["light_asd"].needed_by)
+    assert (absent.name, absent.needed_by) == ("light_asd", registry.MODELS["light_asd"].needed_by)
     assert absent.why.startswith("light_asd: no package carries lightasd_finetuning_TalkSet.model: put")
     used = {use.name: use.sha256 for use in gathered.used}
     registered = ["scrfd", "face_landmarker", "silero_vad", "dwpose", "dnsmos", "fireredvad_aed"]
     registered += ["brisque", "pp_ocr_v4_det", "palm_detector", "hand_landmark_full"]
     registered += ["wav2vec2-base-960h", "w600k_r50", "syncnet_v2"]
     assert list(used) == [*registered, "ridge-shipped-v1"]
-    assert {name: used[name] for name in registered} == {n: models.MODELS[n].sha256 for n in registered}
+    assert {name: used[name] for name in registered} == {n: registry.MODELS[n].sha256 for n in registered}
 
 
 def test_what_is_not_optional_ends_the_run(place: Path) -> None:
@@ -126,14 +127,14 @@ def test_auto_is_settled_once_for_all_workers(place: Path) -> None:
 
 
 def test_half_of_a_pair_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (place / models.MODELS["pose_landmark_full"].file).unlink()
+    (place / registry.MODELS["pose_landmark_full"].file).unlink()
     steps: list[Step] = []
 
     def unreachable(name: str, watch: Watch) -> Path:
         watch(Step(name, 0, None))
         raise ModelError(f"{name}: no index")
 
-    monkeypatch.setattr(models, "fetch", unreachable)
+    monkeypatch.setattr(registry, "fetch", unreachable)
     gathered = gather(measuring("motion.optional=true"), steps.append)
     why = {absent.name: absent.why for absent in gathered.absent}
     assert why["pose_landmark_full"] == "pose_landmark_full: no index"
@@ -151,7 +152,7 @@ def test_altered_weights_end_the_run_even_where_they_are_optional(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TALKFORGE_MODELS", str(place))
         for name in PACKAGED:
-            (place / models.MODELS[name].file).unlink(missing_ok=True)
+            (place / registry.MODELS[name].file).unlink(missing_ok=True)
         put(place, "light_asd")
         with pytest.raises(
             ModelError, match=r"light_asd: .*expected sha256 efc37583.*\(7 of 4175289 bytes\)"
@@ -162,7 +163,7 @@ def test_altered_weights_end_the_run_even_where_they_are_optional(
 def test_the_offline_preset_asks_for_nothing_but_packages() -> None:
     config = load_config(CONFIGS / "offline.yaml").measure
     for need in needs(config):
-        assert models.MODELS[need.name].package or (need.section == "identity" and need.optional)
+        assert registry.MODELS[need.name].package or (need.section == "identity" and need.optional)
 
 
 def test_every_section_that_can_be_switched_off_says_whether_it_is_optional(place: Path) -> None:

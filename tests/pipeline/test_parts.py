@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pipeline.parts import Part, plan, windows_of
+from talkforge.pipeline.parts import Part, plan, windows_of
 from tests.records import video
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
-from pipeline import people
-from pipeline.people import FaceClip, describe_people, name_people
-from schemas.errors import DatasetError
-from schemas.records import PersonRow
+from talkforge.pipeline import people
+from talkforge.pipeline.people import FaceClip, describe_people, name_people
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import PersonRow
 
 
 def clip(number: int, *face: float, video: str = "", start_s: float = 0.0, end_s: float = 4.0) -> FaceClip:

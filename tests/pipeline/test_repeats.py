@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 import pytest
 
-from curation import media, trace
 from examples.talking_heads import SPEECH_HZ, Take, cut, varied_take, write
-from pipeline import curate
-from pipeline.calibrate import MARKER
-from pipeline.dataset import load_dataset, load_intake
-from pipeline.executor import InlineExecutor
-from pipeline.ledger import read_ledger
-from pipeline.repeats import rank
-from pipeline.store import Store
-from schemas.config import apply_settings
+from talkforge.curation import media, trace
+from talkforge.pipeline import jobs
+from talkforge.pipeline.calibrate import MARKER
+from talkforge.pipeline.dataset import load_dataset, load_intake
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.ledger import read_ledger
+from talkforge.pipeline.repeats import rank
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import apply_settings
 from tests.pipeline.conftest import Curated
 
 
@@ -86,7 +86,7 @@ def test_copies_are_found_and_let_in_without_decoding(
     store = Store(str(curated.dataset))
     old = load_dataset(store)
     config = apply_settings(old.config.model_dump(mode="json"), ["thresholds.min_duration_s=2"])
-    curate.select(store, old.model_copy(update={"config": config}), load_intake(store))
+    jobs.select(store, old.model_copy(update={"config": config}), load_intake(store))
     read: Counter[str] = Counter()
     read_file = Store.read
 
@@ -96,7 +96,7 @@ def test_copies_are_found_and_let_in_without_decoding(
 
     monkeypatch.setattr(Store, "read", counted)
     store.delete(MARKER)
-    selection = curate.curate([str(curated.videos), str(copies)], store, config, InlineExecutor)
+    selection = jobs.curate([str(curated.videos), str(copies)], store, config, InlineExecutor)
 
     found = {(Path(row.uri).name, round(row.start_s, 1)): row for row in selection.rows}
     ids = {row.clip_id: key for key, row in found.items()}
@@ -117,8 +117,8 @@ def test_copies_are_found_and_let_in_without_decoding(
     before = store.read("ledger.parquet")
     off = apply_settings(config.model_dump(mode="json"), ["thresholds.near_duplicates=false"])
     dataset, intake = load_dataset(store), load_intake(store)
-    rows = curate.select(store, dataset.model_copy(update={"config": off}), intake).rows
+    rows = jobs.select(store, dataset.model_copy(update={"config": off}), intake).rows
     assert [row.accepted for row in rows] == [True] * 6
-    curate.select(store, dataset, intake)
+    jobs.select(store, dataset, intake)
     assert store.read("ledger.parquet") == before
     assert read_ledger(store) == list(selection.rows)

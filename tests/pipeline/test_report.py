@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.report import REASONS, STEPS, render, span, statistics, visible, write_report
-from pipeline.store import Store
-from schemas.config import Config, config_hash
-from schemas.errors import DatasetError
+from talkforge.pipeline.report import REASONS, STEPS, render, span, statistics, visible, write_report
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.errors import DatasetError
 
 A, B = "a" * 12, "b" * 12
 S = 1 / 3600
@@ -421,7 +421,7 @@ def test_an_empty_data_set_has_a_report(tables: Tables) -> None:
 
 
 def test_every_code_of_the_verdict_has_words() -> None:
-    from curation.verdict import CODES
+    from talkforge.curation.verdict import CODES
 
     assert set(CODES) == set(REASONS)
     assert set(CODES) < set(STEPS)

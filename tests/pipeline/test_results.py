@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import results
-from pipeline.parts import Part
-from pipeline.results import PartResult
+from talkforge.pipeline import results
+from talkforge.pipeline.parts import Part
+from talkforge.pipeline.results import PartResult
 
 
 def test_a_clock_within_a_clock_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:

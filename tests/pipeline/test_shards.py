@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline import shards
-from pipeline.people import FaceClip
-from pipeline.shards import ShardClip, ShardPlan, assign_splits, plan, split_groups, write_shard
-from pipeline.store import Store
-from schemas import sample
-from schemas.config import ShardConfig
-from schemas.errors import DatasetError, RunError
+from talkforge.pipeline import shards
+from talkforge.pipeline.people import FaceClip
+from talkforge.pipeline.shards import ShardClip, ShardPlan, assign_splits, plan, split_groups, write_shard
+from talkforge.pipeline.store import Store
+from talkforge.schemas import sample
+from talkforge.schemas.config import ShardConfig
+from talkforge.schemas.errors import DatasetError, RunError
 
 CONFIG = ShardConfig()
 

@@ -7,11 +7,11 @@ import io
 import pytest
 from PIL import Image
 
-from pipeline import stages
-from pipeline.dataset import load_dataset
-from pipeline.ledger import read_ledger, thumbnails
-from pipeline.store import Store
-from schemas.config import MeasureConfig
+from talkforge.pipeline import stages
+from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.ledger import read_ledger, thumbnails
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import MeasureConfig
 from tests.pipeline.conftest import Curated
 
 

@@ -13,9 +13,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import store as store_module
-from pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, sha256_of
-from schemas.errors import CommandError, DatasetError, MediaError, RunError
+from talkforge.pipeline import store as store_module
+from talkforge.pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, sha256_of
+from talkforge.schemas.errors import CommandError, DatasetError, MediaError, RunError
 
 
 @pytest.fixture(params=["local", "memory"])

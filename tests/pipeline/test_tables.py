@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from pipeline import tables
-from schemas.errors import DatasetError
-from schemas.records import ClipMeasures, Face, Failure, LedgerRow, Reason, Scene, Verdict
+from talkforge.pipeline import tables
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import ClipMeasures, Face, Failure, LedgerRow, Reason, Scene, Verdict
 
 VERDICT = Verdict(
     clip_id="a",

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.encode import encode_flac
-from curation.media import read_audio
-from curation.probe import content_hash, probe
 from examples.talking_heads import varied_take, write
-from pipeline import transcribe
-from pipeline.annotate import TRANSCRIPTS, Counts, read
-from pipeline.shards import ShardPlan, write_shard
-from pipeline.store import Store
-from pipeline.transcribe import Options, Transcriber, find_python
-from schemas import sample
-from schemas.arrays import Floats
-from schemas.errors import CommandError, ModelError, RunError
-from schemas.records import Source, TranscriptRow, Turn, Word
+from talkforge.curation.media import read_audio
+from talkforge.curation.media.encode import encode_flac
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline import transcribe
+from talkforge.pipeline.annotate import TRANSCRIPTS, Counts, read
+from talkforge.pipeline.shards import ShardPlan, write_shard
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.transcribe import Options, Transcriber, find_python
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import CommandError, ModelError, RunError
+from talkforge.schemas.records import Source, TranscriptRow, Turn, Word
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_worker.py")

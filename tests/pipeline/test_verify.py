@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation import media
-from pipeline import shards
-from pipeline.shards import ShardClip
-from pipeline.store import Store
-from pipeline.verify import alignment, check_sample, level_dbfs, verify
-from schemas import sample
-from schemas.arrays import ClipArrays, Floats
-from schemas.config import ShardConfig
-from schemas.records import Clip, ClipMeasures, Face, Verdict
-from schemas.sample import Members, Provenance, SampleMeta, pack_mask
+from talkforge.curation import media
+from talkforge.pipeline import shards
+from talkforge.pipeline.shards import ShardClip
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.verify import alignment, check_sample, level_dbfs, verify
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import ClipArrays, Floats
+from talkforge.schemas.config import ShardConfig
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Verdict
+from talkforge.schemas.sample import Members, Provenance, SampleMeta, pack_mask
 
 FRAMES, WIDTH_PX, HEIGHT_PX, FPS = 30, 64, 48, 25.0
 SAMPLES = 19_200
@@ -483,8 +483,8 @@ def test_level() -> None:
 
 @pytest.mark.parametrize("name", ["grid_bbaf2n.mpg", "st_katie.mp4"])
 def test_real_speech_through_both_codecs_is_alike_and_aligned(clips_dir: Path, name: str) -> None:
-    from curation.probe import content_hash, probe
-    from schemas.records import Source
+    from talkforge.curation.media.probe import content_hash, probe
+    from talkforge.schemas.records import Source
 
     path = clips_dir / name
     video = probe(path, Source(uri=name), content_hash(path))

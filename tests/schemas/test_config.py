@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from schemas.config import (
+from talkforge.schemas.config import (
     Config,
     MeasureConfig,
     Section,
@@ -19,7 +19,7 @@ from schemas.config import (
     flatten,
     load_config,
 )
-from schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError
 
 
 def test_defaults() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.errors import one_line
+from talkforge.schemas.errors import one_line
 
 
 def test_one_line() -> None:

@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from schemas import arrays, records, sample
-from schemas.records import Clip, ClipMeasures, Face, Reason, Record, Source, Speech, Verdict, Video, clip_id
+from talkforge.schemas import arrays, records, sample
+from talkforge.schemas.records import (
+    Clip,
+    ClipMeasures,
+    Face,
+    Reason,
+    Record,
+    Source,
+    Speech,
+    Verdict,
+    Video,
+    clip_id,
+)
 
 CLIP = Clip(
     clip_id="0123456789ab_00001000_00004000_t2",

@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from schemas import sample, units
-from schemas.arrays import ClipArrays
-from schemas.errors import DatasetError
-from schemas.records import Clip, ClipMeasures, Face, Reason, Verdict
-from schemas.sample import Provenance, SampleMeta, decode, encode, pack_mask, unpack_mask
+from talkforge.schemas import sample, units
+from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Verdict
+from talkforge.schemas.sample import Provenance, SampleMeta, decode, encode, pack_mask, unpack_mask
 
 KEY = "0123456789ab_00001000_00001400_t0"
 FRAMES, WIDTH_PX, HEIGHT_PX, FPS = 10, 22, 14, 25.0

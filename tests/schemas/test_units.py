@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas import units
+from talkforge.schemas import units
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,6 @@ def test_milliseconds(seconds: float, expected: int) -> None:
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (81, 21), (121, 31)])
 def test_latent_frames(frames: int, latents: int) -> None:
     assert units.latent_frames(frames) == latents
-    assert units.frames_of_latents(latents) == frames
 
 
 @pytest.mark.parametrize("frames", [-3, 0, 2, 3, 4, 80, 82])
@@ -74,6 +73,13 @@ def test_a_causal_codec_refuses_other_counts(frames: int) -> None:
         units.latent_frames(frames)
 
 
-def test_no_latents_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^at least one latent frame is needed, not 0$"):
-        units.frames_of_latents(0)
+@pytest.mark.parametrize("fps", (23.0, 25.0, 29.97))
+def test_span_features_lie_where_their_frames_do(fps: float) -> None:
+    clip_frames, num_frames = 200, 81
+    total = units.features_from_frames(clip_frames, fps)
+    for first in range(clip_frames - num_frames + 1):
+        span = units.span_features(first, num_frames, clip_frames, fps)
+        assert span.stop - span.start == units.features_from_frames(num_frames, fps)
+        assert span.start >= 0 and span.stop <= total
+        assert abs(span.start / 50 - first / fps) <= 0.5 / 50 + 1e-9 or span.stop == total
+        assert abs(span.start / 50 - first / fps) <= 1 / 50

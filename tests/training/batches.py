@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from schemas.units import features_from_frames
-from training.batch import Batch, Cached, Facts
+from talkforge.schemas.units import features_from_frames
+from talkforge.training.data.batch import Batch, Cached, Facts
 
 
 def a_batch(

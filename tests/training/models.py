@@ -8,9 +8,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from training.batch import Conditions, Facts
-from training.config import AdapterConfig, ModelConfig, TrainConfig, WanShape
-from training.model import TalkingWan, adapter_parameters
+from talkforge.training.config import AdapterConfig, ModelConfig, TrainConfig, WanShape
+from talkforge.training.data.batch import Conditions, Facts
+from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 SHAPE: dict[str, Any] = {
     "num_attention_heads": 2,

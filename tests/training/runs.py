@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from talkforge.training.config import TrainConfig
+from talkforge.training.run.checkpoint import Checkpoint, find, read
 from tests.training.shard_files import Shown, write_set
-from training.checkpoint import Checkpoint, find, read
-from training.config import TrainConfig
 
 SMALL: dict[str, dict[str, Any]] = {
     "model": {

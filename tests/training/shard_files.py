@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from curation.encode import encode_flac, encode_mp4
-from pipeline.shards import ShardPlan, write_shard
-from pipeline.store import Store
-from schemas import sample
-from schemas.arrays import ClipArrays
-from schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
-from schemas.sample import Members, Provenance, SampleMeta
-from schemas.units import features_from_frames, samples_from_frames
+from talkforge.curation.media.encode import encode_flac, encode_mp4
+from talkforge.pipeline.shards import ShardPlan, write_shard
+from talkforge.pipeline.store import Store
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
+from talkforge.schemas.sample import Members, Provenance, SampleMeta
+from talkforge.schemas.units import features_from_frames, samples_from_frames
 
 SPEECH_DIM, IDENTITY_DIM = 6, 16
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from talkforge.training.run.checkpoint import find, read, to_yaml
 from tests.command_line import run
 from tests.training.runs import four_clips, small
-from training.checkpoint import find, read, to_yaml
 
 
 def test_train_goes_on_and_export_writes_its_audio_weights(tmp_path: Path) -> None:

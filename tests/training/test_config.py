@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError
+from talkforge.training.config import TrainConfig, check, load_train_config
+from talkforge.training.run.checkpoint import load_trained
+from talkforge.training.wan.talking_wan import build
 from tests.training.batches import some_facts
-from training.checkpoint import load_trained
-from training.config import TrainConfig, check, load_train_config
-from training.model import build
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "linear", "text": "none", "image": "none"},

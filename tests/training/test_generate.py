@@ -12,20 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from curation.speech_features import LogMel
 from examples.portraits import frame
-from schemas.errors import CommandError, MediaError, ModelError
+from talkforge.curation.audio.logmel import LogMel
+from talkforge.schemas.errors import CommandError, MediaError, ModelError
+from talkforge.training import generate
+from talkforge.training.config import SampleConfig, TrainConfig
+from talkforge.training.data import loader
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.frames import Crop
+from talkforge.training.generate import Portraitist, cropped, preview, stereo, write
+from talkforge.training.run import checkpoint
+from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.encoders import load_encoders
+from talkforge.training.wan.talking_wan import TalkingWan, build
 from tests.training.batches import some_facts
 from tests.training.runs import four_clips, small
 from tests.training.shard_files import Shown, write_set
-from training import checkpoint, data, generate
-from training.batch import Facts
-from training.codec import LinearCodec
-from training.config import SampleConfig, TrainConfig
-from training.encoders import load_encoders
-from training.generate import Portraitist, cropped, preview, stereo, write
-from training.model import TalkingWan, build
-from training.pictures import Crop
 
 FRAMES, EDGE_PX, HZ = 9, 32, 48_000
 
@@ -205,7 +207,7 @@ def test_a_picture_without_a_face_is_said_to_be_one(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((64, 96, 3), 128, np.uint8))
-    with caplog.at_level(logging.WARNING, "training.generate"):
+    with caplog.at_level(logging.WARNING, "talkforge.training.generate"):
         generate.generate(
             run, tmp_path / "grey.png", tone(tmp_path / "a.wav", 0.5), tmp_path / "o.mp4", device="cpu"
         )
@@ -267,7 +269,7 @@ def test_other_speech_features_are_refused(changes: dict[str, Any], message: str
 
 def previewed(shards: str, out: Path, **changes: Any) -> tuple[list[Path], TalkingWan, TrainConfig]:
     config = small(shards, out, **changes)
-    facts = data.probe(shards)
+    facts = loader.probe(shards)
     model = build(config, facts).train()
     encoders = load_encoders(config, model.transformer.config.text_dim, torch.device("cpu"))
     return preview(model, encoders, config, facts, out / "samples"), model, config
@@ -293,7 +295,7 @@ def test_held_out_samples_come_first_and_unfit_ones_are_passed_over(
 ) -> None:
     shards = four_clips(tmp_path / "set")
     held_out = write_set(tmp_path / "other", [[Shown(5, num_frames=5), Shown(6)]])
-    with caplog.at_level(logging.WARNING, "training.generate"):
+    with caplog.at_level(logging.WARNING, "talkforge.training.generate"):
         written, _, _ = previewed(
             shards, tmp_path, run__validation_samples=4, data__validation_shards=held_out
         )

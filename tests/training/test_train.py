@@ -20,16 +20,16 @@ import yaml
 from accelerate.state import AcceleratorState
 from diffusers import WanTransformer3DModel
 
-import training.train as train_module
-from schemas.errors import CommandError, ModelError, RunError
+import talkforge.training.train as train_module
+from talkforge.schemas.errors import CommandError, ModelError, RunError
+from talkforge.training.config import AdapterConfig, TrainConfig
+from talkforge.training.encode.command import encode_dataset
+from talkforge.training.run import checkpoint, loop, update
+from talkforge.training.run.progress import Report
+from talkforge.training.train import main, run_export, run_train, train
 from tests.training.runs import Stop, four_clips, last, small, tensors
 from tests.training.shard_files import Shown, write_set
 from tests.training.tiny_base import TEXT_DIM, write_base
-from training import checkpoint, loop, update
-from training.config import AdapterConfig, TrainConfig
-from training.encode import encode_dataset
-from training.progress import Report
-from training.train import main, run_export, run_train, train
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_other_settings_than_the_folder_s_are_named(shards: str, tmp_path: Path)
 def test_what_does_not_fit_is_refused_before_a_model_is_made(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.train.build", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("talkforge.training.train.build", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(CommandError, match=r"2 shards for 1 ranks x 3 workers"):
         train(small(shards, tmp_path, data__workers=3))
     with pytest.raises(CommandError, match=r"loss\.eta=0\.5 has no effect with run\.stage=clip"):
@@ -343,7 +343,7 @@ def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Pa
     config = small(shards, tmp_path / "run", run__steps=100_000, data__workers=1, run__save_every=100_000)
     arguments = written(tmp_path / "config.yaml", config)
     process = subprocess.Popen(
-        [sys.executable, "-m", "training.train", *arguments],
+        [sys.executable, "-m", "talkforge.training.train", *arguments],
         stderr=subprocess.PIPE,
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -372,13 +372,13 @@ def test_the_second_interrupt_does_not_wait(
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("training.train.train", twice)
+    monkeypatch.setattr("talkforge.training.train.train", twice)
     arguments = written(tmp_path / "config.yaml", small(shards, tmp_path / "run"))
     before = signal.getsignal(signal.SIGINT)
     assert main(arguments) == 130
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(
-        "training.train.train", lambda config, *, stop, show: _interrupted(config, stop, show)
+        "talkforge.training.train.train", lambda config, *, stop, show: _interrupted(config, stop, show)
     )
     assert run_train(tmp_path / "config.yaml", ["run.steps=50"]) == 130
     assert last(tmp_path / "run").progress.step >= 1

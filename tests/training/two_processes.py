@@ -20,17 +20,17 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from schemas.errors import DatasetError, RunError
+from talkforge.schemas.errors import DatasetError, RunError
+from talkforge.training.config import TrainConfig
+from talkforge.training.data.batch import Batch
+from talkforge.training.run import checkpoint, loop, parallel
+from talkforge.training.run.update import Updater
+from talkforge.training.train import train
+from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.encoders import Encoders, NoText
+from talkforge.training.wan.talking_wan import build
 from tests.training.batches import a_batch, some_facts
 from tests.training.runs import Stop, small
-from training import checkpoint, loop, parallel
-from training.batch import Batch
-from training.codec import LinearCodec
-from training.config import TrainConfig
-from training.encoders import Encoders, NoText
-from training.model import build
-from training.train import train
-from training.update import Updater
 
 BATCHES = [a_batch(seed=seed) for seed in range(4)]
 """Of a step of all processes: two each, or four of one process."""
@@ -149,7 +149,7 @@ def main(shards: str, folder: Path, rank: int) -> None:
     afresh()
     told["half"] = [report.loss for report in train(config("half", **precise)).history]
 
-    sys.modules["training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
+    sys.modules["talkforge.training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
     seen: list[tuple[bool, bool]] = []
     real_init = Updater.__init__
 

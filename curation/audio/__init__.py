@@ -1,0 +1,1 @@
+"""Audio: voice activity, speech features and encoders, noise, music."""

@@ -1,0 +1,209 @@
+"""Is there music? FireRedVAD's detector of speech, singing and music, on frames of 10 ms.
+
+Its weights come as a bundle for another runtime (ncnn), whose few layers are put together here as an
+ONNX graph: eight memory blocks (DFSMN), 589 thousand numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.onnx import session_of
+from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.errors import ModelError
+from talkforge.schemas.units import AUDIO_HZ
+
+MUSIC_THRESHOLD = 0.5
+"""Probability from which a frame has music. Source: FireRedVAD, `FireRedAedConfig`."""
+
+WINDOW_SAMPLES, HOP_SAMPLES = AUDIO_HZ * 25 // 1000, AUDIO_HZ // 100
+_FFT_SAMPLES, _NUM_BANDS, _LOWEST_HZ, _PREEMPHASIS = 512, 80, 20.0, 0.97
+_FULL_SCALE = 32768.0
+"""The network heard samples of 16 bits."""
+
+_HIDDEN, _MEMORY, _REACH, _BLOCKS = 256, 128, 20, 8
+"""Widths of the layers, frames that a memory reaches back and ahead, and how many there are."""
+
+SPEECH, SINGING, MUSIC = range(3)
+"""Columns of the network's output."""
+
+
+class MusicDetector:
+    """Says where there is music; loads its model once.
+
+    Raises:
+        ModelError: the weights cannot be had, or are others; one line.
+    """
+
+    def __init__(self) -> None:
+        path = registry.weights("fireredvad_aed")
+        label = f"fireredvad_aed: {path.name}"
+        bundle = _Bundle(path.read_bytes(), label)
+        self._mean, self._scale = bundle.mean, bundle.scale
+        self._session = session_of(_graph(bundle), label)
+
+    def fraction(self, samples: Floats) -> float:
+        """Share of samples [N] at 16 kHz in which there is music, 0 to 1, under speech or alone; 0 where
+        they are shorter than one window."""
+        heard = self.probabilities(samples)[:, MUSIC] >= MUSIC_THRESHOLD
+        return round(float(heard.mean()), 4) if len(heard) else 0.0
+
+    def probabilities(self, samples: Floats) -> NDArray[np.float32]:
+        """Of speech, singing and music, each for itself: [T, 3] in frames of 10 ms of samples [N]."""
+        bands = log_mel(samples)
+        if not len(bands):
+            return np.zeros((0, 3), np.float32)
+        heard = ((bands - self._mean) * self._scale).astype(np.float32)
+        return np.asarray(self._session.run(None, {"bands": heard.T[None]})[0][0].T, np.float32)
+
+
+def log_mel(samples: Floats) -> NDArray[np.float64]:
+    """Log mel bands [T, 80] at 100 Hz of samples [N] in [-1, 1] at 16 kHz; T = 1 + (N - 400) // 160.
+
+    Of each window of 25 ms, scaled to 16 bits: its mean is taken off, then x[n] - 0.97 x[n-1], the
+    window (0.5 - 0.5 cos)^0.85, the power of 512 bins, 80 triangles from 20 to 8000 Hz that are even
+    and straight on the mel scale, and the logarithm.
+
+    Source: Kaldi, `compute-fbank-feats` without dither, as FireRedVAD has it.
+    """
+    expect_shape("samples", samples, (None,))
+    if len(samples) < WINDOW_SAMPLES:
+        return np.zeros((0, _NUM_BANDS))
+    scaled = np.asarray(samples, np.float64) * _FULL_SCALE
+    windows = np.lib.stride_tricks.sliding_window_view(scaled, WINDOW_SAMPLES)[::HOP_SAMPLES]
+    windows = windows - windows.mean(axis=1, keepdims=True)
+    before = np.hstack([windows[:, :1], windows[:, :-1]])
+    shape = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / (WINDOW_SAMPLES - 1))) ** 0.85
+    spectrum = np.fft.rfft((windows - _PREEMPHASIS * before) * shape, _FFT_SAMPLES)
+    power = spectrum.real**2 + spectrum.imag**2
+    # einsum sums in one order whatever the number of threads.
+    energies = np.einsum("tf,bf->tb", power, _mel_bands())
+    return np.asarray(np.log(np.maximum(energies, np.finfo(np.float32).eps)))
+
+
+@functools.cache
+def _mel_bands() -> NDArray[np.float64]:
+    """Triangles [80, 257]."""
+    edges = np.linspace(_mel(_LOWEST_HZ), _mel(AUDIO_HZ / 2), _NUM_BANDS + 2)
+    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bins = _mel(np.fft.rfftfreq(_FFT_SAMPLES, 1 / AUDIO_HZ))
+    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _mel(hz: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0))
+
+
+# --- weights -----------------------------------------------------------------------------------------
+
+
+class _Bundle:
+    """The numbers of a bundle: `OVAD`, version, four sizes, graph, weights, means, scales.
+
+    `take` gives the weights one tensor after the other, as the layers stand in the graph; each is
+    preceded by a mark that says 16-bit floats, and filled up to four bytes.
+    """
+
+    _HEAD = struct.Struct("<4s5I")
+    _HALF = 0x01306B47
+
+    def __init__(self, content: bytes, label: str) -> None:
+        self._label = label
+        if len(content) < self._HEAD.size or content[:4] != b"OVAD":
+            raise ModelError(f"{label}: expected a bundle that begins with OVAD, found {content[:4]!r}")
+        _, version, graph, weights, means, scales = self._HEAD.unpack_from(content)
+        sizes = (version, len(content), means, scales)
+        start = self._HEAD.size + graph
+        if sizes != (1, start + weights + means + scales, 4 * _NUM_BANDS, 4 * _NUM_BANDS):
+            raise ModelError(f"{label}: expected version 1 and {_NUM_BANDS} bands, found sizes {sizes}")
+        self._weights, self._at = content[start : start + weights], 0
+        self.mean, self.scale = np.frombuffer(content, "<f4", offset=start + weights).reshape(2, -1)
+
+    def take(self, *shape: int) -> Floats:
+        count = math.prod(shape)
+        end = self._at + 4 + 2 * count
+        if end > len(self._weights) or struct.unpack_from("<I", self._weights, self._at)[0] != self._HALF:
+            raise ModelError(
+                f"{self._label}: expected {count} 16-bit floats at byte {self._at} of its weights"
+            )
+        values = np.frombuffer(self._weights, "<f2", count, self._at + 4)
+        self._at = -(-end // 4) * 4
+        return values.astype(np.float32).reshape(shape)
+
+    def finish(self) -> None:
+        if self._at != len(self._weights):
+            raise ModelError(
+                f"{self._label}: expected {self._at} bytes of weights, found {len(self._weights)}"
+            )
+
+
+def _graph(bundle: _Bundle) -> bytes:
+    """The network as ONNX: `bands` [1, 80, T] to probabilities [1, 3, T]."""
+    net = _Network()
+    heard = net.relu(net.dense("bands", bundle, _NUM_BANDS, _HIDDEN))
+    state = net.memory(net.relu(net.dense(heard, bundle, _HIDDEN, _MEMORY)), bundle)
+    for _ in range(_BLOCKS - 1):
+        wide = net.relu(net.dense(state, bundle, _MEMORY, _HIDDEN))
+        narrow = net.dense(wide, bundle, _HIDDEN, _MEMORY, bias=False)
+        state = net.add("Add", net.memory(narrow, bundle), state)
+    wide = net.relu(net.dense(state, bundle, _MEMORY, _HIDDEN))
+    net.add("Sigmoid", net.dense(wide, bundle, _HIDDEN, 3))
+    bundle.finish()
+    return net.to_bytes()
+
+
+class _Network:
+    """An ONNX graph in the making; a value goes by the number of the node that gives it."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: list[onnx.TensorProto] = []
+
+    def add(self, kind: str, *inputs: str, pads: Sequence[int] = (), group: int = 1) -> str:
+        convolution: dict[str, Any] = {"pads": list(pads), "group": group} if pads else {}
+        output = str(len(self._nodes))
+        self._nodes.append(helper.make_node(kind, inputs, [output], **convolution))
+        return output
+
+    def relu(self, value: str) -> str:
+        return self.add("Relu", value)
+
+    def dense(self, value: str, bundle: _Bundle, narrow: int, wide: int, bias: bool = True) -> str:
+        """A layer on every frame by itself."""
+        weights = [self._tensor(bundle.take(wide, narrow)[:, :, None])]
+        weights += [self._tensor(bundle.take(wide))] if bias else []
+        return self.add("Conv", value, *weights, pads=(0, 0))
+
+    def memory(self, value: str, bundle: _Bundle) -> str:
+        """Each channel and its weighted sums over the frames before, this one included, and after."""
+        kernel = np.concatenate([bundle.take(_MEMORY, _REACH) for _ in range(2)], axis=1)
+        kernel[:, _REACH - 1] += 1  # the channel itself
+        return self.add(
+            "Conv", value, self._tensor(kernel[:, None]), pads=(_REACH - 1, _REACH), group=_MEMORY
+        )
+
+    def _tensor(self, values: Floats) -> str:
+        name = f"w{len(self._tensors)}"
+        self._tensors.append(numpy_helper.from_array(values, name))
+        return name
+
+    def to_bytes(self) -> bytes:
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "frames"])
+            for name, channels in (("bands", _NUM_BANDS), (str(len(self._nodes) - 1), 3))
+        ]
+        graph = helper.make_graph(self._nodes, "music", ends[:1], ends[1:], self._tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+        content: bytes = model.SerializeToString()
+        return content

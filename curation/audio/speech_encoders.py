@@ -1,0 +1,270 @@
+"""Learned speech features: transformers' encoders that hear 16 kHz and give a hidden state at 50 Hz."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from talkforge.curation.audio.logmel import Features, LogMel, fit
+from talkforge.curation.weights.registry import listing_sha256
+from talkforge.curation.weights.torch import inference, torch_device
+from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
+
+log = logging.getLogger(__name__)
+
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+"""What features depend on, in the folder of an encoder."""
+
+HOP_SAMPLES = AUDIO_HZ // SPEECH_HZ
+
+PROBE_FEATURES = 20
+"""Features that a model must give for as much silence before it is used: 0.4 s."""
+
+
+class FrontEnd(Protocol):
+    """What an encoder hears, and how it is asked."""
+
+    def pieces(self, samples: Floats, num_features: int) -> list[Floats]:
+        """Inputs of the network, one after the other in time, for a clip's samples [N]; silence follows
+        the last sample."""
+
+    def hidden(self, values: Any) -> Any:
+        """Last hidden state [B, T, D] of a tensor of B pieces of one shape."""
+
+
+class HiddenStates:
+    """Last hidden state of a transformers speech encoder, by folder or hub name.
+
+    Two kinds are known: those that hear samples through convolutions (wav2vec2, HuBERT, WavLM,
+    data2vec-audio, UniSpeech, SEW and others whose configuration names strides and kernels), and the
+    encoder of Whisper.
+
+    Nothing is ever padded to its neighbours' length: models with group normalisation (wav2vec2-base,
+    HuBERT-base) hear padding whatever mask is given. Only inputs of one shape share a call, and with
+    `batch_clips` 1 none do: how a library adds up depends on the size of a batch, in the last bits.
+    On a CPU it runs on one thread, so that the number of cores changes nothing; on CUDA in fp16.
+
+    Raises:
+        ModelError: not there, no speech encoder, not safetensors, or not 16 kHz to 50 Hz; one line.
+    """
+
+    def __init__(self, source: str, device: str = "auto", batch_clips: int = 1) -> None:
+        import torch  # seconds and hundreds of megabytes that plain features do without
+
+        local = _is_folder(source)
+        self._torch = torch
+        self._device = torch_device(device, "speech.device")
+        self._batch_clips = batch_clips
+        self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        extractor, model, self.sha256 = _load(source, local, self._dtype)
+        self._front = _front_end(source, extractor, model.eval().to(self._device))
+        self.name = Path(source).resolve().name if local else source
+        self.dim = int(model.config.hidden_size)
+        self._probe(source)
+
+    def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
+        """See `SpeechEncoder.encode`."""
+        with inference():
+            pieces = [self._front.pieces(*clip) for clip in zip(clips, num_features, strict=True)]
+            found = self._run([piece for own in pieces for piece in own])
+        encoded = []
+        for own, count in zip(pieces, num_features, strict=True):
+            parts = [next(found) for _ in own]
+            features = np.concatenate([np.zeros((0, self.dim), np.float16), *parts])[:count]
+            expect_shape("speech features", features, (count, self.dim))
+            encoded.append(features)
+        return encoded
+
+    def _run(self, pieces: Sequence[Floats]) -> Iterator[Features]:
+        """Hidden states [T, D] of each piece, in order; those of one shape share calls."""
+        found: dict[int, Features] = {}
+        by_shape = sorted(range(len(pieces)), key=lambda index: pieces[index].shape)
+        for _, same in itertools.groupby(by_shape, key=lambda index: pieces[index].shape):
+            group = list(same)
+            for first in range(0, len(group), self._batch_clips):
+                batch = group[first : first + self._batch_clips]
+                stacked = self._torch.from_numpy(np.stack([pieces[index] for index in batch]))
+                hidden = self._front.hidden(stacked.to(self._device, self._dtype))
+                found |= zip(batch, hidden.to("cpu", self._torch.float16).numpy(), strict=True)
+        return (found[index] for index in range(len(pieces)))
+
+    def _probe(self, source: str) -> None:
+        """Refuse what has the right name and gives something else, before a run relies on it."""
+        if isinstance(self._front, _Whisper):
+            return  # known from its configuration, and a window of it costs seconds
+        try:
+            self.encode([np.zeros(AUDIO_HZ, np.float32)], [PROBE_FEATURES])
+        except Exception as error:  # models of every kind fail in every way
+            log.debug("speech encoder %s", source, exc_info=True)
+            reason = one_line(error)
+            raise ModelError(
+                f"speech encoder {source}: gives no hidden state at {SPEECH_HZ} Hz for sound alone: {reason}"
+            ) from None
+
+
+# --- front ends --------------------------------------------------------------------------------------
+
+
+class _Waves:
+    """Samples, as the model's own extractor scales them: feature j sees `field` samples from 320 j on."""
+
+    def __init__(self, extractor: Any, model: Any, field_samples: int) -> None:
+        self._extractor, self._model, self._field_samples = extractor, model, field_samples
+
+    def pieces(self, samples: Floats, num_features: int) -> list[Floats]:
+        if num_features == 0:
+            return []
+        scaled = samples
+        if len(samples):
+            scaled = self._extractor(samples, sampling_rate=AUDIO_HZ, return_tensors="np").input_values[0]
+        return [fit(scaled, (num_features - 1) * HOP_SAMPLES + self._field_samples)]
+
+    def hidden(self, values: Any) -> Any:
+        return self._model(values).last_hidden_state
+
+
+class _Whisper:
+    """Whisper's log-mel windows of 30 s, the last filled up with silence; feature j is centred on sample
+    320 j. Nothing is heard across the edge of two windows."""
+
+    def __init__(self, extractor: Any, model: Any) -> None:
+        self._extractor, self._encoder = extractor, model.get_encoder()
+        self._extractor.dither = 0.0  # noise of its own would be new in every run
+
+    def pieces(self, samples: Floats, num_features: int) -> list[Floats]:
+        window = self._extractor.n_samples
+        starts = range(0, num_features * HOP_SAMPLES, window)
+        return [self._log_mel(fit(samples[start : start + window], window)) for start in starts]
+
+    def _log_mel(self, window: Floats) -> Floats:
+        heard = self._extractor(window, sampling_rate=AUDIO_HZ, return_tensors="np").input_features[0]
+        return np.asarray(heard, np.float32)
+
+    def hidden(self, values: Any) -> Any:
+        return self._encoder(values).last_hidden_state
+
+
+def _front_end(source: str, extractor: Any, model: Any) -> FrontEnd:
+    config = model.config
+    if config.model_type == "whisper":
+        windows = getattr(extractor, "n_samples", 0), getattr(extractor, "feature_size", 0)
+        _check_rates(source, extractor, windows[0] / config.max_source_positions)
+        if windows[1] != config.num_mel_bins:
+            raise ModelError(
+                f"speech encoder {source}: expected an extractor of {config.num_mel_bins} mel bands, "
+                f"found {windows[1]}"
+            )
+        return _Whisper(extractor, model)
+    field, hop = 1, 1
+    for stride, kernel in zip(config.conv_stride, config.conv_kernel, strict=True):
+        field, hop = field + (kernel - 1) * hop, hop * stride
+    _check_rates(source, extractor, hop)
+    return _Waves(extractor, model, field)
+
+
+def _check_rates(source: str, extractor: Any, hop: float) -> None:
+    rate = getattr(extractor, "sampling_rate", 0)
+    if (rate, hop) != (AUDIO_HZ, HOP_SAMPLES):
+        raise ModelError(
+            f"speech encoder {source}: expected {AUDIO_HZ} Hz and {HOP_SAMPLES} samples a feature, "
+            f"found {rate} Hz and {hop:g}"
+        )
+
+
+# --- loading -----------------------------------------------------------------------------------------
+
+
+def _is_folder(source: str) -> bool:
+    """True for a folder, False for a hub name; anything else is refused before a hub is asked."""
+    if Path(source).is_dir():
+        return True
+    owner, _, name = source.partition("/")
+    if owner.strip(".~") and name and "/" not in name:
+        return False
+    raise ModelError(
+        f"speech encoder {source}: expected '{LogMel.name}', a folder that exists, or a hub name "
+        "such as 'facebook/wav2vec2-base-960h'"
+    )
+
+
+def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
+    """Feature extractor, model, and the sha256 of its folder, see `models.listing_sha256`."""
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+    from transformers.utils import cached_file
+
+    where: dict[str, Any] = {"local_files_only": local}
+    try:
+        with _quiet():
+            _check_kind(source, AutoConfig.from_pretrained(source, trust_remote_code=False, **where))
+            extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False, **where)
+            found = cached_file(
+                source, "model.safetensors", _raise_exceptions_for_missing_entries=False, **where
+            )
+            if found is None:
+                raise ModelError(
+                    f"speech encoder {source}: expected its weights in one model.safetensors, found none: "
+                    "pickled weights are not read; transformers' save_pretrained writes the other form"
+                )
+            model, loading = AutoModel.from_pretrained(
+                source, use_safetensors=True, dtype=dtype, trust_remote_code=False,
+                output_loading_info=True, **where,
+            )  # fmt: skip
+    except ModelError:
+        raise
+    except Exception as error:  # files of any kind can be under that name, and fail in any way
+        log.debug("speech encoder %s", source, exc_info=True)
+        reason = one_line(error)
+        raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
+    _check_complete(source, loading["missing_keys"])
+    files = [Path(cached_file(source, name, **where)) for name in FILES]
+    return extractor, model, listing_sha256((file.name, _sha256(file)) for file in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_kind(source: str, config: Any) -> None:
+    """Refuse what is no speech encoder by its configuration, before its weights are fetched."""
+    lists = getattr(config, "conv_stride", None), getattr(config, "conv_kernel", None)
+    if config.model_type == "whisper" or all(isinstance(each, list | tuple) and each for each in lists):
+        return
+    raise ModelError(
+        f"speech encoder {source}: expected a model that hears samples through convolutions (wav2vec2, "
+        f"HuBERT, WavLM, ...) or Whisper, found {config.model_type}"
+    )
+
+
+def _check_complete(source: str, missing_keys: Sequence[str]) -> None:
+    # The mask embedding serves training alone, and a decoder is not used: published weights may lack both.
+    missing = sorted(k for k in missing_keys if k != "masked_spec_embed" and not k.startswith("decoder."))
+    if missing:
+        raise ModelError(
+            f"speech encoder {source}: its weights lack {len(missing)} tensors: {missing[0]} ..."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports of unused heads on the user's terminal."""
+    from transformers.utils import logging as reports
+
+    verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(verbosity)
+        if bars:
+            reports.enable_progress_bar()

@@ -1,0 +1,194 @@
+"""What is heard: where there is speech, how loud it is, and its embedding at 50 Hz."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from talkforge.curation.audio.logmel import Features, LogMel
+from talkforge.curation.audio.speech_encoders import HiddenStates
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.onnx import session_of
+from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.config import SpeechConfig
+from talkforge.schemas.records import Speech
+from talkforge.schemas.units import samples_from_seconds, seconds_from_samples
+
+CHUNK_SAMPLES, CONTEXT_SAMPLES = 512, 64
+"""What the detector judges at a time, and what it sees of the sound before. Source: Silero VAD, 16 kHz."""
+
+BLOCK_CHUNKS = 512
+"""Chunks in one call of the detector: 16 s of sound, so that memory does not grow with the window."""
+
+SPEECH_THRESHOLD = 0.5
+"""Probability from which a chunk opens a segment. Source, like the next four: Silero VAD's own
+defaults, `get_speech_timestamps` in silero-vad 6."""
+
+SILENCE_THRESHOLD = 0.35
+"""Probability below which a chunk may close an open segment: hysteresis."""
+
+MIN_SPEECH_S = 0.25
+"""Shorter segments are not speech, seconds."""
+
+MIN_SILENCE_S = 0.1
+"""Shorter gaps do not close a segment, seconds."""
+
+SPEECH_PAD_S = 0.03
+"""Segments grow by this at either end, or by half a shorter gap between two, seconds."""
+
+CLIPPED_LEVEL = 0.999
+"""Magnitude from which a sample counts as clipped, of full scale 1."""
+
+SILENCE_DBFS = -120.0
+"""Loudness of digital silence, and the least there is, dB relative to full scale."""
+
+# --------------------------------------------------------------------------- voice activity
+
+
+@functools.lru_cache(maxsize=1)
+def _detector() -> onnxruntime.InferenceSession:
+    path = registry.weights("silero_vad")
+    return session_of(path, f"silero_vad: {path.name}")
+
+
+def speech_probabilities(samples: Floats) -> NDArray[np.float64]:
+    """Silero's probability of speech [ceil(N / 512)] for each chunk of 32 ms of samples [N] at 16 kHz.
+
+    This form of the network takes many chunks in a call, and gives what the one for single chunks does.
+    """
+    expect_shape("samples", samples, (None,))
+    if not len(samples):
+        return np.zeros(0)
+    padded = np.pad(np.asarray(samples, np.float32), (CONTEXT_SAMPLES, -len(samples) % CHUNK_SAMPLES))
+    chunks = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT_SAMPLES + CHUNK_SAMPLES)
+    chunks = chunks[::CHUNK_SAMPLES]
+    state, cell = np.zeros((1, 1, 128), np.float32), np.zeros((1, 1, 128), np.float32)
+    found = []
+    for first in range(0, len(chunks), BLOCK_CHUNKS):
+        block = np.ascontiguousarray(chunks[first : first + BLOCK_CHUNKS])
+        probabilities, state, cell = _detector().run(None, {"input": block, "h": state, "c": cell})
+        found.append(probabilities)
+    return np.concatenate(found).astype(np.float64)
+
+
+def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
+    """Spans of speech in `samples`, in the clock in which their first sample sounds at `start_s`.
+
+    Args:
+        samples: float32 [N] at 16 kHz in [-1, 1].
+        start_s: seconds.
+
+    Returns:
+        Half-open (start_s, end_s), in order, apart from each other, within the samples.
+    """
+    probabilities = speech_probabilities(samples)
+    spans = _spans(probabilities, CHUNK_SAMPLES, len(samples))
+    padded = _pad(spans, len(samples))
+    return [(start_s + seconds_from_samples(a), start_s + seconds_from_samples(b)) for a, b in padded]
+
+
+def _spans(probabilities: NDArray[np.float64], chunk_samples: int, num_samples: int) -> list[tuple[int, int]]:
+    """Runs of speech in samples, by hysteresis. Source: silero-vad, `get_speech_timestamps`."""
+    min_speech, min_silence = samples_from_seconds(MIN_SPEECH_S), samples_from_seconds(MIN_SILENCE_S)
+    spans: list[tuple[int, int]] = []
+    opened: int | None = None
+    fell: int | None = None
+    for index, probability in enumerate(probabilities):
+        here = index * chunk_samples
+        if probability >= SPEECH_THRESHOLD:
+            fell = None
+            opened = here if opened is None else opened
+        elif opened is not None and probability < SILENCE_THRESHOLD:
+            fell = here if fell is None else fell
+            if here - fell >= min_silence:
+                spans.append((opened, fell))
+                opened = fell = None
+    if opened is not None:
+        spans.append((opened, num_samples))
+    return [(a, b) for a, b in spans if b - a > min_speech]
+
+
+def _pad(spans: list[tuple[int, int]], num_samples: int) -> list[tuple[int, int]]:
+    """Spans with `SPEECH_PAD_S` at either end; two that would meet share the gap."""
+    pad = samples_from_seconds(SPEECH_PAD_S)
+    ends = [0, *(b for _, b in spans)]
+    starts = [*(a for a, _ in spans[1:]), num_samples]
+    padded = []
+    for index, ((a, b), before, after) in enumerate(zip(spans, ends, starts, strict=False)):
+        room_before = a - before if index == 0 else (a - before) // 2
+        room_after = after - b if index == len(spans) - 1 else (after - b) // 2
+        padded.append((a - min(pad, room_before), b + min(pad, room_after)))
+    return padded
+
+
+def heard_s(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
+    """Seconds of [start_s, end_s) that lie in `spans`, which do not overlap each other."""
+    return sum(max(0.0, min(b, end_s) - max(a, start_s)) for a, b in spans)
+
+
+def measure(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> Speech:
+    """What is heard in a clip.
+
+    Args:
+        samples: float32 [N], the clip's audio at 16 kHz.
+        spans: speech as `segments` gives it, in the clock of `start_s` and `end_s`.
+        start_s, end_s: the clip.
+    """
+    expect_shape("samples", samples, (None,))
+    length_s = end_s - start_s
+    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
+    floor = 10.0 ** (SILENCE_DBFS / 10.0)
+    clipped = float(np.mean(np.abs(samples) >= CLIPPED_LEVEL)) if len(samples) else 0.0
+    return Speech(
+        speech_fraction=round(min(1.0, heard_s(spans, start_s, end_s) / length_s), 4)
+        if length_s > 0
+        else 0.0,
+        loudness_dbfs=round(10.0 * float(np.log10(max(power, floor))), 2),
+        clipped_fraction=round(clipped, 6),
+    )
+
+
+# --------------------------------------------------------------------------- embedding
+
+
+class SpeechEncoder(Protocol):
+    """Speech features at 50 Hz; feature j of a clip is of its second j / 50: it begins there, or with
+    Whisper is centred there.
+
+    Attributes:
+        name: what the features are, for the record.
+        dim: D, numbers in one feature.
+        sha256: of the weights; empty where there are none.
+    """
+
+    name: str
+    dim: int
+    sha256: str
+
+    def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
+        """Features [L, D] of each clip's samples [N] at 16 kHz, where L is its `num_features`.
+
+        What lies beyond the last sample counts as silence. A clip's features do not depend on
+        the clips beside it (in their last bits they may where `batch_clips` is above 1).
+        """
+
+
+def load_encoder(config: SpeechConfig) -> SpeechEncoder:
+    """The encoder that `config.embedding` names: `logmel-80`, a local folder, or a hub name.
+
+    A hub name that the registry knows is that folder of the registry, at its revision and with its
+    hashes. For another of the form `owner/name` that is not a folder transformers asks the hub.
+
+    Raises:
+        ModelError: no such encoder, or one that is not of 16 kHz and 50 Hz; one line.
+    """
+    if config.embedding == LogMel.name:
+        return LogMel()
+    known = registry.by_hub(config.embedding)
+    source = str(registry.weights(known)) if known else config.embedding
+    return HiddenStates(source, config.device, config.batch_clips)

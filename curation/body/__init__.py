@@ -1,0 +1,1 @@
+"""Body joints, camera motion, and motion intensity."""

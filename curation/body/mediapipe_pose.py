@@ -1,0 +1,83 @@
+"""Joints by MediaPipe Pose: a detector and a landmark network, of which 33 points come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+from talkforge.curation.body.joints import JOINTS
+from talkforge.curation.face.landmarks import load_task
+from talkforge.schemas.arrays import Bytes, Floats
+
+MIN_JOINT_SCORE = 0.5
+"""Source: MediaPipe Pose's default confidences."""
+
+REGION_EDGE_PX = 384
+"""Longest edge of the region as the pose landmarker sees it (its networks take 224 and 256)."""
+
+MAX_POSES = 3
+
+_OTHER_NAMES = {
+    "big_toe": "foot_index",
+    "thumb2": "thumb",
+    "forefinger1": "index",
+    "pinky_finger1": "pinky",
+}
+"""Ours to MediaPipe's. Source: MediaPipe's pose landmarks 17 to 22 are "pinky #1 knuckle", "index #1
+knuckle" and "thumb #2 knuckle"; 31 and 32, "foot index", are the tips of the feet."""
+
+
+def _places() -> tuple[list[int], list[int]]:
+    """Which of `JOINTS` are given, and by which of the 33 points."""
+    points = {point.name.lower(): int(point) for point in vision.PoseLandmark}
+    given = {}
+    for joint, name in enumerate(JOINTS):
+        side, _, part = name.partition("_")
+        theirs = f"{side}_{_OTHER_NAMES[part]}" if part in _OTHER_NAMES else name
+        if theirs in points:
+            given[joint] = points[theirs]
+    return list(given), list(given.values())
+
+
+_GIVEN, _POINTS = _places()
+
+
+class MediaPipePose:
+    """MediaPipe's pose landmarker for single pictures.
+
+    Args:
+        task: pose bundle, see `curation.weights.registry.pose_task`.
+
+    Raises:
+        ModelError: `task` is not a pose landmarker's bundle.
+    """
+
+    min_score = MIN_JOINT_SCORE
+
+    def __init__(self, task: Path) -> None:
+        options = vision.PoseLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(task)),
+            running_mode=vision.RunningMode.IMAGE,
+            num_poses=MAX_POSES,
+        )
+        self._landmarker = load_task(vision.PoseLandmarker, options, task)
+
+    def find(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
+        """Poses [n <= 3, 65, 3], see `BodyModel`; the score is MediaPipe's visibility."""
+        left, top, right, bottom = region
+        scale = min(1.0, REGION_EDGE_PX / max(right - left, bottom - top))
+        size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
+        small = cv2.resize(rgb[top:bottom, left:right], size, interpolation=cv2.INTER_AREA)
+        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(small))
+        found = self._landmarker.detect(image).pose_landmarks
+        poses = np.full((len(found), len(JOINTS), 3), np.nan, np.float32)
+        if found:
+            points = np.array([[(p.x, p.y, p.visibility) for p in pose] for pose in found], np.float32)
+            points[..., :2] *= (right - left, bottom - top)
+            points[..., :2] += (left - 0.5, top - 0.5)
+            poses[:, _GIVEN] = points[:, _POINTS]
+        return poses

@@ -1,0 +1,171 @@
+"""How strongly does the face move, and the body? The paper's omega_l and omega_b, before normalising.
+
+Definitions. FantasyTalking (section 3.4) takes "the variance of the MediaPipe facial-landmark
+sequence" and of the DWPose body-joint sequence, and leaves open what is taken out of them. Ours:
+
+* omega_face: variance over time of the face's points in the face's own frame. Each frame is laid
+  over the clip's mean face by the similarity that fits the points that no expression moves, so
+  nods, turns, steps and zooms count nothing. Eyelids and irises are left out: blinks and gaze are
+  no expression of speech. The tracker's jitter, as seen in the second differences of the
+  typical point, is subtracted.
+* omega_body: variance over time of the visible upper-body joints in a frame that stands still with
+  the background, so a panning or zooming camera counts nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mediapipe.tasks.python import vision
+
+from talkforge.curation.body.joints import JOINTS
+from talkforge.curation.body.pose import Camera, Doubles
+from talkforge.schemas.arrays import NUM_LANDMARKS, Floats, Landmarks, expect_shape
+from talkforge.schemas.records import Motion
+
+MIN_FACE_FRAMES = 12
+"""Fewer frames with the face give no omega_face: about half a second at 25 fps."""
+
+# fmt: off
+STEADY_POINTS = (10, 109, 338, 67, 297, 151, 9, 8, 168, 6, 197, 195, 5, 4, 33, 133, 362, 263)
+# fmt: on
+"""Forehead, ridge of the nose and corners of the eyes: they move with the skull, not with speech."""
+
+RIGHT_EYE, LEFT_EYE, FOREHEAD, NOSE_BASE = (33, 133), (362, 263), 10, 2
+"""The person's eye corners (outer and inner), top of the forehead, and foot of the nose."""
+
+_IRISES = set(range(468, NUM_LANDMARKS))
+_EYELIDS = {
+    end
+    for connections in (
+        vision.FaceLandmarksConnections.FACE_LANDMARKS_LEFT_EYE,
+        vision.FaceLandmarksConnections.FACE_LANDMARKS_RIGHT_EYE,
+    )
+    for connection in connections
+    for end in (connection.start, connection.end)
+}
+EXPRESSION_POINTS = tuple(sorted(set(range(NUM_LANDMARKS)) - _IRISES - _EYELIDS))
+"""All points but eyelids and irises."""
+
+UPPER_BODY = tuple(
+    JOINTS.index(f"{side}_{name}")
+    for name in ("ear", "shoulder", "elbow", "wrist", "hip")
+    for side in ("left", "right")
+)
+"""Joints of omega_body, all of which both models give. Source: ours; legs are out of nearly every
+talking-head picture."""
+
+LEFT_SHOULDER, RIGHT_SHOULDER = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
+MIN_BODY_MEASUREMENTS = 4
+MIN_JOINT_SHARE = 0.25
+"""A joint counts where it is visible in this many of the measured frames, and in this share."""
+
+
+def omega_face(landmarks: Landmarks) -> float | None:
+    """Mean over points of var x + var y in the face's own frame, over squared inter-ocular distance.
+
+    None where the face was seen in fewer than `MIN_FACE_FRAMES` frames.
+    """
+    seen = landmarks.seen
+    if int(seen.sum()) < MIN_FACE_FRAMES:
+        return None
+    points = np.full((len(seen), len(EXPRESSION_POINTS), 2), np.nan)
+    points[seen] = _in_face_frame(landmarks.points[seen].astype(np.float64))[:, EXPRESSION_POINTS]
+    variance = np.nanvar(points, axis=0)
+    return float(np.maximum(variance - _jitter_variance(points), 0).sum(-1).mean())
+
+
+def _jitter_variance(points: Doubles) -> Doubles:
+    """[2]: variance of the tracker's white noise in x and y, of the median point.
+
+    The second difference of noise of variance s has variance 6 s; most points lie far from the
+    mouth and move too slowly to add to it. The median of squares (a normal variable's is 0.4549 of
+    its variance) leaves out jumps and frames shown twice.
+    """
+    second = np.diff(points, 2, axis=0)
+    squares = second[np.isfinite(second).all((1, 2))] ** 2
+    if len(squares) == 0:
+        return np.zeros(2)
+    return np.asarray(np.median(np.median(squares, axis=0), axis=0) / (6 * 0.4549))
+
+
+def _in_face_frame(points: Doubles) -> Doubles:
+    """Faces [n, 478, 3] without pose and scale, [n, 478, 2], in units of the inter-ocular distance.
+
+    x points from the person's right eye to the left, y from the forehead to the nose.
+    """
+    steady = points[:, STEADY_POINTS]
+    mean = steady[0]
+    for _ in range(3):
+        scale, rotation, shift = _similarities(steady, mean)
+        mean = _moved(steady, scale, rotation, shift).mean(0)
+    face = _moved(points, scale, rotation, shift)
+    average = face.mean(0)
+    eyes = average[list(LEFT_EYE)].mean(0) - average[list(RIGHT_EYE)].mean(0)
+    x = eyes / np.linalg.norm(eyes)
+    down = average[NOSE_BASE] - average[FOREHEAD]
+    y = down - (down @ x) * x
+    axes = np.stack([x, y / np.linalg.norm(y)], axis=1)
+    return np.asarray(face @ axes / np.linalg.norm(eyes))
+
+
+def _similarities(shapes: Doubles, target: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Scale [n], rotation [n, 3, 3] and shift [n, 3] that lay shapes [n, K, 3] over `target` [K, 3].
+
+    Source: Umeyama, Least-squares estimation of transformation parameters (PAMI 1991), eq. 40-42.
+    """
+    centres, target_centre = shapes.mean(1), target.mean(0)
+    centred = shapes - centres[:, None]
+    covariance = np.einsum("kc,nkd->ncd", target - target_centre, centred)
+    u, singular, v = np.linalg.svd(covariance)
+    sign = np.ones_like(singular)
+    sign[:, 2] = np.sign(np.linalg.det(u) * np.linalg.det(v))
+    rotation = u * sign[:, None, :] @ v
+    scale = (singular * sign).sum(1) / (centred**2).sum((1, 2))
+    shift = target_centre - scale[:, None] * np.einsum("ncd,nd->nc", rotation, centres)
+    return scale, rotation, shift
+
+
+def _moved(shapes: Doubles, scale: Doubles, rotation: Doubles, shift: Doubles) -> Doubles:
+    turned = np.einsum("ncd,nkd->nkc", rotation, shapes)
+    return np.asarray(scale[:, None, None] * turned + shift[:, None])
+
+
+def omega_body(joints: Floats, camera: Camera) -> float | None:
+    """Mean over upper-body joints of var x + var y, camera motion removed, over squared shoulder width.
+
+    It is the smaller of the motion against the background and the motion in the picture. Against a
+    pan or a zoom the first is right; where the camera travels round a still person the background
+    moves on its own, and the second is.
+
+    Only the frames of `camera` count, which were measured. The shoulder width is the median over the
+    frames. None where the shoulders do not count (see `MIN_JOINT_SHARE`).
+    """
+    expect_shape("joints", joints, (None, len(JOINTS), 3))
+    in_picture = joints[camera.frames, :, :2].astype(np.float64)
+    turned = np.einsum("nij,nkj->nki", camera.to_first[:, :, :2], in_picture)
+    measured = [_variance(turned + camera.to_first[:, None, :, 2]), _variance(in_picture)]
+    known = [value for value in measured if value is not None]
+    return min(known) if known else None
+
+
+def _variance(points: Doubles) -> float | None:
+    """Of joints [n, 65, 2], over squared shoulder width."""
+    visible = np.isfinite(points[..., 0]).sum(0)
+    counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_SHARE * len(points))
+    shoulders = np.linalg.norm(points[:, LEFT_SHOULDER] - points[:, RIGHT_SHOULDER], axis=1)
+    shoulders = shoulders[np.isfinite(shoulders)]
+    if not (counts[LEFT_SHOULDER] and counts[RIGHT_SHOULDER]) or len(shoulders) < MIN_BODY_MEASUREMENTS:
+        return None
+    used = [joint for joint in UPPER_BODY if counts[joint]]
+    width = max(float(np.median(shoulders)), 1.0)
+    return float(np.nanvar(points[:, used], axis=0).sum(-1).mean() / width**2)
+
+
+def measure(landmarks: Landmarks, joints: Floats, camera: Camera | None) -> Motion:
+    """Both variances; without a camera the body was not measured."""
+    seen = np.isfinite(joints[:, :, 0]).any(1)
+    return Motion(
+        omega_face_raw=omega_face(landmarks),
+        omega_body_raw=None if camera is None else omega_body(joints, camera),
+        joints_valid_fraction=float(seen.mean()),
+    )

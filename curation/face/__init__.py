@@ -1,0 +1,1 @@
+"""Faces: detection and tracking, landmarks, lip masks, identity, crops, sharpness."""

@@ -1,0 +1,101 @@
+"""Crops of a face as audio-visual networks take them: with a margin, steady, 25 in a second.
+
+Light-ASD and SyncNet were trained on the same ones.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import median_filter
+
+from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+
+FPS = 25.0
+"""Frames per second that such networks were trained on."""
+
+CROP_PX = 224
+"""Edge of a face crop, pixels."""
+
+FACE_PX = 112
+"""Edge of Light-ASD's input, the middle of a face crop, pixels."""
+
+CROP_SCALE = 0.40
+"""Margin of a face crop, of the face box's edge. Source: default of SyncNet's and Light-ASD's demos."""
+
+GREY_LEVEL = 110
+"""Level of what lies beyond the picture. Source: as above."""
+
+SMOOTHING_FRAMES = 13
+"""Window of the running median over a face's boxes. Source: as above."""
+
+
+def smooth_boxes(boxes: Floats) -> Floats:
+    """Squares [F, 4] for `crop_face` around face boxes [F, 4] (x0, y0, x1, y1), one a frame at `FPS`.
+
+    Centre and edge each pass a running median. Source: the published demos, which pad with zeros
+    where this mirrors the boxes at either end.
+    """
+    expect_shape("boxes", boxes, (None, 4))
+    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    rows = np.column_stack([(low + high) / 2, (high - low).max(axis=1) / 2])
+    smooth = median_filter(rows, size=(SMOOTHING_FRAMES, 1), mode="mirror") if len(rows) else rows
+    centre, half = smooth[:, :2], smooth[:, 2:]
+    return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+
+
+def crop_face(rgb: Bytes, box: Floats) -> Bytes:
+    """The face with a margin, a little lower than its box, so that the mouth is near the middle.
+
+    With s half the longer edge of the box and m = s `CROP_SCALE`: from s above the centre to
+    s + 2 m below it, and s + m to either side; bilinear. Source: `crop_video` of SyncNet's and
+    Light-ASD's published demos.
+
+    Args:
+        rgb: picture, uint8 [H, W, 3].
+        box: [4] x0, y0, x1, y1 in pixels of `rgb`; may reach beyond it.
+
+    Returns:
+        uint8 [224, 224, 3]; `GREY_LEVEL` beyond the picture.
+
+    Raises:
+        ValueError: other shapes, or a box without an area.
+    """
+    expect_shape("picture", rgb, (None, None, 3))
+    x0, y0, x1, y1 = (float(value) for value in box)
+    half = max(x1 - x0, y1 - y0) / 2
+    if not (np.isfinite([x0, y0, x1, y1]).all() and half >= 1):
+        raise ValueError(f"face box: expected at least 2 px, found {np.asarray(box).tolist()}")
+    x, y, wide = (x0 + x1) / 2, (y0 + y1) / 2, half * (1 + CROP_SCALE)
+    rows = int(np.floor(y - half)), int(np.floor(y + half * (1 + 2 * CROP_SCALE)))
+    columns = int(np.floor(x - wide)), int(np.floor(x + wide))
+    crop = np.full((rows[1] - rows[0], columns[1] - columns[0], 3), GREY_LEVEL, np.uint8)
+    inside = rgb[_within(rows, rgb.shape[0]), _within(columns, rgb.shape[1])]
+    top, left = max(0, -rows[0]), max(0, -columns[0])
+    crop[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return np.asarray(cv2.resize(crop, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _within(span: tuple[int, int], size: int) -> slice:
+    return slice(max(0, min(span[0], size)), max(0, min(span[1], size)))
+
+
+def to_asd(crop: Bytes) -> Bytes:
+    """Light-ASD's input, grey uint8 [112, 112]: the middle of a face crop, uint8 RGB [224, 224, 3]."""
+    expect_shape("crop", crop, (CROP_PX, CROP_PX, 3))
+    edge = (CROP_PX - FACE_PX) // 2
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    return np.ascontiguousarray(grey[edge : edge + FACE_PX, edge : edge + FACE_PX])
+
+
+def nearest_frames(count: int, fps: float, num_frames: int, source_fps: float) -> NDArray[np.int64]:
+    """For each of `count` frames at `fps`, the nearest of `num_frames` of the same span at `source_fps`."""
+    nearest = np.floor(np.arange(count) * source_fps / fps + 0.5).astype(np.int64)
+    return np.asarray(np.minimum(nearest, num_frames - 1))
+
+
+def resampled(faces: Bytes, fps: float) -> Bytes:
+    """Faces [F, ...] at `fps` as the nearest ones at `FPS`."""
+    count = max(min(len(faces), 1), int(np.floor(len(faces) * FPS / fps + 0.5)))
+    return faces if fps == FPS else faces[nearest_frames(count, FPS, len(faces), fps)]

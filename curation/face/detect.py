@@ -1,0 +1,261 @@
+"""Which faces are where: detection in single frames, and linking of sparse samples into tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+from scipy.optimize import linear_sum_assignment
+
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.onnx import session_of
+from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
+from talkforge.schemas.config import ScanConfig
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.schemas.records import Scene
+
+NMS_OVERLAP = 0.3
+"""Boxes that overlap a better one by more than this IoU are the same face. Source: CenterFace's
+published demo; faces of two people side by side overlap less."""
+
+STRIDE_PX = 4
+"""Pixels of the picture per cell of CenterFace's maps. Source: arXiv 1911.03599, section 3.1."""
+
+MULTIPLE_PX = 32
+"""CenterFace's deepest features have this stride: sides are padded to multiples of it."""
+
+MAX_STEP = 1.0
+"""Farthest that a face moves between two sightings, centre to centre in face sizes (square root
+of the box's area). Source: ours; leaning and turning speakers move up to 0.5 sizes in 0.5 s."""
+
+MAX_GROWTH = 1.6
+"""Largest ratio of a face's sizes in two sightings. Source: ours, as above; zooms are slower."""
+
+MAX_MISSED_SAMPLES = 2
+"""Samples in a row in which a face may go undetected without its track ending."""
+
+
+SCRFD_OUTPUTS = (6, 9, 10, 15)
+"""Numbers of outputs that SCRFD's models have: scores and boxes, with or without points, at three or
+five strides. Source: InsightFace's own class, which runs no other."""
+
+
+class Detector(Protocol):
+    """Finds the faces in one picture."""
+
+    @property
+    def name(self) -> str: ...
+
+    def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
+        """Boxes [n, 4] (x0, y0, x1, y1 in pixels of `rgb`) and scores [n] in 0..1, best first."""
+        ...
+
+
+class CenterFace:
+    """CenterFace on one core: a heat map of face centres with a size and an offset in every cell.
+
+    Source: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point",
+    arXiv 1911.03599.
+    """
+
+    name = "centerface"
+
+    def __init__(self, path: Path, min_score: float) -> None:
+        self._session = _session(path, self.name)
+        found = [list(output.shape)[1:2] for output in self._session.get_outputs()][:3]
+        if found != [[1], [2], [2]]:
+            raise ModelError(f"{self.name}: {path}: expected maps of 1, 2 and 2 channels, found {found}")
+        self._input = self._session.get_inputs()[0].name
+        self._maps = [output.name for output in self._session.get_outputs()][:3]
+        self._min_score = min_score
+
+    def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
+        height_px, width_px = rgb.shape[:2]
+        padded = np.pad(rgb, ((0, -height_px % MULTIPLE_PX), (0, -width_px % MULTIPLE_PX), (0, 0)))
+        batch = np.ascontiguousarray(padded.transpose(2, 0, 1)[None], np.float32)
+        heat, scale, offset = self._session.run(self._maps, {self._input: batch})
+        rows, columns = np.nonzero(heat[0, 0] >= self._min_score)
+        scores = heat[0, 0, rows, columns]
+        size_yx = np.exp(scale[0, :, rows, columns]) * STRIDE_PX
+        centre_yx = (np.stack([rows, columns], 1) + offset[0, :, rows, columns] + 0.5) * STRIDE_PX
+        corners = np.concatenate([centre_yx - size_yx / 2, centre_yx + size_yx / 2], 1)[:, [1, 0, 3, 2]]
+        boxes = np.clip(corners, 0, [width_px, height_px, width_px, height_px]).astype(np.float32)
+        return _best(boxes, scores.astype(np.float32), self._min_score)
+
+
+class Scrfd:
+    """SCRFD of InsightFace on one core, through InsightFace's own class."""
+
+    name = "scrfd"
+
+    def __init__(self, path: Path, min_score: float) -> None:
+        # Imported here because the package pulls in much that CenterFace does not need.
+        from insightface.model_zoo.scrfd import SCRFD
+
+        session = _session(path, self.name)
+        if (count := len(session.get_outputs())) not in SCRFD_OUTPUTS:
+            raise ModelError(f"{self.name}: {path}: expected {SCRFD_OUTPUTS} outputs, found {count}")
+        self._model = SCRFD(session=session, static_shape_sessions=False)
+        self._model.prepare(-1, det_thresh=min_score, nms_thresh=NMS_OVERLAP)
+
+    def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
+        height_px, width_px = rgb.shape[:2]
+        size_px = (width_px + -width_px % MULTIPLE_PX, height_px + -height_px % MULTIPLE_PX)
+        found, _ = self._model.detect(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), input_size=size_px)
+        boxes = np.clip(found[:, :4], 0, [width_px, height_px, width_px, height_px])
+        return boxes.astype(np.float32), found[:, 4].astype(np.float32)
+
+
+def load_detector(config: ScanConfig) -> Detector:
+    """The detector that the configuration names, ready to run on one core.
+
+    Raises:
+        ModelError: the weights are missing, altered, or no such detector's.
+    """
+    path = registry.weights(config.detector)
+    if config.detector == "scrfd":
+        return Scrfd(path, config.min_score)
+    return CenterFace(path, config.min_score)
+
+
+def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
+    """An ONNX model on one core, for pictures of any size.
+
+    Raises:
+        ModelError: not an ONNX model, or none with one input [any, 3, any, any]; one line.
+    """
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # files of any kind can be under that name, and fail in any way
+        reason = one_line(error)
+        raise ModelError(f"{name}: {path}: is not an ONNX model that runs: {reason}") from None
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    # Weights listed as inputs are not constants to the runtime, which then cannot fold the batch
+    # normalisation into the convolutions: CenterFace runs 1.5 times as long.
+    inputs = [value for value in graph.input if value.name not in constants]
+    shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != 3:
+        raise ModelError(f"{name}: {path}: expected one input [any, 3, any, any], found {shapes}")
+    del graph.input[:]
+    graph.input.extend(inputs)
+    # Sizes frozen at export (batch 10, 32 x 32) are not those of the pictures.
+    for value in [*graph.input, *graph.output]:
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if axis != 1:
+                dimension.dim_param = f"{value.name}_{axis}"
+    return session_of(model.SerializeToString(), f"{name}: {path}")
+
+
+def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:
+    """Boxes without lesser ones of the same face, best first."""
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+    kept = cv2.dnn.NMSBoxes(corner_and_size.tolist(), scores.tolist(), min_score, NMS_OVERLAP)
+    order = np.asarray(kept, np.intp).reshape(-1)
+    return boxes[order], scores[order]
+
+
+def steps(before: Floats, after: Floats) -> tuple[Floats, Floats]:
+    """How far apart two sets of boxes are, pair by pair.
+
+    Returns:
+        Distance of the centres in face sizes (square root of the smaller box's area), and ratio
+        of the sizes (at least 1); both [n before, n after].
+    """
+    sizes = [np.sqrt(np.maximum(np.prod(b[:, 2:] - b[:, :2], axis=1), 1.0)) for b in (before, after)]
+    centres = [(b[:, :2] + b[:, 2:]) / 2 for b in (before, after)]
+    distance = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2)
+    smaller = np.minimum(sizes[0][:, None], sizes[1][None])
+    larger = np.maximum(sizes[0][:, None], sizes[1][None])
+    return (distance / smaller).astype(np.float32), (larger / smaller).astype(np.float32)
+
+
+@dataclass
+class _Live:
+    """A track while it is being linked: indices of samples and of boxes therein."""
+
+    samples: list[int] = field(default_factory=list)
+    boxes: list[Floats] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def add(self, sample: int, detections: Detections, face: int) -> None:
+        self.samples.append(sample)
+        self.boxes.append(detections.boxes[face])
+        self.scores.append(float(detections.scores[face]))
+
+
+def link(detections: Sequence[Detections], scenes: Sequence[Scene], detector: str) -> tuple[FaceTrack, ...]:
+    """Faces of sparse samples joined into tracks, none of which crosses a cut.
+
+    A face continues the track it is nearest to (best assignment over all faces of the sample),
+    if it moved at most `MAX_STEP` and grew at most `MAX_GROWTH`, and went unseen for at most
+    `MAX_MISSED_SAMPLES` samples in a row. Every detection ends up in exactly one track; one
+    sample is enough for a track. A track seen in the first (last) sample of its scene reaches to the scene's
+    start (end); otherwise half way to the nearest sample in which the face was not seen.
+
+    Args:
+        detections: of the sampled frames, in order of time.
+        scenes: in order of time.
+        detector: name of the detector.
+
+    Returns:
+        Tracks numbered from 0 by first sighting, then from left to right.
+    """
+    tracks: list[FaceTrack] = []
+    for scene in scenes:
+        samples = [d for d in detections if scene.start_s <= d.time_s < scene.end_s]
+        for live in _link_scene(samples):
+            tracks.append(_track(len(tracks), live, samples, scene, detector))
+    return tuple(tracks)
+
+
+def _link_scene(samples: Sequence[Detections]) -> list[_Live]:
+    """Tracks of one scene in order of first sighting, then from left to right."""
+    lives: list[_Live] = []
+    for index, seen in enumerate(samples):
+        open_tracks = [t for t in lives if index - t.samples[-1] <= MAX_MISSED_SAMPLES + 1]
+        taken = set()
+        for track, face in _assign(open_tracks, seen.boxes):
+            open_tracks[track].add(index, seen, face)
+            taken.add(face)
+        for face in sorted(set(range(len(seen.boxes))) - taken, key=lambda f: tuple(seen.boxes[f])):
+            lives.append(_Live())
+            lives[-1].add(index, seen, face)
+    return lives
+
+
+def _assign(tracks: Sequence[_Live], boxes: Floats) -> list[tuple[int, int]]:
+    """Pairs of track and box that continue each other."""
+    if not tracks or not len(boxes):
+        return []
+    distance, growth = steps(np.array([t.boxes[-1] for t in tracks], np.float32), boxes)
+    allowed = (distance <= MAX_STEP) & (growth <= MAX_GROWTH)
+    # A forbidden pair costs more than any number of allowed ones, so that it is never preferred.
+    cost = np.where(allowed, distance + np.log(growth), 1e3)
+    rows, columns = linear_sum_assignment(cost)
+    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if allowed[r, c]]
+
+
+def _track(number: int, live: _Live, samples: Sequence[Detections], scene: Scene, detector: str) -> FaceTrack:
+    first, last = live.samples[0], live.samples[-1]
+    start_s, end_s = scene.start_s, scene.end_s
+    if first > 0:
+        start_s = (samples[first - 1].time_s + samples[first].time_s) / 2
+    if last + 1 < len(samples):
+        end_s = (samples[last].time_s + samples[last + 1].time_s) / 2
+    return FaceTrack(
+        scene=scene.index,
+        track=number,
+        start_s=start_s,
+        end_s=end_s,
+        times_s=np.array([samples[i].time_s for i in live.samples], np.float64),
+        boxes=np.array(live.boxes, np.float32),
+        scores=np.array(live.scores, np.float32),
+        detector=detector,
+    )

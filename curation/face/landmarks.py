@@ -1,0 +1,278 @@
+"""Dense face landmarks: MediaPipe's 478 points on a crop that follows one face.
+
+The landmarker misses small faces in whole frames, so it sees a square crop of fixed size:
+its cost does not depend on the size of the picture. It runs in image mode. Video mode would
+save the detector (about a tenth of the time), but it filters the points over time, which puts
+them a quarter of a frame late, and makes them depend on the frames seen before the clip.
+
+The crop stays where it is while the face is well inside, so a still head is measured
+through a still crop, and is put anew around the last points once it has drifted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.schemas.records import Clip, Video
+from talkforge.schemas.units import seconds_from_frames
+
+Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker, vision.HandLandmarker)
+
+NUM_BLENDSHAPES = 52
+
+CROP_PX = 256
+"""Side of the crop as the landmarker sees it. Source: its mesh network's own input."""
+
+FOLLOW_MARGIN = 1.6
+"""Side of a crop put around the last points, in units of their longer side."""
+
+ANCHOR_MARGINS = (1.8, 1.2)
+"""Sides of the crops tried around the track's box when the face is lost, in units of its longer side."""
+
+DRIFT_SHIFT, DRIFT_SCALE = 0.08, 1.15
+"""A crop is put anew once the face has moved by this share of the crop's side, or has grown or
+shrunk by this factor, from where it was when the crop was put."""
+
+STRAY_SHIFT, STRAY_SCALE = 0.6, 2.0
+"""Points whose centre is farther from the track's box than this share of the larger of both
+sizes, or that differ in size by more than this factor, are another face's."""
+
+PATIENCE_FRAMES, RETRY_FRAMES = 5, 3
+"""A face that was not found in this many frames in a row is lost, and from then on is looked for only
+in every third frame: a face turned away costs little, and is found again at most two frames late.
+Source: ours; gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
+
+MOUTH = (61, 291, 0, 17)
+"""Corners, upper and lower edge of the lips."""
+
+
+class Found(NamedTuple):
+    """One face in a picture: points [478, 3] in pixels of it, blendshapes [52], angles [3]."""
+
+    points: Floats
+    blendshapes: Floats
+    angles_deg: Floats
+
+
+def load_task(kind: type[Task], options: Any, path: Path) -> Task:
+    """A MediaPipe task from its bundle at `path`, kept until the process ends.
+
+    Raises:
+        ModelError: the file is not a bundle of this kind.
+    """
+    try:
+        task = kind.create_from_options(options)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = one_line(error, 200)
+        raise ModelError(f"{path}: expected a bundle for {kind.__name__}: {reason}") from None
+    # Never finalised: at the interpreter's end MediaPipe closes its thread before its tasks, and
+    # each task left over complains on stderr.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
+    return task
+
+
+class FaceLandmarker:
+    """MediaPipe's face landmarker for single pictures: keeps nothing from one to the next.
+
+    Raises:
+        ModelError: the file is not a face landmarker's task bundle.
+    """
+
+    def __init__(self, path: Path) -> None:
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(path)),
+            running_mode=vision.RunningMode.IMAGE,
+            num_faces=1,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+        )
+        self._landmarker = load_task(vision.FaceLandmarker, options, path)
+
+    def find(self, rgb: Bytes) -> Found | None:
+        """The most prominent face of a picture uint8 [H, W, 3], or None.
+
+        Pixel centres are whole numbers; z has the scale of x, negative towards the viewer.
+        """
+        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
+        result = self._landmarker.detect(image)
+        if not result.face_landmarks:
+            return None
+        height_px, width_px = rgb.shape[:2]
+        points = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], np.float32)
+        points *= np.array([width_px, height_px, width_px], np.float32)
+        # The points come as distances from the picture's edge; a mirrored crop of CROP_PX gives
+        # mirrored points within 0.03 px under this reading.
+        points[:, :2] -= 0.5
+        shapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
+        return Found(points, shapes, head_angles(result.facial_transformation_matrixes[0]))
+
+
+def head_angles(matrix: np.ndarray) -> Floats:
+    """Yaw, pitch and roll [3] in degrees of a facial transformation matrix [4, 4].
+
+    Yaw is positive when the face turns to the viewer's right, pitch when it looks up, roll
+    when the head leans clockwise in the picture. Source: MediaPipe's metric space has x to the
+    right, y up, z towards the viewer; yaw about y, then pitch about x, then roll about z.
+    """
+    side, up = matrix[:3, 2], matrix[1, :3]
+    yaw = np.arctan2(side[0], side[2])
+    pitch = np.arctan2(side[1], np.hypot(side[0], side[2]))
+    roll = -np.arctan2(up[0], up[1])
+    return np.degrees([yaw, pitch, roll]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Square:
+    """A square of the picture: left and top edge and side in whole clip pixels."""
+
+    left_px: int
+    top_px: int
+    side_px: int
+
+    @classmethod
+    def around(cls, box: Floats, margin: float) -> _Square:
+        side = max(round(margin * _size(box)), 2)
+        x, y = _centre(box)
+        return cls(round(x - side / 2), round(y - side / 2), side)
+
+    def cut(self, rgb: Bytes) -> Bytes:
+        """The square at CROP_PX; black where it lies outside of the picture."""
+        height, width = rgb.shape[:2]
+        x0, y0 = max(self.left_px, 0), max(self.top_px, 0)
+        x1, y1 = min(self.left_px + self.side_px, width), min(self.top_px + self.side_px, height)
+        if x1 - x0 == y1 - y0 == self.side_px:
+            whole = rgb[y0:y1, x0:x1]
+        else:
+            whole = np.zeros((self.side_px, self.side_px, 3), np.uint8)
+            if x1 > x0 and y1 > y0:
+                top, left = y0 - self.top_px, x0 - self.left_px
+                whole[top : top + y1 - y0, left : left + x1 - x0] = rgb[y0:y1, x0:x1]
+        # Averaging costs up to 2 ms, and below a factor of two changes nothing measurable.
+        how = cv2.INTER_AREA if self.side_px > 2 * CROP_PX else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(whole, (CROP_PX, CROP_PX), interpolation=how), np.uint8)
+
+    def to_picture(self, points: Floats) -> Floats:
+        """Points [n, 3] of the cut square, in pixels of the picture."""
+        scale = self.side_px / CROP_PX
+        corner = np.array([self.left_px - 0.5 + 0.5 * scale, self.top_px - 0.5 + 0.5 * scale, 0])
+        return np.asarray(points * scale + corner, np.float32)
+
+
+def _centre(box: Floats) -> Floats:
+    return np.asarray((box[:2] + box[2:]) / 2, np.float32)
+
+
+def _size(box: Floats) -> float:
+    return float(max(box[2] - box[0], box[3] - box[1]))
+
+
+def _box(points: Floats) -> Floats:
+    return np.concatenate([points[:, :2].min(0), points[:, :2].max(0)]).astype(np.float32)
+
+
+class LandmarkTracer:
+    """Landmarks of one track through one clip, frame by frame.
+
+    Args:
+        landmarker: shared by any number of tracers.
+        track: boxes in source pixels, to start from and to come back to.
+        clip: says which frames there are and how large.
+        video: gives the size of the pictures that the track's boxes are in.
+    """
+
+    def __init__(self, landmarker: FaceLandmarker, track: FaceTrack, clip: Clip, video: Video) -> None:
+        self._landmarker = landmarker
+        self._track = track
+        self._clip = clip
+        scale_x, scale_y = clip.width_px / video.width_px, clip.height_px / video.height_px
+        self._scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        self._crop: _Square | None = None
+        self._put: Floats | None = None  # the points' box when the crop was put around it
+        self._missed_frames = 0
+        frames = clip.num_frames
+        self._points = np.full((frames, NUM_LANDMARKS, 3), np.nan, np.float32)
+        self._blendshapes = np.full((frames, NUM_BLENDSHAPES), np.nan, np.float32)
+        self._angles_deg = np.full((frames, 3), np.nan, np.float32)
+
+    def push(self, k: int | range, rgb: Bytes) -> Floats | None:
+        """Measure one picture, uint8 [clip height, clip width, 3], shown as frame(s) `k`.
+
+        Frames come in rising order. Returns the points [478, 3] in clip pixels, or None where
+        the face was not found, or was not looked for because it is lost.
+        """
+        frames = range(k, k + 1) if isinstance(k, int) else k
+        if not frames:
+            return None
+        found = self._find(rgb, self.box_at(frames[0])) if self._is_due(len(frames)) else None
+        if found is None:
+            self._missed_frames += len(frames)
+            self._crop = self._put = None
+            return None
+        self._missed_frames = 0
+        self._points[frames.start : frames.stop] = found.points
+        self._blendshapes[frames.start : frames.stop] = found.blendshapes
+        self._angles_deg[frames.start : frames.stop] = found.angles_deg
+        self._follow(_box(found.points))
+        return found.points
+
+    @property
+    def lost(self) -> bool:
+        """Whether the face has not been found in the last `PATIENCE_FRAMES` frames."""
+        return self._missed_frames >= PATIENCE_FRAMES
+
+    def _is_due(self, num_frames: int) -> bool:
+        """Whether to look for the face in a picture that is shown in the next `num_frames`."""
+        lost_frames = self._missed_frames - PATIENCE_FRAMES + 1
+        return not self.lost or any((lost_frames + i) % RETRY_FRAMES == 0 for i in range(num_frames))
+
+    def box_at(self, k: int) -> Floats:
+        """Box [4] of the track at frame `k`, in clip pixels."""
+        start_s = self._clip.start_s + seconds_from_frames(k, self._clip.fps)
+        return np.asarray(self._track.box_at(start_s) * self._scale, np.float32)
+
+    def finish(self) -> Landmarks:
+        """What was measured; NaN in frames not pushed or without the face."""
+        return Landmarks(self._points, self._blendshapes, self._angles_deg)
+
+    def _find(self, rgb: Bytes, track_box: Floats) -> Found | None:
+        crops = [_Square.around(track_box, margin) for margin in ANCHOR_MARGINS]
+        if self._crop is not None:
+            crops.insert(0, self._crop)
+        for crop in crops:
+            found = self._landmarker.find(crop.cut(rgb))
+            if found is not None:
+                points = crop.to_picture(found.points)
+                if _same_face(_box(points), track_box) and _mouth_inside(points, rgb):
+                    return found._replace(points=points)
+        return None
+
+    def _follow(self, box: Floats) -> None:
+        if self._crop is not None and self._put is not None:
+            shift = float(np.abs(_centre(box) - _centre(self._put)).max()) / self._crop.side_px
+            growth = _size(box) / _size(self._put)
+            if shift <= DRIFT_SHIFT and 1 / DRIFT_SCALE <= growth <= DRIFT_SCALE:
+                return
+        self._crop, self._put = _Square.around(box, FOLLOW_MARGIN), box
+
+
+def _same_face(box: Floats, track_box: Floats) -> bool:
+    larger, ratio = max(_size(box), _size(track_box)), _size(box) / max(_size(track_box), 1e-6)
+    shift = float(np.linalg.norm(_centre(box) - _centre(track_box))) / max(larger, 1e-6)
+    return shift <= STRAY_SHIFT and 1 / STRAY_SCALE <= ratio <= STRAY_SCALE
+
+
+def _mouth_inside(points: Floats, rgb: Bytes) -> bool:
+    """Whether the mouth's centre lies in the picture: points outside of it are guesses."""
+    x, y = points[list(MOUTH), :2].mean(0)
+    height, width = rgb.shape[:2]
+    return bool(-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5)

@@ -1,0 +1,173 @@
+"""Reading sound: any window of a file, at any rate, each sample in its place.
+
+Reached through `curation.media`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from talkforge.curation.media.container import MISPLACING, SEEK_BACK_S, opened
+from talkforge.curation.media.encode import audio_frame
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import MediaError
+from talkforge.schemas.records import Video
+from talkforge.schemas.units import AUDIO_HZ
+
+PREROLL_S = 0.5
+"""Audio decoded and dropped after a seek: covers AAC overlap, Opus convergence (80 ms, RFC 7845)
+and the bit reservoir of MP3."""
+
+JITTER_S = 0.05
+"""Audio timestamps off by less than this are rounding; more is a gap, filled with silence."""
+
+JUMP_S = 1.0
+"""Timestamps that jump back by more than this have been reset: the audio goes on."""
+
+
+def read_audio(
+    path: Path, video: Video, start_s: float, end_s: float, hz: int = AUDIO_HZ, channels: int = 1
+) -> Floats:
+    """Sound of [start_s, end_s) as float32 in [-1, 1]: [N] for one channel, [N, 2] for two.
+
+    N is exactly (end_s - start_s) * hz, rounded half up; silence where there is no sound, gaps
+    kept in place. Sample 0 sounds at `start_s` to within one sample and one tick of the
+    container's clock (1 ms in Matroska). One channel is the mean of a stereo pair; of more
+    channels, swresample's matrix (ITU-R BS.775) makes what is asked for, without clipping.
+
+    Raises:
+        MediaError: the file cannot be opened, or reading fails.
+    """
+    out = np.zeros((max(0, math.floor((end_s - start_s) * hz + 0.5)), channels), np.float32)
+    if video.audio_start_s is not None:
+        chunks = _covering(_steady(_sounds(path, video, start_s, channels)), start_s, end_s)
+        done = 0
+        for samples in _resampled(chunks, hz):
+            part = samples[: len(out) - done]
+            np.clip(part, -1, 1, out=out[done : done + len(part)])
+            done += len(part)
+    return out[:, 0] if channels == 1 else out
+
+
+def read_sound(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
+    """All the sound of a file, with or without pictures, from its first sample on; as `read_audio`.
+
+    Raises:
+        MediaError: the file cannot be opened or read, or holds no sound.
+    """
+    sounds = _sounds_from(path, path.name, 0.0, None, channels)
+    chunks = list(_resampled(((samples, rate) for samples, rate, _ in _steady(sounds)), hz))
+    if not chunks:
+        raise MediaError(f"{path.name!r}: expected sound, found none")
+    out: Floats = np.clip(np.concatenate(chunks), -1, 1)
+    return out[:, 0] if channels == 1 else out
+
+
+class _Sound(NamedTuple):
+    """Samples [n, channels] at `hz`, the first of which sounds at `time_s`."""
+
+    samples: Floats
+    hz: int
+    time_s: float
+
+
+def _sounds(path: Path, video: Video, start_s: float, channels: int) -> Iterator[_Sound]:
+    """Decoded sound from well before `start_s`, or from the first sound."""
+    assert video.audio_start_s is not None
+    for back_s in SEEK_BACK_S:
+        target_s = start_s - PREROLL_S - back_s
+        if target_s <= video.audio_start_s or video.container in MISPLACING:
+            break
+        sounds = _sounds_from(path, video.uri, video.audio_start_s, target_s, channels)
+        first = next(sounds, None)
+        if first is not None and first.time_s <= start_s - PREROLL_S / 2:
+            yield first
+            yield from sounds
+            return
+    yield from _sounds_from(path, video.uri, video.audio_start_s, None, channels)
+
+
+def _sounds_from(
+    path: Path, uri: str, first_s: float, seek_s: float | None, channels: int
+) -> Iterator[_Sound]:
+    """Decoded sound with the wanted channels, all at the rate of its first frame, which sounds at
+    `first_s` where the container does not say."""
+    with opened(path, uri) as file:
+        stream = file.audio
+        if stream is None or (seek_s is not None and not file.seek(stream, seek_s)):
+            return
+        hz, setup, mixer = 0, None, _mixer(channels, 1)
+        time_s = first_s if seek_s is None else None
+        for frame in file.frames(stream):
+            hz = hz or frame.sample_rate
+            if frame.pts is not None:
+                time_s = file.seconds(stream, frame.pts)
+            if time_s is None:
+                return
+            # Mono is doubled here: swresample would make it 3 dB quieter on its way to stereo.
+            mixed_channels = min(channels, frame.layout.nb_channels)
+            if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                mixer = _mixer(mixed_channels, hz)
+            for mixed in mixer.resample(frame):
+                samples = mixed.to_ndarray().reshape(-1, mixed_channels)
+                samples = np.repeat(samples, channels // mixed_channels, axis=1)
+                yield _Sound(samples, hz, time_s)
+                time_s += len(samples) / hz
+
+
+def _mixer(channels: int, hz: int) -> Any:
+    """Converts to float and mixes; the matrix is normalised, which swresample omits for float."""
+    layout = "mono" if channels == 1 else "stereo"
+    return av.AudioResampler("flt", layout, hz, options={"rematrix_maxval": "1"})
+
+
+def _steady(sounds: Iterator[_Sound]) -> Iterator[tuple[Floats, int, int]]:
+    """(samples, hz, index of the first on the source's clock), in order and without overlap."""
+    expected: int | None = None
+    for samples, hz, time_s in sounds:
+        index = math.floor(time_s * hz + 0.5)
+        if expected is not None:
+            late_s = (index - expected) / hz
+            if late_s < -JUMP_S or abs(late_s) <= JITTER_S:
+                index = expected
+            elif late_s < 0:
+                samples, index = samples[expected - index :], expected
+        expected = index + len(samples)
+        yield samples, hz, index
+
+
+def _covering(
+    sounds: Iterator[tuple[Floats, int, int]], start_s: float, end_s: float
+) -> Iterator[tuple[Floats, int]]:
+    """(samples, hz) from `start_s` on without holes, a little past `end_s` or to the last sound."""
+    at: int | None = None
+    for samples, hz, index in sounds:
+        at = math.floor(start_s * hz + 0.5) if at is None else at
+        # The resampler looks ahead: give it what sounds just after the end.
+        if index >= (end_s + PREROLL_S) * hz:
+            return
+        samples, index = samples[max(0, at - index) :], max(index, at)
+        if not len(samples):
+            continue
+        if index > at:
+            yield np.zeros((index - at, samples.shape[1]), np.float32), hz
+        yield samples, hz
+        at = index + len(samples)
+
+
+def _resampled(chunks: Iterator[tuple[Floats, int]], hz: int) -> Iterator[Floats]:
+    """Chunks [n, channels] of one rate -> chunks [m, channels] at `hz`."""
+    resampler = av.AudioResampler("flt", rate=hz)
+    channels = 1
+    for samples, from_hz in chunks:
+        channels = samples.shape[1]
+        for frame in resampler.resample(audio_frame(samples, from_hz)):
+            yield frame.to_ndarray().reshape(-1, channels)
+    for frame in resampler.resample(None) if not resampler.is_passthrough else ():
+        yield frame.to_ndarray().reshape(-1, channels)

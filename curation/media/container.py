@@ -1,0 +1,171 @@
+"""Opening media files with PyAV: which streams are used, their clock, their packets and frames.
+
+Only `curation.media` and its neighbours, and `curation.media.probe`, need this module.
+
+Damage: a packet that cannot be decoded is skipped, and for pictures all up to the next key
+frame; a file cut short ends where its data end.
+Both are logged as warnings and what came before survives.
+
+Everything runs on one thread: memory stays small, bytes never depend on the machine's load, and
+parallelism belongs to the workers (docs/decoding.md has the figures).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.error import FFmpegError
+
+from talkforge.schemas.errors import MediaError
+
+log = logging.getLogger(__name__)
+
+MAX_PIXELS = 16384 * 8640
+"""Largest picture that is decoded, 16K; a header that asks for more is taken for nonsense."""
+
+DEMUXERS = (
+    "mov,matroska,mpeg,mpegts,avi,flv,asf,ogg,mxf,rm,dv,wtv,nut,ivf,yuv4mpegpipe,gif,"
+    "h264,hevc,m4v,mpegvideo,mp3,wav,w64,flac,aac,ac3,aiff,caf,amr"
+)
+"""What may read a file: no playlists, subtitles or devices, some of which open further files."""
+
+SEEK_BACK_S = (0.0, 2.0, 10.0, 60.0)
+"""How far before the wanted instant to try seeking, before decoding from the start."""
+
+MISPLACING = ("mpeg",)
+"""Containers that are always read from the start: MPEG program streams have few timestamps, and
+after a seek those that FFmpeg fills in are off by up to half a frame."""
+
+_REASONS = {
+    av.error.InvalidDataError: "data in no known media format",
+    av.error.EOFError: "a file cut short before its first picture",
+    av.error.ArgumentError: "a kind of file that holds no video",
+}
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """An open file and what of it is used; `origin_s` is where source second 0 lies on its clock."""
+
+    uri: str
+    container: Any
+    video: Any | None
+    audio: Any | None
+    origin_s: Fraction
+
+    def seconds(self, stream: Any, stamp: int) -> float:
+        """Source seconds of a timestamp of `stream`."""
+        return float(stamp * stream.time_base - self.origin_s)
+
+    def seek(self, stream: Any, time_s: float) -> bool:
+        """Go to the key frame before `time_s`, or near it; False where the container cannot."""
+        try:
+            stamp = math.floor((Fraction(time_s) + self.origin_s) / stream.time_base)
+            self.container.seek(stamp, stream=stream)
+        except (FFmpegError, OverflowError):
+            return False
+        return True
+
+    def packets(self, stream: Any) -> Iterator[Any]:
+        """Packets of one stream that hold data; the demuxer skips every other stream.
+
+        Raises:
+            MediaError: reading fails, other than by the file's being cut short.
+        """
+        for other in self.container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+        try:
+            yield from (packet for packet in self.container.demux(stream) if packet.size)
+        except (av.error.InvalidDataError, av.error.EOFError):
+            log.warning("%r: the file is cut short; what it holds is used", self.uri)
+        except FFmpegError as error:
+            raise MediaError(f"{self.uri!r}: reading failed: {reason(error)}") from error
+
+    def frames(self, stream: Any) -> Iterator[Any]:
+        """Decoded frames of one stream, without those of damaged packets.
+
+        After damage pictures are left out up to the next key frame: what a decoder makes up in
+        between smears one picture over another.
+
+        Raises:
+            MediaError: see `packets`.
+        """
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        num_damaged, smeared = 0, False
+        for packet in self._packets_and_end(stream):
+            try:
+                frames = stream.codec_context.decode(packet)
+            except FFmpegError:
+                num_damaged += 1
+                smeared = stream.type == "video"
+                continue
+            for frame in frames:
+                smeared = smeared and not frame.key_frame
+                if not smeared:
+                    yield frame
+        if num_damaged:
+            log.warning("%r: %d damaged %s packets were skipped", self.uri, num_damaged, stream.type)
+
+    def _packets_and_end(self, stream: Any) -> Iterator[Any]:
+        yield from self.packets(stream)
+        yield None  # makes the decoder give what it still holds, also where the file is cut short
+
+
+@contextmanager
+def opened(path: Path, uri: str, demuxers: str = DEMUXERS) -> Iterator[MediaFile]:
+    """Open a media file and choose its streams; touches no other file and no network.
+
+    Raises:
+        MediaError: not a file that one of `demuxers` reads.
+    """
+    try:
+        container = av.open(
+            str(path.absolute()),  # relative, a name with a colon would be taken for a protocol
+            container_options={"protocol_whitelist": "file", "format_whitelist": demuxers},
+            options={"max_pixels": str(MAX_PIXELS)},
+            metadata_errors="replace",
+        )
+    except (FFmpegError, OSError, ValueError) as error:
+        raise MediaError(f"{uri!r}: expected a video file, found {reason(error)}") from error
+    with container:
+        video, audio = _best_video(container), _best_audio(container)
+        starts = [s.start_time * s.time_base for s in (video, audio) if s and s.start_time is not None]
+        yield MediaFile(uri, container, video, audio, min(starts, default=Fraction(0)))
+
+
+def reason(error: Exception) -> str:
+    """What the system or FFmpeg says, in a few words."""
+    for kind, words in _REASONS.items():
+        if isinstance(error, kind):
+            return words
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
+def _best_video(container: Any) -> Any | None:
+    """The default stream, else the largest, else the first; a cover picture is no video."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    return max(streams, key=lambda s: (_is_default(s), _area_px(s)), default=None)
+
+
+def _best_audio(container: Any) -> Any | None:
+    """The default stream, else the first, of those that can be decoded."""
+    streams = [s for s in container.streams.audio if s.codec_context and s.codec_context.sample_rate]
+    return max(streams, key=_is_default, default=None)
+
+
+def _is_default(stream: Any) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.default)
+
+
+def _area_px(stream: Any) -> int:
+    return stream.codec_context.width * stream.codec_context.height if stream.codec_context else 0

@@ -1,0 +1,229 @@
+"""What a file is, from its headers and its first picture: cheap, and suspicious."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
+from talkforge.schemas.errors import MediaError
+from talkforge.schemas.records import Source, Video
+
+log = logging.getLogger(__name__)
+
+STILL_PICTURES = (
+    "image2,png_pipe,jpeg_pipe,jpegxl_pipe,bmp_pipe,tiff_pipe,webp_pipe,svg_pipe,psd_pipe,qoi_pipe,exr_pipe"
+)
+"""Demuxers of still pictures."""
+
+STILL_BRANDS = ("heic", "heix", "mif1", "avif")
+"""Major brands of ISO files that hold still pictures. Source: ISO/IEC 23008-12."""
+
+MAX_SAMPLE_ASPECT_RATIO = 8.0
+"""Pixels longer than this either way come from a damaged header and are taken for square."""
+
+TAIL_S = 10.0
+"""How far before the end the last packets are looked for, s."""
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of the file's bytes, as 64 hex digits.
+
+    Raises:
+        MediaError: not a regular file, or unreadable.
+    """
+    _expect_file(path, str(path))
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MediaError(f"{str(path)!r}: expected a readable file, found {reason(error)}") from error
+
+
+def probe(path: Path, source: Source, sha256: str) -> Video:
+    """Facts of one video file. Reads headers, decodes one picture, allocates nothing absurd.
+
+    Raises:
+        MediaError: with one line that names the file and says what was found instead of a video:
+            an empty file, something that is no regular file, no permission, another format, a
+            still picture, no video stream, a picture of absurd size, no picture at all.
+    """
+    uri = source.uri
+    num_bytes = _expect_file(path, uri)
+    with _opened_video(path, uri) as file:
+        stream: Any = file.video
+        _expect_size(stream, uri)
+        frame = _first_frame(file)
+        start_s = _start_s(file, stream, frame.pts)
+        fps, fps_nominal = _rates(stream, uri)
+        ratio, rotation_deg = _sample_aspect_ratio(stream, uri), _rotation_deg(frame, uri)
+        width_px, height_px = _display_size(frame.width, frame.height, ratio, rotation_deg)
+        end_s = _end_s(path, file, 1 / fps)
+        return Video(
+            video_id=sha256[:12],
+            sha256=sha256,
+            uri=uri,
+            num_bytes=num_bytes,
+            source=source.source,
+            licence=source.licence,
+            consent=source.consent,
+            container=file.container.format.name,
+            video_codec=stream.codec_context.name,
+            pixel_format=frame.format.name,
+            width_px=width_px,
+            height_px=height_px,
+            coded_width_px=frame.width,
+            coded_height_px=frame.height,
+            rotation_deg=rotation_deg,
+            sample_aspect_ratio=ratio,
+            fps=fps,
+            fps_nominal=fps_nominal,
+            start_s=start_s,
+            end_s=max(end_s, start_s + 1 / fps),
+            **_audio_facts(file),
+        )
+
+
+def _expect_file(path: Path, uri: str) -> int:
+    """Size of a regular file that is not empty; opening anything else could wait for ever."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{uri!r}: expected a readable file, found {reason(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}.get(
+            stat.S_IFMT(status.st_mode), "a device"
+        )
+        raise MediaError(f"{uri!r}: expected a regular file, found {kind}")
+    if not status.st_size:
+        raise MediaError(f"{uri!r}: expected a video file, found an empty file (0 bytes)")
+    return status.st_size
+
+
+@contextmanager
+def _opened_video(path: Path, uri: str) -> Iterator[MediaFile]:
+    """The file, known to be no still picture and to have a video stream that has a decoder."""
+    try:
+        stack = ExitStack()
+        file = stack.enter_context(opened(path, uri))
+    except MediaError:
+        if _is_still_picture(path, uri):
+            raise MediaError(f"{uri!r}: expected a video file, found a still picture") from None
+        raise
+    with stack:
+        if file.container.metadata.get("major_brand") in STILL_BRANDS:
+            raise MediaError(f"{uri!r}: expected a video file, found a still picture")
+        if file.video is None:
+            found = "sound only" if file.container.streams.audio else "none"
+            raise MediaError(f"{uri!r}: expected a video stream, found {found}")
+        if file.video.codec_context is None:
+            raise MediaError(f"{uri!r}: expected a known video codec, found one without a decoder")
+        yield file
+
+
+def _is_still_picture(path: Path, uri: str) -> bool:
+    try:
+        with opened(path, uri, STILL_PICTURES):
+            return True
+    except MediaError:
+        return False
+
+
+def _expect_size(stream: Any, uri: str) -> None:
+    width_px, height_px = stream.codec_context.width, stream.codec_context.height
+    if 0 < width_px * height_px <= MAX_PIXELS:
+        return
+    # FFmpeg itself refuses sizes beyond the limit that it was opened with, and reports none.
+    found = f"{width_px}x{height_px}" if width_px else "none, or one larger than that"
+    raise MediaError(f"{uri!r}: expected a picture size of at most {MAX_PIXELS} pixels, found {found}")
+
+
+def _first_frame(file: MediaFile) -> Any:
+    for frame in file.frames(file.video):
+        return frame
+    raise MediaError(f"{file.uri!r}: expected pictures, found none that can be decoded")
+
+
+def _start_s(file: MediaFile, stream: Any, stamp: int | None) -> float:
+    stamp = stream.start_time if stamp is None else stamp
+    return 0.0 if stamp is None else file.seconds(stream, stamp)
+
+
+def _rates(stream: Any, uri: str) -> tuple[float, float]:
+    """Average and nominal frame rate, frames/s."""
+    nominal = stream.guessed_rate or stream.base_rate or stream.average_rate
+    average = stream.average_rate or nominal
+    if not average or not nominal:
+        raise MediaError(f"{uri!r}: expected a frame rate, found none")
+    return float(average), float(nominal)
+
+
+def _sample_aspect_ratio(stream: Any, uri: str) -> float:
+    ratio = float(stream.sample_aspect_ratio or 1)
+    if 1 / MAX_SAMPLE_ASPECT_RATIO <= ratio <= MAX_SAMPLE_ASPECT_RATIO:
+        return ratio
+    log.warning("%r: a sample aspect ratio of %g is taken for 1", uri, ratio)
+    return 1.0
+
+
+def _rotation_deg(frame: Any, uri: str) -> int:
+    """Clockwise quarter turns that put the picture upright."""
+    clockwise_deg = -frame.rotation % 360
+    upright_deg = round(clockwise_deg / 90) * 90 % 360
+    if upright_deg != clockwise_deg:
+        log.warning("%r: a rotation of %d degrees is taken for %d", uri, clockwise_deg, upright_deg)
+    return int(upright_deg)
+
+
+def _display_size(width_px: int, height_px: int, ratio: float, rotation_deg: int) -> tuple[int, int]:
+    """Size with square pixels, made by stretching the shorter side of the pixel: no detail is lost."""
+    wide = max(1, math.floor(width_px * max(ratio, 1.0) + 0.5))
+    high = max(1, math.floor(height_px * max(1 / ratio, 1.0) + 0.5))
+    return (high, wide) if rotation_deg in (90, 270) else (wide, high)
+
+
+def _end_s(path: Path, file: MediaFile, frame_s: float) -> float:
+    """End of the last video packet, which needs no decoding.
+
+    Looks from `TAIL_S` before the end as the header tells it, and, where that finds nothing, as
+    in a file cut short, at all packets. Headers alone will not do: they are guesses in MPEG
+    streams, promise too much in a cut file, and too little in MP4 with a variable rate.
+    """
+    about_s = file.container.duration / 1e6 if file.container.duration else 0.0
+    for from_s in sorted({max(0.0, about_s - TAIL_S), 0.0}, reverse=True):
+        with opened(path, file.uri) as again:
+            stream: Any = again.video
+            if from_s and not again.seek(stream, from_s):
+                continue
+            # Without an index the duration is the demuxer's guess, half a frame in MPEG-1.
+            last, num_packets = 0.0, 0
+            for num_packets, packet in enumerate(again.packets(stream), start=1):  # noqa: B007
+                if packet.pts is not None:
+                    indexed_s = float(packet.duration * stream.time_base) if stream.frames else 0.0
+                    last = max(last, again.seconds(stream, packet.pts) + (indexed_s or frame_s))
+            if num_packets:
+                promised_s = about_s if stream.frames else last
+                if last < promised_s - 1 and not from_s:
+                    log.warning("%r: cut short at %.2f s of %.2f s", file.uri, last, promised_s)
+                # Elementary streams have neither a duration nor timestamps: count.
+                return last if about_s else max(last, num_packets * frame_s)
+    return about_s
+
+
+def _audio_facts(file: MediaFile) -> dict[str, Any]:
+    """Fields of `Video` about its sound; none where there is no stream that can be decoded."""
+    stream = file.audio
+    if stream is None:
+        return {}
+    return {
+        "audio_codec": stream.codec_context.name,
+        "audio_hz": stream.codec_context.sample_rate,
+        "audio_channels": stream.codec_context.layout.nb_channels,
+        "audio_start_s": _start_s(file, stream, None),
+    }

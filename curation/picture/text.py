@@ -1,0 +1,101 @@
+"""Where is text in a picture? Subtitles, captions, logos, and as well the sign on the wall behind.
+
+PP-OCRv4's detector says of each pixel whether text is there; nothing is read. Lines are found, in any
+script, and whole words; a word of two or three letters is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from talkforge.curation.weights.onnx import session_of
+from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.errors import ModelError
+
+EDGE_PX = 480
+"""Longest edge of the picture as the network sees it. Source: ours; on 30 frames of real clips no drawn line
+of 1/22 of the height was missed, and on 170 without text one box was found, against 18 at 640."""
+
+GRID_PX = 32
+"""The network's input has edges that are multiples of this."""
+
+MEAN, DEVIATION = 0.5, 0.5
+"""Input: (grey level / 255 - mean) / deviation. Source: the detector's settings in
+rapidocr-onnxruntime 1.4.4, as are the next four."""
+
+PIXEL_SCORE = 0.3
+BOX_SCORE = 0.5
+MIN_BOX_PX = 3
+UNCLIP = 1.6
+"""The network marks the core of a line; its box grows by area times this over perimeter on all sides."""
+
+
+MIN_ASPECT = 3.0
+"""A line of text is at least so many times longer than high; shorter boxes are teeth, eyes and leaves, and
+words of two or three letters. Source: ours, on the same frames; before a box is grown."""
+
+
+class TextFinder:
+    """PP-OCRv4's text detector.
+
+    Raises:
+        ModelError: the file is not an ONNX model, or does not take pictures of any size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = session_of(path, f"text detector: {path}")
+        shapes = [list(i.shape) for i in self._session.get_inputs()]
+        fixed = [[size if isinstance(size, int) else None for size in shape][1:] for shape in shapes]
+        if fixed != [[3, None, None]]:
+            raise ModelError(f"text detector: {path}: expected input [any, 3, any, any], found {shapes}")
+        self._name = self._session.get_inputs()[0].name
+
+    def find(self, rgb: Bytes) -> Bytes:
+        """Mask uint8 [h, w] of the whole picture uint8 [H, W, 3]: 1 under the boxes of text.
+
+        h and w are multiples of 32, at most 480.
+        """
+        expect_shape("picture", rgb, (None, None, 3))
+        height_px, width_px = rgb.shape[:2]
+        scale = min(1.0, EDGE_PX / max(height_px, width_px))
+        size = (_on_grid(width_px * scale), _on_grid(height_px * scale))
+        bgr = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)[..., ::-1]
+        planes = ((bgr / 255 - MEAN) / DEVIATION).astype(np.float32).transpose(2, 0, 1)
+        scores = self._session.run(None, {self._name: planes[None]})[0][0, 0]
+        return boxes_mask(np.asarray(scores, np.float32))
+
+
+def boxes_mask(scores: Floats) -> Bytes:
+    """The boxes of text as a mask, uint8 [h, w], from the share of text in each pixel [h, w].
+
+    Source: Liao et al., Real-time Scene Text Detection with Differentiable Binarization (AAAI 2020),
+    3.5; each box is the smallest rectangle, at any angle.
+    """
+    core = (scores > PIXEL_SCORE).astype(np.uint8)
+    mask = np.zeros_like(core)
+    contours, _ = cv2.findContours(core, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    for contour in contours:
+        middle, (width_px, height_px), angle = cv2.minAreaRect(contour)
+        short_px, long_px = sorted((width_px, height_px))
+        if short_px < MIN_BOX_PX or long_px < MIN_ASPECT * short_px:
+            continue
+        if _mean_under(scores, contour) < BOX_SCORE:
+            continue
+        grown = 2 * width_px * height_px * UNCLIP / (2 * (width_px + height_px))
+        corners = cv2.boxPoints((middle, (width_px + grown, height_px + grown), angle))
+        cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)
+    return mask
+
+
+def _mean_under(scores: Floats, contour: Bytes) -> float:
+    x, y, width, height = cv2.boundingRect(contour)
+    inside = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(inside, [contour - (x, y)], 1)
+    return float(scores[y : y + height, x : x + width][inside > 0].mean(dtype=np.float64))
+
+
+def _on_grid(edge_px: float) -> int:
+    return max(GRID_PX, round(edge_px / GRID_PX) * GRID_PX)

@@ -1,0 +1,1 @@
+"""Shot boundary detection: jumps of colours and faces, and a network."""

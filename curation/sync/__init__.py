@@ -1,0 +1,1 @@
+"""Audio-visual synchrony, and who speaks."""

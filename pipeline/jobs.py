@@ -1,0 +1,272 @@
+"""The main job: raw footage in, shards and a report out; each step can also be run by itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from talkforge.curation.body.joints import JOINTS
+from talkforge.curation.verdict import judge
+from talkforge.curation.weights import download
+from talkforge.pipeline import annotate, cut, inspect_clip, ledger, shards, tables
+from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
+from talkforge.pipeline.dataset import (
+    Dataset,
+    describe,
+    exclusive,
+    extend_plan,
+    load_dataset,
+    load_intake,
+    load_plan,
+    open_for_curating,
+    save_dataset,
+    tool_version,
+    videos_by_id,
+)
+from talkforge.pipeline.executor import Executor, InlineExecutor, outstanding
+from talkforge.pipeline.intake import Intake, find_inputs, stamp_of
+from talkforge.pipeline.ledger import Committed, Selection
+from talkforge.pipeline.needs import gather
+from talkforge.pipeline.parts import Part
+from talkforge.pipeline.report import write_report
+from talkforge.pipeline.store import Store, local_copy
+from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import ClipMeasures, Source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named and
+    near duplicates are found."""
+
+    parts_done: int
+    parts: int
+    done_s: float
+    total_s: float
+    kept_s: float
+    measured_s: float
+    """Footage measured in this run, without what was there before."""
+    wall_s: float
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of footage measured per second of wall clock in this run."""
+        return self.measured_s / self.wall_s if self.wall_s > 0 else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Wall seconds left at this pace; None before the first part is done."""
+        pace = self.real_time_factor
+        return (self.total_s - self.done_s) / pace if pace > 0 else None
+
+
+Watch = Callable[[Progress], None]
+
+
+def curate(
+    inputs: Sequence[str],
+    store: Store,
+    config: Config,
+    make_executor: Callable[[], Executor],
+    limit: int | None = None,
+    watch: Watch = lambda _: None,
+    watch_fetching: download.Watch = download.unwatched,
+) -> Selection:
+    """Measure what is not measured yet, then select, cut and report.
+
+    Args:
+        watch: told of each part that is measured. watch_fetching: told of weights that are fetched.
+
+    Raises:
+        CommandError: inputs, output or configuration cannot be used.
+        ModelError: weights are missing. RunError: the run cannot go on.
+    """
+    sources = find_inputs(inputs, limit)
+    gathered = gather(config.measure, watch_fetching)
+    fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
+    dataset = open_for_curating(store, fresh)
+    with exclusive(store):
+        store.sweep()
+        executor = make_executor()
+        try:
+            intake, plan = _take_in(sources, store, config, executor)
+            settled = config.model_copy(update={"measure": gathered.config})
+            measure(plan, store, settled, executor, watch)
+            selection = _calibrate_and_select(store, dataset, intake)
+            return shard(store, load_dataset(store), selection, intake, executor)
+        finally:
+            executor.close()
+
+
+def _take_in(
+    sources: Sequence[Source], store: Store, config: Config, executor: Executor
+) -> tuple[list[Intake], list[Part]]:
+    known = {row.source: row.stamp for row in load_intake(store)}
+    new = [source for source in sources if not known.get(source) or known[source] != stamp_of(source.uri)]
+    return extend_plan(store, executor.intake(new), config.run.part_s)
+
+
+def measure(
+    plan: Sequence[Part], store: Store, config: Config, executor: Executor, watch: Watch = lambda _: None
+) -> None:
+    """Measure and commit every part of the plan that is not there yet."""
+    todo = [piece for part in plan for piece in outstanding(part, store)]
+    state = _progress(plan, todo, store, config)
+    begin_s = time.monotonic()
+    watch(state)
+    for done in executor.run(todo, config, store):
+        state = replace(
+            state,
+            parts_done=state.parts_done + 1,
+            done_s=state.done_s + done.part.duration_s,
+            kept_s=state.kept_s + _kept_s(done.part.name, store, config),
+            measured_s=state.measured_s + done.part.duration_s,
+            wall_s=time.monotonic() - begin_s,
+        )
+        watch(state)
+
+
+def progress(store: Store, config: Config) -> Progress:
+    """How far measuring is, from what is committed."""
+    plan = load_plan(store)
+    todo = [piece for part in plan for piece in outstanding(part, store)]
+    return _progress(plan, todo, store, config)
+
+
+def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> Progress:
+    total_s = sum(part.duration_s for part in plan)
+    done = ledger.committed_parts(store)
+    return Progress(
+        parts_done=len(done),
+        parts=len(done) + len(todo),
+        done_s=total_s - sum(part.duration_s for part in todo),
+        total_s=total_s,
+        kept_s=sum(_kept_s(name, store, config) for name in done),
+        measured_s=0.0,
+        wall_s=0.0,
+    )
+
+
+def _kept_s(part: str, store: Store, config: Config) -> float:
+    name = f"parts/{part}/clips.parquet"
+    rows = tables.from_table(ClipMeasures, tables.from_bytes(store.read(name), name))
+    flat = [ledger.flatten_measures(row) for row in rows]
+    return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
+
+
+def _calibrate_and_select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selection:
+    """Both by one reading of the parts, of which nothing is held afterwards but what is cut."""
+    committed = ledger.read_committed(store)
+    calibrate(store, committed)
+    return select(store, dataset, intake, calibrated(store, committed))
+
+
+def select(
+    store: Store, dataset: Dataset, intake: Sequence[Intake], committed: Committed | None = None
+) -> Selection:
+    """Apply the data set's thresholds to everything committed, and write the ledger.
+
+    Shard names are carried over for clips whose shard still holds them.
+
+    Args:
+        committed: what `read_calibrated` says, where it is known; None: it is read.
+    """
+    committed = annotate.annotated(store, committed or read_calibrated(store))
+    selection = ledger.select(committed, intake, dataset.config)
+    selection = ledger.with_shards(selection, _shards_of(store))
+    ledger.check_conservation(selection, intake)
+    ledger.write_ledger(store, selection)
+    quantiles = {name: tuple(values) for name, values in selection.quantiles.items()}
+    save_dataset(store, dataset.model_copy(update={"quantiles": quantiles}))
+    return selection
+
+
+def _shards_of(store: Store) -> dict[str, str]:
+    """Shard name of every clip that lies in one."""
+    return {key: manifest.name for manifest in shards.manifests(store) for key in manifest.keys}
+
+
+def shard(
+    store: Store,
+    dataset: Dataset,
+    selection: Selection,
+    intake: Sequence[Intake],
+    executor: Executor | None = None,
+) -> Selection:
+    """Cut what is accepted, write the shards, the ledger that names them, and the report."""
+    executor = executor or InlineExecutor()
+    orders = cut.orders(
+        selection,
+        videos_by_id(intake),
+        {use.name: use.sha256 for use in dataset.models},
+        config_hash(dataset.config.measure),
+        tool_version(),
+        dataset.config.shards.text,
+    )
+    config = dataset.config.shards
+    plan = cut.plan(selection.rows, orders, config)
+    calls = [(store, item, [orders[key] for key in item.keys], config) for item in plan]
+    results = sorted(executor.map(cut.cut_shard, calls), key=lambda result: result.name)
+    shards.remove_stale(store, plan)
+    where = {key: result.name for result in results for key in result.keys}
+    failures = [failure for result in results for failure in result.failures]
+    selection = ledger.with_failures(ledger.with_shards(selection, where), failures)
+    ledger.check_conservation(selection, intake)
+    ledger.write_ledger(store, selection)
+    report(store)
+    return selection
+
+
+def report(store: Store) -> str:
+    """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
+    load_dataset(store)
+    dataset = json.loads(store.read("dataset.json"))
+    write_report(
+        store,
+        ledger=tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").to_pandas(),
+        sources=tables.from_bytes(store.read("sources.parquet"), "sources.parquet").to_pandas(),
+        failures=tables.from_bytes(store.read("failures.parquet"), "failures.parquet").to_pandas(),
+        dataset=dataset,
+        thumbnails=ledger.thumbnails(store),
+        people=_people(store),
+    )
+    return "report"
+
+
+def _people(store: Store) -> pd.DataFrame | None:
+    """Rows of `people.parquet`; None where the data set was selected before there was one."""
+    if not store.exists("people.parquet"):
+        return None
+    people: pd.DataFrame = tables.from_bytes(store.read("people.parquet"), "people.parquet").to_pandas()
+    return people
+
+
+def inspect(store: Store, clip_id: str, out: Path) -> None:
+    """Write a video of one clip with everything that was measured of it drawn in.
+
+    Raises:
+        CommandError: there is no such clip, it was not measured densely, or `out` is no mp4.
+    """
+    load_dataset(store)
+    if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
+        raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
+    clip = next((c for c in read_calibrated(store).clips if c.measures.clip.clip_id == clip_id), None)
+    if clip is None:
+        raise CommandError(f"{store.root}: no clip {clip_id!r}; ledger.parquet lists them")
+    if clip.measures.lips is None:
+        why = clip.failure.message if clip.failure else clip.measures.stopped_by
+        raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")
+    video = videos_by_id(load_intake(store))[clip.measures.clip.video_id]
+    arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
+    with local_copy(video.uri) as path:
+        inspect_clip.inspect(clip.measures.clip, arrays, video, path, out)

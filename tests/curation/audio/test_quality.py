@@ -1,0 +1,164 @@
+"""Sounds of known ratio and bandwidth, and real clips whose sound is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkforge.curation import media
+from talkforge.curation.audio import quality, vad
+from talkforge.curation.audio.quality import SoundMeter, bandwidth_hz, snr_db
+from talkforge.curation.media import probe
+from talkforge.curation.weights import registry
+from talkforge.schemas.config import SoundConfig
+from talkforge.schemas.errors import ModelError
+from talkforge.schemas.records import Sound, Source
+from talkforge.schemas.units import AUDIO_HZ
+
+WITH_DNSMOS = SoundConfig(dnsmos=True)
+
+
+def noise(seconds: float, level: float, seed: int = 0) -> np.ndarray:
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * AUDIO_HZ))
+    return (level * samples).astype(np.float32)
+
+
+def band_limited(limit_hz: float) -> np.ndarray:
+    spectrum = np.fft.rfft(noise(2, 0.1))
+    spectrum[np.fft.rfftfreq(2 * AUDIO_HZ, 1 / AUDIO_HZ) > limit_hz] = 0
+    return np.fft.irfft(spectrum).astype(np.float32)
+
+
+def heard(path: Path) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    samples = media.read_audio(path, video, video.start_s, video.end_s)
+    return samples, vad.segments(samples, 0.0)
+
+
+@pytest.fixture(scope="module")
+def meter() -> SoundMeter:
+    try:
+        return SoundMeter(WITH_DNSMOS)
+    except ModelError as error:
+        pytest.skip(str(error))
+
+
+# --- signal and noise ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio_db", [0.0, 10.0, 30.0])
+@pytest.mark.parametrize("start_s", [0.0, 7.5])
+def test_the_ratio_of_speech_to_the_pauses_around_it(ratio_db: float, start_s: float) -> None:
+    samples = noise(4, 0.01)
+    samples[AUDIO_HZ : 3 * AUDIO_HZ] += noise(2, 0.01 * 10 ** (ratio_db / 20), seed=1)
+    found = snr_db(samples, [(start_s + 1, start_s + 3)], start_s)
+    assert found == pytest.approx(ratio_db, abs=0.3)
+
+
+def test_a_cough_in_a_pause_is_not_the_noise() -> None:
+    samples = noise(4, 0.01)
+    samples[2 * AUDIO_HZ :] += noise(2, 0.1, seed=1)
+    quiet = snr_db(samples, [(2, 4)], 0)
+    samples[AUDIO_HZ // 2 : AUDIO_HZ] = noise(0.5, 0.5, seed=2)
+    assert quiet is not None
+    assert snr_db(samples, [(2, 4)], 0) == pytest.approx(quiet, abs=0.5)
+
+
+def test_without_speech_or_without_pauses_the_ratio_is_unknown() -> None:
+    samples = noise(3, 0.1)
+    assert snr_db(samples, [], 0) is None
+    assert snr_db(samples, [(0, 3)], 0) is None
+    assert snr_db(samples, [(0.15, 2.85)], 0) is None  # what is left is as near to speech as breath
+    assert snr_db(samples[:0], [(0, 3)], 0) is None
+
+
+def test_the_ratio_stays_within_its_range() -> None:
+    samples = noise(4, 0.1)
+    assert snr_db(samples * np.repeat([0, 1], 2 * AUDIO_HZ).astype(np.float32), [(2, 4)], 0) == 100.0
+    assert snr_db(samples * np.repeat([1, 0], 2 * AUDIO_HZ).astype(np.float32), [(2, 4)], 0) == -20.0
+
+
+# --- bandwidth -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit_hz", [1000, 3400, 5500])
+def test_the_bandwidth_is_where_the_sound_ends(limit_hz: float) -> None:
+    assert bandwidth_hz(band_limited(limit_hz)) == pytest.approx(limit_hz, abs=200)
+
+
+def test_bandwidth_of_everything_and_of_nothing() -> None:
+    assert bandwidth_hz(noise(2, 0.1)) == 8000
+    assert bandwidth_hz(np.zeros(AUDIO_HZ, np.float32)) is None
+    assert bandwidth_hz(noise(0.01, 0.1)) is None
+
+
+# --- DNSMOS --------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_published_script(
+    meter: SoundMeter, clips_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signal 3.451, background 3.545, overall 2.942: speechmos 0.0.1.1 on the same samples."""
+    monkeypatch.setattr(quality, "DNSMOS_HOP_S", 1.0)
+    found = meter.measure(*heard(clips_dir / "st_katie.mp4"), 0.0)
+    assert found.dnsmos_signal == pytest.approx(3.451, abs=0.005)
+    assert found.dnsmos_background == pytest.approx(3.545, abs=0.005)
+    assert found.dnsmos_overall == pytest.approx(2.942, abs=0.005)
+
+
+def test_noise_lowers_the_ratio_and_the_background_score(meter: SoundMeter, clips_dir: Path) -> None:
+    samples, spans = heard(clips_dir / "grid_id2_swwp2s.mpg")
+    clean = meter.measure(samples, spans, 0.0)
+    noisy = meter.measure(samples + noise(len(samples) / AUDIO_HZ, 0.05), spans, 0.0)
+    assert clean.snr_db is not None and noisy.snr_db is not None
+    assert clean.snr_db > 25 > 15 > noisy.snr_db
+    assert clean.dnsmos_background is not None and noisy.dnsmos_background is not None
+    assert clean.dnsmos_background > 4 > 2.5 > noisy.dnsmos_background
+
+
+def test_a_noisy_stage_scores_below_a_studio(meter: SoundMeter, clips_dir: Path) -> None:
+    stage = meter.measure(*heard(clips_dir / "fr_hamilton.mp4"), 0.0).dnsmos_overall
+    studio = meter.measure(*heard(clips_dir / "grid_brbk7n.mpg"), 0.0).dnsmos_overall
+    assert stage is not None and studio is not None
+    assert stage < 2 < studio
+
+
+def test_silence_has_no_scores(meter: SoundMeter) -> None:
+    found = meter.measure(np.zeros(3 * AUDIO_HZ, np.float32), [], 0.0)
+    assert found == Sound(
+        snr_db=None, bandwidth_hz=None, dnsmos_signal=None, dnsmos_background=None, dnsmos_overall=None,
+        music_fraction=None,
+    )  # fmt: skip
+
+
+def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "weights", lambda _: weights_dir / "MobileFaceNet.onnx")
+    with pytest.raises(ModelError, match=r"dnsmos: \S+MobileFaceNet\.onnx: expected input \[any, 144160\]"):
+        SoundMeter(WITH_DNSMOS)
+    page = tmp_path / "page.onnx"
+    page.write_text("<html>Not found</html>")
+    monkeypatch.setattr(registry, "weights", lambda _: page)
+    with pytest.raises(ModelError, match=r"dnsmos: \S+page\.onnx: is not an ONNX model that runs"):
+        SoundMeter(WITH_DNSMOS)
+
+
+def test_music_is_measured_where_it_is_asked_for(clips_dir: Path) -> None:
+    try:
+        meter = SoundMeter(SoundConfig(music=True))
+    except ModelError as error:
+        pytest.skip(str(error))
+    found = meter.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
+    assert (found.music_fraction, found.dnsmos_overall) == (pytest.approx(0.968, abs=0.005), None)
+
+
+def test_without_models_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> Path:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(registry, "weights", refuse)
+    samples = noise(2, 0.1)
+    samples[:AUDIO_HZ] = 0
+    found = SoundMeter(SoundConfig()).measure(samples, [(0.0, 1.0)], 0.0)
+    assert (found.snr_db, found.bandwidth_hz, found.dnsmos_overall) == (-20.0, 8000.0, None)

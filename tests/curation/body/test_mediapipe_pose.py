@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from rtmlib.visualization.skeleton.coco133 import coco133
+
+from talkforge.curation.body.joints import JOINTS
+from talkforge.curation.body.mediapipe_pose import MediaPipePose
+from talkforge.curation.body.motion import UPPER_BODY
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import ModelError
+
+
+def test_the_joints_are_those_of_coco_wholebody_without_the_face() -> None:
+    published = [coco133["keypoint_info"][i]["name"] for i in range(133)]
+    assert list(JOINTS) == [name for name in published if not name.startswith("face-")]
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Floats:
+    """Joints of a portrait of 512 x 512 px, head to waist, found in a region that starts at (30, 10)."""
+    try:
+        model = MediaPipePose(registry.pose_task())
+    except ModelError as error:
+        pytest.skip(str(error))
+    (joints,) = model.find(skimage.data.astronaut(), (30, 10, 430, 512))
+    return joints
+
+
+def test_each_point_has_its_joint_and_the_others_are_nan(astronaut: Floats) -> None:
+    given = {name for name, joint in zip(JOINTS, astronaut, strict=True) if np.isfinite(joint).all()}
+    hand = {
+        f"{side}_{name}" for side in ("left", "right") for name in ("thumb2", "forefinger1", "pinky_finger1")
+    }
+    feet = {f"{side}_{name}" for side in ("left", "right") for name in ("big_toe", "heel")}
+    assert given == {*JOINTS[:17], *feet, *hand}
+    assert set(UPPER_BODY) <= {JOINTS.index(name) for name in given}
+    assert np.isnan(astronaut[[name not in given for name in JOINTS]]).all()
+
+
+def test_a_portrait_has_its_joints_where_they_are(astronaut: Floats) -> None:
+    by_eye = {"nose": (219, 124), "left_eye": (245, 108), "right_eye": (201, 103)}
+    for name, at in by_eye.items():
+        np.testing.assert_allclose(astronaut[JOINTS.index(name), :2], at, atol=8, err_msg=name)
+    for name in ("ear", "shoulder", "elbow", "hip"):
+        left, right = astronaut[[JOINTS.index(f"left_{name}"), JOINTS.index(f"right_{name}")], 0]
+        assert left > right + 60, name
+
+
+def test_a_file_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.task"
+    path.write_bytes(b"not a bundle")
+    with pytest.raises(ModelError, match=r"bad\.task: expected a bundle for PoseLandmarker"):
+        MediaPipePose(path)

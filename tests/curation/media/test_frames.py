@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import math
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from talkforge.curation import media
+from talkforge.curation.media import (
+    clip_size,
+    decode_flac,
+    encode_flac,
+    encode_mp4,
+    frames_shown,
+    pictures,
+    read_audio,
+)
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.schemas.errors import MediaError
+from talkforge.schemas.records import Source, Video
+from tests.media_files import (
+    Pictures,
+    Sounds,
+    clicks,
+    clicks_heard,
+    is_upright,
+    number_of,
+    numbered,
+    steady,
+    write_media,
+)
+
+REAL_COUNTS = {
+    "fr_hamilton.mp4": 275,
+    "grid_bbaf2n.mpg": 75,
+    "vr_1.mp4": 135,
+    "sk_carphone_pristine.mp4": 120,
+}
+
+CONTAINERS = {
+    "mp4": ("libx264", "aac"),
+    "mkv": ("libx264", "pcm_s16le"),
+    "mov": ("libx264", "pcm_s16le"),
+    "avi": ("mpeg4", "pcm_s16le"),
+    "ts": ("libx264", "mp2"),
+    "mpg": ("mpeg2video", "mp2"),
+    "flv": ("libx264", "aac"),
+}
+
+
+def probed(path: Path) -> Video:
+    return probe(path, Source(uri=path.name), content_hash(path))
+
+
+def shown(path: Path, start_s: float = 0.0, end_s: float = math.inf) -> list[tuple[int, float, float]]:
+    """(number, time_s, until_s) of every picture."""
+    found = pictures(path, probed(path), start_s, end_s)
+    return [(number_of(p.rgb()), round(p.time_s, 6), round(p.until_s, 6)) for p in found]
+
+
+# --- pictures ---
+
+
+def test_variable_rate(tmp_path: Path) -> None:
+    times_s = [0, 0.04, 0.1, 0.35, 0.36, 0.5, 1.2, 1.25]
+    path = write_media(tmp_path / "a.mkv", Pictures(times_s))
+    ends_s = [*times_s[1:], 1.29]
+    assert shown(path) == [(n, t, e) for n, (t, e) in enumerate(zip(times_s, ends_s, strict=True))]
+
+
+def test_window_holds_what_is_in_force(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures([0, 0.1, 0.5, 0.9]))
+    assert [n for n, _, _ in shown(path, 0.3, 0.5)] == [1]
+    assert [n for n, _, _ in shown(path, 0.3, 0.501)] == [1, 2]
+    assert [n for n, _, _ in shown(path, 0.5, 0.6)] == [2]
+    assert [n for n, _, _ in shown(path, 0.93, 2.0)] == [3]
+    assert shown(path, 0.95, 2.0) == []
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_seeking_changes_nothing(tmp_path: Path, suffix: str) -> None:
+    codec, sound = CONTAINERS[suffix]
+    times_s = steady(250)
+    path = write_media(
+        tmp_path / f"a.{suffix}", Pictures(times_s, codec=codec), Sounds([(0, 10)], codec=sound)
+    )
+    video = probed(path)
+    whole = [(p.time_s, p.until_s, p.rgb()) for p in pictures(path, video)]
+    assert [number_of(rgb) for _, _, rgb in whole] == list(range(250))
+    assert np.diff([t for t, _, _ in whole]) == pytest.approx(np.full(249, 0.04), abs=1e-6)
+    for start_s, end_s in [(8.013, 8.5), (9.7, 11.0), (3.0, 3.01)]:
+        part = [(p.time_s, p.until_s, p.rgb()) for p in pictures(path, video, start_s, end_s)]
+        want = [p for p in whole if p[1] > start_s and p[0] < end_s]
+        assert [p[:2] for p in part] == [p[:2] for p in want]
+        assert all(np.array_equal(a[2], b[2]) for a, b in zip(part, want, strict=True))
+
+
+def test_seeking_changes_nothing_on_real_clips(clips_dir: Path) -> None:
+    for path in map(clips_dir.joinpath, REAL_COUNTS):
+        video = probed(path)
+        whole = [(p.time_s, p.until_s) for p in pictures(path, video)]
+        start_s = video.end_s - 1.3
+        part = [(p.time_s, p.until_s) for p in pictures(path, video, start_s)]
+        assert part == [p for p in whole if p[1] > start_s], path.name
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(whole)), path.name
+        assert whole[0][0] == video.start_s, path.name
+        assert whole[-1][1] == pytest.approx(video.end_s, abs=1e-6), path.name
+
+
+@pytest.mark.parametrize("name", REAL_COUNTS)
+def test_every_picture_of_real_clips(clips_dir: Path, name: str) -> None:
+    path = clips_dir / name
+    assert sum(1 for _ in pictures(path, probed(path))) == REAL_COUNTS[name]
+
+
+def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path, clips_dir: Path) -> None:
+    path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.85)), Sounds([(0, 2)], [0.85, 1.2]))
+    assert shown(path)[0] == (0, 0.85, 0.89)
+    assert clicks_heard(read_audio(path, probed(path), 0, 2), 16_000) == pytest.approx([0.85, 1.2], abs=1e-3)
+    hamilton = clips_dir / "fr_hamilton.mp4"
+    first = next(pictures(hamilton, probed(hamilton)))
+    assert first.time_s == pytest.approx(10214 / 11988 - 353 / 44100, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("stream", "shape"),
+    [
+        (Pictures(steady(3), rotation_deg=90), (96, 64, 3)),
+        (Pictures(steady(3), rotation_deg=180), (64, 96, 3)),
+        (Pictures(steady(3), rotation_deg=270), (96, 64, 3)),
+        (Pictures(steady(3), sample_aspect_ratio=Fraction(4, 3)), (64, 128, 3)),
+        (Pictures(steady(3), rotation_deg=90, sample_aspect_ratio=Fraction(4, 3)), (128, 64, 3)),
+        (Pictures(steady(3), pix_fmt="yuv420p10le"), (64, 96, 3)),
+        (Pictures(steady(3), width_px=97, height_px=65, pix_fmt="yuv444p"), (65, 97, 3)),
+    ],
+)
+def test_pictures_are_upright_and_square(
+    tmp_path: Path, stream: Pictures, shape: tuple[int, int, int]
+) -> None:
+    path = write_media(tmp_path / "a.mp4", stream)
+    for n, picture in enumerate(pictures(path, probed(path))):
+        rgb = picture.rgb()
+        assert rgb.shape == shape and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
+        assert number_of(rgb) == n and is_upright(rgb)
+
+
+def test_sizes_on_request(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", Pictures(steady(1), rotation_deg=90))
+    picture = next(pictures(path, probed(path)))
+    assert picture.rgb().shape == (96, 64, 3)
+    assert picture.rgb(longest_edge_px=48).shape == (48, 32, 3)
+    assert picture.rgb(longest_edge_px=4000).shape == (96, 64, 3)
+    assert picture.rgb(width_px=32).shape == (48, 32, 3)
+    assert picture.rgb(height_px=192).shape == (192, 128, 3)
+    assert picture.rgb(50, 40).shape == (40, 50, 3)
+    assert is_upright(picture.rgb(50, 40))
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv422p10le", "bgr0"])
+@pytest.mark.parametrize("size", [(64, 64), (40, 30)])
+def test_colours(tmp_path: Path, pix_fmt: str, size: tuple[int, int]) -> None:
+    """Untagged small pictures are BT.601; tags of range and matrix are followed."""
+    for rgb in [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 60, 100)]:
+        path = tmp_path / "a.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=25)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p" if pix_fmt == "yuvj420p" else pix_fmt
+            stream.codec_context.color_range = 2 if pix_fmt == "yuvj420p" else 1
+            flat = np.full((64, 64, 3), rgb, np.uint8)
+            frame = av.VideoFrame.from_ndarray(flat, format="rgb24")
+            colours = (
+                {} if pix_fmt == "bgr0" else {"dst_colorspace": 5, "dst_color_range": 1 + ("j" in pix_fmt)}
+            )
+            frame = frame.reformat(format=stream.pix_fmt, **colours)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        shown_rgb = next(pictures(path, probed(path))).rgb(*size)[15, 20]
+        assert shown_rgb.astype(int) == pytest.approx(np.array(rgb), abs=3)
+
+
+def test_cut_file_gives_what_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = write_media(
+        tmp_path / "a.mp4",
+        Pictures(steady(250)),
+        Sounds([(0, 10)], [0.25, 9], codec="aac"),
+        options={"movflags": "faststart"},
+    )
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    found = shown(cut)
+    assert 20 < len(found) < 230 and found == shown(whole, 0, found[-1][2] - 0.01)
+    assert shown(cut, 9.0, 9.5) == []
+    sound = read_audio(cut, probed(cut), 0, 10)
+    assert len(sound) == 160_000 and clicks_heard(sound, 16_000) == pytest.approx([0.25], abs=2e-3)
+    assert "cut short" in caplog.text
+
+
+def test_damage_in_the_middle_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_media(tmp_path / "a.mp4", Pictures(steady(250)))
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 3
+    data[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        numbers = [n for n, _, _ in shown(path)]
+    assert 150 < len(numbers) < 250 and numbers == sorted(set(numbers))
+    assert numbers[0] == 0 and numbers[-1] == 249
+    assert "damaged video packets were skipped" in caplog.text
+
+
+def test_nothing_decodable(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures(steady(25)))
+    video = probed(path)
+    write_media(path, Pictures([]), Sounds([(0, 1)]))
+    with pytest.raises(MediaError, match=r"'a.mkv': expected pictures, found none"):
+        list(pictures(path, video))
+
+
+def test_no_timestamps(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.h264", Pictures(steady(50)))
+    assert shown(path) == [(n, round(n / 25, 6), round((n + 1) / 25, 6)) for n in range(50)]
+    assert [n for n, _, _ in shown(path, 1.5, 1.6)] == [37, 38, 39]
+
+
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", Pictures(steady(1000), gop=250))
+    held = []
+    for n, picture in enumerate(pictures(path, probed(path))):
+        if n % 250 == 200:
+            gc.collect()
+            held.append(Counter(type(thing) for thing in gc.get_objects()))
+        del picture
+    assert [(h[media._Frame], h[media.Picture]) for h in held] == [(2, 1)] * 4
+
+
+# --- frames of a clip ---
+
+
+def test_frames_shown_partition_the_clip(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures([0, 0.04, 0.1, 0.35, 0.36, 0.5, 1.2, 1.25]))
+    video = probed(path)
+    ranges = [frames_shown(p, 0.02, 25.0, 30) for p in pictures(path, video, 0.02, 0.02 + 30 / 25)]
+    assert [k for r in ranges for k in r] == list(range(30))
+    # Instants 0.02, 0.06, 0.10, ...: the picture of 0.36 is never in force at one of them.
+    assert [list(r) for r in ranges[:6]] == [
+        [0],
+        [1],
+        list(range(2, 9)),
+        [],
+        [9, 10, 11],
+        list(range(12, 30)),
+    ]
+
+
+def test_same_rate_shows_each_picture_once_despite_rounded_clocks(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures(steady(90, fps=30.0)))
+    found = list(pictures(path, probed(path)))
+    assert found[1].time_s == pytest.approx(0.033, abs=1e-12)  # Matroska counts milliseconds
+    assert [list(frames_shown(p, 0.0, 30.0, 90)) for p in found] == [[k] for k in range(90)]
+
+
+def test_a_late_first_picture_covers_nothing_before_it(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.5)), Sounds([(0, 2)]))
+    first = next(pictures(path, probed(path)))
+    assert list(frames_shown(first, 0.42, 25.0, 10)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("size", "longest_px", "want"),
+    [
+        ((1080, 1920), 1024, (576, 1024)),
+        ((193, 144), 1024, (192, 144)),
+        ((97, 65), 1024, (96, 64)),
+        ((640, 360), 1023, (640, 360)),
+        ((1920, 1080), 641, (642, 360)),
+        ((4000, 3), 100, (100, 2)),
+    ],
+)
+def test_clip_size(tmp_path: Path, size: tuple[int, int], longest_px: int, want: tuple[int, int]) -> None:
+    video = probed(write_media(tmp_path / "a.mp4", Pictures(steady(1))))
+    video = video.model_copy(update={"width_px": size[0], "height_px": size[1]})
+    assert clip_size(video, longest_px) == want
+
+
+# --- sound ---
+
+CLICKS_S = [0.25, 1.0, 5.0, 9.0]
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_sound_stays_with_the_pictures(tmp_path: Path, suffix: str) -> None:
+    codec, sound = CONTAINERS[suffix]
+    path = write_media(
+        tmp_path / f"a.{suffix}", Pictures(steady(250), codec=codec), Sounds([(0, 10)], CLICKS_S, codec=sound)
+    )
+    video = probed(path)
+    heard = clicks_heard(read_audio(path, video, video.start_s, video.end_s), 16_000)
+    assert heard == pytest.approx(CLICKS_S, abs=2e-3)
+    for start_s, end_s in [(0.2, 1.3), (4.7, 5.2), (8.9, 9.4)]:
+        window = read_audio(path, video, video.start_s + start_s, video.start_s + end_s)
+        assert len(window) == round((end_s - start_s) * 16_000)
+        want = [c - start_s for c in CLICKS_S if start_s <= c < end_s]
+        assert clicks_heard(window, 16_000) == pytest.approx(want, abs=2e-3)
+
+
+def test_window_equals_part_of_the_whole(clips_dir: Path) -> None:
+    for name in ("ls_demo3.mp4", "grid_bbaf2n.mpg", "vr_1.mp4"):
+        path = clips_dir / name
+        video = probed(path)
+        whole = read_audio(path, video, 0, video.end_s)
+        part = read_audio(path, video, 2.0, 2.5)
+        lags = range(-2, 3)
+        errors = [np.abs(part[100:-100] - whole[32_100 + lag : 39_900 + lag]).max() for lag in lags]
+        assert lags[int(np.argmin(errors))] == 0, name
+        assert min(errors) < 0.02 * np.abs(whole).max() + 1e-3, name
+
+
+def test_gaps_and_late_starts_are_silence(tmp_path: Path) -> None:
+    pieces = [(0.5, 1.5), (2.5, 3.0)]
+    path = write_media(tmp_path / "a.mkv", Pictures(steady(100)), Sounds(pieces, [0.75, 2.75]))
+    video = probed(path)
+    assert video.audio_start_s == 0.5
+    sound = read_audio(path, video, 0, 4)
+    assert len(sound) == 64_000
+    assert clicks_heard(sound, 16_000) == pytest.approx([0.75, 2.75], abs=1e-3)
+    assert not sound[:7_900].any() and not sound[24_100:39_900].any() and not sound[48_100:].any()
+    assert clicks_heard(read_audio(path, video, 1.8, 2.9), 16_000) == pytest.approx([0.95], abs=1e-3)
+
+
+def test_no_sound_is_silence(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", Pictures(steady(25)))
+    sound = read_audio(path, probed(path), 0.1, 0.3)
+    assert sound.shape == (3200,) and sound.dtype == np.float32 and not sound.any()
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1"])
+def test_channels_and_rates(tmp_path: Path, layout: str) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures(steady(25)), Sounds([(0, 1)], [0.5], layout=layout))
+    video = probed(path)
+    mono = read_audio(path, video, 0, 1)
+    pair = read_audio(path, video, 0, 1, hz=48_000, channels=2)
+    assert mono.shape == (16_000,) and pair.shape == (48_000, 2)
+    assert np.array_equal(pair[:, 0], pair[:, 1])
+    # The same sound on every channel keeps its level, whatever it is mixed to.
+    assert np.abs(pair).max() == pytest.approx(0.8, rel=0.01)
+    assert np.abs(mono).max() == pytest.approx(0.84, rel=0.01)  # overshoot of the 16 kHz filter
+
+
+def test_one_sided_stereo_is_mixed_evenly(tmp_path: Path) -> None:
+    left = np.zeros((48_000, 2), np.float32)
+    left[:, 0] = clicks(0, 1, [0.5], 48_000)
+    path = tmp_path / "a.mp4"
+    encode_mp4(path, (numbered(n, 96, 64) for n in range(25)), 25.0, left, crf=23, preset="ultrafast")
+    mono = read_audio(path, probed(path), 0, 1)
+    assert np.abs(mono).max() == pytest.approx(0.4, rel=0.1)
+
+
+# --- encoding ---
+
+
+@pytest.mark.parametrize("fps", [25.0, 23.0, 29.97, 30_000 / 1001])
+def test_clip_round_trip(tmp_path: Path, fps: float) -> None:
+    num_frames, clicks_s = 61, [0.1, 0.5, 1.0, 1.9]
+    mono = clicks(0, num_frames / fps, clicks_s, 48_000)
+    sound = np.stack([mono, mono], axis=1)
+    for name in ("a.mp4", "b.mp4"):
+        encode_mp4(
+            tmp_path / name,
+            (numbered(n, 192, 128) for n in range(num_frames)),
+            fps,
+            sound,
+            crf=18,
+            preset="veryfast",
+        )
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data == (tmp_path / "b.mp4").read_bytes()
+    assert b"Lavf" not in data and b"Lavc" not in data
+    assert data.index(b"moov") < data.index(b"mdat")
+    video = probed(tmp_path / "a.mp4")
+    assert (video.start_s, video.audio_start_s, video.fps) == (0.0, 0.0, pytest.approx(fps, abs=1e-9))
+    assert (video.pixel_format, video.video_codec, video.audio_codec) == ("yuv420p", "h264", "aac")
+    found = shown(tmp_path / "a.mp4")
+    assert [n for n, _, _ in found] == list(range(num_frames))
+    assert [t for _, t, _ in found] == pytest.approx([n / fps for n in range(num_frames)], abs=1e-4)
+    heard = clicks_heard(read_audio(tmp_path / "a.mp4", video, 0, num_frames / fps), 16_000)
+    assert heard == pytest.approx(clicks_s, abs=2e-3)
+
+
+@pytest.mark.parametrize("rgb", [(255, 0, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128), (200, 60, 100)])
+def test_clip_keeps_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
+    path = tmp_path / "a.mp4"
+    encode_mp4(path, [np.full((64, 64, 3), rgb, np.uint8)] * 2, 25.0, None, crf=10, preset="veryfast")
+    assert next(pictures(path, probed(path))).rgb()[32, 32].astype(int) == pytest.approx(np.array(rgb), abs=2)
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+
+
+def test_failed_encoding_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected frames, found none"):
+        encode_mp4(tmp_path / "a.mp4", [], 25.0, None, crf=20, preset="ultrafast")
+
+    def breaking() -> list[np.ndarray]:
+        yield numbered(0, 96, 64)
+        raise MediaError("source broke")
+
+    with pytest.raises(MediaError, match="source broke"):
+        encode_mp4(tmp_path / "a.mp4", breaking(), 25.0, None, crf=20, preset="ultrafast")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("num_samples", [1, 15, 4096, 48_000, 100_001])
+def test_flac_round_trip(num_samples: int) -> None:
+    samples = np.random.default_rng(1).uniform(-1, 1, num_samples).astype(np.float32)
+    data = encode_flac(samples)
+    assert data == encode_flac(samples)
+    back = decode_flac(data)
+    assert back.dtype == np.float32 and len(back) == num_samples
+    assert np.abs(back - samples).max() <= 1 / 32768
+    assert encode_flac(back) == data
+
+
+def test_flac_clips_and_refuses() -> None:
+    assert decode_flac(encode_flac(np.array([2.0, -2.0], np.float32))).tolist() == [32767 / 32768, -1.0]
+    with pytest.raises(ValueError, match="expected samples, found none"):
+        encode_flac(np.zeros(0, np.float32))
+    with pytest.raises(MediaError, match=r"flac: expected .* found (none|data)"):
+        decode_flac(b"not flac at all")

@@ -1,0 +1,307 @@
+"""The commands that work on a data set that was measured."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from talkforge import display
+from talkforge.curation import media, trace
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.download import Step, Watch
+from talkforge.pipeline import cut, tables
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import ClipMeasures
+from tests.command_line import run
+
+Row = dict[str, Any]
+
+SETTINGS = ("thresholds.min_face_px=64", "shards.max_samples=1", "motion.body=none")
+"""Those of the fixture's data set."""
+
+
+def ledger(dataset: Path) -> dict[str, Row]:
+    return {Path(row["uri"]).name: row for row in pq.read_table(dataset / "ledger.parquet").to_pylist()}
+
+
+def files(folder: Path, pattern: str) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes."""
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.glob(pattern))}
+
+
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be decoded any more."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a video was opened")
+
+    for module, name in [(media, "pictures"), (media, "read_audio"), (trace, "pictures"), (av, "open")]:
+        monkeypatch.setattr(module, name, refuse)
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_status_says_what_is_done(curated: Any) -> None:
+    code, out, err = run("status", curated.dataset)
+    assert (code, err) == (0, "")
+    assert out == "3 inputs; parts 1/1, in 9.0 s of 9.0 s, kept 8.0 s\n"
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_status_counts_what_is_left(curated: Any) -> None:
+    (marker,) = curated.dataset.glob("parts/*/part.json")
+    marker.unlink()
+    assert run("status", curated.dataset)[1] == "3 inputs; parts 0/1, in 0.0 s of 9.0 s, kept 0.0 s\n"
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_other_thresholds_take_effect_without_decoding(curated: Any) -> None:
+    before = ledger(curated.dataset)
+    assert {name: row["accepted"] for name, row in before.items()} == {"a.mp4": True, "b.mp4": True}
+    larger, smaller = sorted(before, key=lambda name: -before[name]["face_px"])
+    between = (before[larger]["face_px"] + before[smaller]["face_px"]) / 2
+    code, out, err = run("select", curated.dataset, "--set", f"thresholds.min_face_px={between}")
+    assert (code, err) == (0, "")
+    assert "2 candidate clips: 1 accepted (4.0 s), 1 rejected, 0 failed" in out
+    after = ledger(curated.dataset)
+    assert (after[larger]["accepted"], after[larger]["reasons"]) == (True, [])
+    assert after[larger]["shard"] == before[larger]["shard"] is not None
+    assert (after[smaller]["accepted"], after[smaller]["reasons"]) == (False, ["face_small"])
+    (detail,) = after[smaller]["reason_details"]
+    assert detail == f"face_small (face_px {before[smaller]['face_px']:.4g}, threshold {between:.4g})"
+    assert (after[smaller]["split"], after[smaller]["shard"]) == (None, None)
+    measures = ("clip_id", "face_px", "face_confidence", "lip_valid_fraction", "omega_face_raw")
+    assert [[row[name] for name in measures] for row in after.values()] == [
+        [row[name] for name in measures] for row in before.values()
+    ]
+
+
+def test_what_is_selected_is_what_is_cut(curated: Any) -> None:
+    before = files(curated.dataset, "shards/*")
+    assert len(before) == 4
+    code, _, _ = run("select", curated.dataset, "--set", "thresholds.min_face_px=5000")
+    assert code == 0
+    code, out, err = run("shard", curated.dataset, "--executor", "inline")
+    assert (code, err) == (0, "")
+    assert "2 candidate clips: 0 accepted (0.0 s), 2 rejected, 0 failed" in out
+    assert files(curated.dataset, "shards/*") == {}
+
+    code, out, _ = run("select", curated.dataset, "--set", "thresholds.min_face_px=64")
+    assert code == 0
+    assert f"2 accepted clips are in no shard yet: talkforge shard {curated.dataset}" in out.replace("\n", "")
+    assert run("shard", curated.dataset, "--executor", "inline")[0] == 0
+    assert {row["shard"] for row in ledger(curated.dataset).values()} == {"train-000000", "train-000001"}
+    after = files(curated.dataset, "shards/*")
+    assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
+    assert run("verify", curated.dataset)[0] == 0
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_shards_that_are_as_they_should_be_are_left_alone(curated: Any) -> None:
+    before = files(curated.dataset, "shards/*")
+    assert run("shard", curated.dataset, "--executor", "inline")[0] == 0
+    assert files(curated.dataset, "shards/*") == before
+
+
+def test_only_what_is_missing_is_cut(curated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(curated.dataset, "shards/*")
+    (curated.dataset / "shards" / "train-000001.tar").unlink()
+    cuts: list[str] = []
+    real: Callable[..., Any] = cut.cut
+    monkeypatch.setattr(cut, "cut", lambda *args: cuts.append(args[1].meta.clip.clip_id) or real(*args))
+    assert run("shard", curated.dataset, "--executor", "inline")[0] == 0
+    (row,) = [row for row in ledger(curated.dataset).values() if row["shard"] == "train-000001"]
+    assert cuts == [row["clip_id"]]
+    after = files(curated.dataset, "shards/*")
+    assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
+    assert after["train-000000.tar"] == before["train-000000.tar"]
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_measuring_again_measures_nothing(curated: Any) -> None:
+    config = Path(__file__).parents[2] / "configs" / "offline.yaml"
+    settings = [f"--set={value}" for value in SETTINGS]
+    before = files(curated.dataset, "**/*.*")
+    command = ("curate", curated.videos, "--out", curated.dataset, "--config", config, *settings)
+    code, out, _ = run(*command, "--executor", "inline")
+    assert code == 0
+    assert "2 accepted (8.0 s)" in out
+    assert {name: data for name, (_, data) in files(curated.dataset, "**/*.*").items()} == {
+        name: data for name, (_, data) in before.items()
+    }
+
+
+@pytest.mark.parametrize("setting", ["clip.fps=23", "measure.scan.sample_s=1", "colour.red=1"])
+def test_what_was_measured_is_not_changed_by_selecting(curated: Any, setting: str) -> None:
+    before = files(curated.dataset, "*.*")
+    for command in ("select", "shard"):
+        code, out, err = run(command, curated.dataset, "--set", setting)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"talkforge: --set {setting}: only thresholds, shards and run can change "
+            "without measuring again\n"
+        )
+    assert files(curated.dataset, "*.*") == before
+
+
+@pytest.mark.usefixtures("no_decoder")
+def test_the_report_is_written_again(curated: Any) -> None:
+    before = files(curated.dataset, "report/*")
+    assert set(before) >= {"index.html", "statistics.json"}
+    for path in curated.dataset.glob("report/*"):
+        path.unlink()
+    code, out, err = run("report", curated.dataset)
+    assert (code, out, err) == (0, f"{curated.dataset}/report/index.html\n", "")
+    after = files(curated.dataset, "report/*")
+    assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
+
+
+def test_inspect_writes_a_video_of_the_clip(curated: Any, tmp_path: Path) -> None:
+    row = ledger(curated.dataset)["a.mp4"]
+    code, out, err = run("inspect", curated.dataset, row["clip_id"], "--out", tmp_path / "x.mp4")
+    assert (code, out, err) == (0, f"{tmp_path / 'x.mp4'}\n", "")
+    with av.open(str(tmp_path / "x.mp4")) as file:
+        assert (file.streams.video[0].frames, len(file.streams.audio)) == (row["num_frames"], 1)
+
+
+@pytest.mark.parametrize("out", ["x.avi", "none/x.mp4"])
+def test_inspect_refuses_what_is_no_place_for_a_video(curated: Any, tmp_path: Path, out: str) -> None:
+    clip = ledger(curated.dataset)["a.mp4"]["clip_id"]
+    code, stdout, err = run("inspect", curated.dataset, clip, "--out", tmp_path / out)
+    assert (code, stdout) == (2, "")
+    assert err.endswith(f"{out}: expected a .mp4 file in a folder that is there\n")
+
+
+def test_inspect_says_why_a_clip_was_not_measured_densely(curated: Any, tmp_path: Path) -> None:
+    (name,) = curated.dataset.glob("parts/*/clips.parquet")
+    rows = tables.from_table(ClipMeasures, tables.from_bytes(name.read_bytes(), name.name))
+    rows = [row.model_copy(update={"lips": None, "stopped_by": "no_speech"}) for row in rows]
+    name.write_bytes(tables.to_bytes(tables.to_table(ClipMeasures, rows)))
+    clip = min(row["clip_id"] for row in ledger(curated.dataset).values())
+    code, _, err = run("inspect", curated.dataset, clip, "--out", tmp_path / "x.mp4")
+    assert (code, err) == (
+        2,
+        f"talkforge: clip {clip}: was not measured densely (no_speech), there is nothing to draw\n",
+    )
+
+
+def test_verify_names_what_is_wrong_and_exits_1(curated: Any) -> None:
+    assert run("verify", curated.dataset) == (
+        0,
+        f"{curated.dataset}: everything is as it should be\n",
+        "",
+    )
+    with (curated.dataset / "shards" / "train-000001.tar").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"scratched")
+    code, out, err = run("verify", curated.dataset)
+    assert (code, err) == (1, "")
+    assert "shards/train-000001.tar: " in out
+    assert "train-000000" not in out
+
+
+def test_an_unknown_model_cannot_be_fetched() -> None:
+    code, out, err = run("models", "--fetch", "nobody")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("talkforge: no model is called nobody; known: centerface, scrfd")
+    assert run("models", "--fetch")[2].startswith("talkforge: --fetch: expected the names of models: center")
+
+
+def test_a_second_run_is_kept_out(curated: Any) -> None:
+    from talkforge.pipeline.dataset import exclusive
+    from talkforge.pipeline.store import Store
+
+    with exclusive(Store(str(curated.dataset))):
+        for command in (["select"], ["shard", "--executor", "inline"]):
+            code, out, err = run(command[0], curated.dataset, *command[1:])
+            assert (code, out) == (2, "")
+            assert err == f"talkforge: {curated.dataset}: another run is at work on this data set\n"
+
+
+def test_an_error_nobody_thought_of_is_one_line(curated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr("talkforge.pipeline.jobs.report", broken)
+    code, out, err = run("report", curated.dataset)
+    assert (code, out) == (1, "")
+    assert err == ("talkforge: unexpected ZeroDivisionError: by nothing (TALKFORGE_LOG=DEBUG shows where)\n")
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (CommandError("no"), 2)])
+def test_exit_codes(curated: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int) -> None:
+    def broken(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("talkforge.pipeline.jobs.report", broken)
+    found, out, err = run("report", curated.dataset)
+    assert (found, out) == (code, "")
+    assert err.splitlines()[-1] == (
+        "interrupted; the same command goes on from here" if code == 130 else "talkforge: no"
+    )
+
+
+# ------------------------------------------------------------------------------- weights
+
+
+def test_the_table_of_weights_is_readable_in_a_hundred_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
+    (tmp_path / registry.MODELS["scrfd"].file).write_bytes(b"<html>")
+    text = io.StringIO()
+    display.weights_table(Console(file=text, width=200), registry.describe())
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= display.WEIGHTS_WIDTH
+    heads = [line.split() for line in lines if line.strip() and line.strip().split()[0] in registry.MODELS]
+    assert [head[0] for head in heads] == list(registry.MODELS)
+    first = {head[0]: head[1:4] for head in heads}
+    assert first["centerface"] == ["yes", "no", "7.3"]
+    assert first["scrfd"] == ["no", "refused", "16.9"]
+    folded = "".join(text.getvalue().split())
+    for entry in registry.MODELS.values():
+        for told in (entry.needed_by, entry.licence, entry.source):
+            assert "".join(told.split()) in folded
+
+
+def test_models_lists_only_what_is_named() -> None:
+    code, out, err = run("models", "centerface", "dnsmos")
+    assert (code, err) == (0, "")
+    assert "centerface" in out and "dnsmos" in out and "scrfd" not in out
+
+
+def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, *, allow_web: bool, watch: Watch) -> Path:
+        assert allow_web
+        for done_bytes in (0, 500_000, 1_000_000):
+            watch(Step(f"https://host/{name}.onnx", done_bytes, 1_000_000))
+        return tmp_path / name
+
+    monkeypatch.setattr(registry, "present", lambda name: tmp_path if name == "dnsmos" else None)
+    monkeypatch.setattr(registry, "fetch", fetch)
+    for command in (("--fetch", "scrfd", "w600k_r50"), ("--fetch", "scrfd", "--fetch", "w600k_r50")):
+        code, out, err = run("models", *command)
+        assert (code, out) == (0, f"scrfd: {tmp_path / 'scrfd'}\nw600k_r50: {tmp_path / 'w600k_r50'}\n")
+        assert err.splitlines() == [
+            "fetching https://host/scrfd.onnx",
+            "fetching https://host/scrfd.onnx: 1.0 of 1.0 MB",
+            "fetching https://host/w600k_r50.onnx",
+            "fetching https://host/w600k_r50.onnx: 1.0 of 1.0 MB",
+        ]
+    assert run("models", "--fetch", "dnsmos")[1:] == (f"dnsmos: {tmp_path}\n", "")
+
+
+def test_on_a_terminal_fetching_is_a_bar() -> None:
+    text = io.StringIO()
+    with display.Fetching(Console(file=text, force_terminal=True, width=100)) as fetching:
+        fetching.show(Step("https://host/folder/w.onnx", 500_000, 2_000_000))
+    assert "w.onnx" in text.getvalue()
+    assert "0.5/2.0 MB" in text.getvalue()

@@ -1,0 +1,180 @@
+"""One step: what is dropped and how, what is drawn, and that the loss is that of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from talkforge.schemas.errors import DatasetError
+from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
+from talkforge.training.data.batch import Conditions
+from talkforge.training.objective.step import Encoded, Kept, conditions, encode, training_step
+from talkforge.training.wan.alignment import latent_masks
+from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.encoders import Encoders, ImageEncoder
+from tests.training.batches import a_batch, a_cache
+
+
+class Words:
+    """Embeds a prompt as its length everywhere."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([torch.full((4, 3), float(len(text))) for text in texts])
+
+
+class Clip(ImageEncoder):
+    """Embeds a picture as its mean."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, rgb_BHWC: Tensor) -> Tensor:
+        return rgb_BHWC.float().mean(dim=(1, 2, 3)).view(-1, 1, 1).expand(-1, 5, 6) + 1
+
+
+ENCODERS = Encoders(LinearCodec(), Words(), Clip())
+
+
+class Recorder:
+    """A model that predicts a constant and remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Tensor, Tensor, Conditions]] = []
+
+    def __call__(self, x: Tensor, timestep: Tensor, told: Conditions) -> Tensor:
+        self.told.append((x, timestep, told))
+        return torch.full_like(x, 0.25)
+
+
+def config(stage: str = "frame", **dropout: float) -> TrainConfig:
+    rates = {"image": 0.0, "audio": 0.0, "text": 0.0} | dropout
+    return TrainConfig.model_validate({"run": {"stage": stage}, "dropout": rates})
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_each_condition_is_dropped_by_itself() -> None:
+    kept = Kept.draw(40_000, DropoutConfig(image=0.1, audio=0.3, text=0.5), seeded())
+    image, audio, text = (~kept.image_B, ~kept.audio_B, ~kept.text_B)
+    assert [float(x.float().mean()) for x in (image, audio, text)] == pytest.approx([0.1, 0.3, 0.5], abs=0.01)
+    assert float((image & audio).float().mean()) == pytest.approx(0.03, abs=0.005)
+    assert float((audio & text).float().mean()) == pytest.approx(0.15, abs=0.01)
+    none = Kept.draw(100, DropoutConfig(image=0, audio=0, text=0), seeded())
+    assert bool((none.image_B & none.audio_B & none.text_B).all())
+    every = Kept.draw(100, DropoutConfig(image=1, audio=1, text=1), seeded())
+    assert not bool((every.image_B | every.audio_B | every.text_B).any())
+
+
+def told(kept: Kept) -> tuple[Encoded, Conditions]:
+    batch = a_batch(3, texts=("a", "bb", "ccc"), has_identity_B=torch.tensor([True, True, False]))
+    encoded = encode(batch, ENCODERS, None)
+    return encoded, conditions(batch, encoded, kept, AdapterConfig(), "frame")
+
+
+def test_nothing_dropped_is_everything_told() -> None:
+    encoded, found = told(Kept.everything(3))
+    assert torch.equal(found.condition_BCTHW, encoded.condition_BCTHW)
+    assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    assert found.image_BKD is not None and encoded.image_BKD is not None
+    assert torch.equal(found.image_BKD, encoded.image_BKD)
+    assert found.audio_scale_B.tolist() == [1.0, 1.0, 1.0]
+    assert found.face_scale_B.tolist() == [0.5, 0.5, 0.0]  # the third clip has no identity
+
+
+def test_a_dropped_image_takes_first_frame_features_and_face() -> None:
+    keep = torch.tensor([False, True, True])
+    encoded, found = told(replace(Kept.everything(3), image_B=keep))
+    assert found.condition_BCTHW[0].abs().max() == 0
+    assert torch.equal(found.condition_BCTHW[1:], encoded.condition_BCTHW[1:])
+    assert found.image_BKD is not None
+    assert found.image_BKD[0].abs().max() == 0 and found.image_BKD[1:].min() > 0
+    assert found.face_scale_B.tolist() == [0.0, 0.5, 0.0]
+    assert found.audio_scale_B.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_dropped_audio_is_scale_zero_and_dropped_text_the_empty_prompt() -> None:
+    keep = torch.tensor([True, False, True])
+    _, found = told(replace(Kept.everything(3), audio_B=keep))
+    assert found.audio_scale_B.tolist() == [1.0, 0.0, 1.0]
+    assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    _, found = told(replace(Kept.everything(3), text_B=keep))
+    assert found.text_BSD[:, 0, 0].tolist() == [1.0, 0.0, 3.0]
+    assert found.audio_scale_B.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_branches_that_are_off_are_told_nothing() -> None:
+    batch = a_batch()
+    encoded = encode(batch, replace(ENCODERS, image=None), None)
+    off = conditions(batch, encoded, Kept.everything(2), AdapterConfig(face=False, motion=False), "clip")
+    assert off.identity_BD is None and off.omega_B2 is None and off.image_BKD is None
+    nobody = a_batch(identity_dim=0)
+    found = conditions(nobody, encoded, Kept.everything(2), AdapterConfig(), "clip")
+    assert found.identity_BD is None and found.face_scale_B.tolist() == [0.0, 0.0]
+
+
+def test_a_cache_stands_for_the_encoders() -> None:
+    cached = a_cache()
+    batch = a_batch(rgb_BFHWC=None, cached=cached)
+    found = encode(batch, replace(ENCODERS, image=None), None)
+    assert found.latents_BCTHW is cached.latents_BCTHW and found.condition_BCTHW is cached.condition_BCTHW
+    assert found.text_BSD.shape == (2, 4, 3)
+    text, empty = torch.ones(2, 4, 3), torch.zeros(4, 3)
+    batch = a_batch(rgb_BFHWC=None, cached=replace(cached, text_BSD=text, empty_text_SD=empty))
+    found = encode(batch, replace(ENCODERS, image=None), None)
+    assert found.text_BSD is text and found.empty_text_SD is empty
+
+
+def test_a_cache_without_the_features_that_are_needed_is_refused() -> None:
+    with pytest.raises(DatasetError, match=r"clip0\+0: expected CLIP features, found none"):
+        encode(a_batch(rgb_BFHWC=None, cached=a_cache()), ENCODERS, None)
+
+
+@pytest.mark.parametrize("stage", ("clip", "frame"))
+def test_the_loss_is_that_of_its_parts(stage: str) -> None:
+    settings, batch, model = config(stage), a_batch(4), Recorder()
+    loss = training_step(model, ENCODERS, batch, settings, seeded(5))
+    ((x, timestep, found),) = model.told
+    assert found.stage == stage and found.num_frames == 9
+    assert batch.rgb_BFHWC is not None
+    latents = LinearCodec().encode(batch.rgb_BFHWC)
+    sigma = (timestep / 1000).view(-1, 1, 1, 1, 1)
+    noise = (x - (1 - sigma) * latents) / sigma
+    target = noise - latents
+    mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, (4, 4), "trilinear")
+    error = (0.25 - target).square().mean(1, keepdim=True)
+    plain = error.mean(dim=(1, 2, 3, 4))
+    lips = (error * mask).sum(dim=(1, 2, 3, 4)) / mask.sum(dim=(1, 2, 3, 4))
+    assert float(noise.mean()) == pytest.approx(0, abs=0.05) and float(noise.std()) == pytest.approx(
+        1, abs=0.05
+    )
+    assert float(loss.plain) == pytest.approx(float(plain.mean()), rel=1e-4)
+    assert float(loss.lips) == pytest.approx(float(lips.mean()), rel=1e-4)
+    masked = float(loss.masked_share)
+    assert masked == 0 if stage == "clip" else 0 < masked <= 1
+    if masked in (0, 1):
+        expected = plain if masked == 0 else lips
+        assert float(loss.total) == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+def test_a_step_is_a_function_of_its_generator() -> None:
+    settings, batch = config(image=0.5, audio=0.5), a_batch(4)
+    totals = [
+        float(training_step(Recorder(), ENCODERS, batch, settings, seeded(seed)).total) for seed in (1, 1, 2)
+    ]
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_stages_draw_the_same_noise() -> None:
+    """So that two runs of one seed differ in the stage alone."""
+    heard = []
+    for stage in ("clip", "frame"):
+        model = Recorder()
+        training_step(model, ENCODERS, a_batch(4), config(stage), seeded(3))
+        heard.append(model.told[0][0])
+    assert torch.equal(*heard)

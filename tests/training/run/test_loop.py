@@ -1,0 +1,94 @@
+"""From checkpoint to checkpoint: what is reported, and what ends a run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from talkforge.schemas.errors import DatasetError
+from talkforge.training.data.batch import Batch
+from talkforge.training.run import checkpoint, loop, update
+from talkforge.training.run.progress import Report
+from talkforge.training.train import train
+from tests.training.runs import four_clips, small
+from tests.training.shard_files import Shown, write_set
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return four_clips(tmp_path_factory.mktemp("set"))
+
+
+def test_an_error_of_the_loader_ends_the_run_but_not_while_it_stops(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that ends the run may have ended the loader's processes before."""
+    real, stopping = loop.SpanLoader.chapter, []
+
+    def broken(self: loop.SpanLoader, chapter: int, skip: int = 0) -> Any:
+        yield from itertools.islice(real(self, chapter, skip), 2)
+        stopping.append(True)
+        raise DatasetError("the disk is gone")
+
+    train(small(shards, tmp_path / "one", run__steps=1))
+    train(small(shards, tmp_path / "two", run__steps=1))
+    monkeypatch.setattr(loop.SpanLoader, "chapter", broken)
+    with pytest.raises(DatasetError, match=r"^the disk is gone$"):
+        train(small(shards, tmp_path / "one"))
+    assert [step for step, _ in checkpoint.steps(tmp_path / "one")] == [1]
+    stopping.clear()
+    result = train(small(shards, tmp_path / "two"), stop=lambda: bool(stopping))
+    assert result.step == 3 and not result.finished
+    assert [step for step, _ in checkpoint.steps(tmp_path / "two")] == [1, 3]
+
+
+def test_validation_samples_are_videos(shards: str, tmp_path: Path) -> None:
+    config = small(shards, tmp_path, run__steps=2, run__validate_every=2, run__validation_samples=1)
+    plain = train(small(shards, tmp_path / "plain", run__steps=2))
+    result = train(config)
+    (video,) = (tmp_path / "samples" / "step-00000002").iterdir()
+    assert video.suffix == ".mp4" and b"ftyp" in video.read_bytes()[:16]
+    assert [report.loss for report in result.history] == [report.loss for report in plain.history]
+
+
+def test_reports_are_of_all_that_was_done(shards: str, tmp_path: Path) -> None:
+    shown: list[Report] = []
+    result = train(small(shards, tmp_path, run__log_every=4, optim__accumulate=2), show=shown.append)
+    assert [report.step for report in shown] == [4, 6] and shown == result.history
+    assert shown[0].steps == 6 and shown[0].lr == 0.01 and shown[0].masked_share == 0
+    assert shown[-1].left_s == 0 and shown[0].samples_per_s == shown[0].samples_per_s_rank > 0
+    assert shown[0].loss == shown[0].plain != shown[0].lips
+    assert 0 <= shown[0].wait_fraction <= 1
+
+
+def test_bad_samples_are_counted(tmp_path: Path) -> None:
+    shards = write_set(
+        tmp_path / "set", [[Shown(1), Shown(2), Shown(3)]], changes={"clip02": {"speech.npy": b"nothing"}}
+    )
+    result = train(small(shards, tmp_path / "run", run__steps=3))
+    assert result.bad.total() == 1 and result.history[-1].bad_samples == 1
+    assert "bad samples 1" in result.history[-1].line()
+
+
+@pytest.mark.parametrize("stage", ("clip", "frame"))
+def test_clips_of_two_lengths_train_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    clips = [[Shown(1), Shown(2, num_frames=7)], [Shown(3), Shown(4, num_frames=6)]]
+    config = small(
+        write_set(tmp_path / "set", clips), tmp_path / "run", run__steps=8, run__stage=stage,
+        run__validate_every=8, data__num_frames=9, data__shorter_spans=[5],
+    )  # fmt: skip
+    real, seen = update.training_step, []
+
+    def counting(model: Any, encoders: Any, batch: Batch, *rest: Any, **options: Any) -> Any:
+        seen.append((batch.num_frames, batch.size))
+        return real(model, encoders, batch, *rest, **options)
+
+    monkeypatch.setattr(update, "training_step", counting)
+    result = train(config)
+    assert result.finished and not result.bad and set(seen) == {(9, 2), (5, 2)}
+    assert len(list((tmp_path / "run" / "samples" / "step-00000008").iterdir())) == 2

@@ -1,0 +1,63 @@
+"""Tensors on disk, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from talkforge.schemas.errors import ModelError
+from talkforge.training.run.tensor_files import (
+    check_names,
+    fill,
+    listed,
+    read_pickled,
+    read_tensors,
+    write_tensors,
+)
+
+
+def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    state = {
+        "a": torch.arange(6.0).view(2, 3).t(),  # not contiguous
+        "b": torch.tensor(3.0),
+        "c": torch.ones(2, dtype=torch.bfloat16, requires_grad=True),
+    }
+    write_tensors(path, state)
+    found = read_tensors(path)
+    assert found.keys() == state.keys()
+    assert all(
+        torch.equal(found[name], state[name]) and found[name].dtype == state[name].dtype for name in state
+    )
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "made_by": "talkforge"}
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(ModelError, match=r"a: expected safetensors, found .*No such file"):
+        read_tensors(path)
+    path.write_bytes(b"abc")
+    with pytest.raises(ModelError, match="a: expected safetensors, found"):
+        read_tensors(path)
+    with pytest.raises(ModelError, match="a: expected a torch file of tensors, found"):
+        read_pickled(path)
+
+
+def test_nothing_is_copied_where_something_does_not_fit() -> None:
+    expected = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with pytest.raises(ModelError, match=r"^file: does not fit the model: missing b$"):
+        fill(expected, {"a": torch.ones(2)}, "file")
+    assert not expected["a"].any()
+    fill(expected, {"a": torch.ones(2), "b": torch.full((2,), 2.0)}, "file")
+    assert expected["a"].tolist() == [1, 1] and expected["b"].tolist() == [2, 2]
+
+
+def test_many_keys_are_counted() -> None:
+    expected = {f"k{n}": torch.zeros(1) for n in range(9)}
+    with pytest.raises(ModelError, match=r"missing k0, k1, k2, k3, k4, k5 and 3 more$"):
+        check_names(expected, {}, "file")
+    assert listed(["a", "b"]) == "a, b"

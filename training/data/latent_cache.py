@@ -1,0 +1,119 @@
+"""Latents beside the shards: where they lie, what they were made with, and whether a run may use them.
+
+DATASET/shards/train-000000.tar    ->    DATASET/latents/train-000000.tar, .json
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import ValidationError
+
+from talkforge.schemas.errors import DatasetError, one_line
+from talkforge.schemas.records import Record
+from talkforge.schemas.sample import ShardManifest
+from talkforge.training.config import TrainConfig
+from talkforge.training.data.tar import beside, read_files
+
+log = logging.getLogger(__name__)
+
+FOLDER = "latents"
+
+
+class LatentsManifest(Record):
+    """`latents/<name>.json`: commits and describes the tar file of the same name.
+
+    What decides the latents is named field by field, so that a run can say what differs.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    shard_sha256: str
+    """Of the shard that was encoded."""
+    sha256: str
+    """Of the tar file of latents."""
+    bytes: int
+    keys: tuple[str, ...]
+    """In the order of the shard; samples that could not be used are missing."""
+    lost: int
+    """Samples that were lost because the shard could not be read to its end."""
+    num_frames: int
+    shorter_spans: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, int], ...]
+    spans_per_clip: int
+    base: str
+    codec: str
+    codec_sha256: str
+    text: str
+    image: str
+
+
+def path_of(shard: str) -> str:
+    """Where the latents of a shard lie: the folder `latents` beside the shard's own."""
+    return beside(shard, f"{FOLDER}/{shard.rpartition('/')[2]}")
+
+
+def read_manifests(shards: Sequence[str]) -> list[LatentsManifest | None]:
+    """The manifest of each shard's latents; None where there are none.
+
+    Raises:
+        DatasetError: one is there and cannot be read.
+    """
+    names = [path_of(shard).removesuffix(".tar") + ".json" for shard in shards]
+    return [_manifest(name, data) for name, data in zip(names, read_files(names), strict=True)]
+
+
+def _manifest(name: str, data: bytes | Exception) -> LatentsManifest | None:
+    if isinstance(data, FileNotFoundError):
+        return None
+    try:
+        if isinstance(data, Exception):
+            raise DatasetError(f"{name}: {one_line(data, 200)}")
+        return LatentsManifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise DatasetError(f"{name}: expected a manifest of latents, found {where}: {first['msg']}") from None
+
+
+def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
+    """Why these latents do not serve this run; empty where they do."""
+    expected = {
+        "shard": (shard.sha256, found.shard_sha256),
+        "data.num_frames": (config.data.num_frames, found.num_frames),
+        "data.shorter_spans": (config.data.shorter_spans, found.shorter_spans),
+        "data.sizes": (config.data.sizes, found.sizes),
+        "model.base": (config.model.base, found.base),
+        "codec.kind": (config.codec.kind, found.codec),
+        "codec.text": (config.codec.text, found.text),
+        "codec.image": (config.codec.image, found.image),
+    }
+    return [
+        f"{name}: expected {want}, found {have}" for name, (want, have) in expected.items() if want != have
+    ]
+
+
+def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> bool:
+    """Whether this run reads cached latents: all shards have fitting ones, or none is used.
+
+    Where some are there and are not used, the log says why.
+
+    Raises:
+        DatasetError: `data.latents` is 'require' and a shard has none, or others; one line.
+    """
+    if config.data.latents == "ignore":
+        return False
+    manifests = read_manifests([url for url, _ in shards])
+    for (url, manifest), found in zip(shards, manifests, strict=True):
+        reasons = ["none are there"] if found is None else misfits(found, manifest, config)
+        if not reasons:
+            continue
+        text = f"latents of {url}: {'; '.join(reasons)}: run `talkforge encode` again"
+        if config.data.latents == "require":
+            raise DatasetError(text)
+        if any(manifests):
+            log.warning("cached latents are not used: %s", text)
+        return False
+    return True

@@ -1,0 +1,298 @@
+"""One shard sample to spans of frames, with everything cut to the same span and size.
+
+`prepare` reads and checks all of a sample but its pictures, which are decoded when a span is cut; a clip
+that is kept in memory (`Prepared.kept`) gives further spans for nothing. Suffixes as in
+`training.data.batch`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from talkforge.schemas import sample
+from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.records import Clip
+from talkforge.schemas.sample import SampleMeta
+from talkforge.schemas.units import (
+    CONDITION_CHANNELS,
+    LATENT_CHANNELS,
+    LATENT_STRIDE_PX,
+    features_from_frames,
+    latent_frames,
+    span_features,
+)
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.frames import (
+    BadSampleError,
+    Crop,
+    Decoded,
+    Encoded,
+    Masks,
+    Pictures,
+    Size,
+    nearest,
+)
+
+UNKNOWN_OMEGA = 0.5
+"""Motion intensity where none was measured: the middle. Source: FantasyTalking §3.4's neutral value."""
+
+MEMBERS = frozenset({"json", "mp4", "lips.npz", "speech.npy", "identity.npy", "txt"})
+"""Members of a sample that training reads; the others (landmarks, joints, sound, face) stay in the shard."""
+
+CACHED_MEMBERS = MEMBERS - {"mp4"}
+"""Likewise where latents stand for the pictures."""
+
+_NEEDED = ("json", "lips.npz", "speech.npy")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Cached spans of one clip, as `training.encode.command` writes them: n spans.
+
+    Attributes:
+        first_frame: [n]. latents: [n, 16, T, h, w]. condition: [n, 20, T, h, w].
+        text, empty_text: [S', D] without the zeros beyond the prompt's end, or None.
+        image: [n, K, D], or None.
+    """
+
+    first_frame: np.ndarray
+    latents: np.ndarray
+    condition: np.ndarray
+    text: np.ndarray | None
+    empty_text: np.ndarray | None
+    image: np.ndarray | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        arrays = (self.latents, self.condition, self.text, self.empty_text, self.image)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames of a clip with all that belongs to them.
+
+    Attributes:
+        key: `<clip id>+<first frame>`. first: that frame's number in the clip.
+        rgb: [F, H, W, 3] uint8, or None where latents stand for it.
+        lips: [F, H, W] uint8 0/1. lip_valid: [F] bool.
+        speech: [L, D] float32 at 50 Hz. identity: [D] float32, or empty.
+        latents: cached spans of the clip, or None; the place of this one among them is `nth`.
+    """
+
+    key: str
+    first: int
+    rgb: Bytes | None
+    lips: Bytes
+    lip_valid: np.ndarray
+    speech: Floats
+    identity: Floats
+    omega: tuple[float, float]
+    text: str
+    latents: Latents | None
+    nth: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip.
+
+    `span_frames` are those of a span in its bucket.
+    """
+
+    key: str
+    fps: float
+    num_frames: int
+    span_frames: int
+    size: Size
+    pictures: Pictures
+    lip_valid: np.ndarray
+    speech: Floats
+    identity: Floats
+    omega: tuple[float, float]
+    text: str
+    latents: Latents | None
+
+    def span(self, first: int) -> Span:
+        """Frames [first, first + span_frames) with their speech.
+
+        Raises:
+            BadSampleError: the pictures cannot be decoded so far.
+        """
+        last = first + self.span_frames
+        return Span(
+            key=f"{self.key}+{first}",
+            first=first,
+            rgb=self.pictures.rgb(first, last) if self.latents is None else None,
+            lips=self.pictures.lips(first, last),
+            lip_valid=self.lip_valid[first:last],
+            speech=self.speech[span_features(first, self.span_frames, self.num_frames, self.fps)],
+            identity=self.identity,
+            omega=self.omega,
+            text=self.text,
+            latents=self.latents,
+            nth=0 if self.latents is None else self.latents.first_frame.tolist().index(first),
+        )
+
+    def check(self, first: int) -> None:
+        """Raise what `span` would raise."""
+        if self.latents is None:
+            self.pictures.check(first + self.span_frames)
+
+    def kept(self) -> Prepared:
+        """The same clip with its pictures decoded, for keeping in memory."""
+        if not isinstance(self.pictures, Encoded):
+            return self
+        if self.latents is None:
+            return replace(self, pictures=self.pictures.decoded())
+        no_pictures = np.empty((0, *self.size, 3), np.uint8)
+        return replace(self, pictures=Decoded(no_pictures, self.pictures.lips(0, self.num_frames), None))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the arrays take when it is kept."""
+        planes = 4 if self.latents is None else 1  # RGB and lips, or lips alone
+        pictures = planes * self.num_frames * self.size[0] * self.size[1]
+        latents = self.latents.num_bytes if self.latents else 0
+        return pictures + latents + self.speech.nbytes + self.identity.nbytes
+
+
+def prepare(
+    key: str,
+    members: Mapping[str, bytes],
+    sizes: Iterable[Size],
+    lengths: Sequence[int],
+    facts: Facts,
+    *,
+    cached: bool = False,
+) -> Prepared:
+    """A sample for spans of the longest of `lengths` that it holds, at the nearest of `sizes`.
+
+    Its pictures are not decoded yet.
+
+    Pictures are scaled to cover the size and cropped around the median of the lips, so that a face stays
+    in view where aspects differ. An identity is left out where the data set has none (`facts`).
+
+    Args:
+        cached: take latents from the member `latents.npz` in place of pictures.
+
+    Raises:
+        BadSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
+            'wrong_shape' or 'unreadable'; one line.
+    """
+    try:
+        if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
+            raise BadSampleError("unreadable", f"{key}: no {', '.join(missing)}")
+        meta = _meta(key, members)
+        span_frames = _span_frames(key, meta.clip, lengths, facts)
+        size = nearest(sizes, (meta.clip.height_px, meta.clip.width_px))
+        latents = _latents(key, members, size, span_frames) if cached else None
+        masks = _masks(key, members, meta.clip, size)
+        return Prepared(
+            key=key,
+            fps=meta.clip.fps,
+            num_frames=meta.clip.num_frames,
+            span_frames=span_frames,
+            size=size,
+            pictures=Encoded(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
+            lip_valid=masks.valid,
+            speech=_speech(key, members, meta.clip, facts.speech_dim),
+            identity=_identity(key, members, facts.identity_dim),
+            omega=(_omega(meta.omega_face), _omega(meta.omega_body)),
+            text=members.get("txt", b"").decode("utf-8"),
+            latents=latents,
+        )
+    except BadSampleError:
+        raise
+    except Exception as error:  # damaged bytes make numpy, zipfile and pydantic raise almost anything
+        what = " ".join(str(error).split())[:300] or "no reason given"
+        raise BadSampleError("unreadable", f"{key}: {type(error).__name__}: {what}") from None
+
+
+def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
+    data: dict[str, Any] = json.loads(members["json"])
+    if data.get("version") != sample.VERSION:
+        raise BadSampleError(
+            "other_version", f"{key}: expected sample version {sample.VERSION}, found {data.get('version')}"
+        )
+    return SampleMeta.model_validate(data)
+
+
+def _span_frames(key: str, clip: Clip, lengths: Sequence[int], facts: Facts) -> int:
+    if clip.clip_id != key:
+        raise BadSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
+    if clip.fps != facts.fps:
+        raise BadSampleError("other_fps", f"{key}: expected {facts.fps:g} frames/s, found {clip.fps:g}")
+    if clip.num_frames < min(lengths):
+        raise BadSampleError("too_short", f"{key}: expected {min(lengths)} frames, found {clip.num_frames}")
+    return max(frames for frames in lengths if frames <= clip.num_frames)
+
+
+def _omega(value: float | None) -> float:
+    return UNKNOWN_OMEGA if value is None else value
+
+
+def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> Masks:
+    own = (clip.height_px, clip.width_px)
+    with np.load(io.BytesIO(members["lips.npz"]), allow_pickle=False) as stored:
+        bits, valid, contour = stored["mask"], stored["valid"], stored["contour"]
+    _expect(key, "lips.npz mask", bits, (clip.num_frames, (own[0] * own[1] + 7) // 8))
+    _expect(key, "lips.npz valid", valid, (clip.num_frames,))
+    seen = contour[valid > 0].reshape(-1, 2)
+    x, y = np.median(seen, axis=0) if len(seen) else (own[1] / 2, own[0] / 2)
+    if not np.isfinite((x, y)).all():
+        raise BadSampleError("unreadable", f"{key}: lips.npz contour: expected numbers, found NaN")
+    return Masks(bits, valid > 0, Crop.around(own, size, (float(y), float(x))))
+
+
+def _speech(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> Floats:
+    speech = _numbers(key, "speech.npy", members["speech.npy"])
+    _expect(key, "speech.npy", speech, (features_from_frames(clip.num_frames, clip.fps), dim))
+    return speech
+
+
+def _identity(key: str, members: Mapping[str, bytes], dim: int) -> Floats:
+    if "identity.npy" not in members or not dim:
+        return np.zeros(0, np.float32)
+    identity = _numbers(key, "identity.npy", members["identity.npy"])
+    _expect(key, "identity.npy", identity, (dim,))
+    return identity
+
+
+def _numbers(key: str, name: str, data: bytes) -> Floats:
+    array = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
+    if not np.isfinite(array).all():
+        raise BadSampleError("unreadable", f"{key}: {name}: expected numbers, found NaN or infinity")
+    return array
+
+
+def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int) -> Latents:
+    if "latents.npz" not in members:
+        raise BadSampleError("no_latents", f"{key}: no cached latents")
+    with np.load(io.BytesIO(members["latents.npz"]), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    spans, grid = len(arrays["first_frame"]), [edge // LATENT_STRIDE_PX for edge in size]
+    if not spans:
+        raise BadSampleError("no_latents", f"{key}: latents.npz: no spans")
+    for name, channels in (("latents", LATENT_CHANNELS), ("condition", CONDITION_CHANNELS)):
+        _expect(key, name, arrays[name], (spans, channels, latent_frames(num_frames), *grid))
+    return Latents(
+        arrays["first_frame"],
+        arrays["latents"],
+        arrays["condition"],
+        arrays.get("text"),
+        arrays.get("empty_text"),
+        arrays.get("image"),
+    )
+
+
+def _expect(key: str, name: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
+    if found.shape != expected:
+        raise BadSampleError("wrong_shape", f"{key}: {name}: expected {expected}, found {found.shape}")

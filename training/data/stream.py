@@ -1,0 +1,269 @@
+"""Shards to batches of spans, for one reader among many; what it gives is a function of its place.
+
+shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  shuffled
+->  spans  ->  buckets by size and length  ->  batches
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from webdataset.filters import shuffle
+
+from talkforge.schemas.errors import DatasetError
+from talkforge.training.config import DataConfig
+from talkforge.training.data import latent_cache
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.frames import BadSampleError, Size
+from talkforge.training.data.shards import Shard
+from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, Prepared, Span, prepare
+from talkforge.training.data.tar import BrokenShardError, Members, Sample, read_joined, read_samples
+
+log = logging.getLogger(__name__)
+
+Bucket = tuple[Size, int]
+"""Size of the pictures and frames of a span."""
+
+BY_DESIGN = ("too_short", "no_latents")
+"""Reasons that say nothing bad of a sample."""
+
+PATIENT_EPOCHS, PATIENT_SAMPLES, MOST_EPOCHS = 2, 10_000, 16
+"""A reader gives up when that many of its epochs, and that many samples, passed without a good one; or
+that many epochs at most: of few shards, those without a good sample may come again and again."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What was left out, and why: a sample, or `count` samples of a shard."""
+
+    key: str
+    reason: str
+    message: str
+    count: int = 1
+
+    def tell(self) -> None:
+        """Name it in the log; only in a detailed one if samples are left out for this reason by design."""
+        log.log(logging.INFO if self.reason in BY_DESIGN else logging.WARNING, "left out: %s", self.message)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A reader among all readers of all ranks, in one chapter of a run."""
+
+    seed: int
+    chapter: int
+    number: int
+    total: int
+
+    def rng(self, purpose: str) -> random.Random:
+        """Randomness of this reader alone."""
+        return random.Random(f"{self.seed} {self.chapter} {self.number} {purpose}")
+
+
+def shard_order(count: int, sampling: str, place: Place) -> Iterator[int]:
+    """Numbers of the shards that a reader reads, for ever.
+
+    'epochs': all readers together read every shard once before any begins its next epoch's;
+    'resampled': any shard at any time.
+    """
+    if sampling == "resampled":
+        rng = place.rng("shards")
+        while True:
+            yield rng.randrange(count)
+    everyone = random.Random(f"{place.seed} {place.chapter}")  # all readers agree on the order
+    while True:
+        epoch = list(range(count))
+        everyone.shuffle(epoch)
+        yield from epoch[place.number :: place.total]
+
+
+class Kept:
+    """Clips in memory. What came first stays: whoever comes round and round would else miss them all.
+
+    A shard of which everything is kept is not read again.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes, self._left_bytes = limit_bytes, limit_bytes
+        self._found: dict[tuple[str, str], Prepared | Bad] = {}
+        self._shards: dict[str, list[str]] = {}
+
+    def get(self, shard: str, key: str) -> Prepared | Bad | None:
+        """What is kept of a sample."""
+        return self._found.get((shard, key))
+
+    def room_for(self, clip: Prepared) -> bool:
+        """Whether `put` would keep it."""
+        return clip.kept_bytes <= self._left_bytes
+
+    def put(self, shard: str, key: str, found: Prepared | Bad) -> None:
+        """Keep a clip, or that a sample is bad, if there is room."""
+        if not self.limit_bytes or (shard, key) in self._found:
+            return
+        if isinstance(found, Prepared):
+            if not self.room_for(found):
+                return
+            self._left_bytes -= found.kept_bytes
+        self._found[shard, key] = found
+
+    def put_shard(self, shard: str, keys: list[str]) -> None:
+        """Remember which samples a shard holds, in their order."""
+        if self.limit_bytes:
+            self._shards[shard] = keys
+
+    def whole(self, shard: str) -> list[tuple[str, Prepared | Bad]] | None:
+        """Everything in a shard, in its order; None unless all of it is kept."""
+        found = [(key, self.get(shard, key)) for key in self._shards.get(shard, ())]
+        whole = [(key, what) for key, what in found if what is not None]
+        return whole if found and len(whole) == len(found) else None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A sample on its way through the shuffle: not looked at yet, kept in memory, or known to be bad."""
+
+    shard: str
+    key: str
+    what: Members | Prepared | Bad
+
+
+class Reader:
+    """Batches of spans for one reader."""
+
+    def __init__(
+        self, shards: Sequence[Shard], config: DataConfig, facts: Facts, *, cached: bool, kept: Kept
+    ) -> None:
+        self._shards, self._config, self._facts = shards, config, facts
+        self._cached, self._kept = cached, kept
+
+    def batches(self, place: Place, skip: int = 0) -> Iterator[tuple[list[Span], tuple[Bad, ...]]]:
+        """Batches for ever, each with what was left out since the last one.
+
+        The first `skip` batches are passed over: they are drawn and checked, not converted.
+
+        Raises:
+            DatasetError: no sample can be used, or a shard is not there; one line.
+        """
+        rng = place.rng("spans")
+        buckets: dict[Bucket, list[Span | Callable[[], Span]]] = {}
+        bad: list[Bad] = []
+        patience = _Patience(sum(manifest.count for _, manifest in self._shards) / place.total)
+        for item in self._shuffled(place):
+            found = self._drawn(item, rng, check_only=skip > 0)
+            if isinstance(found, Bad):
+                bad.append(found)
+                patience.lose(found)
+                continue
+            patience.win()
+            where, span = found
+            bucket = buckets.setdefault(where, [])
+            bucket.append(span)
+            if len(bucket) < self._config.batch_size:
+                continue
+            if skip:
+                skip -= 1
+            else:
+                yield [one if isinstance(one, Span) else one() for one in bucket], tuple(bad)
+                bad.clear()
+            bucket.clear()
+
+    def _shuffled(self, place: Place) -> Iterator[_Item]:
+        size = self._config.shuffle
+        shuffled: Iterable[_Item] = shuffle(size, initial=size, rng=place.rng("shuffle"))(self._items(place))
+        yield from shuffled
+
+    def _items(self, place: Place) -> Iterator[_Item]:
+        order = shard_order(len(self._shards), self._config.sampling, place)
+        for url, manifest in (self._shards[k] for k in order):
+            if whole := self._kept.whole(url):
+                for key, what in whole:
+                    yield _Item(url, key, what)
+                continue
+            keys: list[str] = []
+            for key, members in self._samples(url):
+                keys.append(key)
+                yield _Item(url, key, self._kept.get(url, key) or members)
+            if len(keys) < manifest.count:
+                lost = self._lost(url, manifest.count - len(keys), manifest.count)
+                keys.append(lost.key)
+                self._kept.put(url, lost.key, lost)
+                yield _Item(url, lost.key, lost)
+            self._kept.put_shard(url, keys)
+
+    def _samples(self, url: str) -> Iterator[Sample]:
+        self._broken = ""
+        try:
+            if self._cached:
+                yield from read_joined(url, CACHED_MEMBERS, latent_cache.path_of(url))
+            else:
+                yield from read_samples(url, MEMBERS)
+        except BrokenShardError as error:
+            self._broken = str(error)
+        except FileNotFoundError as error:
+            raise DatasetError(f"{error.filename or url}: a shard that was there is gone") from None
+
+    def _lost(self, url: str, lost: int, count: int) -> Bad:
+        why = self._broken or f"{url}: holds fewer than its manifest says"
+        return Bad(url, "lost", f"{why}; {lost} of {count} samples are lost", lost)
+
+    def _drawn(
+        self, item: _Item, rng: random.Random, *, check_only: bool
+    ) -> tuple[Bucket, Span | Callable[[], Span]] | Bad:
+        """A span of a sample, or how to make it where it may not be needed."""
+        clip = self._clip(item)
+        if isinstance(clip, Bad):
+            return clip
+        bucket = (clip.size, clip.span_frames)
+        if clip.latents is not None:
+            first = int(rng.choice(clip.latents.first_frame.tolist()))
+        else:
+            first = rng.randint(0, clip.num_frames - clip.span_frames)
+        try:
+            if not check_only:
+                return bucket, clip.span(first)
+            clip.check(first)
+            return bucket, partial(clip.span, first)
+        except BadSampleError as error:
+            return Bad(item.key, error.reason, str(error))
+
+    def _clip(self, item: _Item) -> Prepared | Bad:
+        if isinstance(item.what, Prepared | Bad):
+            return item.what
+        found = self._kept.get(item.shard, item.key)  # it may have come twice before it was looked at
+        if found is not None:
+            return found
+        try:
+            found = prepare(
+                item.key, item.what, self._config.sizes, self._config.lengths, self._facts,
+                cached=self._cached,
+            )  # fmt: skip
+            if self._kept.room_for(found):
+                found = found.kept()
+        except BadSampleError as error:
+            found = Bad(item.key, error.reason, str(error))
+        self._kept.put(item.shard, item.key, found)
+        return found
+
+
+class _Patience:
+    """How long there has been no good sample, of `epoch` that a reader reads in an epoch."""
+
+    def __init__(self, epoch: float) -> None:
+        self._most = min(MOST_EPOCHS * epoch, max(PATIENT_EPOCHS * epoch, PATIENT_SAMPLES))
+        self._bad = Counter[str]()
+
+    def win(self) -> None:
+        """A good sample."""
+        self._bad.clear()
+
+    def lose(self, bad: Bad) -> None:
+        """A bad one; raises DatasetError where there seem to be none but bad ones."""
+        self._bad[bad.reason] += bad.count
+        if self._bad.total() > self._most:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items()))
+            raise DatasetError(f"no sample can be used: {counts}; the last: {bad.message}")

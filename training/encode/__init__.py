@@ -1,0 +1,1 @@
+"""Latents and conditions, computed once and cached beside the shards."""

@@ -1,0 +1,174 @@
+"""The samples of a shard as arrays of latents: what `latents.npz` holds, made on one device."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from talkforge.schemas.errors import DatasetError, ModelError, RunError, one_line
+from talkforge.training.config import TrainConfig
+from talkforge.training.data.batch import Facts
+from talkforge.training.data.frames import BadSampleError
+from talkforge.training.data.spans import MEMBERS, Span, prepare
+from talkforge.training.data.stream import Bad
+from talkforge.training.data.tar import BrokenShardError, read_samples
+from talkforge.training.wan.encoders import Encoders
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """The cached spans of one clip.
+
+    Attributes:
+        arrays: `first_frame` int32 [n]; float16 `latents` [n, 16, T, h, w], `condition` [n, 20, T, h, w];
+            where there are such encoders `text` and `empty_text` [S', D] without the zeros at their end,
+            and `image` [n, K, D].
+    """
+
+    key: str
+    arrays: dict[str, np.ndarray]
+
+
+def first_frames(clip_frames: int, num_frames: int, count: int) -> list[int]:
+    """Where up to `count` spans of `num_frames` begin: in the middle of as many equal parts of all places."""
+    places = clip_frames - num_frames + 1
+    return sorted({int((k + 0.5) * places / count) for k in range(count)})
+
+
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An npz file, not compressed: noise does not shrink. Its bytes depend on nothing but the arrays."""
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+def text_dim(config: TrainConfig) -> int:
+    """Width of the prompt embedding that the transformer takes; read from its description alone.
+
+    Raises:
+        ModelError: there is no such description.
+    """
+    base = config.model.base
+    if base == "random" or config.codec.text == "none":
+        return config.model.shape.text_dim
+    from diffusers import WanTransformer3DModel
+
+    try:
+        return int(WanTransformer3DModel.load_config(base, subfolder="transformer")["text_dim"])
+    except Exception as error:  # libraries below raise many kinds
+        reason = one_line(error, 300)
+        raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None
+
+
+class ClipEncoder:
+    """Encodes clips on one device; on a GPU in the precision of `run.precision`."""
+
+    def __init__(
+        self, config: TrainConfig, facts: Facts, spans_per_clip: int, encoders: Encoders, device: torch.device
+    ) -> None:
+        self._config, self._facts, self._spans_per_clip = config, facts, spans_per_clip
+        self._encoders, self._device = encoders, device
+
+    def shard(self, url: str) -> Iterator[EncodedClip | Bad]:
+        """Every sample of a shard in its order; the next one is decoded while one is encoded.
+
+        Raises:
+            DatasetError: the shard is not there, or the network fails.
+            RunError: the device's memory does not hold a span.
+        """
+        for key, found in _ahead(self._samples(url)):
+            if isinstance(found, BadSampleError):
+                yield Bad(key, found.reason, str(found))
+            else:
+                yield EncodedClip(key, self._arrays(found))
+
+    def _samples(self, url: str) -> Iterator[tuple[str, list[Span] | BadSampleError]]:
+        samples = read_samples(url, MEMBERS)
+        while True:
+            try:
+                key, members = next(samples)
+            except (StopIteration, BrokenShardError):  # whoever reads this counts what is lost
+                return
+            except OSError as error:
+                raise DatasetError(f"{url}: {' '.join(str(error).split())}") from None
+            try:
+                yield key, self._spans(key, members)
+            except BadSampleError as error:
+                yield key, error
+
+    def _spans(self, key: str, members: Mapping[str, bytes]) -> list[Span]:
+        data = self._config.data
+        clip = prepare(key, members, data.sizes, data.lengths, self._facts)
+        firsts = first_frames(clip.num_frames, clip.span_frames, self._spans_per_clip)
+        if len(firsts) > 1:
+            clip = clip.kept()  # decoded once for all
+        return [clip.span(first) for first in firsts]
+
+    def _arrays(self, spans: Sequence[Span]) -> dict[str, np.ndarray]:
+        rgb_BFHWC = torch.from_numpy(np.stack([span.rgb for span in spans if span.rgb is not None]))
+        try:
+            with torch.no_grad(), self._precision():
+                return self._encoded(spans, rgb_BFHWC.to(self._device))
+        except torch.OutOfMemoryError:
+            _, frames, height_px, width_px, _ = rgb_BFHWC.shape
+            what = f"{frames} frames of {height_px} x {width_px} px"
+            raise RunError(f"{self._device}: not enough memory to encode {what}") from None
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        dtype = HALVES.get(self._config.run.precision)
+        if dtype is None or self._device.type != "cuda":
+            return nullcontext()
+        autocast: AbstractContextManager[Any] = torch.autocast("cuda", dtype)
+        return autocast
+
+    def _encoded(self, spans: Sequence[Span], rgb_BFHWC: Tensor) -> dict[str, np.ndarray]:
+        codec, text, image = self._encoders.codec, self._encoders.text, self._encoders.image
+        latents = [codec.encode(rgb_BFHWC[k : k + 1], _generator(span.key)) for k, span in enumerate(spans)]
+        first_BHWC = rgb_BFHWC[:, 0]
+        arrays = {
+            "first_frame": np.array([span.first for span in spans], np.int32),
+            "latents": _half(torch.cat(latents)),
+            "condition": _half(codec.condition(first_BHWC, rgb_BFHWC.shape[1])),
+        }
+        if self._config.codec.text != "none":
+            prompt, nothing = text.encode([spans[0].text, ""])
+            arrays |= {"text": _trimmed(_half(prompt)), "empty_text": _trimmed(_half(nothing))}
+        if image is not None:
+            arrays["image"] = _half(image.encode(first_BHWC))
+        return arrays
+
+
+def _generator(key: str) -> Generator:
+    """Of the codec's noise: the same for a span, whatever else is encoded."""
+    return Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+
+def _half(tensor: Tensor) -> np.ndarray:
+    found: np.ndarray = tensor.to(torch.float16).cpu().numpy()
+    return found
+
+
+def _trimmed(text: np.ndarray) -> np.ndarray:
+    """[S, D] without the rows of zeros at its end."""
+    rows = np.flatnonzero(text.any(axis=1))
+    return text[: rows[-1] + 1 if len(rows) else 0]
+
+
+def _ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The next item is made in a thread of its own while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item

@@ -1,0 +1,288 @@
+"""`talkforge encode`: latents and conditions of every shard beside it, so that training need not make them.
+
+    shards/train-000000.tar  ->  latents/train-000000.tar   `<key>.latents.npz` of each sample
+                                 latents/train-000000.json  written last: the latents are there
+
+Spans begin at fixed places, spread evenly over each clip. A shard whose latents are as they would be made
+now is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from webdataset import TarWriter
+
+from talkforge.pipeline.dataset import exclusive
+from talkforge.pipeline.shards import FOLDER as SHARDS
+from talkforge.pipeline.shards import read_manifest
+from talkforge.pipeline.store import Store, sha256_of
+from talkforge.schemas.errors import CommandError, DatasetError
+from talkforge.schemas.sample import ShardManifest
+from talkforge.training.config import TrainConfig, load_train_config
+from talkforge.training.data import latent_cache
+from talkforge.training.data.latent_cache import LatentsManifest
+from talkforge.training.data.shards import facts_of
+from talkforge.training.data.stream import Bad
+from talkforge.training.encode.clips import ClipEncoder, EncodedClip, npz, text_dim
+from talkforge.training.wan.codec import load_codec
+from talkforge.training.wan.encoders import load_encoders
+
+
+@dataclass
+class EncodeResult:
+    """How far the work is, and what came of it in the end.
+
+    Attributes:
+        shards: of the data set; done: have latents; kept: of these, were there before.
+        clips, spans: written. bad, bad_keys: samples that were left out, by reason and by key.
+        seconds: since the beginning.
+    """
+
+    shards: int
+    done: int = 0
+    kept: int = 0
+    clips: int = 0
+    spans: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    bad_keys: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def line(self) -> str:
+        """All of it in one line."""
+        kept = f" ({self.kept} were there)" if self.kept else ""
+        bad = ", ".join(f"{count} {reason}" for reason, count in sorted(self.bad.items())) or "none"
+        return (
+            f"shards {self.done}/{self.shards}{kept}, clips {self.clips}, spans {self.spans}, "
+            f"left out: {bad}, {self.seconds:.0f} s"
+        )
+
+
+Show = Callable[[EncodeResult], None]
+
+
+def run_encode(
+    dataset: str, config_path: Path | None, settings: Sequence[str], spans: int, show: Show
+) -> EncodeResult:
+    """The command: `encode_dataset` with the configuration of a run of training."""
+    config = load_train_config(config_path, list(settings))
+    return encode_dataset(dataset, config, spans_per_clip=spans, progress=show)
+
+
+def encode_dataset(
+    dataset: str,
+    config: TrainConfig,
+    *,
+    spans_per_clip: int = 1,
+    progress: Show = lambda _: None,
+    devices: Sequence[str] = (),
+) -> EncodeResult:
+    """Encode every shard of a data set for runs with this `config`.
+
+    Args:
+        dataset: folder or fsspec URI.
+        spans_per_clip: spans cached of each clip; fewer where it has no more.
+        progress: called after every sample and shard.
+        devices: each encodes shards of its own; without, all GPUs, or the CPU where there is none.
+
+    Raises:
+        CommandError: no shards, or nothing to be gained. ModelError: weights cannot be had.
+        DatasetError: a manifest, or the first sample, cannot be read.
+        RunError: the latents cannot be written, or a device's memory does not hold a span.
+    """
+    if config.codec.kind == "linear":
+        raise CommandError("codec.kind linear: needs no cache, it costs less than reading one")
+    if spans_per_clip < 1:
+        raise CommandError(f"--spans: expected 1 or more, found {spans_per_clip}")
+    store = Store(dataset)
+    shards = _shards(store)
+    facts = facts_of([(_url(store, shard.name), shard) for shard in shards], dataset)
+    width = text_dim(config)
+    with exclusive(store):
+        store.sweep()
+        _remove_stale(store, shards)
+        work = _Work(store, config, spans_per_clip, load_codec(config).sha256, shards, progress)
+        if work.waiting:  # the other encoders are large: not loaded for nothing
+            work.share(
+                [
+                    ClipEncoder(config, facts, spans_per_clip, load_encoders(config, width, device), device)
+                    for device in map(torch.device, devices or _devices())
+                ]
+            )
+        return work.result
+
+
+def _shards(store: Store) -> list[ShardManifest]:
+    names = [Path(name).stem for name in store.list(SHARDS) if name.endswith(".json")]
+    if not names:
+        raise CommandError(f"{store.root}: no shards here (expected {SHARDS}/train-000000.tar and its .json)")
+    return [shard for shard in (read_manifest(store, name) for name in names) if shard.count]
+
+
+def _url(store: Store, name: str) -> str:
+    return f"{store.root.rstrip('/')}/{SHARDS}/{name}.tar"
+
+
+def _devices() -> list[str]:
+    return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def _remove_stale(store: Store, shards: Sequence[ShardManifest]) -> None:
+    """Latents of shards that are no more; manifests go first."""
+    names = {shard.name for shard in shards}
+    stale = [name for name in store.list(latent_cache.FOLDER) if Path(name).stem not in names]
+    for name in sorted(stale, key=lambda name: (name.endswith(".tar"), name)):
+        store.delete(name)
+
+
+def _files(shard: ShardManifest) -> tuple[str, str]:
+    """Names of a shard's latents and of their manifest."""
+    return f"{latent_cache.FOLDER}/{shard.name}.tar", f"{latent_cache.FOLDER}/{shard.name}.json"
+
+
+class _StoppedError(Exception):
+    """Another encoder has failed: what this one does is no longer of use."""
+
+
+class _Work:
+    """The shards of one call, shared out among encoders.
+
+    Attributes:
+        waiting: shards whose latents are not there as they would be made now.
+        result: how far it is.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: TrainConfig,
+        spans_per_clip: int,
+        codec_sha256: str,
+        shards: Sequence[ShardManifest],
+        show: Show,
+    ) -> None:
+        self._store, self._config, self._spans_per_clip = store, config, spans_per_clip
+        self._codec_sha256, self._show = codec_sha256, show
+        self._begun_s = time.monotonic()
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self.waiting = [shard for shard in shards if not self._is_current(shard)]
+        kept = len(shards) - len(self.waiting)
+        self.result = EncodeResult(len(shards), done=kept, kept=kept)
+
+    def share(self, encoders: Sequence[ClipEncoder]) -> None:
+        """Each encoder takes the next shard when it is done with one; an error of one ends them all."""
+        with ThreadPoolExecutor(len(encoders)) as pool:
+            working = [pool.submit(self._work, encoder) for encoder in encoders]
+            try:
+                for one in working:
+                    one.result()
+            finally:
+                self._stopped.set()
+
+    def _work(self, encoder: ClipEncoder) -> None:
+        try:
+            while shard := self._next():
+                self._encode(shard, encoder)
+        except _StoppedError:
+            return
+        except BaseException:
+            self._stopped.set()
+            raise
+
+    def _next(self) -> ShardManifest | None:
+        with self._lock:
+            return self.waiting.pop(0) if self.waiting else None
+
+    def _encode(self, shard: ShardManifest, encoder: ClipEncoder) -> None:
+        """Latents of one shard, tar file first, manifest last."""
+        tar, described = _files(shard)
+        self._store.delete(described)  # the old manifest must not vouch for the new tar file
+        with self._store.writing(tar) as path:
+            keys, lost = self._write(path, shard, encoder)
+            size = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        written = self._manifest(shard).model_copy(update={"keys": tuple(keys), "lost": lost, **size})
+        self._store.write(described, json.dumps(written.model_dump(mode="json"), indent=1).encode())
+        with self._counting() as result:
+            result.done += 1
+
+    def _manifest(self, shard: ShardManifest) -> LatentsManifest:
+        """Of latents as they would be made now, without what is known when they are."""
+        config = self._config
+        return LatentsManifest(
+            name=shard.name,
+            shard_sha256=shard.sha256,
+            sha256="",
+            bytes=0,
+            keys=(),
+            lost=0,
+            num_frames=config.data.num_frames,
+            shorter_spans=config.data.shorter_spans,
+            sizes=config.data.sizes,
+            spans_per_clip=self._spans_per_clip,
+            base=config.model.base,
+            codec=config.codec.kind,
+            codec_sha256=self._codec_sha256,
+            text=config.codec.text,
+            image=config.codec.image,
+        )
+
+    def _is_current(self, shard: ShardManifest) -> bool:
+        """Whether the latents are there as they would be made now; never where samples were lost."""
+        tar, described = _files(shard)
+        try:
+            found = LatentsManifest.model_validate_json(self._store.read(described))
+            own = {"sha256": found.sha256, "bytes": found.bytes, "keys": found.keys}
+            wanted = self._manifest(shard).model_copy(update=own)
+            return wanted == found and self._store.size(tar) == found.bytes
+        except (DatasetError, ValueError):
+            return False
+
+    def _write(self, path: Path, shard: ShardManifest, encoder: ClipEncoder) -> tuple[list[str], int]:
+        """The tar file; the keys in it, and how many samples could not be read."""
+        keys: list[str] = []
+        count = 0
+        with (
+            self._store.telling("write", _files(shard)[0]),
+            path.open("wb") as stream,
+            TarWriter(stream, encoder=False, mtime=0, user="talkforge", group="talkforge", mode=0o444) as out,
+        ):
+            for found in encoder.shard(_url(self._store, shard.name)):
+                if self._stopped.is_set():
+                    raise _StoppedError
+                count += 1
+                if isinstance(found, EncodedClip):
+                    out.write({"__key__": found.key, "latents.npz": npz(found.arrays)})
+                    keys.append(found.key)
+                self._count(found)
+        if lost := shard.count - count:
+            self._count(
+                Bad(shard.name, "lost", f"{shard.name}: {lost} of {shard.count} samples are lost", lost)
+            )
+        return keys, lost
+
+    def _count(self, found: EncodedClip | Bad) -> None:
+        with self._counting() as result:
+            if isinstance(found, Bad):
+                found.tell()
+                result.bad[found.reason] += found.count
+                result.bad_keys[found.key] = found.reason
+            else:
+                result.clips += 1
+                result.spans += len(found.arrays["first_frame"])
+
+    @contextmanager
+    def _counting(self) -> Iterator[EncodeResult]:
+        """The result, to be changed by one thread at a time, and then shown."""
+        with self._lock:
+            yield self.result
+            self.result.seconds = time.monotonic() - self._begun_s
+            self._show(self.result)

@@ -1,0 +1,1 @@
+"""The training objective: one step, its losses, and sampling."""

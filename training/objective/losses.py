@@ -1,0 +1,130 @@
+"""Flow matching, and the loss that stage 2 turns towards the lips.
+
+    x = (1 - sigma) z + sigma e,   target e - z,   timestep 1000 sigma
+
+z clean latents, e noise, sigma 0 (clean) to 1 (noise).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from talkforge.training.config import FlowConfig, LossConfig
+
+TIMESTEPS = 1000
+"""The transformer is told `TIMESTEPS * sigma`. Source: Wan."""
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """Sigmas moved towards noise: k s / (1 + (k - 1) s). Source: Wan's scheduler, after SD3 (Esser 2024)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def draw_sigmas(
+    batch: int, config: FlowConfig, generator: Generator, *, rank: int = 0, world: int = 1
+) -> Tensor:
+    """Noise levels of a batch, float32 [B] in (0, 1], shifted.
+
+    'stratified' gives each of the `world * batch` samples of a step its own equal piece of (0, 1];
+    the pieces of a rank are spread over the whole range.
+    """
+    if config.timesteps == "logit_normal":
+        sigma_B = torch.sigmoid(torch.randn(batch, generator=generator))
+    else:
+        sigma_B = 1 - torch.rand(batch, generator=generator)
+        if config.timesteps == "stratified":
+            sigma_B = (torch.arange(batch) * world + rank + sigma_B) / (batch * world)
+    return shifted(sigma_B, config.shift)
+
+
+def timestep_weight(sigma_B: Tensor, config: FlowConfig) -> Tensor:
+    """Weight of each sample in the loss, float32 [B].
+
+    'bell': exp(-2 (s - 1/2)^2) less its value at 0 and 1, over its mean on uniform, shifted timesteps.
+    Source: ours; open trainers of Wan use a bell of this shape.
+    """
+    if config.weighting == "none":
+        return torch.ones_like(sigma_B)
+    grid = shifted((torch.arange(TIMESTEPS, device=sigma_B.device) + 0.5) / TIMESTEPS, config.shift)
+    return _bell(sigma_B) / _bell(grid).mean()
+
+
+def _bell(sigma: Tensor) -> Tensor:
+    ends = torch.exp(torch.tensor(-0.5, device=sigma.device))
+    return torch.exp(-2 * (sigma - 0.5) ** 2) - ends
+
+
+def noised(latents_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """Latents at noise level sigma, [B, C, T, H, W]."""
+    sigma = sigma_B.view(-1, 1, 1, 1, 1)
+    return (1 - sigma) * latents_BCTHW + sigma * noise_BCTHW
+
+
+def velocity(latents_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
+    """What the transformer is to predict, [B, C, T, H, W]."""
+    return noise_BCTHW - latents_BCTHW
+
+
+def draw_masked(batch: int, config: LossConfig, stage: str, generator: Generator) -> Tensor:
+    """Which samples are weighted by their lips, bool [B]: with p = 1 - eta in stage 'frame', else none.
+
+    Source: FantasyTalking §3.2, Eq. 3; drawn for each sample by itself.
+    """
+    drawn_B = torch.rand(batch, generator=generator)  # in either stage, so that both draw alike
+    return drawn_B >= config.eta if stage == "frame" else torch.zeros(batch, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch and its parts.
+
+    Attributes:
+        total: scalar with gradient: what is minimised.
+        plain: scalar, mean squared error over everything, detached.
+        lips: scalar, mean squared error weighted by the lip mask over the samples that have one,
+            detached; nan where none has.
+        masked_share: scalar, share of the samples that were weighted by their lips, detached.
+    """
+
+    total: Tensor
+    plain: Tensor
+    lips: Tensor
+    masked_share: Tensor
+
+
+def flow_loss(
+    predicted_BCTHW: Tensor,
+    target_BCTHW: Tensor,
+    mask_B1THW: Tensor,
+    masked_B: Tensor,
+    weight_B: Tensor,
+    config: LossConfig,
+) -> Loss:
+    """Mean squared error of the velocity; of the lips alone for the samples in `masked_B`.
+
+    The masked error is a mean over the mask ('mask_sum') or over all cells ('pixels'), plus
+    `config.plain_weight` times the unmasked one. A sample without lips in any frame has nothing to be
+    weighted by, and counts unmasked.
+
+    Source: FantasyTalking §3.2, Eq. 2-3; the paper leaves the division open.
+    """
+    error_BTHW = (predicted_BCTHW.float() - target_BCTHW.float()).square().mean(dim=1)
+    mask_BTHW = mask_B1THW[:, 0].float()
+    plain_B = error_BTHW.mean(dim=(1, 2, 3))
+    sum_B = mask_BTHW.sum(dim=(1, 2, 3))
+    has_lips_B = sum_B > 0
+    under_B = (error_BTHW * mask_BTHW).sum(dim=(1, 2, 3))
+    lips_B = under_B / sum_B.clamp(min=torch.finfo(torch.float32).tiny)
+    weighted_B = lips_B if config.normalise == "mask_sum" else under_B / mask_BTHW[0].numel()
+    weighted_B = weighted_B + config.plain_weight * plain_B
+    chosen_B = masked_B & has_lips_B
+    total = (weight_B * torch.where(chosen_B, weighted_B, plain_B)).mean()
+    return Loss(
+        total=total,
+        plain=plain_B.detach().mean(),
+        lips=lips_B.detach()[has_lips_B].mean(),
+        masked_share=chosen_B.float().mean(),
+    )

@@ -1,0 +1,165 @@
+"""One training step: a batch in, its loss out. Knows nothing of devices, optimizers or files.
+
+What "dropped" means, here and for guidance in `training.generate`:
+
+    image   no first frame (all-zero condition), no CLIP features (zeros), no face attention (lambda2 = 0)
+    audio   no audio attention (lambda1 = 0), which is the model without its audio adapter
+    text    the empty prompt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from talkforge.schemas.errors import DatasetError
+from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
+from talkforge.training.data.batch import Batch, Conditions
+from talkforge.training.objective import losses
+from talkforge.training.wan.alignment import latent_masks
+from talkforge.training.wan.encoders import Encoders
+
+Model = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""Noisy latents, timestep 0..1000 and conditions to a velocity, as `model.TalkingWan`."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which conditions of each sample are kept, bool [B]."""
+
+    image_B: Tensor
+    audio_B: Tensor
+    text_B: Tensor
+
+    @classmethod
+    def everything(cls, batch: int) -> Kept:
+        """Nothing is dropped."""
+        return cls(*(torch.ones(batch, dtype=torch.bool) for _ in range(3)))
+
+    @classmethod
+    def draw(cls, batch: int, config: DropoutConfig, generator: Generator) -> Kept:
+        """Each condition of each sample is dropped by itself. Source: FantasyTalking, training details."""
+        rates = (config.image, config.audio, config.text)
+        return cls(*(torch.rand(batch, generator=generator) >= rate for rate in rates))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch as the transformer takes it, before anything is dropped.
+
+    Suffixes as in `training.data.batch`.
+    """
+
+    latents_BCTHW: Tensor | None
+    """None where there is nothing to learn from: a video is to be generated."""
+    condition_BCTHW: Tensor
+    text_BSD: Tensor
+    empty_text_SD: Tensor
+    image_BKD: Tensor | None
+
+
+def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> Encoded:
+    """Latents and conditions of a batch, encoded now or taken from its cache.
+
+    Raises:
+        DatasetError: the cache lacks what the model needs.
+    """
+    if batch.cached is None:
+        assert batch.rgb_BFHWC is not None, "a batch has pictures, or a cache of them"
+        latents = encoders.codec.encode(batch.rgb_BFHWC, generator)
+        first_BHWC = batch.rgb_BFHWC[:, 0]
+        return encode_image(first_BHWC, batch.num_frames, batch.texts, encoders, latents)
+    cached = batch.cached
+    if encoders.image is not None and cached.image_BKD is None:
+        raise DatasetError(f"cached latents of {batch.keys[0]}: expected CLIP features, found none")
+    text_BSD, empty_SD = cached.text_BSD, cached.empty_text_SD
+    if text_BSD is None or empty_SD is None:
+        text_BSD, empty_SD = _texts(batch.texts, encoders)
+    return Encoded(cached.latents_BCTHW, cached.condition_BCTHW, text_BSD, empty_SD, cached.image_BKD)
+
+
+def encode_image(
+    rgb_BHWC: Tensor,
+    num_frames: int,
+    texts: Sequence[str],
+    encoders: Encoders,
+    latents_BCTHW: Tensor | None = None,
+) -> Encoded:
+    """Conditions of reference pictures, uint8 [B, H, W, 3], and prompts, for spans of `num_frames`."""
+    text_BSD, empty_SD = _texts(texts, encoders)
+    return Encoded(
+        latents_BCTHW=latents_BCTHW,
+        condition_BCTHW=encoders.codec.condition(rgb_BHWC, num_frames),
+        text_BSD=text_BSD,
+        empty_text_SD=empty_SD,
+        image_BKD=encoders.image.encode(rgb_BHWC) if encoders.image is not None else None,
+    )
+
+
+def _texts(texts: Sequence[str], encoders: Encoders) -> tuple[Tensor, Tensor]:
+    found = encoders.text.encode([*texts, ""])
+    return found[:-1], found[-1]
+
+
+def conditions(batch: Batch, encoded: Encoded, kept: Kept, adapters: AdapterConfig, stage: str) -> Conditions:
+    """What the transformer is told of a batch; see the module's docstring for what is dropped and how.
+
+    `batch` gives speech, identity and motion intensity; its pictures are not looked at.
+    """
+    image_B, audio_B, text_B = (keep.to(batch.speech_BLD.device) for keep in _each(kept))
+    with_face_B = batch.has_identity_B & image_B
+    image_BKD = encoded.image_BKD
+    identity_known = adapters.face and batch.identity_BD.shape[1] > 0
+    return Conditions(
+        condition_BCTHW=encoded.condition_BCTHW * image_B.view(-1, 1, 1, 1, 1),
+        text_BSD=torch.where(text_B.view(-1, 1, 1), encoded.text_BSD, encoded.empty_text_SD),
+        image_BKD=None if image_BKD is None else image_BKD * image_B.view(-1, 1, 1),
+        speech_BLD=batch.speech_BLD,
+        num_frames=batch.num_frames,
+        stage=stage,
+        audio_scale_B=adapters.audio_scale * audio_B.float(),
+        identity_BD=batch.identity_BD if identity_known else None,
+        face_scale_B=adapters.face_scale * with_face_B.float(),
+        omega_B2=batch.omega_B2 if adapters.motion else None,
+    )
+
+
+def _each(kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
+    return kept.image_B, kept.audio_B, kept.text_B
+
+
+def training_step(
+    model: Model,
+    encoders: Encoders,
+    batch: Batch,
+    config: TrainConfig,
+    generator: Generator,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> losses.Loss:
+    """The loss of one batch, which lies on the model's device.
+
+    Args:
+        generator: on the CPU; everything that is random is drawn from it, in one order.
+        rank, world: this process among those that share a step, for stratified timesteps.
+    """
+    device = batch.speech_BLD.device
+    encoded = encode(batch, encoders, generator)
+    latents = encoded.latents_BCTHW
+    assert latents is not None, "training needs latents"
+    kept = Kept.draw(batch.size, config.dropout, generator)
+    told = conditions(batch, encoded, kept, config.adapters, config.run.stage)
+    sigma_B = losses.draw_sigmas(batch.size, config.flow, generator, rank=rank, world=world).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    masked_B = losses.draw_masked(batch.size, config.loss, config.run.stage, generator).to(device)
+
+    predicted = model(losses.noised(latents, noise, sigma_B), losses.TIMESTEPS * sigma_B, told)
+
+    grid_HW = (latents.shape[3], latents.shape[4])
+    mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, grid_HW, config.loss.mask_resize)
+    weight_B = losses.timestep_weight(sigma_B, config.flow)
+    return losses.flow_loss(predicted, losses.velocity(latents, noise), mask, masked_B, weight_B, config.loss)

@@ -1,0 +1,1 @@
+"""One run: the loop, the optimizer, checkpoints, and what is written down."""

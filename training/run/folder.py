@@ -1,0 +1,134 @@
+"""A run's folder: what is written there about the run, and whether it may go on.
+
+RUN/config.yaml        the whole configuration, as `--config` takes it
+RUN/run.json           one entry for each start: program, machine, data
+RUN/logs/              of the trackers
+RUN/checkpoints/       see `training.run.checkpoint`
+RUN/samples/           validation samples, a folder for each step
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from talkforge.schemas.config import differences
+from talkforge.schemas.errors import CommandError
+from talkforge.training.config import TrainConfig
+from talkforge.training.run import checkpoint
+from talkforge.training.run.checkpoint import Checkpoint, Progress
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "data.cache_mb",
+    "data.latents",  # what was read is compared by itself
+    "data.shards",  # likewise, by fingerprint: they may have moved
+    "data.validation_shards",
+    "model.gradient_checkpointing",
+    "run.keep",
+    "run.log_every",
+    "run.out",
+    "run.save_every",
+    "run.steps",
+    "run.threads",
+    "run.trackers",
+    "run.validate_every",
+    "run.validation_samples",
+    "sample.",
+)
+"""Settings, or the beginnings of their names, that a run may be resumed with."""
+
+_LIBRARIES = ("talkforge", "torch", "diffusers", "accelerate")
+
+
+def resumable(out: Path, config: TrainConfig, fresh: Progress) -> Checkpoint | None:
+    """The last checkpoint in the run's folder; None where there is none.
+
+    Args:
+        fresh: where a run of now would begin: its data and processes.
+
+    Raises:
+        CommandError: the folder's run had other settings or data; names them.
+    """
+    if not checkpoint.steps(out):
+        return None
+    found = checkpoint.read(checkpoint.find(out))
+    had = found.progress
+    changed = [x for x in differences(found.config, config) if not x.startswith(MAY_CHANGE)]
+    if changed:
+        raise CommandError(
+            f"run.out {out}: holds a run with other settings: {'; '.join(changed)}: use those again, "
+            "or another run.out"
+        )
+    if had.facts != fresh.facts:
+        raise CommandError(f"run.out {out}: was trained on other shards than {config.data.shards}")
+    if had.cached != fresh.cached:
+        kinds = {True: "cached latents", False: "pictures"}
+        raise CommandError(
+            f"run.out {out}: was trained on {kinds[had.cached]}, found {kinds[fresh.cached]}: "
+            "set data.latents to what it was, or use another run.out"
+        )
+    return found
+
+
+def regrouped(progress: Progress, world: int) -> Progress:
+    """Where a run goes on with `world` processes: with another number than before, in a new chapter."""
+    if progress.world == world:
+        return progress
+    log.warning(
+        "%d processes where there were %d: samples come in another order from here", world, progress.world
+    )
+    return replace(progress, world=world, chapter=progress.step, consumed=0)
+
+
+def describe(out: Path, config: TrainConfig, progress: Progress) -> None:
+    """Write `config.yaml`, and an entry of this start into `run.json`.
+
+    Raises:
+        CommandError: the folder cannot be written to.
+    """
+    start = {
+        "step": progress.step,
+        "git_sha": git_sha(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _LIBRARIES},
+        "processes": progress.world,
+        "cached_latents": progress.cached,
+        "data": asdict(progress.facts),
+    }
+    path = out / "run.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"starts": [*_starts(path), start]}, indent=1), encoding="utf-8")
+        (out / "config.yaml").write_text(checkpoint.to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"run.out {out}: cannot be written to ({error.strerror})") from None
+
+
+def _starts(path: Path) -> list[Any]:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+    return []
+
+
+def _version(name: str) -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(name)
+    return ""
+
+
+def git_sha() -> str:
+    """Commit of the program, where it runs from a checkout; else empty."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with suppress(OSError):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+    return ""

@@ -1,0 +1,192 @@
+"""From one checkpoint to the next, until the steps are done or somebody stops the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from talkforge.schemas.errors import DatasetError, TalkforgeError
+from talkforge.training.config import TrainConfig
+from talkforge.training.data.batch import Batch, Facts
+from talkforge.training.data.loader import SpanLoader
+from talkforge.training.objective.losses import Loss
+from talkforge.training.run import checkpoint, parallel
+from talkforge.training.run.checkpoint import FOLDER, Progress
+from talkforge.training.run.optim import learning_rate
+from talkforge.training.run.progress import Clock, Report
+from talkforge.training.run.update import Updater
+from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.encoders import Encoders
+from talkforge.training.wan.talking_wan import TalkingWan
+
+_STOP = "stop"
+
+Preview = Callable[[TalkingWan, Encoders, TrainConfig, Facts, Path], object]
+"""Writes validation samples of a model into a folder."""
+
+
+@dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: optimizer steps done, over all starts. finished: these were all.
+        checkpoint: the last one; None where there is none yet.
+        bad: samples that the loader left out since this start, by reason, on this process.
+        history: reports of this start.
+    """
+
+    step: int
+    finished: bool = False
+    checkpoint: Path | None = None
+    bad: Counter[str] = field(default_factory=Counter)
+    history: list[Report] = field(default_factory=list)
+
+
+class _StopRun(Exception):  # noqa: N818 (not an error)
+    """Somebody wants the run to stop."""
+
+
+class Loop:
+    """Steps, reports, checkpoints and validation samples of one start of a run."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        updater: Updater,
+        loader: SpanLoader,
+        config: TrainConfig,
+        progress: Progress,
+        result: Result,
+        stop: Callable[[], bool],
+        show: Callable[[Report], None],
+        preview: Preview,
+    ) -> None:
+        self._accelerator, self._updater, self._loader, self._config = accelerator, updater, loader, config
+        self._out, self._progress, self._result = Path(config.run.out), progress, result
+        self._stop, self._show, self._preview = stop, show, preview
+
+    def run(self) -> None:
+        """Train until the last step, or until some process is told to stop; fills the result."""
+        try:
+            while self._progress.step < self._config.run.steps:
+                self._chapter()
+            self._result.finished = True
+        except _StopRun:
+            if self._result.step < self._progress.step:
+                self._save()
+
+    # ----------------------------------------------------------------------- steps
+
+    def _chapter(self) -> None:
+        """Steps to the next checkpoint."""
+        run, begun = self._config.run, self._progress
+        batches = self._loader.chapter(begun.chapter, begun.consumed)
+        clock = Clock(begun.step)
+        end = min(run.steps, (begun.step // run.save_every + 1) * run.save_every)
+        for step in range(begun.step + 1, end + 1):
+            losses, grad_norm = self._updater.step(step, lambda: self._fetch(batches, clock))
+            used = self._progress.consumed + self._config.optim.accumulate
+            self._progress = replace(self._progress, step=step, consumed=used)
+            if step % run.log_every == 0 or step == run.steps:
+                self._report(losses, grad_norm, clock)
+            if step % run.save_every == 0:
+                self._progress = replace(self._progress, chapter=step, consumed=0)
+            if step == end:
+                self._save()
+            if run.validate_every and step % run.validate_every == 0:
+                self._validate(step)
+
+    def _fetch(self, batches: Iterator[Batch], clock: Clock) -> Batch:
+        """The next batch of this process, unless some process stops or has none."""
+        batch, failed, word = None, None, _STOP if self._stop() else ""
+        if not word:
+            try:
+                with clock.waiting():
+                    batch = next(batches)
+            except TalkforgeError as error:
+                # A signal to the whole group ends the loader's processes, too.
+                failed, word = error, _STOP if self._stop() else str(error)
+        self._result.bad = Counter(self._loader.bad)
+        words = parallel.agreed(self._accelerator, word)
+        if errors := sorted({said for said in words if said != _STOP}):
+            raise failed or DatasetError("; ".join(errors))
+        if words:
+            raise _StopRun
+        assert batch is not None, "without a word there is a batch"
+        return batch
+
+    # ----------------------------------------------------------------------- what is told and kept
+
+    def _report(self, losses: list[Loss], grad_norm: float, clock: Clock) -> None:
+        """Gather a step's figures from all processes; the main one shows them and tells the trackers."""
+        wait_fraction, steps_per_s = clock.read(self._progress.step)
+        parts_KP = torch.stack([_parts(loss) for loss in losses])
+        own_2 = torch.tensor([wait_fraction, self._result.bad.total()], device=self._accelerator.device)
+        parts_KP = self._accelerator.gather(parts_KP).cpu()
+        everyone_N2 = self._accelerator.gather(own_2[None]).cpu()
+        loss, plain, _, masked_share = parts_KP.mean(dim=0).tolist()
+        run, samples = self._config.run, self._config.data.batch_size * self._config.optim.accumulate
+        report = Report(
+            step=self._progress.step,
+            steps=run.steps,
+            loss=loss,
+            plain=plain,
+            lips=float(parts_KP[:, 2].nanmean()),
+            masked_share=masked_share,
+            grad_norm=grad_norm,
+            lr=learning_rate(self._progress.step, run.steps, self._config.optim),
+            samples_per_s=samples * len(everyone_N2) * steps_per_s,
+            samples_per_s_rank=samples * steps_per_s,
+            wait_fraction=float(everyone_N2[:, 0].max()),
+            bad_samples=round(float(everyone_N2[:, 1].sum())),
+            left_s=(run.steps - self._progress.step) / steps_per_s,
+        )
+        self._result.history.append(report)
+        values = {key: value for key, value in asdict(report).items() if key not in ("step", "steps")}
+        self._accelerator.log(values, step=report.step)
+        if self._accelerator.is_main_process:
+            self._show(report)
+
+    def _save(self) -> None:
+        """Write a checkpoint; every process has to take part.
+
+        Raises:
+            RunError: it cannot be written, on every process.
+        """
+        states = self._updater.states(self._out / FOLDER / ".deepspeed")
+        codec = self._updater.encoders.codec
+        with parallel.together(self._accelerator):
+            if self._accelerator.is_main_process:
+                checkpoint.save(
+                    self._out,
+                    self._progress,
+                    self._config,
+                    codec=codec if isinstance(codec, LinearCodec) else None,
+                    keep=self._config.run.keep,
+                    **states,
+                )
+        self._result.step = self._progress.step
+        self._result.checkpoint = checkpoint.folder_of(self._out, self._progress.step)
+
+    def _validate(self, step: int) -> None:
+        """Validation samples of this step: the main process writes them, others help where they must."""
+        main = self._accelerator.is_main_process
+        kept = self._out / "samples" / f"step-{step:08d}"
+        updater, facts = self._updater, self._progress.facts
+        with parallel.together(self._accelerator):
+            if main or parallel.is_sharded(self._accelerator):
+                with nullcontext(kept) if main else tempfile.TemporaryDirectory() as folder:
+                    self._preview(updater.model, updater.encoders, self._config, facts, Path(folder))
+
+
+def _parts(loss: Loss) -> Tensor:
+    return torch.stack([loss.total.detach(), loss.plain, loss.lips, loss.masked_share]).float()

@@ -1,0 +1,81 @@
+"""AdamW for what is trained, its schedule, and a moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from talkforge.training.config import OptimConfig
+from talkforge.training.run.parallel import placed_like, trained_parameters
+from talkforge.training.run.tensor_files import check_names
+from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
+
+
+def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what is trained; adapters have a learning rate of their own, see `set_learning_rate`."""
+    adapters = {name for name, _ in adapter_parameters(model)}
+    trained = trained_parameters(model)
+    groups = [
+        {"params": [p for name, p in trained.items() if (name in adapters) == added], "scale": scale}
+        for added, scale in ((True, config.adapter_lr_scale), (False, 1.0))
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate of step 1..`steps`, before a group's scale: linear warm-up to `config.lr` at its last
+    step, then constant, or half a cosine that would reach zero one step after the last."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    share = (step - 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its scale of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * rate
+
+
+class Average:
+    """Exponential moving average of what is trained, float32, spread over processes as the weights are.
+
+    Attributes:
+        state: the average by parameter name; None where none is kept.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
+        """Starts at the model's weights."""
+        self._decay = decay
+        self.state: dict[str, Tensor] | None = None
+        if decay is not None:
+            trained = trained_parameters(model)
+            self.state = {name: p.detach().to(torch.float32, copy=True) for name, p in trained.items()}
+
+    def load(self, state: Mapping[str, Tensor], name: str) -> None:
+        """Go on from an average as it was saved, whole.
+
+        Raises:
+            ModelError: it is of other parameters; `name` is of the file, for messages.
+        """
+        if self.state is not None:
+            check_names(self.state, state, name)
+            self.state = {key: placed_like(state[key], value) for key, value in self.state.items()}
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        if self.state is None or self._decay is None:
+            return
+        for name, parameter in trained_parameters(model).items():
+            self.state[name].lerp_(parameter.detach().float(), 1 - self._decay)

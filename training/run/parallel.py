@@ -1,0 +1,259 @@
+"""One process or many: Accelerate as this trainer uses it, and tensors that are spread over processes.
+
+Plain, DDP and FSDP2 models are treated alike: a parameter is a tensor, or a `DTensor` of which each
+process holds a part. DeepSpeed keeps its optimizer to itself, and writes and reads it in its own files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from talkforge.schemas.errors import CommandError, ModelError, RunError, TalkforgeError, one_line
+from talkforge.training.config import TrainConfig
+from talkforge.training.run.tensor_files import State, listed
+
+PATIENCE = timedelta(minutes=60)
+"""Processes wait this long for each other: one of them writes checkpoints and validation samples."""
+
+DEEPSPEED_TAG = "optimizer"
+
+
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """Accelerate with this run's precision, accumulation, trackers and kind of parallelism.
+
+    The kind comes from `accelerate launch`; see configs/accelerate.
+
+    Raises:
+        CommandError: this machine, or what it was launched with, does not fit the configuration.
+    """
+    _refuse_settings_of_the_launcher(config)
+    logs = out / "logs"
+    try:
+        trackers = filter_trackers(list(config.run.trackers), str(logs))
+        if missing := {*config.run.trackers} - {"all"} - {str(tracker) for tracker in trackers}:
+            raise CommandError(f"run.trackers: {', '.join(sorted(missing))}: its package is not installed")
+        accelerator = Accelerator(
+            mixed_precision=config.run.precision,
+            # Without a data loader of its own, Accelerate must not look for the end of one.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.optim.accumulate, sync_with_dataloader=False
+            ),
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(logs)),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
+        )
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise CommandError(f"accelerate: {one_line(error)}") from None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _prepare_fsdp(accelerator, config)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _prepare_deepspeed(accelerator, config)
+    return accelerator
+
+
+def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
+    """What `accelerate launch` was told and this trainer would not heed."""
+    heeded = (
+        ("mixed_precision", "run.precision", ("no", config.run.precision)),
+        ("gradient_accumulation_steps", "optim.accumulate", ("1", "auto", str(config.optim.accumulate))),
+        ("dynamo_backend", "nothing: compiling is not supported", ("no",)),
+    )
+    for name, ours, fine in heeded:
+        value = os.environ.get(f"ACCELERATE_{name.upper()}", fine[0])
+        if value.lower() not in fine:
+            raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
+
+
+def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise CommandError("accelerate: expected fsdp_version 2, found 1; see configs/accelerate/fsdp2.yaml")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise CommandError(
+            "accelerate: fsdp_offload_params is not supported; see configs/accelerate/fsdp2.yaml"
+        )
+    if plugin.activation_checkpointing:
+        raise CommandError(
+            "accelerate: fsdp_activation_checkpointing is not supported; set model.gradient_checkpointing"
+        )
+    # Weights keep their types, as without FSDP, and autocast decides: bf16 timesteps would be too coarse.
+    # With all of Wan in float32, gathering it in bf16 halves what is sent.
+    halved = config.model.trainable == "full" and config.run.precision == "bf16"
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if halved else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+
+
+def _prepare_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
+    if config.optim.ema is not None:
+        raise CommandError("optim.ema: not with DeepSpeed, which keeps the weights in its own place")
+    accelerator.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=config.data.batch_size,
+        gradient_accumulation_steps=config.optim.accumulate,
+        gradient_clipping=config.optim.max_grad_norm,
+    )
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed holds model and optimizer."""
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether a forward pass needs every process."""
+    return accelerator.is_fsdp2 or (
+        is_deepspeed(accelerator) and int(accelerator.deepspeed_plugin.zero_stage) == 3
+    )
+
+
+def agreed(accelerator: Accelerator, word: str) -> list[str]:
+    """What all processes have to say, none of which is empty; every process gets the same list.
+
+    To be called by all at the same place: before one gives up, the others must know, or they wait.
+    """
+    if accelerator.num_processes == 1:
+        return [word] if word else []
+    speaking = torch.tensor(int(bool(word)), device=accelerator.device)
+    if not int(accelerator.reduce(speaking, "sum")):
+        return []
+    return [said for said in gather_object([word]) if said]
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """What fails in here on one process fails on all: they enter it together, and do not wait inside.
+
+    Raises:
+        TalkforgeError: what this process found. RunError: what another one found.
+    """
+    failed = None
+    try:
+        yield
+    except TalkforgeError as error:
+        failed = error
+    words = agreed(accelerator, str(failed or ""))
+    if failed or words:
+        raise failed or RunError(words[0])
+
+
+# --------------------------------------------------------------------------- tensors
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor spread, and on the device, as `parameter` is; every process must ask."""
+    if isinstance(parameter, DTensor):
+        on_device = tensor.to(parameter.device)
+        return distribute_tensor(on_device, parameter.device_mesh, parameter.placements)
+    return tensor.to(parameter.device)
+
+
+def gathered(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> State:
+    """Whole tensors on the CPU of the main process, one by one; nothing elsewhere."""
+    found: State = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if accelerator.is_main_process:
+            found[name] = full.cpu()
+    return found
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
+    """What is trained, whole and float32, on the main process."""
+    parameters = trained_parameters(model)
+    if not is_deepspeed(accelerator):
+        return gathered(accelerator, parameters)
+    from deepspeed.utils import safe_get_full_fp32_param  # type: ignore[import-not-found]
+
+    found: State = {}
+    for name, parameter in parameters.items():
+        full = safe_get_full_fp32_param(parameter)
+        if accelerator.is_main_process:
+            found[name] = full.cpu()
+    return found
+
+
+def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """Moments of what is trained as `<name>.<moment>`, whole, on the main process."""
+    return gathered(
+        accelerator,
+        {
+            f"{name}.{moment}": value
+            for name, parameter in trained_parameters(model).items()
+            for moment, value in optimizer.state[parameter].items()
+        },
+    )
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], name: str
+) -> None:
+    """Put moments back, as `optimizer_state` gave them; all processes hold `state`.
+
+    Raises:
+        ModelError: they are of other parameters; `name` is of the file, for messages.
+    """
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        parameter_name, _, moment = key.rpartition(".")
+        moments.setdefault(parameter_name, {})[moment] = value
+    parameters = trained_parameters(model)
+    if moments.keys() != parameters.keys():
+        others = sorted(moments.keys() ^ parameters.keys())
+        raise ModelError(f"{name}: expected moments of what is trained, found others for {listed(others)}")
+    for parameter_name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            moment: placed_like(value, parameter) if value.shape == parameter.shape else value
+            for moment, value in moments[parameter_name].items()
+        }
+
+
+def save_deepspeed(accelerator: Accelerator, engine: Any, folder: Path) -> None:
+    """Have every process of DeepSpeed write its part of the optimizer into `folder`, on a shared disk."""
+    engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, exclude_frozen_parameters=True)
+    accelerator.wait_for_everyone()
+
+
+def load_deepspeed(engine: Any, folder: Path) -> None:
+    """Have DeepSpeed read weights and optimizer that it wrote.
+
+    Raises:
+        CommandError: it wrote none there.
+    """
+    if not folder.is_dir():
+        raise CommandError(f"{folder}: not there: the run was trained without DeepSpeed; resume it so")
+    engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_module_strict=False)

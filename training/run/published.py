@@ -1,0 +1,137 @@
+"""The layouts in which FantasyTalking's audio weights circulate.
+
+    torch file               {"proj_model": {"proj.weight", "norm.weight", "norm.bias"},
+                              "audio_processor": {"blocks.N.cross_attn.processor.{k,v}_proj.weight"}}
+    safetensors, prefixed    the same names after `proj_model.` and `audio_processor.`
+    safetensors, flat        `blocks.N.cross_attn.{k,v}_proj.weight`: no prefix, no `.processor`
+
+All three are read; the first two are written. Face, motion and slot embeddings have no place in them.
+
+Source: Fantasy-AMAP/fantasy-talking, and files made from its weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from talkforge.schemas.errors import ModelError, RunError, one_line
+from talkforge.training.run.tensor_files import (
+    WRITE_ERRORS,
+    State,
+    fill,
+    flush,
+    listed,
+    read_pickled,
+    read_tensors,
+    write_tensors,
+)
+from talkforge.training.wan.talking_wan import TalkingWan
+
+log = logging.getLogger(__name__)
+
+_OURS = re.compile(
+    r"audio_proj\.(?P<projection>.*)|transformer\.(?P<block>blocks\.\d+)\.attn2\.processor\.(?P<kind>[kv])_proj\.weight"
+)
+_PROJECTION = re.compile(r"proj\.weight|norm\.(weight|bias)")
+_BLOCK = re.compile(r"(blocks\.\d+)\.cross_attn\.(?:processor\.)?([kv]_proj\.weight)")
+
+
+def load_published(model: TalkingWan, path: Path) -> None:
+    """Put published audio weights into a model: projection, and keys and values of every block.
+
+    Raises:
+        ModelError: not such a file, or a key is missing, unexpected or of another shape; lists them.
+    """
+    found = read_tensors(path) if path.suffix == ".safetensors" else _flat(path, read_pickled(path))
+    fill(audio_parameters(model), from_published(found, str(path)), str(path))
+
+
+def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write audio weights in the first published layout; in the second if `path` ends in .safetensors.
+
+    Args:
+        weights: by their names in `TalkingWan`; those that have no place in the layout are left out,
+            and named in the log.
+
+    Raises:
+        ModelError: there is no audio weight among them. RunError: the file cannot be written.
+    """
+    parts = to_published({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    if not all(parts.values()):
+        raise ModelError(f"{path}: expected audio weights to export, found {listed(weights) or 'nothing'}")
+    if left_out := Counter(name.partition(".")[0] for name in weights if not _OURS.fullmatch(name)):
+        told = ", ".join(f"{count} weights of {part}" for part, count in left_out.items())
+        log.warning("%s: the published layout has no place for %s", path, told)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        if path.suffix == ".safetensors":
+            prefixed = {f"{group}.{key}": v for group, state in parts.items() for key, v in state.items()}
+            write_tensors(part, prefixed)
+        else:
+            torch.save(parts, part)
+        flush(part)
+        part.replace(path)
+    except WRITE_ERRORS as error:
+        part.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
+
+
+def audio_parameters(model: TalkingWan) -> dict[str, Tensor]:
+    """The parameters that have been published, by name."""
+    return {name: value for name, value in model.named_parameters() if _OURS.fullmatch(name)}
+
+
+def from_published(found: Mapping[str, Tensor], name: str) -> State:
+    """Published weights of any layout, `proj_model.` and `audio_processor.` in front or not, by their names
+    in `TalkingWan`. What is not one keeps its name.
+
+    Raises:
+        ModelError: a weight is there under two names; `name` is of the file.
+    """
+    ours = {_our_name(published): tensor for published, tensor in found.items()}
+    if len(ours) != len(found):
+        raise ModelError(f"{name}: expected every weight once, found some under two names")
+    return ours
+
+
+def to_published(weights: Mapping[str, Tensor]) -> dict[str, State]:
+    """Audio weights, by their names in `TalkingWan`, in the two groups of the first layout."""
+    parts: dict[str, State] = {"proj_model": {}, "audio_processor": {}}
+    for name, tensor in weights.items():
+        if match := _OURS.fullmatch(name):
+            if match["projection"]:
+                parts["proj_model"][match["projection"]] = tensor
+            else:
+                published = f"{match['block']}.cross_attn.processor.{match['kind']}_proj.weight"
+                parts["audio_processor"][published] = tensor
+    return parts
+
+
+def _our_name(published: str) -> str:
+    name = published.removeprefix("proj_model.").removeprefix("audio_processor.")
+    if _PROJECTION.fullmatch(name):
+        return f"audio_proj.{name}"
+    if match := _BLOCK.fullmatch(name):
+        return f"transformer.{match[1]}.attn2.processor.{match[2]}"
+    return published
+
+
+def _flat(path: Path, found: Mapping[str, Any]) -> State:
+    state: State = {}
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            state |= {f"{name}.{key}": tensor for key, tensor in value.items()}
+        else:
+            state[name] = value
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ModelError(f"{path}: expected tensors, found other things: {listed(others)}")
+    return state

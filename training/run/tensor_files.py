@@ -1,0 +1,110 @@
+"""Tensors on disk: safetensors, torch files that hold nothing but tensors, and errors of one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from talkforge.schemas.errors import ModelError, one_line
+
+State = dict[str, Tensor]
+"""Tensors by name."""
+
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""What a disk that is full makes Python, safetensors and torch raise."""
+
+_SHOWN = 6
+"""Keys that an error lists of each kind; the rest are counted."""
+
+
+def read_tensors(path: Path) -> State:
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        ModelError: it is not there, or not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: expected safetensors, found {one_line(error)}") from None
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError, SafetensorError, RuntimeError: it cannot be written; see `WRITE_ERRORS`.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt", "made_by": "talkforge"})
+
+
+def read_pickled(path: Path) -> dict[str, Any]:
+    """A dictionary out of a torch file; nothing in the file is run.
+
+    Raises:
+        ModelError: it is not there, is no such file, or holds more than tensors and plain values.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle raises almost anything
+        raise ModelError(f"{path}: expected a torch file of tensors, found {one_line(error, 200)}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")
+    return found
+
+
+def fill(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+    """Copy every tensor into its parameter: all must be there, no other, of the same shapes.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        ModelError: a key is missing, unexpected or of another shape; lists them, and nothing is copied.
+    """
+    check_names(expected, found, name)
+    with torch.no_grad():
+        for key, parameter in expected.items():
+            parameter.copy_(found[key])
+
+
+def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
+    """Raise ModelError unless `found` has the keys and shapes of `expected`; lists those that differ."""
+    wrong_shapes = [
+        f"{key} (expected {tuple(expected[key].shape)}, found {tuple(found[key].shape)})"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key].shape != found[key].shape
+    ]
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": wrong_shapes,
+    }
+    told = [f"{what} {listed(keys)}" for what, keys in problems.items() if keys]
+    if told:
+        raise ModelError(f"{name}: does not fit the model: {'; '.join(told)}")
+
+
+def listed(keys: Iterable[str]) -> str:
+    """The first keys by name, and how many more there are."""
+    names = list(keys)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or a folder's list of files, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

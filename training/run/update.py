@@ -1,0 +1,145 @@
+"""One optimizer step: batches in, their losses out, and better weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Generator, Tensor
+
+from talkforge.schemas.errors import RunError
+from talkforge.training.config import TrainConfig
+from talkforge.training.data.batch import Batch, Conditions
+from talkforge.training.objective.losses import Loss
+from talkforge.training.objective.step import training_step
+from talkforge.training.run import parallel
+from talkforge.training.run.checkpoint import AVERAGED, DEEPSPEED, OPTIMIZER, Checkpoint
+from talkforge.training.run.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from talkforge.training.run.tensor_files import State
+from talkforge.training.wan.encoders import Encoders
+from talkforge.training.wan.talking_wan import TalkingWan
+
+
+class Updater:
+    """Model, optimizer and moving average, and how one step changes them.
+
+    Attributes:
+        model: as it was given, with its weights where the kind of parallelism has them.
+        encoders: of pictures and prompts.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: TalkingWan,
+        encoders: Encoders,
+        config: TrainConfig,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        """Hands model and optimizer over to Accelerate; `resumed` gives the optimizer its past.
+
+        Raises:
+            ModelError, CommandError: the checkpoint does not fit.
+        """
+        self._accelerator, self._config, self.encoders = accelerator, config, encoders
+        self._prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
+        self._optimizer: torch.optim.Optimizer = optimizer
+        self.model: TalkingWan = accelerator.unwrap_model(self._prepared)
+        self._average = Average(self.model, config.optim.ema)
+        if resumed is not None:
+            self._resume(resumed)
+
+    def _resume(self, resumed: Checkpoint) -> None:
+        if parallel.is_deepspeed(self._accelerator):
+            parallel.load_deepspeed(self._prepared, resumed.folder / DEEPSPEED)
+            return
+        place = resumed.folder / OPTIMIZER
+        parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer(), str(place))
+        if averaged := resumed.averaged():
+            self._average.load(averaged, str(resumed.folder / AVERAGED))
+
+    def step(self, step: int, fetch: Callable[[], Batch]) -> tuple[list[Loss], float]:
+        """Step number 1, 2, ...: losses of its batches on this process, and the gradient's norm.
+
+        Everything random is a function of (seed, step, batch among those of all processes).
+
+        Raises:
+            RunError: a loss or the gradient is not finite on some process; nothing was updated then.
+        """
+        optim, norm = self._config.optim, math.nan
+        set_learning_rate(self._optimizer, learning_rate(step, self._config.run.steps, optim))
+        losses: list[Loss] = []
+        keys: list[str] = []
+        for micro in range(optim.accumulate):
+            batch = fetch().to(self._accelerator.device)
+            keys += batch.keys
+            with self._accelerator.accumulate(self._prepared):
+                loss = self._loss(step, micro, batch)
+                self._refuse_infinite(step, "loss", float(loss.total.detach()), list(batch.keys))
+                self._accelerator.backward(loss.total)
+                if self._accelerator.sync_gradients:
+                    norm = self._clip()
+                    if not parallel.is_deepspeed(self._accelerator):  # which has updated by now
+                        self._refuse_infinite(step, "gradient", norm, keys)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+            losses.append(loss)
+        self._average.update(self.model)
+        return losses, norm
+
+    def _loss(self, step: int, micro: int, batch: Batch) -> Loss:
+        """The loss of the micro-th batch of this process."""
+        processes = self._accelerator.num_processes
+        place = micro * processes + self._accelerator.process_index
+        return training_step(
+            self._predict,
+            self.encoders,
+            batch,
+            self._config,
+            generator_of(self._config.run.seed, step, place),
+            rank=place,
+            world=self._config.optim.accumulate * processes,
+        )
+
+    def _predict(self, x_BCTHW: Tensor, timestep_B: Tensor, conditions: Conditions) -> Tensor:
+        with self._accelerator.autocast():
+            velocity_BCTHW: Tensor = self._prepared(x_BCTHW, timestep_B, conditions)
+            return velocity_BCTHW
+
+    def _clip(self) -> float:
+        """Norm of the gradient of all processes, before it is clipped."""
+        trained = list(parallel.trained_parameters(self.model).values())
+        norm = self._accelerator.clip_grad_norm_(trained, self._config.optim.max_grad_norm)
+        return float(parallel.whole(norm)) if isinstance(norm, Tensor) else float(norm or 0.0)
+
+    def _refuse_infinite(self, step: int, what: str, value: float, keys: list[str]) -> None:
+        told = "" if math.isfinite(value) else f"{value} for {', '.join(keys)}"
+        if found := parallel.agreed(self._accelerator, told):
+            raise RunError(f"step {step}: {what} is {'; '.join(found)}: stopped before the update")
+
+    def states(self, folder: Path) -> Mapping[str, Any]:
+        """Weights, optimizer and average for `checkpoint.save`, on the main process; all must ask.
+
+        Args:
+            folder: where DeepSpeed may leave its files, on the checkpoints' disk.
+        """
+        optimizer: State | Path = folder
+        if parallel.is_deepspeed(self._accelerator):
+            parallel.save_deepspeed(self._accelerator, self._prepared, folder)
+        else:
+            optimizer = parallel.optimizer_state(self._accelerator, self.model, self._optimizer)
+        average = self._average.state
+        return {
+            "trained": parallel.trained_state(self._accelerator, self.model),
+            "optimizer": optimizer,
+            "averaged": None if average is None else parallel.gathered(self._accelerator, average),
+        }
+
+
+def generator_of(seed: int, step: int, place: int) -> Generator:
+    """Of everything drawn for one batch: the place-th among those that all processes give to a step."""
+    return Generator().manual_seed(((seed * 1_000_003 + step) * 1_000_003 + place) % 2**63)

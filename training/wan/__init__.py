@@ -1,0 +1,1 @@
+"""The Wan transformer with its adapters, codec and encoders."""

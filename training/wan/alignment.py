@@ -1,0 +1,103 @@
+"""Which speech belongs to which latent frame, and where the lips lie on the latent grid.
+
+The one place that aligns the clocks and grids of video, speech and latents: training and generation
+both ask here. Suffixes as in `training.data.batch`; W slots of an audio window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from talkforge.schemas.units import LATENT_STRIDE_FRAMES, latent_frames
+
+MARGIN_FEATURES = 4
+"""Features added on each side of a latent frame's own span. Source: published inference code."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The speech features that each latent frame hears.
+
+    Attributes:
+        index_TW: int64, place of each slot's feature in the span, the valid ones first; 0 where not valid.
+        valid_TW: bool; slots beyond the span's ends are not valid, and lie on the right.
+        slot_TW: int64, place 0..W-1 of that feature in the window before it was cut at the span's ends,
+            so that the same distance from the latent frame is the same slot in every window.
+    """
+
+    index_TW: Tensor
+    valid_TW: Tensor
+    slot_TW: Tensor
+
+
+def windows(num_features: int, num_frames: int) -> Windows:
+    """Windows of a span of `num_frames` = 4n + 1 frames that has `num_features` speech features.
+
+    Source: published inference code of FantasyTalking; at 23 frames/s, 81 frames and 175 features, 17
+    slots of which 6, 14, 17 ... 17, 14 are valid.
+
+    Raises:
+        ValueError: `num_frames` is not 4n + 1, or there are no features.
+    """
+    if num_features < 1:
+        raise ValueError(f"a window needs at least one speech feature, not {num_features}")
+    per_frame = num_features / num_frames
+    half = int(per_frame * LATENT_STRIDE_FRAMES / 2)
+    width = 2 * half + 1 + 2 * MARGIN_FEATURES
+    starts = [_start(i, per_frame, half) for i in range(latent_frames(num_frames))]
+    place_TW = torch.tensor(starts)[:, None] - MARGIN_FEATURES + torch.arange(width)
+    inside_TW = (place_TW >= 0) & (place_TW < num_features)
+    slot_TW = torch.argsort((~inside_TW).int(), dim=1, stable=True)
+    valid_TW = inside_TW.gather(1, slot_TW)
+    return Windows(place_TW.gather(1, slot_TW) * valid_TW, valid_TW, slot_TW)
+
+
+def _start(latent: int, per_frame: float, half: int) -> int:
+    """First feature of a latent frame's own span, before the margin."""
+    nth = max(latent, 1)
+    centre = int((per_frame * ((nth - 1) * 4 + 1) + per_frame * (nth * 4 + 1)) / 2) - 1
+    start = centre - half
+    return start if latent else start - 2 * half
+
+
+def gather_windows(tokens_BLC: Tensor, place: Windows) -> Tensor:
+    """Tokens of every window, [B, T, W, C]; zeros in slots that are not valid."""
+    index_TW = place.index_TW.to(tokens_BLC.device)
+    valid_TW = place.valid_TW.to(tokens_BLC.device)
+    return tokens_BLC[:, index_TW] * valid_TW[None, :, :, None].to(tokens_BLC.dtype)
+
+
+def latent_masks(
+    lips_BFHW: Tensor,
+    lip_valid_BF: Tensor,
+    size_HW: tuple[int, int],
+    resize: Literal["trilinear", "area"],
+) -> Tensor:
+    """Share of lips in every latent cell, [B, 1, T, H, W] float32, 0 to 1.
+
+    A latent frame stands for frame 0, or for four frames after it: the first is resized by itself and
+    the rest in fours, so that time lands where the causal codec puts it (a plain resize of 81 frames to
+    21 is off by up to 1.1 frames). Frames that are not valid hold no lips.
+
+    Args:
+        lips_BFHW: 0/1, F = 4n + 1.
+        resize: 'trilinear' samples the mask at the cells' centres (Source: FantasyTalking §3.2);
+            'area' averages over each cell, which loses no lips where cells are larger than a lip.
+    """
+    latents = latent_frames(lips_BFHW.shape[1])
+    lips = (lips_BFHW * lip_valid_BF[:, :, None, None]).float().unsqueeze(1)
+    pieces = [_resized(lips[:, :, :1], (1, *size_HW), resize)]
+    if latents > 1:
+        pieces.append(_resized(lips[:, :, 1:], (latents - 1, *size_HW), resize))
+    return torch.cat(pieces, dim=2)
+
+
+def _resized(lips: Tensor, size: tuple[int, int, int], resize: str) -> Tensor:
+    if resize == "area":
+        return functional.interpolate(lips, size, mode="area")
+    return functional.interpolate(lips, size, mode="trilinear", align_corners=False)

@@ -1,0 +1,65 @@
+"""The Wan that is built on: random weights of a shape, or weights from a folder or the hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS
+from talkforge.training.config import WanShape
+
+RANDOM_SEED = 0
+"""Of the weights of the 'random' base: it is one and the same for every run of a shape."""
+
+
+def random_transformer(shape: WanShape) -> WanTransformer3DModel:
+    """A transformer of `shape` that takes an image, float32; the same weights each time."""
+    inner_dim = shape.num_attention_heads * shape.attention_head_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        return WanTransformer3DModel(
+            **shape.model_dump(),
+            in_channels=LATENT_CHANNELS + CONDITION_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            added_kv_proj_dim=inner_dim if shape.image_dim else None,
+        )
+
+
+def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer of a diffusers model, from its folder or its name on the hub.
+
+    Args:
+        dtype: of the weights but those that Wan keeps in float32.
+
+    Raises:
+        ModelError: it cannot be loaded, lacks weights or has others.
+    """
+    try:
+        transformer, info = WanTransformer3DModel.from_pretrained(
+            base, subfolder="transformer", use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # diffusers, hub and safetensors raise almost anything
+        raise ModelError(
+            f"model.base {base}: expected a diffusers Wan model with a `transformer` of safetensors,"
+            f" found {one_line(error)}"
+        ) from None
+    wrong: dict[str, Any] = {kind: names for kind, names in info.items() if names}
+    if wrong:
+        found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, n))}" for kind, n in wrong.items())
+        raise ModelError(f"model.base {base}: expected the weights of its config.json, found {found}")
+    return transformer
+
+
+def check_wan(transformer: WanTransformer3DModel) -> None:
+    """Raise ModelError unless patches and channels are Wan 2.1's."""
+    config = transformer.config
+    found = (tuple(config.patch_size), config.in_channels, config.out_channels)
+    with_image = LATENT_CHANNELS + CONDITION_CHANNELS
+    if found not in [((1, 2, 2), taken, LATENT_CHANNELS) for taken in (LATENT_CHANNELS, with_image)]:
+        raise ModelError(
+            f"transformer: expected Wan 2.1's patches of (1, 2, 2), {LATENT_CHANNELS} or {with_image}"
+            f" channels in and {LATENT_CHANNELS} out, found {found[0]}, {found[1]} and {found[2]}"
+        )

@@ -1,0 +1,332 @@
+"""Pictures to latents and back: Wan's VAE, or a linear stand-in of the same geometry.
+
+Both map 4n + 1 frames of H x W to n + 1 latent frames of 16 channels, H/8 x W/8, causally: the first
+frame by itself, then four at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from scipy.fft import dct
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.schemas.units import LATENT_CHANNELS, LATENT_STRIDE_FRAMES, LATENT_STRIDE_PX, latent_frames
+from talkforge.training.config import TrainConfig
+
+
+class Codec(Protocol):
+    """Attributes: kind: its name in the configuration; sha256: of everything that decides its output."""
+
+    kind: str
+    sha256: str
+
+    def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:
+        """Normalised latents [B, 16, T, H/8, W/8] float32 of uint8 pictures, F = 4n + 1.
+
+        With a generator a sample of the encoder's distribution, without one its mode.
+        """
+
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """Pictures, uint8 [B, 4(T - 1) + 1, H, W, 3]."""
+
+    def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
+        """What Wan's image-to-video model sees of its first frame, float32 [B, 20, T, H/8, W/8].
+
+        Four channels that are 1 in the first latent frame, then the latents (the mode) of the first
+        frame followed by grey. Source: Wan2.1 image-to-video, as in diffusers. All zero means: dropped.
+        """
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`."""
+
+
+def _signal(rgb: Tensor) -> Tensor:
+    """uint8 [..., F, H, W, 3] as float32 [..., 3, F, H, W], -1 to 1."""
+    return rgb.movedim(-1, -4).float() / 127.5 - 1
+
+
+def _pictures(signal: Tensor) -> Tensor:
+    return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1)
+
+
+def _first_then_grey(rgb_BHWC: Tensor, num_frames: int) -> Tensor:
+    first = _signal(rgb_BHWC[:, None])
+    return torch.cat([first, first.new_zeros(*first.shape[:2], num_frames - 1, *first.shape[3:])], dim=2)
+
+
+def _with_mask(latents_BCTHW: Tensor) -> Tensor:
+    mask = latents_BCTHW.new_zeros(len(latents_BCTHW), LATENT_STRIDE_FRAMES, *latents_BCTHW.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latents_BCTHW], dim=1)
+
+
+# --------------------------------------------------------------------------- linear
+
+_LUMA_FIRST = 14
+_LUMA_GROUPS = (8, 4, 2)
+"""Luma coefficients of the first frame, and of four frames at temporal frequency 0, 1 and 2; chroma has
+one in each plane. Source: ours; ranked by energy no temporal one would remain, and a mouth would move
+only every fourth frame."""
+
+_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+"""RGB to luma and two chroma planes. Source: ITU-R BT.601."""
+
+
+class LinearCodec:
+    """A truncated orthonormal 3-D DCT: no weights, nothing to download, and blurred pictures.
+
+    Latents are the coefficients less their mean, over one deviation for all channels, separately for
+    the first frame and for the rest: with a deviation of its own, every faint high frequency would
+    count as much as the picture's brightness.
+    """
+
+    kind = "linear"
+
+    def __init__(self, statistics: Mapping[str, Tensor] | None = None) -> None:
+        """`statistics` as `state` gives them; without, coefficients are neither shifted nor scaled."""
+        found = statistics or {
+            "mean_first": torch.zeros(LATENT_CHANNELS),
+            "mean_rest": torch.zeros(LATENT_CHANNELS),
+            "deviation": torch.ones(2),
+        }
+        self._statistics = {name: found[name].float() for name in ("mean_first", "mean_rest", "deviation")}
+        self._first = _basis([(0, place) for place in _zigzag(_LUMA_FIRST)], 1)
+        self._rest = _basis(
+            [(t, place) for t, count in enumerate(_LUMA_GROUPS) for place in _zigzag(count)],
+            LATENT_STRIDE_FRAMES,
+        )
+        self._ycc = _YCC
+        self._kernels = tuple(_of_rgb(basis) for basis in (self._first, self._rest))
+        digest = hashlib.sha256()
+        for tensor in (self._first, self._rest, *self._statistics.values()):
+            digest.update(tensor.numpy().tobytes())
+        self.sha256 = digest.hexdigest()
+
+    @classmethod
+    def fit(cls, batches: Iterable[Tensor]) -> LinearCodec:
+        """A codec whose latents have mean 0 and deviation 1 over uint8 pictures [B, F, H, W, 3], F > 1."""
+        raw = cls()
+        sums = {"first": _Sums(), "rest": _Sums()}
+        for rgb_BFHWC in batches:
+            latents = raw.encode(rgb_BFHWC)
+            sums["first"].add(latents[:, :, :1])
+            sums["rest"].add(latents[:, :, 1:])
+        return cls(
+            {
+                "mean_first": sums["first"].mean(),
+                "mean_rest": sums["rest"].mean(),
+                "deviation": torch.stack([sums["first"].deviation(), sums["rest"].deviation()]),
+            }
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that `LinearCodec(statistics)` takes."""
+        return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
+
+    def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:  # noqa: ARG002
+        """See `Codec.encode`; there is nothing to sample."""
+        first = self._encode_first(rgb_BFHWC[:, :1])
+        if latent_frames(rgb_BFHWC.shape[1]) == 1:
+            return first
+        return torch.cat([first, self._scaled_rest(_analysed(rgb_BFHWC[:, 1:], self._kernels[1]))], dim=2)
+
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        deviation, found = self._statistics["deviation"], []
+        first = latents_BCTHW[:, :, :1].float() * deviation[0] + _column(self._statistics["mean_first"])
+        found.append(_from_blocks(first, self._first))
+        if latents_BCTHW.shape[2] > 1:
+            rest = latents_BCTHW[:, :, 1:].float() * deviation[1] + _column(self._statistics["mean_rest"])
+            found.append(_from_blocks(rest, self._rest))
+        ycc = torch.cat(found, dim=2)
+        to_rgb = torch.linalg.inv(self._ycc)
+        return _pictures(torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc))
+
+    def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
+        """See `Codec.condition`."""
+        first = self._encode_first(rgb_BHWC[:, None])
+        grey = self._scaled_rest(first.new_zeros(1, LATENT_CHANNELS, 1, 1, 1))
+        rest = grey.expand(len(first), -1, latent_frames(num_frames) - 1, *first.shape[3:])
+        return _with_mask(torch.cat([first, rest], dim=2))
+
+    def to(self, device: torch.device) -> Self:
+        """See `Codec.to`."""
+        self._statistics = {name: tensor.to(device) for name, tensor in self._statistics.items()}
+        self._first, self._rest = self._first.to(device), self._rest.to(device)
+        self._ycc = self._ycc.to(device)
+        self._kernels = tuple(kernel.to(device) for kernel in self._kernels)
+        return self
+
+    def _encode_first(self, rgb_B1HWC: Tensor) -> Tensor:
+        found = _analysed(rgb_B1HWC, self._kernels[0])
+        return (found - _column(self._statistics["mean_first"])) / self._statistics["deviation"][0]
+
+    def _scaled_rest(self, coefficients_BCTHW: Tensor) -> Tensor:
+        shifted = coefficients_BCTHW - _column(self._statistics["mean_rest"])
+        return shifted / self._statistics["deviation"][1]
+
+
+class _Sums:
+    """Means per channel, and one deviation around them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = torch.zeros(LATENT_CHANNELS, dtype=torch.float64)
+        self._squares = torch.zeros(LATENT_CHANNELS, dtype=torch.float64)
+
+    def add(self, latents_BCTHW: Tensor) -> None:
+        values = latents_BCTHW.double().movedim(1, -1).reshape(-1, LATENT_CHANNELS).cpu()
+        self._count += len(values)
+        self._sum += values.sum(0)
+        self._squares += values.square().sum(0)
+
+    def mean(self) -> Tensor:
+        if not self._count:
+            raise ValueError("no latents to fit the codec's statistics to")
+        return (self._sum / self._count).float()
+
+    def deviation(self) -> Tensor:
+        variance = self._squares / self._count - (self._sum / self._count).square()
+        return variance.mean().clamp(min=1e-12).sqrt().float()
+
+
+def _zigzag(count: int) -> list[tuple[int, int]]:
+    """The lowest vertical and horizontal frequencies of a block, the vertical one first: mouths open
+    up and down."""
+    places = [(y, x) for y in range(LATENT_STRIDE_PX) for x in range(LATENT_STRIDE_PX)]
+    return sorted(places, key=lambda place: (sum(place), -place[0]))[:count]
+
+
+def _basis(luma: list[tuple[int, tuple[int, int]]], frames: int) -> Tensor:
+    """Basis pictures, float32 [16, 3, frames, 8, 8], orthonormal: `luma`, then the mean of both chromas."""
+    in_time, in_space = _dct(frames), _dct(LATENT_STRIDE_PX)
+    basis = torch.zeros(LATENT_CHANNELS, 3, frames, LATENT_STRIDE_PX, LATENT_STRIDE_PX)
+    for channel, (t, (y, x)) in enumerate(luma):
+        basis[channel, 0] = torch.einsum("t,y,x->tyx", in_time[t], in_space[y], in_space[x])
+    for plane in (1, 2):
+        basis[LATENT_CHANNELS - 3 + plane, plane] = torch.einsum(
+            "t,y,x->tyx", in_time[0], in_space[0], in_space[0]
+        )
+    return basis
+
+
+def _dct(length: int) -> Tensor:
+    """Orthonormal DCT-II, a row for each frequency."""
+    return torch.from_numpy(dct(np.eye(length), axis=0, norm="ortho")).float()
+
+
+def _of_rgb(basis: Tensor) -> Tensor:
+    """The basis pictures as RGB is weighed by them, [16, 3, frames, 8, 8]."""
+    return torch.einsum("kcfyx,cr->krfyx", basis, _YCC).contiguous()
+
+
+def _analysed(rgb_BFHWC: Tensor, kernel: Tensor) -> Tensor:
+    """Coefficients [B, 16, T, H/8, W/8] of uint8 pictures, block by block."""
+    # From 0..255, not from `_signal`: its scale and offset cost less on the coefficients.
+    rgb_BCFHW = rgb_BFHWC.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    found = functional.conv3d(rgb_BCFHW, kernel, stride=kernel.shape[2:])
+    return found / 127.5 - _column(kernel.sum(dim=(1, 2, 3, 4)))
+
+
+def _from_blocks(coefficients_BCTHW: Tensor, basis: Tensor) -> Tensor:
+    blocks = torch.einsum("bkthw,kcfyx->bctfhywx", coefficients_BCTHW, basis)
+    return blocks.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _column(channels: Tensor) -> Tensor:
+    return channels.view(1, -1, 1, 1, 1)
+
+
+# --------------------------------------------------------------------------- Wan
+
+
+class WanCodec:
+    """Wan's causal 3-D VAE by diffusers, one sample at a time; frozen.
+
+    Latents are normalised as (z - mean) / deviation with the VAE's own figures per channel.
+    """
+
+    kind = "wan"
+
+    def __init__(self, vae: Any, sha256: str = "") -> None:
+        """`vae` is a diffusers `AutoencoderKLWan` of 16 channels; `sha256` of its weights.
+
+        Raises:
+            ModelError: it has another number of channels.
+        """
+        if vae.config.z_dim != LATENT_CHANNELS:
+            raise ModelError(f"VAE: expected {LATENT_CHANNELS} latent channels, found {vae.config.z_dim}")
+        self._vae = vae.requires_grad_(False).eval()
+        self._mean = _column(torch.tensor(vae.config.latents_mean, dtype=torch.float32))
+        self._deviation = _column(torch.tensor(vae.config.latents_std, dtype=torch.float32))
+        self.sha256 = sha256 or _weights_sha256(vae)
+
+    @classmethod
+    def load(cls, base: str) -> WanCodec:
+        """The VAE in the folder `vae` of a diffusers model, local or on the hub.
+
+        Raises:
+            ModelError: it is not there, or not what it should be; one line.
+        """
+        from diffusers import AutoencoderKLWan
+
+        try:
+            vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae", use_safetensors=True)
+        except Exception as error:  # libraries below raise many kinds
+            reason = one_line(error, 300)
+            raise ModelError(f"model.base {base}: no usable Wan VAE in its folder vae: {reason}") from None
+        return cls(vae)
+
+    def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:
+        """See `Codec.encode`."""
+        latent_frames(rgb_BFHWC.shape[1])
+        return self._encode(_signal(rgb_BFHWC), generator)
+
+    def decode(self, latents_BCTHW: Tensor) -> Tensor:
+        """See `Codec.decode`."""
+        raw = (latents_BCTHW.float() * self._deviation + self._mean).to(self._vae.dtype)
+        with torch.no_grad():
+            return torch.cat([_pictures(self._vae.decode(one).sample) for one in raw.split(1)])
+
+    def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
+        """See `Codec.condition`."""
+        latent_frames(num_frames)
+        return _with_mask(self._encode(_first_then_grey(rgb_BHWC, num_frames), None))
+
+    def to(self, device: torch.device) -> Self:
+        """See `Codec.to`."""
+        self._vae = self._vae.to(device)
+        self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
+        return self
+
+    def _encode(self, signal_BCFHW: Tensor, generator: Generator | None) -> Tensor:
+        found = []
+        with torch.no_grad():
+            for one in signal_BCFHW.to(self._vae.dtype).split(1):
+                spread = self._vae.encode(one).latent_dist
+                found.append(spread.mode() if generator is None else spread.sample(generator))
+        return (torch.cat(found).float() - self._mean) / self._deviation
+
+
+def _weights_sha256(module: Any) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_codec(config: TrainConfig) -> Codec:
+    """The codec that `config.codec.kind` names; a linear one has no statistics yet, see `LinearCodec.fit`.
+
+    Raises:
+        ModelError: the VAE's weights cannot be had.
+    """
+    return LinearCodec() if config.codec.kind == "linear" else WanCodec.load(config.model.base)

@@ -1,0 +1,139 @@
+"""Prompt and reference image to what Wan attends to: UMT5 and CLIP, or nothing in their place.
+
+Suffixes as in `training.data.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from talkforge.schemas.errors import ModelError, one_line
+from talkforge.training.config import UMT5_TOKENS, TrainConfig
+from talkforge.training.wan.codec import Codec, load_codec
+
+
+class TextEncoder(Protocol):
+    """Prompt encoder."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [B, S, D] float32; the empty prompt stands for none."""
+
+
+class NoText:
+    """Every prompt is the same: zeros."""
+
+    def __init__(self, tokens: int, dim: int, device: torch.device) -> None:
+        self._shape, self._device = (tokens, dim), device
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """See `TextEncoder.encode`."""
+        return torch.zeros(len(texts), *self._shape, device=self._device)
+
+
+class Umt5:
+    """UMT5's last hidden state, zero beyond the prompt's end, as Wan was trained.
+
+    Prompts seen before are not encoded again; the last `_KEPT` are kept.
+    """
+
+    _KEPT = 256
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model.requires_grad_(False).eval(), tokenizer
+        self._seen: dict[str, Tensor] = {}
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """See `TextEncoder.encode`; [B, 512, D]."""
+        return torch.stack([self._one(" ".join(text.split())) for text in texts])
+
+    def _one(self, text: str) -> Tensor:
+        if text not in self._seen:
+            if len(self._seen) >= self._KEPT:
+                del self._seen[next(iter(self._seen))]
+            self._seen[text] = self._embed(text)
+        return self._seen[text]
+
+    def _embed(self, text: str) -> Tensor:
+        device = next(self._model.parameters()).device
+        found = self._tokenizer(
+            [text], padding="max_length", max_length=UMT5_TOKENS, truncation=True, return_tensors="pt"
+        )
+        mask = found.attention_mask.to(device)
+        with torch.no_grad():
+            hidden = self._model(found.input_ids.to(device), mask).last_hidden_state
+        embedding: Tensor = (hidden * mask[..., None]).float()[0]
+        return embedding
+
+
+class ImageEncoder:
+    """CLIP's hidden states before the last layer, of pictures as CLIP's own processor prepares them."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model.requires_grad_(False).eval(), processor
+
+    def encode(self, rgb_BHWC: Tensor) -> Tensor:
+        """Features [B, K, D] float32 of uint8 pictures; 257 tokens of 1280 for Wan's CLIP."""
+        parameter = next(self._model.parameters())
+        pixels = self._processor(images=list(rgb_BHWC.cpu().numpy()), return_tensors="pt").pixel_values
+        with torch.no_grad():
+            found = self._model(
+                pixel_values=pixels.to(parameter.device, parameter.dtype), output_hidden_states=True
+            )
+        features: Tensor = found.hidden_states[-2].float()
+        return features
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What turns a batch into tensors for the transformer; all frozen."""
+
+    codec: Codec
+    text: TextEncoder
+    image: ImageEncoder | None
+
+
+def load_encoders(config: TrainConfig, text_dim: int, device: torch.device) -> Encoders:
+    """The codec and encoders that `config.codec` names, on `device`.
+
+    Args:
+        text_dim: width of the prompt embedding that the transformer takes.
+
+    Raises:
+        ModelError: weights cannot be had, or their width is another; one line.
+    """
+    text: TextEncoder = NoText(config.model.text_tokens, text_dim, device)
+    if config.codec.text == "umt5":
+        text = _load_text(config.model.base, text_dim, device)
+    image = _load_image(config.model.base, device) if config.codec.image == "clip" else None
+    return Encoders(load_codec(config).to(device), text, image)
+
+
+def _load_text(base: str, text_dim: int, device: torch.device) -> Umt5:
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # 11 GB instead of 23
+    model = _part(base, "text_encoder", UMT5EncoderModel.from_pretrained, use_safetensors=True, dtype=dtype)
+    if model.config.d_model != text_dim:
+        raise ModelError(f"{base}: text encoder: expected width {text_dim}, found {model.config.d_model}")
+    return Umt5(model.to(device), _part(base, "tokenizer", AutoTokenizer.from_pretrained))
+
+
+def _load_image(base: str, device: torch.device) -> ImageEncoder:
+    from transformers import CLIPImageProcessorPil, CLIPVisionModel
+
+    model = _part(base, "image_encoder", CLIPVisionModel.from_pretrained, use_safetensors=True)
+    processor = _part(base, "image_processor", CLIPImageProcessorPil.from_pretrained)
+    return ImageEncoder(model.to(device), processor)
+
+
+def _part(base: str, folder: str, load: Callable[..., Any], **options: Any) -> Any:
+    try:
+        return load(base, subfolder=folder, **options)
+    except Exception as error:  # libraries below raise many kinds
+        reason = one_line(error, 300)
+        raise ModelError(f"model.base {base}: nothing usable in its folder {folder}: {reason}") from None
