@@ -23,7 +23,7 @@ from talkforge.pipeline.ledger import read_ledger
 from talkforge.pipeline.repeats import rank
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import apply_settings
-from tests.pipeline.conftest import Curated
+from tests.conftest import Curated
 
 
 def row(clip_id: str, duration_s: float, face_px: float, sync_confidence: float | None) -> dict[str, Any]:

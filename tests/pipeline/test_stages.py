@@ -12,7 +12,7 @@ from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ledger import read_ledger, thumbnails
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import MeasureConfig
-from tests.pipeline.conftest import Curated
+from tests.conftest import Curated
 
 
 def test_the_sound_of_every_traced_clip_is_measured(measured: Curated) -> None:
