@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from talkforge.schemas.errors import CommandError
+from talkforge.schemas.presets import ConfigFile, Kind, find_config
 
 TextSource = Literal["none", "transcript", "caption"]
 
@@ -443,33 +444,39 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
 
-def load_config(path: Path | None, settings: Iterable[str] = ()) -> Config:
+def load_config(name: str | Path | None, settings: Iterable[str] = ()) -> Config:
     """Configuration of `talkforge curate` from a YAML file and `section.key=value` settings.
+
+    Args:
+        name: name of a preset, or path of a file; None: the defaults.
+        settings: each overrides one value.
 
     Raises:
         CommandError: the file cannot be read, or a key or value does not fit; one line.
     """
-    return apply_settings(_read(path), settings, str(path or "defaults"))
+    file = None if name is None else find_config(name, "curate")
+    return apply_settings(_read(file), settings, str(file or "defaults"))
 
 
-def load_section(model: type[S], path: Path | None, settings: Iterable[str] = ()) -> S:
+def load_section(model: type[S], kind: Kind, name: str | Path | None, settings: Iterable[str] = ()) -> S:
     """A configuration of another kind, such as the trainer's, read and refused in the same way."""
-    data = _read(path)
+    file = None if name is None else find_config(name, kind)
+    data = _read(file)
     for setting in settings:
         keys, text = _split(setting)
         _put(data, keys, text, setting)
-    return _validated(model, data, str(path or "defaults"))
+    return _validated(model, data, str(file or "defaults"))
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
+def _read(file: ConfigFile | None) -> dict[str, Any]:
+    if file is None:
         return {}
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CommandError(f"config {path}: {' '.join(str(error).split())}") from None
+        data = yaml.safe_load(file.text()) or {}
+    except yaml.YAMLError as error:
+        raise CommandError(f"{file}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise CommandError(f"config {path}: expected sections, found {type(data).__name__}")
+        raise CommandError(f"{file}: expected sections, found {type(data).__name__}")
     return data
 
 

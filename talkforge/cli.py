@@ -60,7 +60,7 @@ def curate(
     ],
     dataset: Annotated[str, typer.Option("--out", metavar="DATASET", help="Folder or URI of the data set.")],
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML configuration; see configs/.")
+        str | None, typer.Option(metavar="NAME|FILE", help="Preset (offline, curate), or a YAML file.")
     ] = None,
     settings: SettingsOption = [],  # noqa: B006 (typer reads the default, nobody changes it)
     executor: ExecutorOption = "ray",
@@ -271,7 +271,8 @@ def models(
 
 
 TrainConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="YAML configuration; see configs/train/.")
+    str | None,
+    typer.Option("--config", metavar="NAME|FILE", help="Preset, such as wan-14b-stage1, or a YAML file."),
 ]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint.")
@@ -304,7 +305,9 @@ def encode(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration; see configs/train/.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Preset, such as tiny-stage1, or a YAML file.")
+    ],
     settings: SettingsOption = [],  # noqa: B006
 ) -> None:
     """Train in this process; `accelerate launch -m talkforge.training.train` uses many. Resumes."""

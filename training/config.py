@@ -301,10 +301,14 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("run.validation_samples",), "run.validate_every=0"
 
 
-def load_train_config(path: Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:
+def load_train_config(name: str | Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:
     """Configuration from a YAML file and `section.key=value` settings.
+
+    Args:
+        name: name of a preset, or path of a file; None: the defaults.
+        settings: each overrides one value.
 
     Raises:
         CommandError: the file cannot be read, or a key or value does not fit; one line.
     """
-    return load_section(TrainConfig, path, settings)
+    return load_section(TrainConfig, "train", name, settings)

@@ -1,4 +1,4 @@
-"""The trainer: `accelerate launch -m talkforge.training.train --config configs/train/tiny-stage1.yaml`.
+"""The trainer: `accelerate launch -m talkforge.training.train --config tiny-stage1`.
 
 Both stages are one loop; what differs is in the configuration. Everything random is a function of
 (seed, step, process), and a checkpoint opens a new chapter of the data, so that a run that was stopped
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="talkforge.training.train", description="Train FantasyTalking on shards."
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML configuration; see configs/train.")
+    parser.add_argument("--config", metavar="NAME|FILE", help="Preset, such as tiny-stage1, or a YAML file.")
     parser.add_argument(
         "--set",
         action="append",
@@ -81,15 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def run_train(path: Path | None, settings: Sequence[str] = ()) -> int:
-    """Train with a configuration and `section.key=value` settings; returns 0, or 130 where interrupted.
+def run_train(config_name: str | Path | None, settings: Sequence[str] = ()) -> int:
+    """Train with a configuration (preset or file) and `section.key=value` settings.
+
+    Returns 0, or 130 where interrupted.
 
     The first SIGINT or SIGTERM lets the step end and saves; a second SIGINT does not wait.
 
     Raises:
         TalkforgeError: as `train`; or the configuration does not fit.
     """
-    config = load_train_config(path, tuple(settings))
+    config = load_train_config(config_name, tuple(settings))
     console = Console(stderr=True, soft_wrap=True)
     with _telling(console), _asked_to_stop() as asked, Watch(console, quiet=_rank() > 0) as watch:
         result = train(config, stop=asked, show=watch.show)

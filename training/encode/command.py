@@ -71,10 +71,10 @@ Show = Callable[[EncodeResult], None]
 
 
 def run_encode(
-    dataset: str, config_path: Path | None, settings: Sequence[str], spans: int, show: Show
+    dataset: str, config_name: str | Path | None, settings: Sequence[str], spans: int, show: Show
 ) -> EncodeResult:
     """The command: `encode_dataset` with the configuration of a run of training."""
-    config = load_train_config(config_path, list(settings))
+    config = load_train_config(config_name, list(settings))
     return encode_dataset(dataset, config, spans_per_clip=spans, progress=show)
 
 
