@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from talkforge.curation import media
 from talkforge.curation.duplicates import near_duplicates
-from talkforge.curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
+from talkforge.curation.fingerprint import Fingerprint, FrameHasher, hash_audio
 from talkforge.curation.media import probe
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.records import Source
@@ -151,16 +151,16 @@ def printed(span: Span, spent: Spent) -> Fingerprint:
     """Fingerprint of a span; adds what it costs."""
     frames, samples = span
     begin_s = time.process_time()
-    hasher = PictureHasher(len(frames), FPS)
+    hasher = FrameHasher(len(frames), FPS)
     for k, rgb in enumerate(frames):
         hasher.push(range(k, k + 1), rgb, FACE * np.array([rgb.shape[1], rgb.shape[0]] * 2, np.float32))
     between_s = time.process_time()
-    sound = sound_landmarks(samples)
+    sound = hash_audio(samples)
     end_s = time.process_time()
     spent.cpu_s["pictures"] += between_s - begin_s
     spent.cpu_s["sound"] += end_s - between_s
     spent.footage_s += len(frames) / FPS
-    return Fingerprint(len(frames) / FPS, hasher.pictures, hasher.faces, sound)
+    return Fingerprint(len(frames) / FPS, hasher.hashes, hasher.face_boxes, sound)
 
 
 def made(count: int, duration_s: int = 8) -> list[tuple[str, Fingerprint]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.material import CONFIG, NOBODY, SILENT, STAGE, STUDIO, TALKING, Material, Row, Spent, sound_of
-from talkforge.curation.audio import quality, vad
+from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.media.encode import encode_flac
@@ -70,7 +70,10 @@ def speech_features(material: Material) -> Iterator[Row]:
     if registry.present("wav2vec2-base-960h") is not None:
         names.append("facebook/wav2vec2-base-960h")
     for name in names:
-        encoder, spent = vad.load_encoder(SpeechConfig(embedding=name, device="cpu")), Spent()
+        encoder, spent = (
+            speech_encoders.load_speech_encoder(SpeechConfig(embedding=name, device="cpu")),
+            Spent(),
+        )
         for shot in material.talking:
             count = features_from_frames(shot.clip.num_frames, shot.clip.fps)
             spent.on(shot.length_s, functools.partial(encoder.encode, [shot.samples], [count]))
@@ -136,7 +139,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
 
 
 def sound(material: Material) -> Iterator[Row]:
-    meter, spent = quality.SoundMeter(SoundConfig(dnsmos=True)), Spent()
+    meter, spent = quality.AudioScorer(SoundConfig(dnsmos=True)), Spent()
 
     def scores(samples: Floats) -> tuple[float, float]:
         found = spent.on(len(samples) / 16_000, lambda: meter.measure(samples, [], 0.0))

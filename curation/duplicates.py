@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from talkforge.curation.fingerprint import HASH_BITS, HOP_SAMPLES, PICTURE_HZ, Fingerprint
+from talkforge.curation.fingerprint import HASH_BITS, HASHED_FRAMES_HZ, HOP_SAMPLES, Fingerprint
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -46,28 +46,28 @@ _CLIP, _TOKEN = np.uint64(2**32 - 1), np.uint64(32)
 
 
 @dataclass(frozen=True)
-class Likeness:
+class DuplicateThresholds:
     """When one clip repeats another. Source: ours; of real clips encoded again at 24 kbit/s, shifted,
     noisy, at least 21 landmarks and 6% agree, of others at most 2. The thresholds
     were set on these same clips.
 
     Attributes:
-        min_landmarks: least number of landmarks that agree at one shift.
-        min_landmark_share: the same, as a share of those of the clip that has fewer in the overlap.
-        max_picture_bits: largest mean distance of the frames' hashes, of 64 bits. The same moment has
+        min_hashes: least number of landmarks that agree at one shift.
+        min_hash_fraction: the same, as a share of those of the clip that has fewer in the overlap.
+        max_frame_bits: largest mean distance of the frames' hashes, of 64 bits. The same moment has
             up to 9, or 18 in a fast pan sampled a quarter second apart; other clips have 11 and more,
             half of them more than 31: it is the sound that tells moments apart.
-        min_overlap: least share of the clip that repeats which the other one shows.
+        min_overlap_fraction: least share of the clip that repeats which the other one shows.
     """
 
-    min_landmarks: int = 8
-    min_landmark_share: float = 0.03
-    max_picture_bits: float = 20.0
-    min_overlap: float = 0.5
+    min_hashes: int = 8
+    min_hash_fraction: float = 0.03
+    max_frame_bits: float = 20.0
+    min_overlap_fraction: float = 0.5
 
 
 def near_duplicates(
-    clips: Sequence[tuple[str, Fingerprint]], likeness: Likeness | None = None
+    clips: Sequence[tuple[str, Fingerprint]], thresholds: DuplicateThresholds | None = None
 ) -> dict[str, str]:
     """Id of every clip that repeats another -> id of the one that is kept.
 
@@ -77,34 +77,35 @@ def near_duplicates(
     For T landmarks in all, T log T for sorting them, and at most `COMPARED_CLIPS` steps for each; only
     clips with landmarks in common are compared, never all with all.
     """
-    likeness = likeness or Likeness()
+    thresholds = thresholds or DuplicateThresholds()
     repeats: dict[int, int] = {}
-    for first, second in _candidates([print_.sound for _, print_ in clips]):
+    for first, second in _candidates([print_.audio_hashes for _, print_ in clips]):
         if first in repeats or second in repeats:
             continue
-        if repeated(clips[first][1], clips[second][1], likeness):
+        if repeated(clips[first][1], clips[second][1], thresholds):
             repeats[second] = first
     return {clips[a][0]: clips[b][0] for a, b in sorted(repeats.items())}
 
 
-def repeated(first: Fingerprint, second: Fingerprint, likeness: Likeness) -> bool:
+def repeated(first: Fingerprint, second: Fingerprint, thresholds: DuplicateThresholds) -> bool:
     """Whether the second clip shows the face of the first, at the same moment, for long enough."""
-    agreeing_s, shift = _best_shift(first.sound, second.sound)
-    if len(agreeing_s) < likeness.min_landmarks:
+    agreeing_s, shift = _best_shift(first.audio_hashes, second.audio_hashes)
+    if len(agreeing_s) < thresholds.min_hashes:
         return False
     shift_s = shift * HOP_SAMPLES / AUDIO_HZ
     start_s, end_s = max(0.0, shift_s), min(first.duration_s, second.duration_s + shift_s)
-    if end_s - start_s < likeness.min_overlap * second.duration_s:
+    if end_s - start_s < thresholds.min_overlap_fraction * second.duration_s:
         return False
     tenth_s, ninth_s = np.percentile(agreeing_s, (10, 90))
     if (ninth_s - tenth_s) / 0.8 < MIN_STRETCH * (end_s - start_s):
         return False
     fewest = min(
-        _count(first.sound, start_s, end_s), _count(second.sound, start_s - shift_s, end_s - shift_s)
+        _count(first.audio_hashes, start_s, end_s),
+        _count(second.audio_hashes, start_s - shift_s, end_s - shift_s),
     )
-    if len(agreeing_s) < likeness.min_landmark_share * fewest:
+    if len(agreeing_s) < thresholds.min_hash_fraction * fewest:
         return False
-    return _looks_alike(first, second, shift_s, likeness)
+    return _looks_alike(first, second, shift_s, thresholds)
 
 
 def _best_shift(a: Landmarks, b: Landmarks) -> tuple[NDArray[np.float64], int]:
@@ -136,22 +137,24 @@ def _count(sound: Landmarks, start_s: float, end_s: float) -> int:
     return int(np.count_nonzero((times_s >= start_s) & (times_s < end_s)))
 
 
-def _looks_alike(a: Fingerprint, b: Fingerprint, shift_s: float, likeness: Likeness) -> bool:
+def _looks_alike(a: Fingerprint, b: Fingerprint, shift_s: float, thresholds: DuplicateThresholds) -> bool:
     """Whether the frames that show the same moment look alike, with the face in one place.
 
     A frame of `b` falls between two of `a`, perhaps with a cut on one side: the nearer one counts.
     Clips without a common frame are not alike.
     """
-    places = np.arange(len(b.pictures)) + shift_s * PICTURE_HZ
-    inside = np.flatnonzero((places >= 0) & (places <= len(a.pictures) - 1))
+    places = np.arange(len(b.frame_hashes)) + shift_s * HASHED_FRAMES_HZ
+    inside = np.flatnonzero((places >= 0) & (places <= len(a.frame_hashes) - 1))
     pairs = [(near(places[inside]).astype(int), inside) for near in (np.floor, np.ceil)]
-    bits = np.minimum(*(np.bitwise_count(a.pictures[i] ^ b.pictures[j]).sum(axis=1) for i, j in pairs))
-    shifts = np.fmin(*(_face_shift(a.faces[i], b.faces[j]) for i, j in pairs))
+    bits = np.minimum(
+        *(np.bitwise_count(a.frame_hashes[i] ^ b.frame_hashes[j]).sum(axis=1) for i, j in pairs)
+    )
+    shifts = np.fmin(*(_face_shift(a.face_boxes[i], b.face_boxes[j]) for i, j in pairs))
     known = np.isfinite(shifts)
     if not known.any():
         return False
     return bool(
-        bits[known].mean() <= likeness.max_picture_bits and np.median(shifts[known]) <= MAX_FACE_SHIFT
+        bits[known].mean() <= thresholds.max_frame_bits and np.median(shifts[known]) <= MAX_FACE_SHIFT
     )
 
 

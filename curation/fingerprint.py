@@ -24,7 +24,7 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
 
-PICTURE_HZ = 2.0
+HASHED_FRAMES_HZ = 2.0
 """Frames hashed per second."""
 
 HASHED_PX = 32
@@ -54,51 +54,51 @@ class Fingerprint:
 
     Attributes:
         duration_s: of the clip.
-        pictures: uint8 [K, 8], the 64 bits of the frame at k / PICTURE_HZ seconds.
-        faces: float32 [K, 4], box of the clip's face there, x0, y0, x1, y1 as shares of the picture's
+        frame_hashes: uint8 [K, 8], the 64 bits of the frame at k / HASHED_FRAMES_HZ seconds.
+        face_boxes: float32 [K, 4], box of the clip's face there, x0, y0, x1, y1 as shares of the picture's
             width and height; NaN where there was no picture to hash.
-        sound: uint64 [L], landmarks in order: time in units of `HOP_SAMPLES` above `HASH_BITS` bits.
+        audio_hashes: uint64 [L], landmarks in order: time in units of `HOP_SAMPLES` above `HASH_BITS` bits.
     """
 
     duration_s: float
-    pictures: Bytes
-    faces: Floats
-    sound: NDArray[np.uint64]
+    frame_hashes: Bytes
+    face_boxes: Floats
+    audio_hashes: NDArray[np.uint64]
 
     def __post_init__(self) -> None:
-        expect_shape("pictures", self.pictures, (None, 8))
-        expect_shape("faces", self.faces, (len(self.pictures), 4))
-        expect_shape("sound", self.sound, (None,))
+        expect_shape("frame_hashes", self.frame_hashes, (None, 8))
+        expect_shape("face_boxes", self.face_boxes, (len(self.frame_hashes), 4))
+        expect_shape("audio_hashes", self.audio_hashes, (None,))
 
 
-class PictureHasher:
-    """Hashes the frames of one clip at `PICTURE_HZ`."""
+class FrameHasher:
+    """Hashes the frames of one clip at `HASHED_FRAMES_HZ`."""
 
     def __init__(self, num_frames: int, fps: float) -> None:
-        times_s = np.arange(int(num_frames / fps * PICTURE_HZ) + 1) / PICTURE_HZ
+        times_s = np.arange(int(num_frames / fps * HASHED_FRAMES_HZ) + 1) / HASHED_FRAMES_HZ
         frames = np.floor(times_s * fps + 0.5).astype(int)
         self._frames = frames[frames < num_frames]
-        self.pictures: Bytes = np.zeros((len(self._frames), 8), np.uint8)
-        self.faces: Floats = np.full((len(self._frames), 4), np.nan, np.float32)
+        self.hashes: Bytes = np.zeros((len(self._frames), 8), np.uint8)
+        self.face_boxes: Floats = np.full((len(self._frames), 4), np.nan, np.float32)
 
     def push(self, shown: range, rgb: Bytes, face_box: Floats) -> None:
         """Hash a picture [H, W, 3] if a frame of `shown` is wanted; `face_box` [4] is in its pixels."""
         first, last = np.searchsorted(self._frames, (shown.start, shown.stop))
         if first < last:
             height_px, width_px = rgb.shape[:2]
-            self.pictures[first:last] = picture_hash(rgb)
-            self.faces[first:last] = face_box / np.array([width_px, height_px] * 2, np.float32)
+            self.hashes[first:last] = hash_frame(rgb)
+            self.face_boxes[first:last] = face_box / np.array([width_px, height_px] * 2, np.float32)
 
 
-def picture_hash(rgb: Bytes) -> Bytes:
+def hash_frame(rgb: Bytes) -> Bytes:
     """64 bits [8] uint8 of a picture [H, W, 3]: the signs of its lowest frequencies."""
     small = cv2.resize(rgb, (HASHED_PX, HASHED_PX), interpolation=cv2.INTER_AREA)
     found: Bytes = cv2.img_hash.pHash(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY))[0]
     return found
 
 
-def sound_landmarks(samples: Floats) -> NDArray[np.uint64]:
-    """Landmarks [L] of audio [N] at 16 kHz, as in `Fingerprint.sound`; none in silence.
+def hash_audio(samples: Floats) -> NDArray[np.uint64]:
+    """Landmarks [L] of audio [N] at 16 kHz, as in `Fingerprint.audio_hashes`; none in silence.
 
     Raises:
         ModelError: the package audfprint2 is not installed.

@@ -19,7 +19,7 @@ from talkforge.curation.draw import thumbnail
 from talkforge.curation.face import identity, lips, quality
 from talkforge.curation.face.crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
-from talkforge.curation.fingerprint import PictureHasher
+from talkforge.curation.fingerprint import FrameHasher
 from talkforge.curation.media import Picture, frames_shown, pictures
 from talkforge.curation.picture.scorer import PictureMeter, PictureTracer
 from talkforge.schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
@@ -108,7 +108,7 @@ class _ClipTracer:
     body: pose.PoseTracer | None
     watched: _Faces | None
     looks: PictureTracer | None
-    hasher: PictureHasher
+    hasher: FrameHasher
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
@@ -150,8 +150,8 @@ class _ClipTracer:
             picture_row=self.looks.finish() if self.looks else None,
             speaker_row=self.watched.finish() if self.watched else None,
             thumbnail=self._thumbnail(trace),
-            pictures=self.hasher.pictures,
-            face_places=self.hasher.faces,
+            pictures=self.hasher.hashes,
+            face_places=self.hasher.face_boxes,
         )
 
     def _thumbnail(self, trace: LipTrace) -> bytes:
@@ -243,7 +243,7 @@ def _tracer(
         pose.PoseTracer(body_model, clip, config.motion.pose_stride_frames) if body_model else None,
         _Faces(clip, face, watch) if watch else None,
         PictureTracer(meter, clip) if meter else None,
-        PictureHasher(clip.num_frames, clip.fps),
+        FrameHasher(clip.num_frames, clip.fps),
     )
 
 

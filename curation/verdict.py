@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from talkforge.curation.sync.active_speaker import SPEAKING_SHARE
+from talkforge.curation.sync.active_speaker import SPEAKING_FRACTION
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.records import Reason, Verdict
 
@@ -132,7 +132,7 @@ def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason
         reasons.append(Reason(code="sync_unscored", field="sync_offset_frames", value=None, threshold=None))
     if thresholds.require_speaker and row.get("active_speaker") is False:
         seen = row.get("speaking_fraction")
-        silent = seen is not None and seen <= SPEAKING_SHARE
+        silent = seen is not None and seen <= SPEAKING_FRACTION
         field = "speaking_fraction" if silent else "sync_zero_confidence"
         reasons.append(Reason(code="not_speaking", field=field, value=row.get(field), threshold=None))
     return reasons

@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 from examples.portraits import PORTRAITS, Framing, Head, frame
 from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.talking_heads import Acting, Take, talk, write
-from talkforge.curation.audio.vad import load_encoder
+from talkforge.curation.audio.speech_encoders import load_speech_encoder
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.units import AUDIO_HZ, features_from_frames
@@ -97,7 +97,7 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
     take, mono = shown.take, resample_poly(shown.take.samples, AUDIO_HZ, SPEECH_HZ).astype(np.float32)
     room = np.resize(mono[: round(_SILENT_S * AUDIO_HZ)], len(mono))
     counts = [features_from_frames(take.num_frames, FPS)] * 2
-    heard, silent = load_encoder(SpeechConfig(embedding=embedding)).encode([mono, room], counts)
+    heard, silent = load_speech_encoder(SpeechConfig(embedding=embedding)).encode([mono, room], counts)
     span = slice(features_from_frames(first, FPS), None)
     length = features_from_frames(num_frames, FPS)
     speech = heard[span][:length].astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 from pydantic import Field
 
-from talkforge.curation.audio.vad import SpeechEncoder
+from talkforge.curation.audio.speech_encoders import SpeechEncoder
 from talkforge.pipeline import parts, tables
 from talkforge.pipeline.intake import Intake, mark_duplicates
 from talkforge.pipeline.parts import Part

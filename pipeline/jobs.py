@@ -80,12 +80,12 @@ def curate(
     make_executor: Callable[[], Executor],
     limit: int | None = None,
     watch: Watch = lambda _: None,
-    watch_fetching: download.Watch = download.unwatched,
+    watch_fetching: download.ProgressCallback = download.no_progress,
 ) -> Selection:
     """Measure what is not measured yet, then select, cut and report.
 
     Args:
-        watch: told of each part that is measured. watch_fetching: told of weights that are fetched.
+        watch: told of each part that is measured. watch_fetching: called as weights are fetched.
 
     Raises:
         CommandError: inputs, output or configuration cannot be used.

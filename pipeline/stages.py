@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation import clips, fingerprint, scan, trace
-from talkforge.curation.audio import quality, vad
+from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.body import joints, pose
 from talkforge.curation.draw import thumbnail
 from talkforge.curation.face import detect, identity, landmarks
@@ -67,9 +67,9 @@ class Tools:
     landmarker: landmarks.FaceLandmarker
     body_model: joints.BodyModel | None
     sync_map: ridge.SyncMap
-    sound_meter: quality.SoundMeter
+    sound_meter: quality.AudioScorer
     picture_meter: scorer.PictureMeter
-    speaker_meter: speaker_scorer.SpeakerMeter | None
+    speaker_meter: speaker_scorer.SpeakerScorer | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,7 +83,7 @@ def load_tools(config_json: str) -> Tools:
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
         body_model=pose.load_model(config.motion),
         sync_map=ridge.SyncMap.load(),
-        sound_meter=quality.SoundMeter(config.sound),
+        sound_meter=quality.AudioScorer(config.sound),
         picture_meter=scorer.PictureMeter(config.picture),
         speaker_meter=speaker_scorer.load(config.speaker),
     )
@@ -99,10 +99,10 @@ def _shot_network(config: ScanConfig) -> network.Network | None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_encoders(config_json: str) -> tuple[vad.SpeechEncoder, identity.Embedder | None]:
+def load_encoders(config_json: str) -> tuple[speech_encoders.SpeechEncoder, identity.Embedder | None]:
     """Models of the embedding stage, kept for the process."""
     config = MeasureConfig.model_validate_json(config_json)
-    return vad.load_encoder(config.speech), identity.load_embedder(config.identity)
+    return speech_encoders.load_speech_encoder(config.speech), identity.load_embedder(config.identity)
 
 
 def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
@@ -164,7 +164,7 @@ def _measure_window(
 
 
 def _watch(
-    surveyed: Surveyed, meter: speaker_scorer.SpeakerMeter | None, result: PartResult
+    surveyed: Surveyed, meter: speaker_scorer.SpeakerScorer | None, result: PartResult
 ) -> trace.Watch | None:
     """Sets the networks that watch a face beside the sound; None where there are none."""
     if meter is None:
@@ -211,7 +211,7 @@ def _finish(
     with result.clock("sound"):
         sound = tools.sound_meter.measure(samples, surveyed.segments, clip.start_s)
     with result.clock("fingerprint"):
-        heard = fingerprint.sound_landmarks(samples)
+        heard = fingerprint.hash_audio(samples)
     with result.clock("store"):
         name = f"{clip.clip_id}.npz"
         content = npz_bytes(

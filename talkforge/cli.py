@@ -263,7 +263,9 @@ def models(
     if fetch:
         with Fetching(err) as fetching:
             for name in names:
-                path = registry.present(name) or registry.fetch(name, allow_web=True, watch=fetching.show)
+                path = registry.present(name) or registry.fetch(
+                    name, allow_web=True, on_progress=fetching.show
+                )
                 out.print(f"{name}: {path}", soft_wrap=True, markup=False, highlight=False)
         return
     rows = [row for row in registry.describe() if not names or row.name in names]

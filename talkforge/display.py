@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column, Table
 from rich.text import Text
 
-from talkforge.curation.weights.download import Step
+from talkforge.curation.weights.download import FetchProgress
 from talkforge.curation.weights.registry import ModelRow
 from talkforge.pipeline.jobs import Progress
 from talkforge.pipeline.ledger import Selection
@@ -88,7 +88,7 @@ class Fetching:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def show(self, step: Step) -> None:
+    def show(self, step: FetchProgress) -> None:
         """Take over how far a file is."""
         new = step.what not in self._tasks
         if new:
@@ -104,7 +104,7 @@ class Fetching:
             self._console.print(fetching_line(step), soft_wrap=True, highlight=False, markup=False)
 
 
-def fetching_line(step: Step) -> str:
+def fetching_line(step: FetchProgress) -> str:
     """What is fetched, and how much of it is here, where that is known."""
     if not step.done_bytes:
         return f"fetching {step.what}"

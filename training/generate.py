@@ -16,7 +16,7 @@ import torch
 from scipy.signal import resample_poly
 from torch import Generator, Tensor
 
-from talkforge.curation.audio import vad
+from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import detect, identity
 from talkforge.curation.face.landmarks import FaceLandmarker
 from talkforge.curation.media.audio import read_sound
@@ -285,7 +285,7 @@ def _speech(loud: Floats, facts: Facts, num_frames: int) -> Tensor:
     mono = resample_poly(loud.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
     samples = np.zeros(samples_from_frames(num_frames, facts.fps), np.float32)
     samples[: len(mono)] = mono[: len(samples)]
-    encoder = vad.load_encoder(SpeechConfig(embedding=facts.speech_model))
+    encoder = speech_encoders.load_speech_encoder(SpeechConfig(embedding=facts.speech_model))
     (features,) = encoder.encode([samples], [features_from_frames(num_frames, facts.fps)])
     if features.shape[1] != facts.speech_dim:
         raise ModelError(

@@ -14,7 +14,7 @@ from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
 Features = NDArray[np.float16]
 
 
-class LogMel:
+class LogMelEncoder:
     """Logarithm of 80 mel bands, centred: 25 ms Hann windows, 20 ms apart, 0 to 8 kHz.
 
     Window j begins at sample 320 j and is 400 samples long, as the receptive field of wav2vec2.

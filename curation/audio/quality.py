@@ -54,7 +54,7 @@ _DNSMOS_FIT = (
 """From the network's output to opinion scores: signal, background, overall. Source: as above."""
 
 
-class SoundMeter:
+class AudioScorer:
     """Measures the sound of clips; loads its model once.
 
     Raises:

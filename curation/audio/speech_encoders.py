@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from talkforge.curation.audio.logmel import Features, LogMel, fit
-from talkforge.curation.weights.registry import listing_sha256
+from talkforge.curation.audio.logmel import Features, LogMelEncoder, fit
+from talkforge.curation.weights import registry
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
 
@@ -30,6 +31,28 @@ PROBE_FEATURES = 20
 """Features that a model must give for as much silence before it is used: 0.4 s."""
 
 
+class SpeechEncoder(Protocol):
+    """Speech features at 50 Hz; feature j of a clip is of its second j / 50: it begins there, or with
+    Whisper is centred there.
+
+    Attributes:
+        name: what the features are, for the record.
+        dim: D, numbers in one feature.
+        sha256: of the weights; empty where there are none.
+    """
+
+    name: str
+    dim: int
+    sha256: str
+
+    def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
+        """Features [L, D] of each clip's samples [N] at 16 kHz, where L is its `num_features`.
+
+        What lies beyond the last sample counts as silence. A clip's features do not depend on
+        the clips beside it (in their last bits they may where `batch_clips` is above 1).
+        """
+
+
 class FrontEnd(Protocol):
     """What an encoder hears, and how it is asked."""
 
@@ -41,7 +64,23 @@ class FrontEnd(Protocol):
         """Last hidden state [B, T, D] of a tensor of B pieces of one shape."""
 
 
-class HiddenStates:
+def load_speech_encoder(config: SpeechConfig) -> SpeechEncoder:
+    """The encoder that `config.embedding` names: `logmel-80`, a local folder, or a hub name.
+
+    A hub name that the registry knows is that folder of the registry, at its revision and with its
+    hashes. For another of the form `owner/name` that is not a folder transformers asks the hub.
+
+    Raises:
+        ModelError: no such encoder, or one that is not of 16 kHz and 50 Hz; one line.
+    """
+    if config.embedding == LogMelEncoder.name:
+        return LogMelEncoder()
+    known = registry.by_hub(config.embedding)
+    source = str(registry.weights(known)) if known else config.embedding
+    return TransformersEncoder(source, config.device, config.batch_clips)
+
+
+class TransformersEncoder:
     """Last hidden state of a transformers speech encoder, by folder or hub name.
 
     Two kinds are known: those that hear samples through convolutions (wav2vec2, HuBERT, WavLM,
@@ -191,7 +230,7 @@ def _is_folder(source: str) -> bool:
     if owner.strip(".~") and name and "/" not in name:
         return False
     raise ModelError(
-        f"speech encoder {source}: expected '{LogMel.name}', a folder that exists, or a hub name "
+        f"speech encoder {source}: expected '{LogMelEncoder.name}', a folder that exists, or a hub name "
         "such as 'facebook/wav2vec2-base-960h'"
     )
 
@@ -226,7 +265,7 @@ def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
         raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
     _check_complete(source, loading["missing_keys"])
     files = [Path(cached_file(source, name, **where)) for name in FILES]
-    return extractor, model, listing_sha256((file.name, _sha256(file)) for file in files)
+    return extractor, model, registry.listing_sha256((file.name, _sha256(file)) for file in files)
 
 
 def _sha256(path: Path) -> str:

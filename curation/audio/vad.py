@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from talkforge.curation.audio.logmel import Features, LogMel
-from talkforge.curation.audio.speech_encoders import HiddenStates
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import session_of
 from talkforge.schemas.arrays import Floats, expect_shape
-from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.records import Speech
 from talkforge.schemas.units import samples_from_seconds, seconds_from_samples
 
@@ -126,7 +122,7 @@ def _pad(spans: list[tuple[int, int]], num_samples: int) -> list[tuple[int, int]
     return padded
 
 
-def heard_s(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
+def speech_s(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
     """Seconds of [start_s, end_s) that lie in `spans`, which do not overlap each other."""
     return sum(max(0.0, min(b, end_s) - max(a, start_s)) for a, b in spans)
 
@@ -145,50 +141,9 @@ def measure(samples: Floats, spans: Sequence[tuple[float, float]], start_s: floa
     floor = 10.0 ** (SILENCE_DBFS / 10.0)
     clipped = float(np.mean(np.abs(samples) >= CLIPPED_LEVEL)) if len(samples) else 0.0
     return Speech(
-        speech_fraction=round(min(1.0, heard_s(spans, start_s, end_s) / length_s), 4)
+        speech_fraction=round(min(1.0, speech_s(spans, start_s, end_s) / length_s), 4)
         if length_s > 0
         else 0.0,
         loudness_dbfs=round(10.0 * float(np.log10(max(power, floor))), 2),
         clipped_fraction=round(clipped, 6),
     )
-
-
-# --------------------------------------------------------------------------- embedding
-
-
-class SpeechEncoder(Protocol):
-    """Speech features at 50 Hz; feature j of a clip is of its second j / 50: it begins there, or with
-    Whisper is centred there.
-
-    Attributes:
-        name: what the features are, for the record.
-        dim: D, numbers in one feature.
-        sha256: of the weights; empty where there are none.
-    """
-
-    name: str
-    dim: int
-    sha256: str
-
-    def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
-        """Features [L, D] of each clip's samples [N] at 16 kHz, where L is its `num_features`.
-
-        What lies beyond the last sample counts as silence. A clip's features do not depend on
-        the clips beside it (in their last bits they may where `batch_clips` is above 1).
-        """
-
-
-def load_encoder(config: SpeechConfig) -> SpeechEncoder:
-    """The encoder that `config.embedding` names: `logmel-80`, a local folder, or a hub name.
-
-    A hub name that the registry knows is that folder of the registry, at its revision and with its
-    hashes. For another of the form `owner/name` that is not a folder transformers asks the hub.
-
-    Raises:
-        ModelError: no such encoder, or one that is not of 16 kHz and 50 Hz; one line.
-    """
-    if config.embedding == LogMel.name:
-        return LogMel()
-    known = registry.by_hub(config.embedding)
-    source = str(registry.weights(known)) if known else config.embedding
-    return HiddenStates(source, config.device, config.batch_clips)

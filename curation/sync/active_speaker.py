@@ -23,7 +23,7 @@ from talkforge.curation.face.crops import FACE_PX, FPS, nearest_frames, resample
 from talkforge.curation.weights.torch import inference, load_strictly
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
-SPEAKING_SHARE = 0.5
+SPEAKING_FRACTION = 0.5
 """A face that is seen to speak in more than this share of the speech is taken to speak. Source: ours,
 the majority."""
 
@@ -237,10 +237,10 @@ def speaking_fraction(scores: Floats, heard: NDArray[np.bool_]) -> float | None:
 def speaker(fractions: Mapping[str, float | None]) -> str | None:
     """Which of the faces seen at the same time speaks: its key, or None where that is unclear.
 
-    It is clear where all were measured and exactly one speaks in more than `SPEAKING_SHARE` of its
+    It is clear where all were measured and exactly one speaks in more than `SPEAKING_FRACTION` of its
     speech. Lips at rest can score above 0 while another speaks: then two seem to, and it is unclear.
     """
     if any(fraction is None for fraction in fractions.values()):
         return None
-    speaking = [key for key, value in fractions.items() if value is not None and value > SPEAKING_SHARE]
+    speaking = [key for key, value in fractions.items() if value is not None and value > SPEAKING_FRACTION]
     return speaking[0] if len(speaking) == 1 else None

@@ -20,7 +20,7 @@ from talkforge.schemas.records import Clip, Speaker
 
 
 @dataclass(frozen=True)
-class SpeakerMeter:
+class SpeakerScorer:
     """The networks that are to be used, at least one of them. They run on the CPU, one thread, in the
     pass over the frames, so that no more than the crops of the clips in view is held."""
 
@@ -50,7 +50,7 @@ class SpeakerMeter:
         )
 
 
-def load(config: SpeakerConfig) -> SpeakerMeter | None:
+def load(config: SpeakerConfig) -> SpeakerScorer | None:
     """The networks that the configuration asks for; None where it asks for none.
 
     Raises:
@@ -58,7 +58,7 @@ def load(config: SpeakerConfig) -> SpeakerMeter | None:
     """
     light_asd = LightAsd(registry.weights(LightAsd.name)) if config.active_speaker else None
     syncnet = SyncNet(registry.weights(SyncNet.name)) if config.syncnet else None
-    return SpeakerMeter(light_asd, syncnet) if light_asd or syncnet else None
+    return SpeakerScorer(light_asd, syncnet) if light_asd or syncnet else None
 
 
 def heard(clip: Clip, spans: Sequence[tuple[float, float]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -30,7 +30,7 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
-class Step:
+class FetchProgress:
     """How far fetching is: `what` for people, bytes so far, bytes in all where that is known."""
 
     what: str
@@ -38,10 +38,10 @@ class Step:
     total_bytes: int | None
 
 
-Watch = Callable[[Step], None]
+ProgressCallback = Callable[[FetchProgress], None]
 
 
-def unwatched(_: Step) -> None:
+def no_progress(_: FetchProgress) -> None:
     """Takes every step without a word."""
 
 
@@ -53,7 +53,7 @@ class RefusedError(Exception):
     """The server has no such file, or sends another one; what has arrived is gone."""
 
 
-def download(url: str, part: Path, limit_bytes: int, watch: Watch = unwatched) -> None:
+def download(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback = no_progress) -> None:
     """Bring what `url` holds into the file `part`, going on with what is there of an earlier try.
 
     Args:
@@ -64,7 +64,7 @@ def download(url: str, part: Path, limit_bytes: int, watch: Watch = unwatched) -
     """
     for number in range(TRIES):
         try:
-            _try(url, part, limit_bytes, watch)
+            _try(url, part, limit_bytes, on_progress)
         except BrokenError:
             if number + 1 == TRIES:
                 raise
@@ -87,7 +87,7 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.version")
 
 
-def _try(url: str, part: Path, limit_bytes: int, watch: Watch) -> None:
+def _try(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback) -> None:
     headers = {"Accept-Encoding": "identity"}  # a range of compressed bytes would be of no use
     here_bytes = part.stat().st_size if part.is_file() and _note(part).is_file() else 0
     if here_bytes:
@@ -102,7 +102,7 @@ def _try(url: str, part: Path, limit_bytes: int, watch: Watch) -> None:
             if goes_on and not answer.headers.get("Content-Range", "").startswith(f"bytes {here_bytes}-"):
                 discard(part)
                 raise BrokenError("the server sent another range than was asked for")
-            _receive(answer, part, here_bytes if goes_on else 0, limit_bytes, watch)
+            _receive(answer, part, here_bytes if goes_on else 0, limit_bytes, on_progress)
     except requests.Timeout:
         raise BrokenError(f"no answer in {SILENCE_S:g} s") from None
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
@@ -123,7 +123,9 @@ def _check(answer: requests.Response) -> None:
         raise RefusedError("expected a file of weights, found an HTML page")
 
 
-def _receive(answer: requests.Response, part: Path, here_bytes: int, limit_bytes: int, watch: Watch) -> None:
+def _receive(
+    answer: requests.Response, part: Path, here_bytes: int, limit_bytes: int, on_progress: ProgressCallback
+) -> None:
     """Write the body after the first `here_bytes`, which are here already."""
     length = answer.headers.get("Content-Length", "")
     total_bytes = here_bytes + int(length) if length.isdecimal() else None
@@ -142,7 +144,7 @@ def _receive(answer: requests.Response, part: Path, here_bytes: int, limit_bytes
             if here_bytes > limit_bytes:
                 raise RefusedError(f"expected at most {limit_bytes} bytes, found more")
             file.write(chunk)
-            watch(Step(answer.url.partition("?")[0], here_bytes, total_bytes))
+            on_progress(FetchProgress(answer.url.partition("?")[0], here_bytes, total_bytes))
         file.flush()
 
 

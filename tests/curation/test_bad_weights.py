@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from talkforge.curation.audio import quality
-from talkforge.curation.audio.speech_encoders import HiddenStates
+from talkforge.curation.audio.speech_encoders import TransformersEncoder
 from talkforge.curation.body.dwpose import DwPose
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.face import detect, identity
@@ -57,7 +57,7 @@ def onnx_of(input_shape: list[int]) -> bytes:
 def dnsmos(path: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "weights", lambda _: path)
-        return quality.SoundMeter(SoundConfig(dnsmos=True))
+        return quality.AudioScorer(SoundConfig(dnsmos=True))
 
 
 ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -177,6 +177,6 @@ def test_a_folder_of_pickled_weights_is_refused(bad: dict[str, bytes], tmp_path:
         if safe:
             (folder / "model.safetensors").write_bytes(safe)
         with pytest.raises(ModelError, match=rf"^speech encoder {folder}: ") as caught:
-            HiddenStates(str(folder), "cpu")
+            TransformersEncoder(str(folder), "cpu")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "ran").exists()

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from talkforge.curation import duplicates, media
-from talkforge.curation.duplicates import Likeness
-from talkforge.curation.fingerprint import Fingerprint, PictureHasher, sound_landmarks
+from talkforge.curation.duplicates import DuplicateThresholds
+from talkforge.curation.fingerprint import Fingerprint, FrameHasher, hash_audio
 from talkforge.curation.media import probe
 from talkforge.schemas.records import Source
 from talkforge.schemas.units import AUDIO_HZ
@@ -46,11 +46,11 @@ LEFT, RIGHT = (0.1, 0.3, 0.3, 0.7), (0.6, 0.3, 0.8, 0.7)
 
 def printed(clip: Clip, place: tuple[float, ...] = LEFT) -> Fingerprint:
     """The fingerprint that a clip of these pictures has, with its face in one place."""
-    hasher = PictureHasher(len(clip[0]), SAMPLE_HZ)
+    hasher = FrameHasher(len(clip[0]), SAMPLE_HZ)
     for k, rgb in enumerate(clip[0]):
         height_px, width_px = rgb.shape[:2]
         hasher.push(range(k, k + 1), rgb, np.array(place, np.float32) * ([width_px, height_px] * 2))
-    return Fingerprint(len(clip[1]) / AUDIO_HZ, hasher.pictures, hasher.faces, sound_landmarks(clip[1]))
+    return Fingerprint(len(clip[1]) / AUDIO_HZ, hasher.hashes, hasher.face_boxes, hash_audio(clip[1]))
 
 
 def aac(samples: np.ndarray, bit_rate: int) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_the_same_picture_with_other_words_is_no_duplicate(talks: dict[str, Clip
     frames, _ = span(talks["st_katie.mp4"], 0)
     _, words = span(talks["st_katie.mp4"], 4)
     here, there = printed(span(talks["st_katie.mp4"], 0)), printed((frames, words))
-    assert np.array_equal(here.pictures, there.pictures)
+    assert np.array_equal(here.frame_hashes, there.frame_hashes)
     assert duplicates.near_duplicates([("here", here), ("dubbed", there)]) == {}
 
 
@@ -148,9 +148,9 @@ def test_the_same_words_with_another_picture_are_no_duplicate(talks: dict[str, C
 def test_a_fingerprint_is_small_and_always_the_same(talks: dict[str, Clip]) -> None:
     clip = span(talks["st_katie.mp4"], 0)
     one, two = printed(clip), printed(clip)
-    assert np.array_equal(one.sound, two.sound)
-    assert np.array_equal(one.pictures, two.pictures)
-    assert one.pictures.nbytes + one.faces.nbytes + one.sound.nbytes < 2000 * LENGTH_S
+    assert np.array_equal(one.audio_hashes, two.audio_hashes)
+    assert np.array_equal(one.frame_hashes, two.frame_hashes)
+    assert one.frame_hashes.nbytes + one.face_boxes.nbytes + one.audio_hashes.nbytes < 2000 * LENGTH_S
 
 
 # --- the rule, on landmarks and pictures that are told ----------------------------------------------
@@ -182,23 +182,26 @@ def test_the_first_of_equals_is_kept_and_the_rest_name_it() -> None:
 @pytest.mark.parametrize(("shift_hops", "same"), [(0, True), (1000, True), (-1000, True), (1300, False)])
 def test_clips_that_share_less_than_half_are_two(shift_hops: int, same: bool) -> None:
     """A hop is 4 ms: 1000 are 4 s of ten, 1300 more than five."""
-    assert duplicates.repeated(made(0), made(0, shift_hops=shift_hops), Likeness()) is same
+    assert duplicates.repeated(made(0), made(0, shift_hops=shift_hops), DuplicateThresholds()) is same
 
 
 def test_pictures_differ_by_as_many_bits_as_are_allowed() -> None:
-    limit = Likeness(max_picture_bits=12)
+    limit = DuplicateThresholds(max_frame_bits=12)
     assert duplicates.repeated(made(0), made(0, bits=12), limit)
     assert not duplicates.repeated(made(0), made(0, bits=13), limit)
 
 
 def test_landmarks_must_agree_at_one_shift() -> None:
     a = made(0)
-    scattered = np.random.default_rng(5).permutation(2400)[: len(a.sound)]
-    times = np.resize(scattered, len(a.sound)).astype(np.uint64)
+    scattered = np.random.default_rng(5).permutation(2400)[: len(a.audio_hashes)]
+    times = np.resize(scattered, len(a.audio_hashes)).astype(np.uint64)
     b = Fingerprint(
-        10.0, a.pictures, a.faces, np.unique((a.sound & np.uint64(2**20 - 1)) | (times << np.uint64(20)))
+        10.0,
+        a.frame_hashes,
+        a.face_boxes,
+        np.unique((a.audio_hashes & np.uint64(2**20 - 1)) | (times << np.uint64(20))),
     )
-    assert not duplicates.repeated(a, b, Likeness())
+    assert not duplicates.repeated(a, b, DuplicateThresholds())
 
 
 def test_of_very_many_copies_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +222,15 @@ def test_a_jingle_that_two_clips_begin_with_does_not_make_them_one(seconds: int,
     jingle, first, then = made(0, seconds=seconds), made(1), made(2)
     limit = np.uint64((250 * seconds) << 20)
     clips = [
-        replace(clip, sound=np.unique(np.concatenate([jingle.sound, clip.sound[clip.sound >= limit]])))
+        replace(
+            clip,
+            audio_hashes=np.unique(
+                np.concatenate([jingle.audio_hashes, clip.audio_hashes[clip.audio_hashes >= limit]])
+            ),
+        )
         for clip in (first, then)
     ]
-    assert duplicates.repeated(*clips, Likeness()) is same
+    assert duplicates.repeated(*clips, DuplicateThresholds()) is same
 
 
 def test_two_people_in_one_picture_are_two_and_each_copy_names_its_own() -> None:
@@ -240,13 +248,13 @@ def test_a_face_stays_one_while_it_is_moved_by_less_than_half_its_width(
     square = np.array([0.4, 0.4, 0.6, 0.6])
     moved = square + np.array([shift, 0, shift, 0] if axis == 0 else [0, shift, 0, shift])
     a, b = made(0, place=tuple(square)), made(0, place=tuple(moved))
-    assert duplicates.repeated(a, b, Likeness()) is same
+    assert duplicates.repeated(a, b, DuplicateThresholds()) is same
 
 
 def test_pictures_that_are_not_there_are_not_compared() -> None:
     whole, torn = made(0), made(0, bits=64)
-    torn.pictures[0] = whole.pictures[0]
-    torn.faces[1:] = np.nan
-    assert duplicates.repeated(whole, torn, Likeness())
-    torn.faces[:] = np.nan
-    assert not duplicates.repeated(whole, torn, Likeness())
+    torn.frame_hashes[0] = whole.frame_hashes[0]
+    torn.face_boxes[1:] = np.nan
+    assert duplicates.repeated(whole, torn, DuplicateThresholds())
+    torn.face_boxes[:] = np.nan
+    assert not duplicates.repeated(whole, torn, DuplicateThresholds())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import fingerprint
-from talkforge.curation.fingerprint import HOP_SAMPLES, PictureHasher, picture_hash, sound_landmarks
+from talkforge.curation.fingerprint import HOP_SAMPLES, FrameHasher, hash_audio, hash_frame
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -23,33 +23,33 @@ def noise(seed: int, height_px: int = 36, width_px: int = 64) -> np.ndarray:
 
 
 def test_two_pictures_a_second_are_hashed_each_with_its_face() -> None:
-    hasher = PictureHasher(num_frames=51, fps=25.0)
+    hasher = FrameHasher(num_frames=51, fps=25.0)
     frames = [noise(k) for k in range(51)]
     for k, rgb in enumerate(frames):
         hasher.push(range(k, k + 1), rgb, BOX + k / 10)
     wanted = (0, 13, 25, 38, 50)
-    assert np.array_equal(hasher.pictures, np.stack([picture_hash(frames[k]) for k in wanted]))
+    assert np.array_equal(hasher.hashes, np.stack([hash_frame(frames[k]) for k in wanted]))
     expected = np.stack([(BOX + k / 10) / (64, 36, 64, 36) for k in wanted])
-    assert np.allclose(hasher.faces, expected)
+    assert np.allclose(hasher.face_boxes, expected)
 
 
 def test_a_picture_that_is_shown_long_counts_for_every_time_and_a_missing_one_for_none() -> None:
-    hasher = PictureHasher(num_frames=60, fps=25.0)
+    hasher = FrameHasher(num_frames=60, fps=25.0)
     hasher.push(range(10, 30), noise(1), BOX)
-    assert np.isnan(hasher.faces[:, 0]).tolist() == [True, False, False, True, True]
-    assert np.array_equal(hasher.pictures[1], hasher.pictures[2])
+    assert np.isnan(hasher.face_boxes[:, 0]).tolist() == [True, False, False, True, True]
+    assert np.array_equal(hasher.hashes[1], hasher.hashes[2])
 
 
 def test_a_hash_depends_on_the_picture_and_not_on_its_size() -> None:
-    one, larger, other = (picture_hash(p) for p in (noise(1), noise(1, 360, 640), noise(2)))
+    one, larger, other = (hash_frame(p) for p in (noise(1), noise(1, 360, 640), noise(2)))
     assert np.bitwise_count(one ^ larger).sum() <= 4
     assert np.bitwise_count(one ^ other).sum() >= 16
 
 
 def test_landmarks_are_in_order_and_move_with_the_sound() -> None:
     chirps = np.random.default_rng(0).standard_normal(AUDIO_HZ).astype(np.float32)
-    here = sound_landmarks(np.pad(chirps, (AUDIO_HZ // 2, AUDIO_HZ)))
-    later = sound_landmarks(np.pad(chirps, (AUDIO_HZ // 2 + 100 * HOP_SAMPLES, AUDIO_HZ)))
+    here = hash_audio(np.pad(chirps, (AUDIO_HZ // 2, AUDIO_HZ)))
+    later = hash_audio(np.pad(chirps, (AUDIO_HZ // 2 + 100 * HOP_SAMPLES, AUDIO_HZ)))
     assert (np.diff(here) > 0).all()
     moved = np.isin(here + np.uint64(100 << fingerprint.HASH_BITS), later)
     assert moved.mean() > 0.9
@@ -59,7 +59,7 @@ def test_landmarks_are_in_order_and_move_with_the_sound() -> None:
     "samples", [np.zeros(48_000), np.zeros(0), np.ones(100)], ids=["silent", "none", "short"]
 )
 def test_without_sound_there_are_no_landmarks(samples: np.ndarray) -> None:
-    found = sound_landmarks(samples.astype(np.float32))
+    found = hash_audio(samples.astype(np.float32))
     assert found.dtype == np.uint64 and len(found) == 0
 
 

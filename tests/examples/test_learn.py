@@ -15,7 +15,7 @@ from examples import learn, learn_videos
 from examples.learn import FULL, SHORT, Bounds, Row
 from examples.learn_figures import Figures, Shown
 from examples.learn_measures import Mouth, MouthReader, boxes, correlation, motion_around
-from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.audio import read_sound
 from talkforge.schemas.arrays import Bytes, Floats
 
@@ -160,7 +160,7 @@ def test_a_window_is_a_stretch_of_its_scene() -> None:
     width_px = np.ptp(one.head.face.outer[:, 0])
     assert one.opening == pytest.approx(take.faces[0].opening[first : first + 21] / width_px)
     mono = resample_poly(take.samples[first * 1920 :], 1, 3).astype(np.float32)
-    (alone,) = LogMel().encode([mono], [42])
+    (alone,) = LogMelEncoder().encode([mono], [42])
     assert np.abs(alone[2:40].astype(np.float32) - one.speech[2:40]).max() < 0.1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.pipeline import dataset
 from talkforge.pipeline.dataset import (
     ModelUse,
@@ -32,7 +32,7 @@ def store_at(path: Path) -> Store:
 
 
 def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Dataset:
-    return describe(apply_settings({}, settings), models, ["nose"], LogMel())
+    return describe(apply_settings({}, settings), models, ["nose"], LogMelEncoder())
 
 
 def intake(uri: str, content: int) -> Intake:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import ray
 
-from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import jobs, stages
 from talkforge.pipeline.executor import (
@@ -390,7 +390,7 @@ def test_an_interrupted_run_lets_go_of_its_executor(
         def close(self) -> None:
             closed.append(True)
 
-    monkeypatch.setattr(jobs, "gather", lambda config, _: Gathered(config, (), (), LogMel()))
+    monkeypatch.setattr(jobs, "gather", lambda config, _: Gathered(config, (), (), LogMelEncoder()))
     with pytest.raises(KeyboardInterrupt):
         jobs.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
     assert closed == [True]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from talkforge.curation.audio import vad
-from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.audio import speech_encoders
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.download import Step, Watch
+from talkforge.curation.weights.download import FetchProgress, ProgressCallback
 from talkforge.pipeline import jobs
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.needs import gather, needs
@@ -35,7 +35,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TALKFORGE_MODELS", str(folder))
     monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "_check", lambda *_: None)
-    monkeypatch.setattr(vad, "load_encoder", lambda _: LogMel())
+    monkeypatch.setattr(speech_encoders, "load_speech_encoder", lambda _: LogMelEncoder())
     for name in PACKAGED:
         put(folder, name)
     return folder
@@ -128,10 +128,10 @@ def test_auto_is_settled_once_for_all_workers(place: Path) -> None:
 
 def test_half_of_a_pair_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / registry.MODELS["pose_landmark_full"].file).unlink()
-    steps: list[Step] = []
+    steps: list[FetchProgress] = []
 
-    def unreachable(name: str, watch: Watch) -> Path:
-        watch(Step(name, 0, None))
+    def unreachable(name: str, on_progress: ProgressCallback) -> Path:
+        on_progress(FetchProgress(name, 0, None))
         raise ModelError(f"{name}: no index")
 
     monkeypatch.setattr(registry, "fetch", unreachable)

@@ -15,7 +15,7 @@ from rich.console import Console
 from talkforge import display
 from talkforge.curation import media, trace
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.download import Step, Watch
+from talkforge.curation.weights.download import FetchProgress, ProgressCallback
 from talkforge.pipeline import cut, tables
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import ClipMeasures
@@ -279,10 +279,10 @@ def test_models_lists_only_what_is_named() -> None:
 
 
 def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(name: str, *, allow_web: bool, watch: Watch) -> Path:
+    def fetch(name: str, *, allow_web: bool, on_progress: ProgressCallback) -> Path:
         assert allow_web
         for done_bytes in (0, 500_000, 1_000_000):
-            watch(Step(f"https://host/{name}.onnx", done_bytes, 1_000_000))
+            on_progress(FetchProgress(f"https://host/{name}.onnx", done_bytes, 1_000_000))
         return tmp_path / name
 
     monkeypatch.setattr(registry, "present", lambda name: tmp_path if name == "dnsmos" else None)
@@ -302,6 +302,6 @@ def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch:
 def test_on_a_terminal_fetching_is_a_bar() -> None:
     text = io.StringIO()
     with display.Fetching(Console(file=text, force_terminal=True, width=100)) as fetching:
-        fetching.show(Step("https://host/folder/w.onnx", 500_000, 2_000_000))
+        fetching.show(FetchProgress("https://host/folder/w.onnx", 500_000, 2_000_000))
     assert "w.onnx" in text.getvalue()
     assert "0.5/2.0 MB" in text.getvalue()

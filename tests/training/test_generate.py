@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from examples.portraits import frame
-from talkforge.curation.audio.logmel import LogMel
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.schemas.errors import CommandError, MediaError, ModelError
 from talkforge.training import generate
 from talkforge.training.config import SampleConfig, TrainConfig
@@ -175,7 +175,7 @@ def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) ->
     heard = generate._speech(loud, facts, FRAMES)
     assert heard.shape == (1, 18, 80) and heard.dtype == torch.float32
     mono = generate.read_sound(tmp_path / "tone.wav")
-    (stored,) = LogMel().encode([np.pad(mono, (0, 16_000))], [18])
+    (stored,) = LogMelEncoder().encode([np.pad(mono, (0, 16_000))], [18])
     loudest = stored[:9].astype(np.float32) > 0.25  # a resampler's leakage is heard 60 dB below
     assert loudest.any(axis=1).all()
     assert np.abs(heard[0, :9].numpy() - stored[:9])[loudest].max() < 0.0125

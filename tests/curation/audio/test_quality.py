@@ -9,7 +9,7 @@ import pytest
 
 from talkforge.curation import media
 from talkforge.curation.audio import quality, vad
-from talkforge.curation.audio.quality import SoundMeter, bandwidth_hz, snr_db
+from talkforge.curation.audio.quality import AudioScorer, bandwidth_hz, snr_db
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import SoundConfig
@@ -38,9 +38,9 @@ def heard(path: Path) -> tuple[np.ndarray, list[tuple[float, float]]]:
 
 
 @pytest.fixture(scope="module")
-def meter() -> SoundMeter:
+def scorer() -> AudioScorer:
     try:
-        return SoundMeter(WITH_DNSMOS)
+        return AudioScorer(WITH_DNSMOS)
     except ModelError as error:
         pytest.skip(str(error))
 
@@ -98,35 +98,35 @@ def test_bandwidth_of_everything_and_of_nothing() -> None:
 
 
 def test_scores_are_those_of_the_published_script(
-    meter: SoundMeter, clips_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scorer: AudioScorer, clips_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signal 3.451, background 3.545, overall 2.942: speechmos 0.0.1.1 on the same samples."""
     monkeypatch.setattr(quality, "DNSMOS_HOP_S", 1.0)
-    found = meter.measure(*heard(clips_dir / "st_katie.mp4"), 0.0)
+    found = scorer.measure(*heard(clips_dir / "st_katie.mp4"), 0.0)
     assert found.dnsmos_signal == pytest.approx(3.451, abs=0.005)
     assert found.dnsmos_background == pytest.approx(3.545, abs=0.005)
     assert found.dnsmos_overall == pytest.approx(2.942, abs=0.005)
 
 
-def test_noise_lowers_the_ratio_and_the_background_score(meter: SoundMeter, clips_dir: Path) -> None:
+def test_noise_lowers_the_ratio_and_the_background_score(scorer: AudioScorer, clips_dir: Path) -> None:
     samples, spans = heard(clips_dir / "grid_id2_swwp2s.mpg")
-    clean = meter.measure(samples, spans, 0.0)
-    noisy = meter.measure(samples + noise(len(samples) / AUDIO_HZ, 0.05), spans, 0.0)
+    clean = scorer.measure(samples, spans, 0.0)
+    noisy = scorer.measure(samples + noise(len(samples) / AUDIO_HZ, 0.05), spans, 0.0)
     assert clean.snr_db is not None and noisy.snr_db is not None
     assert clean.snr_db > 25 > 15 > noisy.snr_db
     assert clean.dnsmos_background is not None and noisy.dnsmos_background is not None
     assert clean.dnsmos_background > 4 > 2.5 > noisy.dnsmos_background
 
 
-def test_a_noisy_stage_scores_below_a_studio(meter: SoundMeter, clips_dir: Path) -> None:
-    stage = meter.measure(*heard(clips_dir / "fr_hamilton.mp4"), 0.0).dnsmos_overall
-    studio = meter.measure(*heard(clips_dir / "grid_brbk7n.mpg"), 0.0).dnsmos_overall
+def test_a_noisy_stage_scores_below_a_studio(scorer: AudioScorer, clips_dir: Path) -> None:
+    stage = scorer.measure(*heard(clips_dir / "fr_hamilton.mp4"), 0.0).dnsmos_overall
+    studio = scorer.measure(*heard(clips_dir / "grid_brbk7n.mpg"), 0.0).dnsmos_overall
     assert stage is not None and studio is not None
     assert stage < 2 < studio
 
 
-def test_silence_has_no_scores(meter: SoundMeter) -> None:
-    found = meter.measure(np.zeros(3 * AUDIO_HZ, np.float32), [], 0.0)
+def test_silence_has_no_scores(scorer: AudioScorer) -> None:
+    found = scorer.measure(np.zeros(3 * AUDIO_HZ, np.float32), [], 0.0)
     assert found == Sound(
         snr_db=None, bandwidth_hz=None, dnsmos_signal=None, dnsmos_background=None, dnsmos_overall=None,
         music_fraction=None,
@@ -136,20 +136,20 @@ def test_silence_has_no_scores(meter: SoundMeter) -> None:
 def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(registry, "weights", lambda _: weights_dir / "MobileFaceNet.onnx")
     with pytest.raises(ModelError, match=r"dnsmos: \S+MobileFaceNet\.onnx: expected input \[any, 144160\]"):
-        SoundMeter(WITH_DNSMOS)
+        AudioScorer(WITH_DNSMOS)
     page = tmp_path / "page.onnx"
     page.write_text("<html>Not found</html>")
     monkeypatch.setattr(registry, "weights", lambda _: page)
     with pytest.raises(ModelError, match=r"dnsmos: \S+page\.onnx: is not an ONNX model that runs"):
-        SoundMeter(WITH_DNSMOS)
+        AudioScorer(WITH_DNSMOS)
 
 
 def test_music_is_measured_where_it_is_asked_for(clips_dir: Path) -> None:
     try:
-        meter = SoundMeter(SoundConfig(music=True))
+        scorer = AudioScorer(SoundConfig(music=True))
     except ModelError as error:
         pytest.skip(str(error))
-    found = meter.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
+    found = scorer.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
     assert (found.music_fraction, found.dnsmos_overall) == (pytest.approx(0.968, abs=0.005), None)
 
 
@@ -160,5 +160,5 @@ def test_without_models_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry, "weights", refuse)
     samples = noise(2, 0.1)
     samples[:AUDIO_HZ] = 0
-    found = SoundMeter(SoundConfig()).measure(samples, [(0.0, 1.0)], 0.0)
+    found = AudioScorer(SoundConfig()).measure(samples, [(0.0, 1.0)], 0.0)
     assert (found.snr_db, found.bandwidth_hz, found.dnsmos_overall) == (-20.0, 8000.0, None)

@@ -38,8 +38,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from talkforge.curation.audio import vad
-from talkforge.curation.audio.speech_encoders import FILES, HiddenStates
+from talkforge.curation.audio import speech_encoders
+from talkforge.curation.audio.speech_encoders import FILES, TransformersEncoder
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.errors import ModelError
@@ -85,8 +85,8 @@ def save(folder: Path, make: Callable[[], Any], hz: int = AUDIO_HZ) -> Path:
     return folder
 
 
-def load(folder: Path, **changes: Any) -> vad.SpeechEncoder:
-    return vad.load_encoder(SpeechConfig(embedding=str(folder), device="cpu", **changes))
+def load(folder: Path, **changes: Any) -> speech_encoders.SpeechEncoder:
+    return speech_encoders.load_speech_encoder(SpeechConfig(embedding=str(folder), device="cpu", **changes))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_only_clips_of_one_length_share_a_call(
     clips = [noise(320 * count + 80, seed) for seed, count in enumerate(counts)]
     alone = load(saved(family)).encode(clips, counts)
     encoder = load(saved(family), batch_clips=3)
-    assert isinstance(encoder, HiddenStates)
+    assert isinstance(encoder, TransformersEncoder)
     shapes, hidden = [], encoder._front.hidden
 
     def watched(values: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_encoding_leaves_the_number_of_threads_as_it_was(tiny: Path) -> None:
 def test_on_cuda_features_are_those_of_the_cpu_within_half_precision(tiny: Path) -> None:
     samples = noise(320 * 50 + 80)
     (cpu,) = load(tiny).encode([samples], [50])
-    encoder = vad.load_encoder(SpeechConfig(embedding=str(tiny), device="cuda"))
+    encoder = speech_encoders.load_speech_encoder(SpeechConfig(embedding=str(tiny), device="cuda"))
     np.testing.assert_allclose(encoder.encode([samples], [50])[0], cpu, atol=0.02)
 
 
@@ -260,7 +260,7 @@ def test_loading_writes_nothing_to_the_terminal(tiny: Path, capfd: pytest.Captur
 @pytest.mark.usefixtures("no_network")
 def test_a_name_that_is_no_folder_and_no_hub_name_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match=r"expected 'logmel-80', a folder that exists, or a hub name"):
-        vad.load_encoder(SpeechConfig(embedding=name))
+        speech_encoders.load_speech_encoder(SpeechConfig(embedding=name))
 
 
 def one_line(caught: pytest.ExceptionInfo[ModelError]) -> bool:
@@ -276,17 +276,17 @@ def test_a_name_that_the_registry_knows_is_its_folder(
     monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
     asked = SpeechConfig(embedding=known.hub, device="cpu")
     with pytest.raises(ModelError, match=r"wav2vec2-base-960h .a folder of config\.json, model\.safetensors"):
-        vad.load_encoder(asked)
+        speech_encoders.load_speech_encoder(asked)
     shutil.copytree(tiny, tmp_path / known.file)
     with pytest.raises(ModelError, match=r"wav2vec2-base-960h/config\.json: expected sha256 d3ec255c"):
-        vad.load_encoder(asked)
+        speech_encoders.load_speech_encoder(asked)
     pieces = tuple(
         registry.Piece(name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for name, path in ((name, tiny / name) for name in FILES)
     )
     sha256 = registry.listing_sha256((piece.name, piece.sha256) for piece in pieces)
     monkeypatch.setitem(registry.MODELS, known.name, replace(known, pieces=pieces, sha256=sha256))
-    encoder = vad.load_encoder(asked)
+    encoder = speech_encoders.load_speech_encoder(asked)
     assert (encoder.name, encoder.sha256) == ("wav2vec2-base-960h", sha256)
 
 
@@ -368,7 +368,7 @@ def test_other_rates_are_refused(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_refused(tiny: Path) -> None:
     with pytest.raises(ModelError, match=r"speech\.device warp: is no torch device"):
-        vad.load_encoder(SpeechConfig(embedding=str(tiny), device="warp"))
+        speech_encoders.load_speech_encoder(SpeechConfig(embedding=str(tiny), device="warp"))
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="torch sees no CUDA device"):
-            vad.load_encoder(SpeechConfig(embedding=str(tiny), device="cuda"))
+            speech_encoders.load_speech_encoder(SpeechConfig(embedding=str(tiny), device="cuda"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import media
-from talkforge.curation.audio import logmel, vad
+from talkforge.curation.audio import logmel, speech_encoders, vad
 from talkforge.curation.media import probe
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.records import Source
@@ -164,7 +164,7 @@ def test_clipped_fraction() -> None:
 
 
 def test_logmel_has_exact_length_and_type() -> None:
-    encoder = vad.load_encoder(SpeechConfig())
+    encoder = speech_encoders.load_speech_encoder(SpeechConfig())
     assert (encoder.name, encoder.dim, encoder.sha256) == ("logmel-80", 80, "")
     clips, lengths = [noise(48_000), noise(100), noise(0), noise(16_000)], [150, 3, 2, 0]
     encoded = encoder.encode(clips, lengths)
@@ -173,7 +173,9 @@ def test_logmel_has_exact_length_and_type() -> None:
 
 
 def test_logmel_of_silence_is_the_floor() -> None:
-    (matrix,) = vad.load_encoder(SpeechConfig()).encode([np.zeros(32_000, np.float32)], [100])
+    (matrix,) = speech_encoders.load_speech_encoder(SpeechConfig()).encode(
+        [np.zeros(32_000, np.float32)], [100]
+    )
     assert (matrix == np.float16((np.log(1e-10) + 9) / 4)).all()
 
 
@@ -181,7 +183,7 @@ def test_logmel_of_silence_is_the_floor() -> None:
 def test_logmel_puts_a_tone_into_its_band(tone_hz: float) -> None:
     times_s = np.arange(AUDIO_HZ) / AUDIO_HZ
     tone = (0.5 * np.sin(2 * np.pi * tone_hz * times_s)).astype(np.float32)
-    (matrix,) = vad.load_encoder(SpeechConfig()).encode([tone], [49])
+    (matrix,) = speech_encoders.load_speech_encoder(SpeechConfig()).encode([tone], [49])
     mel = 2595.0 * np.log10(1.0 + tone_hz / 700.0)
     expected = mel / (2595.0 * np.log10(1.0 + 8000.0 / 700.0)) * 81 - 1
     assert np.abs(matrix.argmax(axis=1) - expected).max() <= 1.0
@@ -190,7 +192,7 @@ def test_logmel_puts_a_tone_into_its_band(tone_hz: float) -> None:
 def test_logmel_frame_j_sees_samples_320j_to_320j_plus_400() -> None:
     samples = np.zeros(32_000, np.float32)
     samples[320 * 30 + 200] = 1.0
-    (matrix,) = vad.load_encoder(SpeechConfig()).encode([samples], [100])
+    (matrix,) = speech_encoders.load_speech_encoder(SpeechConfig()).encode([samples], [100])
     heard = (matrix > np.float16(-2.75)).any(axis=1)
     assert np.flatnonzero(heard).tolist() == [30]
 

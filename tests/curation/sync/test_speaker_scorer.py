@@ -9,7 +9,7 @@ import pytest
 
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.sync import speaker_scorer
-from talkforge.curation.sync.speaker_scorer import SpeakerMeter, heard
+from talkforge.curation.sync.speaker_scorer import SpeakerScorer, heard
 from talkforge.curation.sync.syncnet import SyncScore
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import SpeakerConfig
@@ -43,17 +43,17 @@ def test_what_is_asked_for_and_absent_is_named() -> None:
 
 def test_what_is_asked_for_and_here_is_used(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
-    meter = speaker_scorer.load(SpeakerConfig(active_speaker=True))
-    assert meter is not None
-    assert meter.light_asd is not None
-    assert meter.syncnet is None
+    scorer = speaker_scorer.load(SpeakerConfig(active_speaker=True))
+    assert scorer is not None
+    assert scorer.light_asd is not None
+    assert scorer.syncnet is None
     crops = np.random.default_rng(3).integers(0, 256, (5, 224, 224, 3), np.uint8)
     samples = np.random.default_rng(4).normal(0, 0.1, 3200).astype(np.float32)
-    scores = meter.light_asd.score(np.stack([to_asd(crop) for crop in crops]), samples)
-    found = meter.measure(CLIP, crops, samples, [(10.04, 11.0)])
+    scores = scorer.light_asd.score(np.stack([to_asd(crop) for crop in crops]), samples)
+    found = scorer.measure(CLIP, crops, samples, [(10.04, 11.0)])
     assert found.speaking_fraction == float((scores[1:] > 0).mean())
     assert (found.sync_c, found.sync_d, found.sync_net_offset_frames) == (None, None, None)
-    assert meter.measure(CLIP, crops, samples, []).speaking_fraction is None
+    assert scorer.measure(CLIP, crops, samples, []).speaking_fraction is None
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
@@ -68,12 +68,12 @@ def test_what_syncnet_says_is_kept() -> None:
             assert (crops.shape, fps) == ((5, 224, 224, 3), 25.0)
             return SyncScore(6.5, 7.25, -3) if len(samples) == AUDIO_HZ else None
 
-    meter = SpeakerMeter(None, Net())  # type: ignore[arg-type]
+    scorer = SpeakerScorer(None, Net())  # type: ignore[arg-type]
     crops = np.zeros((5, 224, 224, 3), np.uint8)
-    assert meter.measure(CLIP, crops, np.zeros(AUDIO_HZ, np.float32), []) == Speaker(
+    assert scorer.measure(CLIP, crops, np.zeros(AUDIO_HZ, np.float32), []) == Speaker(
         speaking_fraction=None, sync_c=6.5, sync_d=7.25, sync_net_offset_frames=-3
     )
-    assert meter.measure(CLIP, crops, np.zeros(1, np.float32), []).sync_c is None
+    assert scorer.measure(CLIP, crops, np.zeros(1, np.float32), []).sync_c is None
 
 
 def test_speech_is_heard_at_the_instants_of_its_frames() -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from talkforge.curation.weights import download
-from talkforge.curation.weights.download import BrokenError, RefusedError, Step
+from talkforge.curation.weights.download import BrokenError, FetchProgress, RefusedError
 from tests.curation.web_server import Server
 
 CONTENT = bytes(range(251)) * 2000
 """More than the seven chunks that it comes in."""
 
 
-def fetch(server: Server, part: Path, limit_bytes: int = len(CONTENT)) -> list[Step]:
-    steps: list[Step] = []
+def fetch(server: Server, part: Path, limit_bytes: int = len(CONTENT)) -> list[FetchProgress]:
+    steps: list[FetchProgress] = []
     server.files.setdefault("/w", CONTENT)
     download.download(server.url("/w"), part, limit_bytes, steps.append)
     return steps
@@ -36,7 +36,7 @@ def test_progress_is_told_to_the_last_byte(server: Server, part: Path) -> None:
     assert names(part) == [".w.part"]
     done = [step.done_bytes for step in steps]
     assert done == sorted(done) and len(done) > 5
-    assert steps[-1] == Step(server.url("/w"), len(CONTENT), len(CONTENT))
+    assert steps[-1] == FetchProgress(server.url("/w"), len(CONTENT), len(CONTENT))
 
 
 @pytest.mark.parametrize(

