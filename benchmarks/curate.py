@@ -37,7 +37,7 @@ import numpy as np
 from examples import demo_videos
 from talkforge.curation import media
 from talkforge.curation.body.pose import PoseTracer
-from talkforge.curation.face.landmarks import CROP_PX, FaceLandmarker
+from talkforge.curation.face.landmarks import LANDMARKER_PX, FaceLandmarker
 from talkforge.pipeline import jobs, needs, stages
 from talkforge.pipeline.dataset import load_intake, videos_by_id
 from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
@@ -134,15 +134,15 @@ def warm_up(config: Config, clock: Clock) -> None:
         settings = needs.gather(config.measure).config.model_dump_json()
         tools = stages.load_tools(settings)
         stages.load_encoders(settings)
-        blank = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-        tools.landmarker.find(blank)
+        blank = np.zeros((LANDMARKER_PX, LANDMARKER_PX, 3), np.uint8)
+        tools.landmarker.detect(blank)
         tools.detector.detect(blank)
-        if tools.body_model is not None:
+        if tools.pose_estimator is not None:
             clip = Clip(
                 clip_id="blank", video_id="", uri="", scene=0, track=0, start_s=0.0, end_s=0.04, fps=25.0,
-                num_frames=1, width_px=CROP_PX, height_px=CROP_PX,
+                num_frames=1, width_px=LANDMARKER_PX, height_px=LANDMARKER_PX,
             )  # fmt: skip
-            PoseTracer(tools.body_model, clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
+            PoseTracer(tools.pose_estimator, clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
 
 
 def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, float]]:
@@ -169,7 +169,7 @@ def floor(
     videos = videos_by_id(load_intake(store))
     for video in videos.values():
         with clock("decode"):
-            for _ in media.pictures(Path(video.uri), video):
+            for _ in media.read_frames(Path(video.uri), video):
                 pass
     for row in accepted:
         path, video = Path(row.uri), videos[row.video_id]
@@ -187,16 +187,16 @@ def _landmarked(
     path: Path, video: Video, row: LedgerRow, points: Floats, landmarker: FaceLandmarker, clock: Clock
 ) -> Iterator[Bytes]:
     """The clip's frames, each picture converted and landmarked once; other work counts as `aside`."""
-    for picture in clock.each("aside", media.pictures(path, video, row.start_s, row.end_s)):
-        shown = media.frames_shown(picture, row.start_s, row.fps, row.num_frames)
+    for frame in clock.each("aside", media.read_frames(path, video, row.start_s, row.end_s)):
+        shown = media.clip_indices(frame, row.start_s, row.fps, row.num_frames)
         if not shown:
             continue
         with clock("convert"):
-            rgb = picture.rgb(row.width_px, row.height_px)
+            rgb = frame.rgb(row.width_px, row.height_px)
         with clock("aside"):
             crop = _crop(rgb, points[shown[0]])
         with clock("landmark"):
-            landmarker.find(crop)
+            landmarker.detect(crop)
         for _ in shown:
             yield rgb
 
@@ -218,7 +218,7 @@ def _crop(rgb: Bytes, points: Floats) -> Bytes:
     x, y = (low + high) / 2
     rows = slice(max(int(y - half), 0), max(int(y + half), 1))
     columns = slice(max(int(x - half), 0), max(int(x + half), 1))
-    return np.asarray(cv2.resize(rgb[rows, columns], (CROP_PX, CROP_PX)), np.uint8)
+    return np.asarray(cv2.resize(rgb[rows, columns], (LANDMARKER_PX, LANDMARKER_PX)), np.uint8)
 
 
 def measure(folder: Path, config: Config, out: Path) -> Report:

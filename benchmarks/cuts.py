@@ -1,4 +1,4 @@
-"""How well, and at what cost, the finders of cuts do: the tables of docs/scenes.md.
+"""How well, and at what cost, the detectors of cuts do: the tables of docs/scenes.md.
 
     python -m benchmarks.cuts [FOLDER]     # FOLDER holds the clips named below
 
@@ -22,10 +22,10 @@ import typer
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
 from talkforge.curation import media
-from talkforge.curation.face.detect import Detector, load_detector
+from talkforge.curation.face.detect import FaceDetector, load_detector
 from talkforge.curation.media import probe
-from talkforge.curation.shots.jumps import PICTURE_EDGE_PX, SceneFinder
-from talkforge.curation.shots.network import shrunk, transitions
+from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, CutDetector
+from talkforge.curation.shots.network import network_frame, transitions
 from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
@@ -88,7 +88,7 @@ class Score:
 
 @dataclass
 class Tally:
-    """What came of one finder."""
+    """What came of one detector."""
 
     name: str
     cpu_s: float = 0.0
@@ -102,7 +102,7 @@ class Tally:
 def loaded(path: Path) -> Bytes:
     """Every picture of a clip on the canvas."""
     video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
-    return np.stack([on_canvas(picture.rgb()) for picture in media.pictures(path, video)])
+    return np.stack([on_canvas(frame.rgb()) for frame in media.read_frames(path, video)])
 
 
 def on_canvas(rgb: Bytes, zoom: float = 1.0) -> Bytes:
@@ -189,26 +189,26 @@ def native(clips: dict[str, Bytes]) -> Iterator[Footage]:
 MAKERS = (different, one_studio, punched_in, jumped, native, gradual, flashed)
 
 
-# --- finders ---------------------------------------------------------------------------------------
+# --- detectors ---------------------------------------------------------------------------------------
 
 
 def by_scenedetect(make: Callable[[], SceneDetector]) -> Callable[[Bytes], list[int]]:
     def find(frames: Bytes) -> list[int]:
         detector, cuts = make(), []
         for index, rgb in enumerate(frames):
-            small = cv2.resize(rgb, (PICTURE_EDGE_PX, PICTURE_EDGE_PX * rgb.shape[0] // rgb.shape[1]))
+            small = cv2.resize(rgb, (COLOUR_EDGE_PX, COLOUR_EDGE_PX * rgb.shape[0] // rgb.shape[1]))
             cuts += detector.process_frame(FrameTimecode(index, fps=FPS), small[..., ::-1].copy())
         return [cut.frame_num for cut in cuts]
 
     return find
 
 
-def by_scene_finder(detector: Detector) -> Callable[[Bytes], list[int]]:
+def by_cut_detector(detector: FaceDetector) -> Callable[[Bytes], list[int]]:
     def find(frames: Bytes) -> list[int]:
-        finder = SceneFinder(ScanConfig(), lambda k: detector.detect(frames[k])[0], frames.shape[2])
+        cut_detector = CutDetector(ScanConfig(), lambda k: detector.detect(frames[k])[0], frames.shape[2])
         for index, rgb in enumerate(frames):
-            finder.push(index / FPS, rgb)
-        return [cut.frame for cut in finder.finish()]
+            cut_detector.push(index / FPS, rgb)
+        return [cut.frame for cut in cut_detector.finish()]
 
     return find
 
@@ -225,12 +225,12 @@ def timed(find: Callable[[Bytes], Found], frames: Bytes) -> tuple[Found, float]:
     return found, time.process_time() - start_s
 
 
-class Finders:
+class Detectors:
     """All ways to find cuts; what one of them computes serves those that are built on it."""
 
     def __init__(self) -> None:
         self._network = TransNet(registry.weights("transnetv2"))
-        self._with_faces = by_scene_finder(load_detector(ScanConfig()))
+        self._with_faces = by_cut_detector(load_detector(ScanConfig()))
 
     def find(self, frames: Bytes) -> dict[str, tuple[list[int], float]]:
         """Name -> first frames of new shots, and CPU seconds."""
@@ -246,7 +246,7 @@ class Finders:
         }
 
     def _probabilities(self, frames: Bytes) -> Floats:
-        return self._network.boundaries(np.stack([shrunk(rgb) for rgb in frames]))
+        return self._network.boundaries(np.stack([network_frame(rgb) for rgb in frames]))
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -270,10 +270,10 @@ def scored(footage: Footage, found: list[int]) -> Score:
 
 
 def measured(clips: dict[str, Bytes]) -> list[Tally]:
-    finders = Finders()
+    detectors = Detectors()
     tallies: dict[str, Tally] = {}
     for footage in itertools.chain.from_iterable(make(clips) for make in MAKERS):
-        for name, (found, cpu_s) in finders.find(footage.frames).items():
+        for name, (found, cpu_s) in detectors.find(footage.frames).items():
             tally = tallies.setdefault(name, Tally(name))
             tally.cpu_s += cpu_s
             tally.num_frames += len(footage.frames)
@@ -299,7 +299,7 @@ def table(everything: list[Tally]) -> str:
     lines = ["| footage | cuts | " + " | ".join(f.name for f in everything) + " |"]
     lines.append("|---|---|" + "---|" * len(everything))
     for kind in kinds:
-        cells = [cell(finder.scores[kind]) for finder in everything]
+        cells = [cell(detector.scores[kind]) for detector in everything]
         lines.append(f"| {kind} | {everything[0].scores[kind].true} | " + " | ".join(cells) + " |")
     everywhere = [summed(t, kinds) for t in everything]
     unlit = [summed(t, [kind for kind in kinds if kind != FLASH]) for t in everything]

@@ -20,7 +20,7 @@ import av
 import decord
 import numpy as np
 
-from talkforge.curation.media import pictures
+from talkforge.curation.media import read_frames
 from talkforge.curation.media.probe import probe
 from talkforge.schemas.records import Source, Video
 
@@ -31,7 +31,7 @@ NUM_SPANS = 6
 
 def streamed(path: Path, video: Video) -> int:
     """Every picture through `curation.media`, as RGB."""
-    return sum(1 for picture in pictures(path, video) if picture.rgb() is not None)
+    return sum(1 for frame in read_frames(path, video) if frame.rgb() is not None)
 
 
 def streamed_av(path: Path, thread_count: int, thread_type: str) -> int:
@@ -60,8 +60,8 @@ def random_av(path: Path, video: Video, num_frames: int, span: int) -> int:
     count = 0
     for first in starts(num_frames, span):
         start_s = video.start_s + (first + 0.5) / video.fps
-        for picture in pictures(path, video, start_s, start_s + (span - 1) / video.fps):
-            picture.rgb()
+        for frame in read_frames(path, video, start_s, start_s + (span - 1) / video.fps):
+            frame.rgb()
             count += 1
     return count
 

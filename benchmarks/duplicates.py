@@ -102,9 +102,9 @@ def read(path: Path) -> Span:
     if not video.has_audio:
         return [], np.zeros(0, np.float32)
     frames: list[Bytes] = []
-    for picture in media.pictures(path, video):
-        while video.start_s + len(frames) / FPS < picture.until_s - 1e-3:
-            frames.append(even(picture.rgb(longest_edge_px=EDGE_PX)))
+    for frame in media.read_frames(path, video):
+        while video.start_s + len(frames) / FPS < frame.until_s - 1e-3:
+            frames.append(even(frame.rgb(longest_edge_px=EDGE_PX)))
     return frames, media.read_audio(path, video, video.start_s, video.end_s)
 
 

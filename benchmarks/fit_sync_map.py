@@ -94,16 +94,16 @@ def talks_of(path: Path) -> list[Talk]:
     video = probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
     detector = detect.load_detector(config.scan)
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)
-    pairs = clips.candidates(video, seen.tracks, (), config.clip)
-    long_enough = [pair for pair in pairs if pair[0].num_frames >= ridge.MIN_FRAMES]
+    candidates = clips.candidates(video, seen.tracks, (), config.clip)
+    long_enough = [one for one in candidates if one.clip.num_frames >= ridge.MIN_FRAMES]
     landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
     found = []
     for number, (clip, track) in enumerate(long_enough):
         tracer = landmarks.LandmarkTracer(landmarker, track, clip, video)
-        for picture in media.pictures(path, video, clip.start_s, clip.end_s):
-            shown = media.frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+        for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
+            shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
             if shown:
-                tracer.push(shown, picture.rgb(clip.width_px, clip.height_px))
+                tracer.push(shown, frame.rgb(clip.width_px, clip.height_px))
         samples = media.read_audio(path, video, clip.start_s, clip.end_s)
         mouth = ridge.mouth_measures(tracer.finish())
         bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)

@@ -16,7 +16,7 @@ from talkforge.curation.face import detect, landmarks
 from talkforge.curation.media import probe
 from talkforge.curation.sync import ridge
 from talkforge.curation.weights import registry
-from talkforge.schemas.arrays import Bytes, FaceTrack, Floats
+from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.records import Clip, Source, Speaker, Video
 
@@ -59,7 +59,7 @@ class File:
     path: Path
     video: Video
     seen: scan.Scan
-    pairs: list[tuple[Clip, FaceTrack]]
+    candidates: list[clips.Candidate]
     traced: list[Shot]
 
 
@@ -109,32 +109,32 @@ class Material:
     def talking(self) -> list[Shot]:
         return [shot for name in TALKING for shot in self.files[name].traced]
 
-    def _file(self, name: str, detector: detect.Detector, landmarker: landmarks.FaceLandmarker) -> File:
+    def _file(self, name: str, detector: detect.FaceDetector, landmarker: landmarks.FaceLandmarker) -> File:
         path, video = opened(self.folder / name)
         seen = self.scanning.on(
             video.end_s - video.start_s,
             lambda: scan.scan(path, video, video.start_s, video.end_s, CONFIG.scan, detector),
         )
         found = clips.candidates(video, seen.tracks, (), CONFIG.clip)
-        pairs = [pair for pair in found if pair[0].num_frames >= ridge.MIN_FRAMES]
+        candidates = [one for one in found if one.clip.num_frames >= ridge.MIN_FRAMES]
         kept: dict[str, Bytes] = {}
 
         def watch(clip: Clip, crops: Bytes) -> Speaker:
             kept[clip.clip_id] = crops
             return NO_SPEAKER
 
-        length_s = sum(clip.num_frames / clip.fps for clip, _ in pairs)
+        length_s = sum(clip.num_frames / clip.fps for clip, _ in candidates)
         traced = self.tracing.on(
-            length_s, lambda: trace.trace(path, video, pairs, landmarker, None, CONFIG, watch)
+            length_s, lambda: trace.trace(path, video, candidates, landmarker, None, CONFIG, watch)
         )
         kept_shots = []
-        for clip, _ in pairs:
+        for clip, _ in candidates:
             result = traced[clip.clip_id]
             if isinstance(result, Exception):
                 raise result
             samples = media.read_audio(path, video, clip.start_s, clip.end_s)
             kept_shots.append(Shot(clip, result, kept[clip.clip_id], samples))
-        return File(name, path, video, seen, pairs, kept_shots)
+        return File(name, path, video, seen, candidates, kept_shots)
 
 
 @dataclass(frozen=True)

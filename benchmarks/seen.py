@@ -16,7 +16,7 @@ from talkforge.curation.body import pose
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.face import detect, identity, landmarks
 from talkforge.curation.face.lips import OUTER_LIPS
-from talkforge.curation.picture.scorer import HANDS_EVERY_S, WEIGHTS, PictureMeter, PictureTracer
+from talkforge.curation.picture.scorer import HANDS_EVERY_S, WEIGHTS, PictureScorer, PictureTracer
 from talkforge.curation.shots import network as shots
 from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
@@ -35,14 +35,14 @@ COPIES = ("encoded again, crf 35", "begins 0.37 s later", "noise at 20 dB")
 def scenes(material: Material) -> Iterator[Row]:
     names = (*cuts.STUDIO, *cuts.SINGLES, *cuts.NATIVE)
     loaded = {name: cuts.loaded(material.folder / name) for name in names}
-    finders = {"adaptive + faces": cuts.by_scene_finder(detect.load_detector(CONFIG.scan))}
+    detectors = {"adaptive + faces": cuts.by_cut_detector(detect.load_detector(CONFIG.scan))}
     if registry.present("transnetv2") is not None:
         network = TransNet(registry.weights("transnetv2"))
-        finders["transnetv2"] = lambda frames: [
+        detectors["transnetv2"] = lambda frames: [
             found.first
-            for found in shots.transitions(network.boundaries(np.stack([*map(shots.shrunk, frames)])))
+            for found in shots.transitions(network.boundaries(np.stack([*map(shots.network_frame, frames)])))
         ]
-    for name, find in finders.items():
+    for name, find in detectors.items():
         spent, score = Spent(), cuts.Score()
         for footage in itertools.chain(cuts.one_studio(loaded), cuts.native(loaded)):
             length_s = len(footage.frames) / cuts.FPS
@@ -84,10 +84,12 @@ def body(material: Material) -> Iterator[Row]:
     for choice, names in reversed(BODY_MODELS.items()):  # "none" first: the others cost what they add
         if any(registry.present(name) is None for name in names):
             continue
-        spent, finder = Spent(), pose.load_model(CONFIG.motion.model_copy(update={"body": choice}))
+        spent, estimator = Spent(), pose.load_estimator(CONFIG.motion.model_copy(update={"body": choice}))
         traced = spent.on(
             sum(shot.length_s for shot in file.traced),
-            functools.partial(trace.trace, file.path, file.video, file.pairs, landmarker, finder, CONFIG),
+            functools.partial(
+                trace.trace, file.path, file.video, file.candidates, landmarker, estimator, CONFIG
+            ),
         )
         if not names:
             without_s = spent.rate
@@ -128,7 +130,7 @@ def picture(material: Material) -> Iterator[Row]:
     asked = [
         name for name in harms if all(registry.present(weights) is not None for weights in WEIGHTS[name])
     ]
-    meters = {name: PictureMeter(PictureConfig().model_copy(update={name: True})) for name in asked}
+    meters = {name: PictureScorer(PictureConfig().model_copy(update={name: True})) for name in asked}
     spent = {name: Spent() for name in asked}
     found: dict[str, list[tuple[Picture, Picture]]] = {name: [] for name in asked}
     for file, shot in material.traced:
@@ -177,8 +179,8 @@ PICTURE_FIGURES = {"brisque": brisque_figures, "text": text_figures, "hands": ha
 def looked_at(file: File, shot: Shot) -> Iterator[tuple[range, Bytes, Floats | None]]:
     """Of a shot, the frames that the slowest of the three measures looks at, with their landmarks."""
     clip, step = shot.clip, round(HANDS_EVERY_S * shot.clip.fps)
-    for shot_picture in media.pictures(file.path, file.video, clip.start_s, clip.end_s):
-        shown = media.frames_shown(shot_picture, clip.start_s, clip.fps, clip.num_frames)
+    for shot_picture in media.read_frames(file.path, file.video, clip.start_s, clip.end_s):
+        shown = media.clip_indices(shot_picture, clip.start_s, clip.fps, clip.num_frames)
         if any(k % step == 0 for k in shown):
             points = shot.found.landmarks.points[shown[0]]
             seen = bool(np.isfinite(points[0, 0]))
@@ -203,7 +205,7 @@ def titled(rgb: Bytes, points: Floats) -> Bytes:
 
 def hand_held(file: File) -> Callable[[Bytes, Floats], Bytes]:
     """What holds an open hand, cut out of GESTURES, over a mouth: what is redder there than the shirt."""
-    hand = next(media.pictures(file.path, file.video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
+    hand = next(media.read_frames(file.path, file.video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
     red = (cv2.cvtColor(hand, cv2.COLOR_RGB2YCrCb)[..., 1] > 138).astype(np.uint8)
     mask = cv2.morphologyEx(red, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)).astype(np.float32)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,19 @@ from talkforge.schemas.records import Clip, Video, clip_id
 from talkforge.schemas.units import frames_from_seconds, seconds_from_frames
 
 Segment = tuple[float, float]
+"""(start_s, end_s), half open, in source seconds."""
+
+
+class Candidate(NamedTuple):
+    """A candidate clip and the face track that it is a span of."""
+
+    clip: Clip
+    track: FaceTrack
 
 
 def candidates(
     video: Video, tracks: Sequence[FaceTrack], speech: Sequence[Segment], config: ClipConfig
-) -> list[tuple[Clip, FaceTrack]]:
+) -> list[Candidate]:
     """Candidate clips of the tracks, in order of start and track, with the track of each.
 
     A track longer than `config.max_s` is split at the pauses of speech nearest to equal parts, so
@@ -52,8 +61,8 @@ def candidates(
                 width_px=width_px,
                 height_px=height_px,
             )
-            found.append((clip, track))
-    return sorted(found, key=lambda pair: (pair[0].start_s, pair[0].track, pair[0].clip_id))
+            found.append(Candidate(clip, track))
+    return sorted(found, key=lambda found: (found.clip.start_s, found.clip.track, found.clip.clip_id))
 
 
 def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: float) -> list[Segment]:

@@ -15,16 +15,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talkforge.curation.face.detect import Detector, link
-from talkforge.curation.media import Picture, pictures
-from talkforge.curation.shots.jumps import PICTURE_EDGE_PX, WINDOW_FRAMES, SceneFinder, scenes
-from talkforge.curation.shots.network import Network, ShotFinder
+from talkforge.curation.face.detect import FaceDetector, link
+from talkforge.curation.media import Frame, read_frames
+from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, NEIGHBOUR_FRAMES, CutDetector, scenes
+from talkforge.curation.shots.network import ShotNetwork, TransitionDetector
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Scene, Video
 
-TRACK_PICTURE_EDGE_PX = 320
+TRACK_IMAGE_EDGE_PX = 320
 """Longest edge of the picture kept of each track."""
 
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90)
@@ -32,7 +32,7 @@ _EPSILON_S = 1e-6
 
 
 @dataclass(frozen=True)
-class TrackPicture:
+class TrackImage:
     """A track at the sampled instant nearest its middle: `rgb` uint8 [H, W, 3], longest edge at most
     320 px, and the face's `box` [4] in its pixels."""
 
@@ -49,13 +49,13 @@ class Scan:
         scenes: cover the decoded part of the window without gap or overlap.
         tracks: of all scenes. detections: of every sample, in order of time; boxes of both in
             source display pixels.
-        pictures: one for each track, by its number.
+        images: one for each track, by its number.
     """
 
     scenes: tuple[Scene, ...]
     tracks: tuple[FaceTrack, ...]
     detections: tuple[Detections, ...]
-    pictures: dict[int, TrackPicture]
+    images: dict[int, TrackImage]
 
 
 def scan(
@@ -64,8 +64,8 @@ def scan(
     start_s: float,
     end_s: float,
     config: ScanConfig,
-    detector: Detector,
-    network: Network | None = None,
+    detector: FaceDetector,
+    network: ShotNetwork | None = None,
 ) -> Scan:
     """Scenes and faces of [start_s, end_s) of a video.
 
@@ -76,49 +76,49 @@ def scan(
         MediaError: no picture of the window can be decoded.
     """
     samples = _Samples(video, config, detector)
-    finder = SceneFinder(config, lambda frame: samples.detect(frame).boxes, video.width_px)
-    shots = ShotFinder(network) if network else None
+    cut_detector = CutDetector(config, lambda frame: samples.detect(frame).boxes, video.width_px)
+    transition_detector = TransitionDetector(network) if network else None
     grid = 0
     begin_s = until_s = None
-    for picture in pictures(path, video, start_s, end_s):
-        time_s = max(picture.time_s, start_s)
+    for frame in read_frames(path, video, start_s, end_s):
+        time_s = max(frame.time_s, start_s)
         begin_s = time_s if begin_s is None else begin_s
-        until_s = picture.until_s
-        frame = samples.push(time_s, picture)
-        small = picture.rgb(longest_edge_px=PICTURE_EDGE_PX)
-        finder.push(time_s, small)
-        if shots is not None:
-            shots.push(time_s, small)
+        until_s = frame.until_s
+        index = samples.push(time_s, frame)
+        small = frame.rgb(longest_edge_px=COLOUR_EDGE_PX)
+        cut_detector.push(time_s, small)
+        if transition_detector is not None:
+            transition_detector.push(time_s, small)
         if start_s + grid * config.sample_s < until_s - _EPSILON_S:
-            samples.detect(frame)
+            samples.detect(index)
             grid = int((until_s - _EPSILON_S - start_s) // config.sample_s) + 1
     if begin_s is None or until_s is None:
         raise MediaError(f"{video.uri!r}: expected pictures in {start_s:g}..{end_s:g} s, found none")
     samples.detect(samples.num_frames - 1)
-    cuts = shots.finish(finder.finish()) if shots else finder.finish()
+    cuts = transition_detector.finish(cut_detector.finish()) if transition_detector else cut_detector.finish()
     found = scenes(video.video_id, begin_s, min(until_s, end_s), cuts)
     detections = samples.detections()
     tracks = link(detections, found, detector.name)
-    return Scan(found, tracks, detections, {t.track: samples.picture(t) for t in tracks})
+    return Scan(found, tracks, detections, {t.track: samples.image(t) for t in tracks})
 
 
 class _Samples:
     """The last few pictures, and what was seen in those that were looked at."""
 
-    def __init__(self, video: Video, config: ScanConfig, detector: Detector) -> None:
+    def __init__(self, video: Video, config: ScanConfig, detector: FaceDetector) -> None:
         self.num_frames = 0
         self._video = video
         self._edge_px = config.longest_edge_px
         self._detector = detector
-        self._recent: dict[int, tuple[float, Picture]] = {}
+        self._recent: dict[int, tuple[float, Frame]] = {}
         self._seen: dict[int, Detections] = {}
         self._jpegs: dict[float, Bytes] = {}
 
-    def push(self, time_s: float, picture: Picture) -> int:
+    def push(self, time_s: float, picture: Frame) -> int:
         """Take the next picture; its frame number."""
         frame = self.num_frames
         self._recent[frame] = (time_s, picture)
-        self._recent.pop(frame - WINDOW_FRAMES - 2, None)
+        self._recent.pop(frame - NEIGHBOUR_FRAMES - 2, None)
         self.num_frames += 1
         return frame
 
@@ -136,12 +136,12 @@ class _Samples:
     def detections(self) -> tuple[Detections, ...]:
         return tuple(self._seen[frame] for frame in sorted(self._seen))
 
-    def picture(self, track: FaceTrack) -> TrackPicture:
+    def image(self, track: FaceTrack) -> TrackImage:
         """The track's sample nearest its middle."""
         middle = int(np.argmin(np.abs(track.times_s - (track.start_s + track.end_s) / 2)))
         time_s = float(track.times_s[middle])
         rgb = cv2.cvtColor(cv2.imdecode(self._jpegs[time_s], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        return TrackPicture(time_s, np.asarray(rgb), track.boxes[middle] / self._scale(rgb.shape))
+        return TrackImage(time_s, np.asarray(rgb), track.boxes[middle] / self._scale(rgb.shape))
 
     def _scale(self, shape: tuple[int, ...]) -> Floats:
         """[4]: source display pixels per pixel of a picture [H, W, ...], for boxes."""
@@ -152,7 +152,7 @@ class _Samples:
 def _jpeg(rgb: Bytes) -> Bytes:
     """Encoded at the size of a track's picture."""
     height_px, width_px = rgb.shape[:2]
-    scale = min(1.0, TRACK_PICTURE_EDGE_PX / max(height_px, width_px))
+    scale = min(1.0, TRACK_IMAGE_EDGE_PX / max(height_px, width_px))
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
     small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _JPEG)

@@ -14,27 +14,25 @@ from typing import Any
 import numpy as np
 
 from talkforge.curation.body import motion, pose
-from talkforge.curation.body.joints import BodyModel, no_joints
+from talkforge.curation.body.joints import PoseEstimator, no_joints
+from talkforge.curation.clips import Candidate
 from talkforge.curation.draw import thumbnail
 from talkforge.curation.face import identity, lips, quality
-from talkforge.curation.face.crops import CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
+from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.fingerprint import FrameHasher
-from talkforge.curation.media import Picture, frames_shown, pictures
-from talkforge.curation.picture.scorer import PictureMeter, PictureTracer
-from talkforge.schemas.arrays import Bytes, FaceTrack, Floats, Landmarks, LipTrace
+from talkforge.curation.media import Frame, clip_indices, read_frames
+from talkforge.curation.picture.scorer import PictureScorer, PictureTracer
+from talkforge.schemas.arrays import Bytes, Floats, Landmarks, LipTrace
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Clip, Face, Lips, Motion, Quality, Speaker, Video
-from talkforge.schemas.records import Picture as PictureRow
+from talkforge.schemas.records import Clip, Face, Lips, Motion, Picture, Quality, Speaker, Video
 
 log = logging.getLogger(__name__)
 
 NUM_CROPS = 8
 """Aligned face crops taken of a clip, evenly spaced, for identity; the sharpest is its face picture."""
 
-Pair = tuple[Clip, FaceTrack]
-
-Watch = Callable[[Clip, Bytes], Speaker]
+ScoreSpeaker = Callable[[Clip, Bytes], Speaker]
 """Judges a clip by the crops [F, 224, 224, 3] of its face, one a frame, grey where there was no picture."""
 
 
@@ -43,8 +41,8 @@ class Trace:
     """What the dense pass found of one clip.
 
     `joints` is [F, J, 3]; `crops` [n, 112, 112, 3] with n <= `NUM_CROPS`; `face_rgb` the sharpest
-    of them, black where the face was never found; `thumbnail` JPEG bytes; `pictures` [K, 8] and
-    `face_places` [K, 4] are those of a `Fingerprint`.
+    of them, black where the face was never found; `thumbnail` JPEG bytes; `frame_hashes` [K, 8] and
+    `face_boxes` [K, 4] are those of a `Fingerprint`.
     """
 
     landmarks: Landmarks
@@ -55,11 +53,11 @@ class Trace:
     lips_row: Lips
     motion_row: Motion
     quality_row: Quality | None
-    picture_row: PictureRow | None
+    picture_row: Picture | None
     speaker_row: Speaker | None
     thumbnail: bytes
-    pictures: Bytes
-    face_places: Floats
+    frame_hashes: Bytes
+    face_boxes: Floats
 
     def measures(self, face: Face) -> dict[str, Any]:
         """The measurements, by their field in `ClipMeasures`; `face` is completed."""
@@ -83,20 +81,20 @@ class Trace:
         }
 
 
-class _Faces:
-    """The crops of one clip's face, for who wants to watch it."""
+class _SpeakerCrops:
+    """The crops of one clip's face, for who wants to score_speaker it."""
 
-    def __init__(self, clip: Clip, face: LandmarkTracer, watch: Watch) -> None:
+    def __init__(self, clip: Clip, face: LandmarkTracer, score_speaker: ScoreSpeaker) -> None:
         self._clip = clip
-        self._watch = watch
+        self._score = score_speaker
         self._boxes = smooth_boxes(np.stack([face.box_at(k) for k in range(clip.num_frames)]))
-        self._crops = np.full((clip.num_frames, CROP_PX, CROP_PX, 3), GREY_LEVEL, np.uint8)
+        self._crops = np.full((clip.num_frames, FACE_CROP_PX, FACE_CROP_PX, 3), GREY_LEVEL, np.uint8)
 
     def push(self, shown: range, rgb: Bytes) -> None:
         self._crops[shown.start : shown.stop] = crop_face(rgb, self._boxes[shown[0]])
 
     def finish(self) -> Speaker:
-        return self._watch(self._clip, self._crops)
+        return self._score(self._clip, self._crops)
 
 
 @dataclass
@@ -106,8 +104,8 @@ class _ClipTracer:
     clip: Clip
     face: LandmarkTracer
     body: pose.PoseTracer | None
-    watched: _Faces | None
-    looks: PictureTracer | None
+    speaker: _SpeakerCrops | None
+    picture: PictureTracer | None
     hasher: FrameHasher
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
@@ -118,10 +116,10 @@ class _ClipTracer:
         clip = self.clip
         if self.body is not None and not self.face.lost:  # nobody's body without a face
             self.body.push(shown, rgb, self.face.box_at(shown[0]))
-        if self.watched is not None:
-            self.watched.push(shown, rgb)
-        if self.looks is not None:
-            self.looks.push(shown, rgb, points)
+        if self.speaker is not None:
+            self.speaker.push(shown, rgb)
+        if self.picture is not None:
+            self.picture.push(shown, rgb, points)
         self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
@@ -147,11 +145,11 @@ class _ClipTracer:
             lips_row=lips.measure(trace, self.clip),
             motion_row=motion.measure(landmarks, joints, camera),
             quality_row=None if best is None else quality.of_clip(rows, best),
-            picture_row=self.looks.finish() if self.looks else None,
-            speaker_row=self.watched.finish() if self.watched else None,
+            picture_row=self.picture.finish() if self.picture else None,
+            speaker_row=self.speaker.finish() if self.speaker else None,
             thumbnail=self._thumbnail(trace),
-            pictures=self.hasher.hashes,
-            face_places=self.hasher.face_boxes,
+            frame_hashes=self.hasher.hashes,
+            face_boxes=self.hasher.face_boxes,
         )
 
     def _thumbnail(self, trace: LipTrace) -> bytes:
@@ -165,41 +163,46 @@ class _ClipTracer:
 def trace(
     path: Path,
     video: Video,
-    pairs: Sequence[Pair],
+    candidates: Sequence[Candidate],
     landmarker: FaceLandmarker,
-    body_model: BodyModel | None,
+    pose_estimator: PoseEstimator | None,
     config: MeasureConfig,
-    watch: Watch | None = None,
-    meter: PictureMeter | None = None,
+    score_speaker: ScoreSpeaker | None = None,
+    picture_scorer: PictureScorer | None = None,
 ) -> dict[str, Trace | Exception]:
     """Dense measurements of the clips, by clip id; an error stands for the clips it hit.
 
     Args:
-        pairs: clips of one video with their tracks, ascending in start.
-        body_model: finds the joints; None leaves the body out.
-        watch: called once for each clip, when its last frame has been seen; None keeps no crops.
-        meter: judges the pictures; None leaves that out.
+        candidates: clips of one video with their tracks, ascending in start.
+        pose_estimator: finds the joints; None leaves the body out.
+        score_speaker: called once for each clip, when its last frame has been seen; None keeps no crops.
+        picture_scorer: judges the pictures; None leaves that out.
     """
     results: dict[str, Trace | Exception] = {}
-    for group in overlapping(pairs):
+
+    def tracer_of(candidate: Candidate) -> _ClipTracer:
+        return _tracer(candidate, video, landmarker, pose_estimator, config, score_speaker, picture_scorer)
+
+    for group in overlapping(candidates):
         try:
-            results |= _trace_group(path, video, group, landmarker, body_model, config, watch, meter)
+            results |= _trace_group(path, video, group, tracer_of, config)
         except Exception as error:
-            log.debug("trace of %s", group[0][0].clip_id, exc_info=True)
+            log.debug("trace of %s", group[0].clip.clip_id, exc_info=True)
             results |= {clip.clip_id: error for clip, _ in group}
     return results
 
 
-def overlapping(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
+def overlapping(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     """The clips in groups that share footage; one decode serves a group."""
-    group: list[Pair] = []
+    group: list[Candidate] = []
     end_s = 0.0
-    for clip, track in pairs:
+    for candidate in candidates:
+        clip = candidate.clip
         if group and clip.start_s >= end_s - 1e-9:
             yield group
             group = []
         end_s = max(end_s, clip.end_s) if group else clip.end_s
-        group.append((clip, track))
+        group.append(candidate)
     if group:
         yield group
 
@@ -207,51 +210,48 @@ def overlapping(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
 def _trace_group(
     path: Path,
     video: Video,
-    group: Sequence[Pair],
-    landmarker: FaceLandmarker,
-    body_model: BodyModel | None,
+    group: Sequence[Candidate],
+    tracer_of: Callable[[Candidate], _ClipTracer],
     config: MeasureConfig,
-    watch: Watch | None,
-    meter: PictureMeter | None,
 ) -> dict[str, Trace | Exception]:
-    waiting = [_tracer(pair, video, landmarker, body_model, config, watch, meter) for pair in group]
+    waiting = [tracer_of(candidate) for candidate in group]
     results: dict[str, Trace | Exception] = {}
-    start_s = group[0][0].start_s
+    start_s = group[0].clip.start_s
     end_s = max(clip.end_s for clip, _ in group)
-    for picture in pictures(path, video, start_s, end_s):
-        for tracer in [t for t in waiting if t.clip.end_s <= picture.time_s]:
+    for frame in read_frames(path, video, start_s, end_s):
+        for tracer in [t for t in waiting if t.clip.end_s <= frame.time_s]:
             results[tracer.clip.clip_id] = tracer.finish(config)
             waiting.remove(tracer)
-        _push(waiting, picture)
+        _push(waiting, frame)
     return results | {tracer.clip.clip_id: tracer.finish(config) for tracer in waiting}
 
 
 def _tracer(
-    pair: Pair,
+    candidate: Candidate,
     video: Video,
     landmarker: FaceLandmarker,
-    body_model: BodyModel | None,
+    pose_estimator: PoseEstimator | None,
     config: MeasureConfig,
-    watch: Watch | None,
-    meter: PictureMeter | None,
+    score_speaker: ScoreSpeaker | None,
+    picture_scorer: PictureScorer | None,
 ) -> _ClipTracer:
-    clip, track = pair
+    clip, track = candidate
     face = LandmarkTracer(landmarker, track, clip, video)
     return _ClipTracer(
         clip,
         face,
-        pose.PoseTracer(body_model, clip, config.motion.pose_stride_frames) if body_model else None,
-        _Faces(clip, face, watch) if watch else None,
-        PictureTracer(meter, clip) if meter else None,
+        pose.PoseTracer(pose_estimator, clip, config.motion.pose_stride_frames) if pose_estimator else None,
+        _SpeakerCrops(clip, face, score_speaker) if score_speaker else None,
+        PictureTracer(picture_scorer, clip) if picture_scorer else None,
         FrameHasher(clip.num_frames, clip.fps),
     )
 
 
-def _push(tracers: Sequence[_ClipTracer], picture: Picture) -> None:
+def _push(tracers: Sequence[_ClipTracer], frame: Frame) -> None:
     rgb: Bytes | None = None
     for tracer in tracers:
         clip = tracer.clip
-        shown = frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+        shown = clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            rgb = picture.rgb(clip.width_px, clip.height_px) if rgb is None else rgb
+            rgb = frame.rgb(clip.width_px, clip.height_px) if rgb is None else rgb
             tracer.push(shown, rgb)

@@ -117,8 +117,8 @@ def shown(key: str, mp4: bytes, count: int) -> list[Bytes]:
             raise DatasetError(f"clip {key}: expected at least {count} frames, found {total}")
         wanted = set(np.floor((np.arange(count) + 0.5) * total / count).astype(int).tolist())
         return [
-            picture.rgb(video.width_px, video.height_px)
-            for index, picture in enumerate(media.pictures(path, video))
+            frame.rgb(video.width_px, video.height_px)
+            for index, frame in enumerate(media.read_frames(path, video))
             if index in wanted
         ]
 

@@ -179,10 +179,10 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
 def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:
     """Exactly the clip's frames, uint8 [H, W, 3]; raises DatasetError where some cannot be decoded."""
     count, rgb = 0, None
-    for picture in media.pictures(path, video, clip.start_s, clip.end_s):
-        shown = media.frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+    for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
+        shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            rgb = picture.rgb(clip.width_px, clip.height_px)
+            rgb = frame.rgb(clip.width_px, clip.height_px)
             for _ in shown:
                 yield rgb
             count += len(shown)

@@ -87,14 +87,14 @@ def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
 def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: Curves) -> Iterator[Bytes]:
     """Every frame of the clip with its marks, in order."""
     shown = 0
-    for picture in media.pictures(path, video, clip.start_s, clip.end_s):
-        frames = media.frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
-        if not frames:
+    for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
+        indices = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
+        if not indices:
             continue
-        rgb = picture.rgb(width_px=clip.width_px, height_px=clip.height_px)
-        for frame in frames:
-            yield overlay(rgb, _marks(arrays, frame), curves, frame)
-        shown += len(frames)
+        rgb = frame.rgb(width_px=clip.width_px, height_px=clip.height_px)
+        for k in indices:
+            yield overlay(rgb, _marks(arrays, k), curves, k)
+        shown += len(indices)
     if shown != clip.num_frames:
         raise MediaError(f"{clip.clip_id}: expected {clip.num_frames} frames in {path.name}, found {shown}")
 

@@ -282,7 +282,7 @@ def _name_people(
         for clip, row in zip(clips, flat, strict=True)
     ]
     model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
-    named = shards.split_groups(faces, identity.same_person(config.shards, model))
+    named = shards.split_groups(faces, identity.same_person_threshold(config.shards, model))
     splits = shards.assign_splits({key: group for key, (_, group) in named.items()}, config.shards)
     for row in flat:
         row["person_id"] = named[row["clip_id"]].person_id

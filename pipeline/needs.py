@@ -72,7 +72,7 @@ def needs(config: MeasureConfig) -> list[Need]:
             asked += [Need(name, "picture", ((key, False),), config.picture.optional) for name in names]
     if (encoder := registry.by_hub(config.speech.embedding)) is not None:
         asked.append(Need(encoder))
-    if (embedder := identity.choose(config.identity)) is not None:
+    if (embedder := identity.embedder_name(config.identity)) is not None:
         either = config.identity.optional or config.identity.model == "auto"
         asked.append(Need(embedder, "identity", (("model", "none"),), either))
     speaker = config.speaker
@@ -154,7 +154,9 @@ def _listed(missing: dict[str, str], absent: dict[str, str], packaged: list[Need
 
 def _without(config: MeasureConfig, absent: list[Need]) -> MeasureConfig:
     """The configuration with what is absent switched off, and with a choice made once for all workers."""
-    updates: dict[str, dict[str, Any]] = {"identity": {"model": identity.choose(config.identity) or "none"}}
+    updates: dict[str, dict[str, Any]] = {
+        "identity": {"model": identity.embedder_name(config.identity) or "none"}
+    }
     for need in absent:
         updates.setdefault(need.section, {}).update(need.off)
     sections = {name: getattr(config, name).model_copy(update=change) for name, change in updates.items()}

@@ -62,13 +62,13 @@ log = logging.getLogger(__name__)
 class Tools:
     """The models of a measuring worker, loaded once."""
 
-    detector: detect.Detector
-    shot_network: network.Network | None
+    detector: detect.FaceDetector
+    shot_network: network.ShotNetwork | None
     landmarker: landmarks.FaceLandmarker
-    body_model: joints.BodyModel | None
+    pose_estimator: joints.PoseEstimator | None
     sync_map: ridge.SyncMap
     sound_meter: quality.AudioScorer
-    picture_meter: scorer.PictureMeter
+    picture_scorer: scorer.PictureScorer
     speaker_meter: speaker_scorer.SpeakerScorer | None
 
 
@@ -81,15 +81,15 @@ def load_tools(config_json: str) -> Tools:
         detector=detect.load_detector(config.scan),
         shot_network=_shot_network(config.scan),
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
-        body_model=pose.load_model(config.motion),
+        pose_estimator=pose.load_estimator(config.motion),
         sync_map=ridge.SyncMap.load(),
         sound_meter=quality.AudioScorer(config.sound),
-        picture_meter=scorer.PictureMeter(config.picture),
+        picture_scorer=scorer.PictureScorer(config.picture),
         speaker_meter=speaker_scorer.load(config.speaker),
     )
 
 
-def _shot_network(config: ScanConfig) -> network.Network | None:
+def _shot_network(config: ScanConfig) -> network.ShotNetwork | None:
     """The network that `config.scene_detector` names, None where it names none."""
     if config.scene_detector != "transnet":
         return None
@@ -146,39 +146,46 @@ def _measure_window(
         )
     surveyed = Surveyed(video, audio, segments, seen)
 
-    pairs = clips.candidates(video, seen.tracks, segments, config.clip)
-    rows = [cheap_measures(clip, track, surveyed, config) for clip, track in pairs]
-    survivors = [pair for pair, row in zip(pairs, rows, strict=True) if row.stopped_by is None]
+    candidates = clips.candidates(video, seen.tracks, segments, config.clip)
+    rows = [cheap_measures(clip, track, surveyed, config) for clip, track in candidates]
+    survivors = [candidate for candidate, row in zip(candidates, rows, strict=True) if row.stopped_by is None]
 
     with result.clock("trace"):
-        watch = _watch(surveyed, tools.speaker_meter, result)
+        score_speaker = _speaker_scoring(surveyed, tools.speaker_meter, result)
         traced = trace.trace(
-            path, video, survivors, tools.landmarker, tools.body_model, config, watch, tools.picture_meter
+            path,
+            video,
+            survivors,
+            tools.landmarker,
+            tools.pose_estimator,
+            config,
+            score_speaker,
+            tools.picture_scorer,
         )
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
-    result.outcomes.append(outcome_row(window, "candidates" if pairs else "no_face", segments, spans))
+    result.outcomes.append(outcome_row(window, "candidates" if candidates else "no_face", segments, spans))
     result.scenes += seen.scenes
     result.tracks += [track_row(video, track) for track in seen.tracks]
-    _keep(pairs, rows, traced, surveyed, tools, store, result)
+    _keep(candidates, rows, traced, surveyed, tools, store, result)
 
 
-def _watch(
+def _speaker_scoring(
     surveyed: Surveyed, meter: speaker_scorer.SpeakerScorer | None, result: PartResult
-) -> trace.Watch | None:
+) -> trace.ScoreSpeaker | None:
     """Sets the networks that watch a face beside the sound; None where there are none."""
     if meter is None:
         return None
 
-    def watch(clip: Clip, crops: Bytes) -> Speaker:
+    def score(clip: Clip, crops: Bytes) -> Speaker:
         with result.clock("speaker"):
             return meter.measure(clip, crops, clip_audio(surveyed.audio, clip), surveyed.segments)
 
-    return watch
+    return score
 
 
 def _keep(
-    pairs: Sequence[trace.Pair],
+    candidates: Sequence[clips.Candidate],
     rows: Sequence[ClipMeasures],
     traced: dict[str, trace.Trace | Exception],
     surveyed: Surveyed,
@@ -187,15 +194,15 @@ def _keep(
     result: PartResult,
 ) -> None:
     """Every candidate into the result: finished, stopped at its gate, or failed."""
-    for (clip, track), row in zip(pairs, rows, strict=True):
+    for (clip, track), row in zip(candidates, rows, strict=True):
         found = traced.get(clip.clip_id)
         if isinstance(found, trace.Trace):
             result.clips.append(_finish(row, found, surveyed, tools, store, result))
             continue
         if found is not None:
             result.failures.append(failure_row("trace", clip.clip_id, surveyed.video, found))
-        scorer = surveyed.seen.pictures[track.track]
-        result.clips.append(TracedClip(row, thumbnail(scorer.rgb, box=scorer.box)))
+        image = surveyed.seen.images[track.track]
+        result.clips.append(TracedClip(row, thumbnail(image.rgb, box=image.box)))
 
 
 def _finish(
@@ -231,8 +238,8 @@ def _finish(
         features={
             "mouth": mouth,
             "bands": bands,
-            "pictures": found.pictures,
-            "faces": found.face_places,
+            "pictures": found.frame_hashes,
+            "faces": found.face_boxes,
             "sound": heard,
         },
     )

@@ -265,7 +265,7 @@ def _check_picture(path: Path, video: Video, clip: Clip) -> Iterator[str]:
         yield f"mp4: expected {expected[0]}x{expected[1]} pixels, found {size[0]}x{size[1]}"
     if abs(video.fps - clip.fps) > MAX_FPS_ERROR:
         yield f"mp4: expected {clip.fps:g} frames per second, found {video.fps:g}"
-    times_s = [picture.time_s for picture in media.pictures(path, video)]
+    times_s = [frame.time_s for frame in media.read_frames(path, video)]
     if len(times_s) != clip.num_frames:
         yield f"mp4: expected {clip.num_frames} frames, found {len(times_s)}"
     for index, time_s in enumerate(times_s):

@@ -82,7 +82,7 @@ def test_imports_are_seen_wherever_they_are() -> None:
 
 
 def test_names_are_found_as_files() -> None:
-    assert file_of("talkforge.curation.media.frames.pictures") == "curation/media/frames.py"
+    assert file_of("talkforge.curation.media.frames.read_frames") == "curation/media/frames.py"
     assert file_of("talkforge.curation.media.read_audio") == "curation/media/__init__.py"
     assert file_of("talkforge.cli.main") == "talkforge/cli.py"
     assert file_of("numpy.typing.NDArray") is None

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import detect, identity
 from talkforge.curation.face.landmarks import FaceLandmarker
-from talkforge.curation.media.audio import read_sound
+from talkforge.curation.media.audio import read_audio_file
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ, decode_flac, encode_mp4
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.torch import torch_device
@@ -168,7 +168,7 @@ def generate(
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
         raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
     picture = _picture(image)
-    loud = read_sound(audio, CLIP_AUDIO_HZ, 2)
+    loud = read_audio_file(audio, CLIP_AUDIO_HZ, 2)
     artist = Portraitist.load(place, device)
     config, facts = artist.config, artist.facts
     points = _face_points(picture)
@@ -274,7 +274,7 @@ def _face_points(picture: Bytes) -> Floats | None:
     margin = FACE_MARGIN * max(x1 - x0, y1 - y0)
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
     part = picture[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
-    found = FaceLandmarker(registry.weights("face_landmarker")).find(part)
+    found = FaceLandmarker(registry.weights("face_landmarker")).detect(part)
     return None if found is None else found.points + np.array([left, top, 0], np.float32)
 
 

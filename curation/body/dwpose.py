@@ -22,16 +22,16 @@ from talkforge.schemas.errors import ModelError
 
 WIDTH_PX, HEIGHT_PX = 288, 384
 NUM_POINTS = 133
-SPLIT = 2
+BINS_PER_PX = 2
 """Bins of the network's answer for each pixel of its input. Source: DWPose, simcc_split_ratio."""
 
 MIN_JOINT_SCORE = 0.3
 """Source: IDEA-Research/DWPose hides points below it."""
 
-MEAN_LEVELS, DEVIATION_LEVELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+MEAN_LEVELS, STD_LEVELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of red, green and blue, which the network is trained on in this order. Source: ImageNet's."""
 
-_KEPT = (*range(23), *range(91, NUM_POINTS))
+_BODY_POINTS = (*range(23), *range(91, NUM_POINTS))
 """COCO-WholeBody's keypoints that are `curation.body.joints.JOINTS`: all but the face's."""
 
 
@@ -43,7 +43,7 @@ class _Network(RTMPose):  # type: ignore[misc]  # rtmlib has no types
         self.session = session
         self.backend = "onnxruntime"
         self.model_input_size = (WIDTH_PX, HEIGHT_PX)
-        self.mean, self.std = MEAN_LEVELS, DEVIATION_LEVELS
+        self.mean, self.std = MEAN_LEVELS, STD_LEVELS
         self.to_openpose = False
 
 
@@ -65,11 +65,11 @@ class DwPose:
         _check(session, label)
         self._network = _Network(session)
 
-    def find(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
-        """The one pose [1, 65, 3] that the network sees in the region, see `BodyModel`."""
+    def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
+        """The one pose [1, 65, 3] that the network sees in the region, see `PoseEstimator`."""
         points, scores = self._network(rgb, [region])
         poses = np.concatenate([points, np.clip(scores, 0, 1)[..., None]], axis=-1)
-        return np.asarray(poses[:, _KEPT], np.float32)
+        return np.asarray(poses[:, _BODY_POINTS], np.float32)
 
 
 def _check(session: onnxruntime.InferenceSession, label: str) -> None:
@@ -81,6 +81,6 @@ def _check(session: onnxruntime.InferenceSession, label: str) -> None:
         raise ModelError(f"{label}: expected input {expected}, found {found}")
     blank = np.zeros((1, *expected), np.float32)
     outputs = [value.shape for value in session.run(None, {session.get_inputs()[0].name: blank})]
-    wanted = [(1, NUM_POINTS, SPLIT * WIDTH_PX), (1, NUM_POINTS, SPLIT * HEIGHT_PX)]
+    wanted = [(1, NUM_POINTS, BINS_PER_PX * WIDTH_PX), (1, NUM_POINTS, BINS_PER_PX * HEIGHT_PX)]
     if outputs != wanted:
         raise ModelError(f"{label}: expected outputs {wanted}, found {outputs}")

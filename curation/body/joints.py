@@ -31,14 +31,14 @@ HEAD = tuple(range(len(_HEAD)))
 """Joints whose mean is the head's centre."""
 
 
-class BodyModel(Protocol):
+class PoseEstimator(Protocol):
     """Finds the joints of the people in a region of a picture; keeps nothing between pictures."""
 
     @property
     def min_score(self) -> float:
         """Joints that score less are not seen."""
 
-    def find(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
+    def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
         """Poses [n, 65, 3] in uint8 [H, W, 3]: x, y in its pixels, score 0..1; a joint that the model
         does not give is NaN. `region`: left, top, right, bottom, whole pixels within the picture."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.face.landmarks import load_task
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Bytes, Floats
 
 MIN_JOINT_SCORE = 0.5
@@ -31,7 +31,7 @@ _OTHER_NAMES = {
 knuckle" and "thumb #2 knuckle"; 31 and 32, "foot index", are the tips of the feet."""
 
 
-def _places() -> tuple[list[int], list[int]]:
+def _joint_mapping() -> tuple[list[int], list[int]]:
     """Which of `JOINTS` are given, and by which of the 33 points."""
     points = {point.name.lower(): int(point) for point in vision.PoseLandmark}
     given = {}
@@ -43,7 +43,7 @@ def _places() -> tuple[list[int], list[int]]:
     return list(given), list(given.values())
 
 
-_GIVEN, _POINTS = _places()
+_GIVEN, _POINTS = _joint_mapping()
 
 
 class MediaPipePose:
@@ -66,8 +66,8 @@ class MediaPipePose:
         )
         self._landmarker = load_task(vision.PoseLandmarker, options, task)
 
-    def find(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
-        """Poses [n <= 3, 65, 3], see `BodyModel`; the score is MediaPipe's visibility."""
+    def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
+        """Poses [n <= 3, 65, 3], see `PoseEstimator`; the score is MediaPipe's visibility."""
         left, top, right, bottom = region
         scale = min(1.0, REGION_EDGE_PX / max(right - left, bottom - top))
         size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)

@@ -18,7 +18,7 @@ import numpy as np
 from mediapipe.tasks.python import vision
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.body.pose import Camera, Doubles
+from talkforge.curation.body.pose import CameraMotion, Doubles
 from talkforge.schemas.arrays import NUM_LANDMARKS, Floats, Landmarks, expect_shape
 from talkforge.schemas.records import Motion
 
@@ -26,7 +26,7 @@ MIN_FACE_FRAMES = 12
 """Fewer frames with the face give no omega_face: about half a second at 25 fps."""
 
 # fmt: off
-STEADY_POINTS = (10, 109, 338, 67, 297, 151, 9, 8, 168, 6, 197, 195, 5, 4, 33, 133, 362, 263)
+RIGID_POINTS = (10, 109, 338, 67, 297, 151, 9, 8, 168, 6, 197, 195, 5, 4, 33, 133, 362, 263)
 # fmt: on
 """Forehead, ridge of the nose and corners of the eyes: they move with the skull, not with speech."""
 
@@ -56,7 +56,7 @@ talking-head picture."""
 
 LEFT_SHOULDER, RIGHT_SHOULDER = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
 MIN_BODY_MEASUREMENTS = 4
-MIN_JOINT_SHARE = 0.25
+MIN_JOINT_FRACTION = 0.25
 """A joint counts where it is visible in this many of the measured frames, and in this share."""
 
 
@@ -93,7 +93,7 @@ def _in_face_frame(points: Doubles) -> Doubles:
 
     x points from the person's right eye to the left, y from the forehead to the nose.
     """
-    steady = points[:, STEADY_POINTS]
+    steady = points[:, RIGID_POINTS]
     mean = steady[0]
     for _ in range(3):
         scale, rotation, shift = _similarities(steady, mean)
@@ -130,7 +130,7 @@ def _moved(shapes: Doubles, scale: Doubles, rotation: Doubles, shift: Doubles) -
     return np.asarray(scale[:, None, None] * turned + shift[:, None])
 
 
-def omega_body(joints: Floats, camera: Camera) -> float | None:
+def omega_body(joints: Floats, camera: CameraMotion) -> float | None:
     """Mean over upper-body joints of var x + var y, camera motion removed, over squared shoulder width.
 
     It is the smaller of the motion against the background and the motion in the picture. Against a
@@ -138,7 +138,7 @@ def omega_body(joints: Floats, camera: Camera) -> float | None:
     moves on its own, and the second is.
 
     Only the frames of `camera` count, which were measured. The shoulder width is the median over the
-    frames. None where the shoulders do not count (see `MIN_JOINT_SHARE`).
+    frames. None where the shoulders do not count (see `MIN_JOINT_FRACTION`).
     """
     expect_shape("joints", joints, (None, len(JOINTS), 3))
     in_picture = joints[camera.frames, :, :2].astype(np.float64)
@@ -151,7 +151,7 @@ def omega_body(joints: Floats, camera: Camera) -> float | None:
 def _variance(points: Doubles) -> float | None:
     """Of joints [n, 65, 2], over squared shoulder width."""
     visible = np.isfinite(points[..., 0]).sum(0)
-    counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_SHARE * len(points))
+    counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_FRACTION * len(points))
     shoulders = np.linalg.norm(points[:, LEFT_SHOULDER] - points[:, RIGHT_SHOULDER], axis=1)
     shoulders = shoulders[np.isfinite(shoulders)]
     if not (counts[LEFT_SHOULDER] and counts[RIGHT_SHOULDER]) or len(shoulders) < MIN_BODY_MEASUREMENTS:
@@ -161,7 +161,7 @@ def _variance(points: Doubles) -> float | None:
     return float(np.nanvar(points[:, used], axis=0).sum(-1).mean() / width**2)
 
 
-def measure(landmarks: Landmarks, joints: Floats, camera: Camera | None) -> Motion:
+def measure(landmarks: Landmarks, joints: Floats, camera: CameraMotion | None) -> Motion:
     """Both variances; without a camera the body was not measured."""
     seen = np.isfinite(joints[:, :, 0]).any(1)
     return Motion(

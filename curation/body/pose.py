@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from talkforge.curation.body.dwpose import DwPose
-from talkforge.curation.body.joints import HEAD, BodyModel, no_joints
+from talkforge.curation.body.joints import HEAD, PoseEstimator, no_joints
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
@@ -37,7 +37,7 @@ MAX_CORNERS, MIN_CORNERS = 200, 12
 
 
 @dataclass(frozen=True)
-class Camera:
+class CameraMotion:
     """The background's motion: `to_first` [n, 2, 3] maps pixels of clip frame `frames` [n] to where
     the same background lies in the first of them."""
 
@@ -48,7 +48,7 @@ class Camera:
         expect_shape("to_first", self.to_first, (len(self.frames), 2, 3))
 
 
-def load_model(config: MotionConfig) -> BodyModel | None:
+def load_estimator(config: MotionConfig) -> PoseEstimator | None:
     """The model that finds the joints; None where the body is not measured.
 
     Raises:
@@ -62,7 +62,7 @@ def load_model(config: MotionConfig) -> BodyModel | None:
 class PoseTracer:
     """Joints of one person through one clip, and the camera's motion, every `stride_frames`."""
 
-    def __init__(self, model: BodyModel, clip: Clip, stride_frames: int) -> None:
+    def __init__(self, model: PoseEstimator, clip: Clip, stride_frames: int) -> None:
         self._model = model
         self._clip = clip
         self._stride_frames = stride_frames
@@ -96,21 +96,21 @@ class PoseTracer:
         """
         joints = self._joints.copy()
         for a, b in zip(self._frames, self._frames[1:], strict=False):
-            share = (np.arange(1, b - a) / max(b - a, 1))[:, None, None]
-            joints[a + 1 : b] = (1 - share) * joints[a] + share * joints[b]
+            weight = (np.arange(1, b - a) / max(b - a, 1))[:, None, None]
+            joints[a + 1 : b] = (1 - weight) * joints[a] + weight * joints[b]
         return joints
 
-    def camera(self) -> Camera:
+    def camera(self) -> CameraMotion:
         """The camera's motion over the measured frames."""
         to_first = np.array(self._to_first, np.float64).reshape(-1, 2, 3)
-        return Camera(np.array(self._frames, np.int64), to_first)
+        return CameraMotion(np.array(self._frames, np.int64), to_first)
 
     def _find(self, rgb: Bytes, face_box: Floats) -> Floats | None:
         """Joints [65, 3] of the pose whose head lies at the face; NaN for those not visible."""
         region = _region(face_box, rgb.shape[1], rgb.shape[0])
         if region[2] - region[0] < 2 or region[3] - region[1] < 2:
             return None
-        poses = self._model.find(rgb, region)
+        poses = self._model.detect(rgb, region)
         if not len(poses):
             return None
         heads = poses[:, HEAD, :2].mean(1)

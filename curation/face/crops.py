@@ -15,10 +15,10 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 FPS = 25.0
 """Frames per second that such networks were trained on."""
 
-CROP_PX = 224
+FACE_CROP_PX = 224
 """Edge of a face crop, pixels."""
 
-FACE_PX = 112
+ASD_INPUT_PX = 112
 """Edge of Light-ASD's input, the middle of a face crop, pixels."""
 
 CROP_SCALE = 0.40
@@ -74,7 +74,9 @@ def crop_face(rgb: Bytes, box: Floats) -> Bytes:
     inside = rgb[_within(rows, rgb.shape[0]), _within(columns, rgb.shape[1])]
     top, left = max(0, -rows[0]), max(0, -columns[0])
     crop[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return np.asarray(cv2.resize(crop, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.asarray(
+        cv2.resize(crop, (FACE_CROP_PX, FACE_CROP_PX), interpolation=cv2.INTER_LINEAR), np.uint8
+    )
 
 
 def _within(span: tuple[int, int], size: int) -> slice:
@@ -83,10 +85,10 @@ def _within(span: tuple[int, int], size: int) -> slice:
 
 def to_asd(crop: Bytes) -> Bytes:
     """Light-ASD's input, grey uint8 [112, 112]: the middle of a face crop, uint8 RGB [224, 224, 3]."""
-    expect_shape("crop", crop, (CROP_PX, CROP_PX, 3))
-    edge = (CROP_PX - FACE_PX) // 2
+    expect_shape("crop", crop, (FACE_CROP_PX, FACE_CROP_PX, 3))
+    edge = (FACE_CROP_PX - ASD_INPUT_PX) // 2
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    return np.ascontiguousarray(grey[edge : edge + FACE_PX, edge : edge + FACE_PX])
+    return np.ascontiguousarray(grey[edge : edge + ASD_INPUT_PX, edge : edge + ASD_INPUT_PX])
 
 
 def nearest_frames(count: int, fps: float, num_frames: int, source_fps: float) -> NDArray[np.int64]:
@@ -95,7 +97,7 @@ def nearest_frames(count: int, fps: float, num_frames: int, source_fps: float) -
     return np.asarray(np.minimum(nearest, num_frames - 1))
 
 
-def resampled(faces: Bytes, fps: float) -> Bytes:
+def resample_crops(faces: Bytes, fps: float) -> Bytes:
     """Faces [F, ...] at `fps` as the nearest ones at `FPS`."""
     count = max(min(len(faces), 1), int(np.floor(len(faces) * FPS / fps + 0.5)))
     return faces if fps == FPS else faces[nearest_frames(count, FPS, len(faces), fps)]

@@ -46,7 +46,7 @@ SCRFD_OUTPUTS = (6, 9, 10, 15)
 five strides. Source: InsightFace's own class, which runs no other."""
 
 
-class Detector(Protocol):
+class FaceDetector(Protocol):
     """Finds the faces in one picture."""
 
     @property
@@ -112,7 +112,7 @@ class Scrfd:
         return boxes.astype(np.float32), found[:, 4].astype(np.float32)
 
 
-def load_detector(config: ScanConfig) -> Detector:
+def load_detector(config: ScanConfig) -> FaceDetector:
     """The detector that the configuration names, ready to run on one core.
 
     Raises:
@@ -161,7 +161,7 @@ def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floa
     return boxes[order], scores[order]
 
 
-def steps(before: Floats, after: Floats) -> tuple[Floats, Floats]:
+def displacements(before: Floats, after: Floats) -> tuple[Floats, Floats]:
     """How far apart two sets of boxes are, pair by pair.
 
     Returns:
@@ -177,7 +177,7 @@ def steps(before: Floats, after: Floats) -> tuple[Floats, Floats]:
 
 
 @dataclass
-class _Live:
+class _OpenTrack:
     """A track while it is being linked: indices of samples and of boxes therein."""
 
     samples: list[int] = field(default_factory=list)
@@ -210,31 +210,31 @@ def link(detections: Sequence[Detections], scenes: Sequence[Scene], detector: st
     tracks: list[FaceTrack] = []
     for scene in scenes:
         samples = [d for d in detections if scene.start_s <= d.time_s < scene.end_s]
-        for live in _link_scene(samples):
-            tracks.append(_track(len(tracks), live, samples, scene, detector))
+        for track in _link_scene(samples):
+            tracks.append(_track(len(tracks), track, samples, scene, detector))
     return tuple(tracks)
 
 
-def _link_scene(samples: Sequence[Detections]) -> list[_Live]:
+def _link_scene(samples: Sequence[Detections]) -> list[_OpenTrack]:
     """Tracks of one scene in order of first sighting, then from left to right."""
-    lives: list[_Live] = []
+    tracks: list[_OpenTrack] = []
     for index, seen in enumerate(samples):
-        open_tracks = [t for t in lives if index - t.samples[-1] <= MAX_MISSED_SAMPLES + 1]
+        open_tracks = [t for t in tracks if index - t.samples[-1] <= MAX_MISSED_SAMPLES + 1]
         taken = set()
         for track, face in _assign(open_tracks, seen.boxes):
             open_tracks[track].add(index, seen, face)
             taken.add(face)
         for face in sorted(set(range(len(seen.boxes))) - taken, key=lambda f: tuple(seen.boxes[f])):
-            lives.append(_Live())
-            lives[-1].add(index, seen, face)
-    return lives
+            tracks.append(_OpenTrack())
+            tracks[-1].add(index, seen, face)
+    return tracks
 
 
-def _assign(tracks: Sequence[_Live], boxes: Floats) -> list[tuple[int, int]]:
+def _assign(tracks: Sequence[_OpenTrack], boxes: Floats) -> list[tuple[int, int]]:
     """Pairs of track and box that continue each other."""
     if not tracks or not len(boxes):
         return []
-    distance, growth = steps(np.array([t.boxes[-1] for t in tracks], np.float32), boxes)
+    distance, growth = displacements(np.array([t.boxes[-1] for t in tracks], np.float32), boxes)
     allowed = (distance <= MAX_STEP) & (growth <= MAX_GROWTH)
     # A forbidden pair costs more than any number of allowed ones, so that it is never preferred.
     cost = np.where(allowed, distance + np.log(growth), 1e3)
@@ -242,8 +242,10 @@ def _assign(tracks: Sequence[_Live], boxes: Floats) -> list[tuple[int, int]]:
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if allowed[r, c]]
 
 
-def _track(number: int, live: _Live, samples: Sequence[Detections], scene: Scene, detector: str) -> FaceTrack:
-    first, last = live.samples[0], live.samples[-1]
+def _track(
+    number: int, track: _OpenTrack, samples: Sequence[Detections], scene: Scene, detector: str
+) -> FaceTrack:
+    first, last = track.samples[0], track.samples[-1]
     start_s, end_s = scene.start_s, scene.end_s
     if first > 0:
         start_s = (samples[first - 1].time_s + samples[first].time_s) / 2
@@ -254,8 +256,8 @@ def _track(number: int, live: _Live, samples: Sequence[Detections], scene: Scene
         track=number,
         start_s=start_s,
         end_s=end_s,
-        times_s=np.array([samples[i].time_s for i in live.samples], np.float64),
-        boxes=np.array(live.boxes, np.float32),
-        scores=np.array(live.scores, np.float32),
+        times_s=np.array([samples[i].time_s for i in track.samples], np.float64),
+        boxes=np.array(track.boxes, np.float32),
+        scores=np.array(track.scores, np.float32),
         detector=detector,
     )

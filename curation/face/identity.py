@@ -17,7 +17,7 @@ from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
 from talkforge.schemas.config import IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError, one_line
 
-CROP_PX = 112
+ALIGNED_PX = 112
 """Edge of an aligned face, pixels."""
 
 TEMPLATE = np.array(
@@ -33,7 +33,7 @@ FIVE_POINTS = (468, 473, 1, 61, 291)
 EMBEDDERS = ("w600k_r50", "mobilefacenet", "dlib")
 """Names in the model registry that embed faces, the preferred one first."""
 
-SAME_PERSON = {"w600k_r50": 0.5, "mobilefacenet": 0.5, "dlib": 0.94}
+SAME_PERSON_SIMILARITY = {"w600k_r50": 0.5, "mobilefacenet": 0.5, "dlib": 0.94}
 """Cosine similarity from which two clips show one person, for each embedder; see docs/identity.md.
 
 Source: w600k_r50, Immich's default for the same weights (cosine distance 0.5). mobilefacenet, measured:
@@ -78,17 +78,17 @@ def align(rgb: Bytes, points: Floats) -> Bytes:
     if len(five) == NUM_LANDMARKS:
         five = five[list(FIVE_POINTS)]
     expect_shape("points", five, (5, 2))
-    to_source = similarity(TEMPLATE, five)
+    to_source = similarity_transform(TEMPLATE, five)
     step = max(1, int(np.hypot(*to_source[:, 0])))
     small, origin = _shrink(rgb, to_source, step)
     to_small = to_source.copy()
     to_small[:, 2] -= origin + (step - 1) / 2
     to_small /= step
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(small, to_small, (CROP_PX, CROP_PX), flags=flags), np.uint8)
+    return np.asarray(cv2.warpAffine(small, to_small, (ALIGNED_PX, ALIGNED_PX), flags=flags), np.uint8)
 
 
-def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """The [2, 3] similarity (scale, rotation, shift) that takes `source` [n, 2] nearest to `target`.
 
     Least squares over a, b, x, y of [[a, -b, x], [b, a, y]]. Source: Umeyama 1991, eq. 40-43, of
@@ -112,7 +112,7 @@ def _shrink(rgb: Bytes, to_source: NDArray[np.float64], step: int) -> tuple[Byte
     place of its first pixel: a face much larger than the crop would alias otherwise."""
     if step == 1:
         return rgb, np.zeros(2)
-    edge = float(CROP_PX)
+    edge = float(ALIGNED_PX)
     corners = np.array([[-1, -1, 1], [edge, -1, 1], [-1, edge, 1], [edge, edge, 1]]) @ to_source.T
     limits = np.array([rgb.shape[1], rgb.shape[0]])
     low = np.clip(np.floor(corners.min(0)).astype(int) - step, 0, limits - 1)
@@ -163,7 +163,7 @@ class ArcFace:
 
     def embed(self, crops: Bytes) -> Floats:
         """See `Embedder.embed`."""
-        expect_shape("crops", crops, (None, CROP_PX, CROP_PX, 3))
+        expect_shape("crops", crops, (None, ALIGNED_PX, ALIGNED_PX, 3))
         if not len(crops):
             return np.zeros((0, self.dim), np.float32)
         bgr = [np.ascontiguousarray(crop[..., ::-1]) for crop in crops]
@@ -204,14 +204,14 @@ class Dlib:
 
 def dlib_chips(crops: Bytes) -> Bytes:
     """Aligned faces [n, 112, 112, 3] as dlib cuts faces out: uint8 [n, 150, 150, 3]."""
-    expect_shape("crops", crops, (None, CROP_PX, CROP_PX, 3))
-    to_crop = similarity(DLIB_TEMPLATE, DLIB_POINTS)
+    expect_shape("crops", crops, (None, ALIGNED_PX, ALIGNED_PX, 3))
+    to_crop = similarity_transform(DLIB_TEMPLATE, DLIB_POINTS)
     size, flags = (DLIB_CHIP_PX, DLIB_CHIP_PX), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     chips = [cv2.warpAffine(crop, to_crop, size, flags=flags) for crop in crops]
     return np.asarray(chips, np.uint8).reshape(-1, DLIB_CHIP_PX, DLIB_CHIP_PX, 3)
 
 
-def choose(config: IdentityConfig) -> str | None:
+def embedder_name(config: IdentityConfig) -> str | None:
     """Name of the embedder to use, here or not; None for 'none'.
 
     'auto' is the first of `EMBEDDERS` whose weights are here, dlib only where it is installed; where
@@ -233,19 +233,19 @@ def choose(config: IdentityConfig) -> str | None:
 
 
 def load_embedder(config: IdentityConfig) -> Embedder | None:
-    """The embedder that `choose` names; None for 'none', or where 'auto' finds no weights.
+    """The embedder that `embedder_name` names; None for 'none', or where 'auto' finds no weights.
 
     Raises:
         ModelError: no such embedder, its weights are missing, or they are not what they should be.
     """
-    name = choose(config)
+    name = embedder_name(config)
     if name is None or (config.model == "auto" and not _is_here(name)):
         return None
     kind = Dlib if name == "dlib" else ArcFace
     return kind(name, registry.weights(name), registry.MODELS[name].sha256)
 
 
-def same_person(config: ShardConfig, model: str | None) -> float:
+def same_person_threshold(config: ShardConfig, model: str | None) -> float:
     """Cosine similarity from which two clips show one person: as configured, else the embedder's own.
 
     Args:
@@ -253,7 +253,7 @@ def same_person(config: ShardConfig, model: str | None) -> float:
     """
     if config.same_person is not None:
         return config.same_person
-    return SAME_PERSON.get(model or "", SAME_PERSON["w600k_r50"])
+    return SAME_PERSON_SIMILARITY.get(model or "", SAME_PERSON_SIMILARITY["w600k_r50"])
 
 
 def _is_here(name: str) -> bool:
@@ -291,8 +291,8 @@ def _session(name: str, path: Path) -> onnxruntime.InferenceSession:
     session = session_of(path, f"{name}: {path}")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = list(inputs[0].shape)
-    if len(inputs) != 1 or len(shape) != 4 or shape[1:] != [3, CROP_PX, CROP_PX]:
-        raise ModelError(f"{name}: {path}: expected input [1, 3, {CROP_PX}, {CROP_PX}], found {shape}")
+    if len(inputs) != 1 or len(shape) != 4 or shape[1:] != [3, ALIGNED_PX, ALIGNED_PX]:
+        raise ModelError(f"{name}: {path}: expected input [1, 3, {ALIGNED_PX}, {ALIGNED_PX}], found {shape}")
     shape = list(outputs[0].shape)
     if len(outputs) != 1 or len(shape) != 2 or not isinstance(shape[1], int):
         raise ModelError(f"{name}: {path}: expected one output [1, D], found {len(outputs)} of {shape}")

@@ -11,26 +11,23 @@ through a still crop, and is put anew around the last points once it has drifted
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
-from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.records import Clip, Video
 from talkforge.schemas.units import seconds_from_frames
 
-Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker, vision.HandLandmarker)
-
 NUM_BLENDSHAPES = 52
 
-CROP_PX = 256
+LANDMARKER_PX = 256
 """Side of the crop as the landmarker sees it. Source: its mesh network's own input."""
 
 FOLLOW_MARGIN = 1.6
@@ -56,29 +53,12 @@ MOUTH = (61, 291, 0, 17)
 """Corners, upper and lower edge of the lips."""
 
 
-class Found(NamedTuple):
+class DetectedFace(NamedTuple):
     """One face in a picture: points [478, 3] in pixels of it, blendshapes [52], angles [3]."""
 
     points: Floats
     blendshapes: Floats
     angles_deg: Floats
-
-
-def load_task(kind: type[Task], options: Any, path: Path) -> Task:
-    """A MediaPipe task from its bundle at `path`, kept until the process ends.
-
-    Raises:
-        ModelError: the file is not a bundle of this kind.
-    """
-    try:
-        task = kind.create_from_options(options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = one_line(error, 200)
-        raise ModelError(f"{path}: expected a bundle for {kind.__name__}: {reason}") from None
-    # Never finalised: at the interpreter's end MediaPipe closes its thread before its tasks, and
-    # each task left over complains on stderr.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
-    return task
 
 
 class FaceLandmarker:
@@ -98,7 +78,7 @@ class FaceLandmarker:
         )
         self._landmarker = load_task(vision.FaceLandmarker, options, path)
 
-    def find(self, rgb: Bytes) -> Found | None:
+    def detect(self, rgb: Bytes) -> DetectedFace | None:
         """The most prominent face of a picture uint8 [H, W, 3], or None.
 
         Pixel centres are whole numbers; z has the scale of x, negative towards the viewer.
@@ -110,11 +90,11 @@ class FaceLandmarker:
         height_px, width_px = rgb.shape[:2]
         points = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], np.float32)
         points *= np.array([width_px, height_px, width_px], np.float32)
-        # The points come as distances from the picture's edge; a mirrored crop of CROP_PX gives
+        # The points come as distances from the picture's edge; a mirrored crop of LANDMARKER_PX gives
         # mirrored points within 0.03 px under this reading.
         points[:, :2] -= 0.5
         shapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
-        return Found(points, shapes, head_angles(result.facial_transformation_matrixes[0]))
+        return DetectedFace(points, shapes, head_angles(result.facial_transformation_matrixes[0]))
 
 
 def head_angles(matrix: np.ndarray) -> Floats:
@@ -132,7 +112,7 @@ def head_angles(matrix: np.ndarray) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Square:
+class _SquareCrop:
     """A square of the picture: left and top edge and side in whole clip pixels."""
 
     left_px: int
@@ -140,13 +120,13 @@ class _Square:
     side_px: int
 
     @classmethod
-    def around(cls, box: Floats, margin: float) -> _Square:
+    def around(cls, box: Floats, margin: float) -> _SquareCrop:
         side = max(round(margin * _size(box)), 2)
         x, y = _centre(box)
         return cls(round(x - side / 2), round(y - side / 2), side)
 
     def cut(self, rgb: Bytes) -> Bytes:
-        """The square at CROP_PX; black where it lies outside of the picture."""
+        """The square at LANDMARKER_PX; black where it lies outside of the picture."""
         height, width = rgb.shape[:2]
         x0, y0 = max(self.left_px, 0), max(self.top_px, 0)
         x1, y1 = min(self.left_px + self.side_px, width), min(self.top_px + self.side_px, height)
@@ -158,12 +138,12 @@ class _Square:
                 top, left = y0 - self.top_px, x0 - self.left_px
                 whole[top : top + y1 - y0, left : left + x1 - x0] = rgb[y0:y1, x0:x1]
         # Averaging costs up to 2 ms, and below a factor of two changes nothing measurable.
-        how = cv2.INTER_AREA if self.side_px > 2 * CROP_PX else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(whole, (CROP_PX, CROP_PX), interpolation=how), np.uint8)
+        how = cv2.INTER_AREA if self.side_px > 2 * LANDMARKER_PX else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(whole, (LANDMARKER_PX, LANDMARKER_PX), interpolation=how), np.uint8)
 
-    def to_picture(self, points: Floats) -> Floats:
+    def to_frame(self, points: Floats) -> Floats:
         """Points [n, 3] of the cut square, in pixels of the picture."""
-        scale = self.side_px / CROP_PX
+        scale = self.side_px / LANDMARKER_PX
         corner = np.array([self.left_px - 0.5 + 0.5 * scale, self.top_px - 0.5 + 0.5 * scale, 0])
         return np.asarray(points * scale + corner, np.float32)
 
@@ -196,8 +176,8 @@ class LandmarkTracer:
         self._clip = clip
         scale_x, scale_y = clip.width_px / video.width_px, clip.height_px / video.height_px
         self._scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
-        self._crop: _Square | None = None
-        self._put: Floats | None = None  # the points' box when the crop was put around it
+        self._crop: _SquareCrop | None = None
+        self._anchor: Floats | None = None  # the points' box when the crop was put around it
         self._missed_frames = 0
         frames = clip.num_frames
         self._points = np.full((frames, NUM_LANDMARKS, 3), np.nan, np.float32)
@@ -216,7 +196,7 @@ class LandmarkTracer:
         found = self._find(rgb, self.box_at(frames[0])) if self._is_due(len(frames)) else None
         if found is None:
             self._missed_frames += len(frames)
-            self._crop = self._put = None
+            self._crop = self._anchor = None
             return None
         self._missed_frames = 0
         self._points[frames.start : frames.stop] = found.points
@@ -244,25 +224,25 @@ class LandmarkTracer:
         """What was measured; NaN in frames not pushed or without the face."""
         return Landmarks(self._points, self._blendshapes, self._angles_deg)
 
-    def _find(self, rgb: Bytes, track_box: Floats) -> Found | None:
-        crops = [_Square.around(track_box, margin) for margin in ANCHOR_MARGINS]
+    def _find(self, rgb: Bytes, track_box: Floats) -> DetectedFace | None:
+        crops = [_SquareCrop.around(track_box, margin) for margin in ANCHOR_MARGINS]
         if self._crop is not None:
             crops.insert(0, self._crop)
         for crop in crops:
-            found = self._landmarker.find(crop.cut(rgb))
+            found = self._landmarker.detect(crop.cut(rgb))
             if found is not None:
-                points = crop.to_picture(found.points)
+                points = crop.to_frame(found.points)
                 if _same_face(_box(points), track_box) and _mouth_inside(points, rgb):
                     return found._replace(points=points)
         return None
 
     def _follow(self, box: Floats) -> None:
-        if self._crop is not None and self._put is not None:
-            shift = float(np.abs(_centre(box) - _centre(self._put)).max()) / self._crop.side_px
-            growth = _size(box) / _size(self._put)
+        if self._crop is not None and self._anchor is not None:
+            shift = float(np.abs(_centre(box) - _centre(self._anchor)).max()) / self._crop.side_px
+            growth = _size(box) / _size(self._anchor)
             if shift <= DRIFT_SHIFT and 1 / DRIFT_SCALE <= growth <= DRIFT_SCALE:
                 return
-        self._crop, self._put = _Square.around(box, FOLLOW_MARGIN), box
+        self._crop, self._anchor = _SquareCrop.around(box, FOLLOW_MARGIN), box
 
 
 def _same_face(box: Floats, track_box: Floats) -> bool:

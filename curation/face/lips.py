@@ -75,8 +75,8 @@ def trace(landmarks: Landmarks, config: LipsConfig) -> LipTrace:
         lips[start:end] = _smooth(lips[start:end], config.smoothing_frames)
     for (_, end), (start, _) in pairwise(spans):
         if start - end <= config.max_gap_frames:
-            share = (np.arange(1, start - end + 1) / (start - end + 1))[:, None, None]
-            lips[end:start] = (1 - share) * lips[end - 1] + share * lips[start]
+            weight = (np.arange(1, start - end + 1) / (start - end + 1))[:, None, None]
+            lips[end:start] = (1 - weight) * lips[end - 1] + weight * lips[start]
             valid[end:start] = INTERPOLATED
     return LipTrace(_dilate(lips, config.dilation).astype(np.float32), valid)
 
@@ -136,8 +136,8 @@ def rasterise(contour: Floats, height_px: int, width_px: int) -> NDArray[np.bool
     fine = np.zeros((height * SUBPIXELS, width * SUBPIXELS), np.uint8)
     polygon = (contour - low + 0.5) * SUBPIXELS - 0.5
     cv2.fillPoly(fine, [np.round(polygon * 2**_SHIFT_BITS).astype(np.int32)], 1, shift=_SHIFT_BITS)
-    share = fine.reshape(height, SUBPIXELS, width, SUBPIXELS).mean((1, 3))
-    mask[low[1] : high[1], low[0] : high[0]] = share > 0.5
+    covered = fine.reshape(height, SUBPIXELS, width, SUBPIXELS).mean((1, 3))
+    mask[low[1] : high[1], low[0] : high[0]] = covered > 0.5
     return mask
 
 

@@ -5,15 +5,15 @@ Nothing outside this room uses PyAV on a media file.
 
 from talkforge.curation.media.audio import read_audio
 from talkforge.curation.media.encode import decode_flac, encode_flac, encode_mp4
-from talkforge.curation.media.frames import Picture, clip_size, frames_shown, pictures
+from talkforge.curation.media.frames import Frame, clip_indices, clip_size, read_frames
 
 __all__ = [
-    "Picture",
+    "Frame",
+    "clip_indices",
     "clip_size",
     "decode_flac",
     "encode_flac",
     "encode_mp4",
-    "frames_shown",
-    "pictures",
     "read_audio",
+    "read_frames",
 ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from talkforge.curation.media.container import MISPLACING, SEEK_BACK_S, opened
+from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened
 from talkforge.curation.media.encode import audio_frame
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import MediaError
@@ -55,7 +55,7 @@ def read_audio(
     return out[:, 0] if channels == 1 else out
 
 
-def read_sound(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
+def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
     """All the sound of a file, with or without pictures, from its first sample on; as `read_audio`.
 
     Raises:
@@ -82,7 +82,7 @@ def _sounds(path: Path, video: Video, start_s: float, channels: int) -> Iterator
     assert video.audio_start_s is not None
     for back_s in SEEK_BACK_S:
         target_s = start_s - PREROLL_S - back_s
-        if target_s <= video.audio_start_s or video.container in MISPLACING:
+        if target_s <= video.audio_start_s or video.container in UNSEEKABLE:
             break
         sounds = _sounds_from(path, video.uri, video.audio_start_s, target_s, channels)
         first = next(sounds, None)

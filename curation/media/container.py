@@ -40,7 +40,7 @@ DEMUXERS = (
 SEEK_BACK_S = (0.0, 2.0, 10.0, 60.0)
 """How far before the wanted instant to try seeking, before decoding from the start."""
 
-MISPLACING = ("mpeg",)
+UNSEEKABLE = ("mpeg",)
 """Containers that are always read from the start: MPEG program streams have few timestamps, and
 after a seek those that FFmpeg fills in are off by up to half a frame."""
 

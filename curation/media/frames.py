@@ -21,7 +21,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from talkforge.curation.media.container import MISPLACING, SEEK_BACK_S, opened, reason
+from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened, reason
 from talkforge.curation.media.encode import BT709, LIMITED, SCALING
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import MediaError
@@ -36,7 +36,7 @@ _MATRICES = (BT709, 4, _BT601, 6, 7, 9)
 """Colour matrices that swscale knows, in FFmpeg's numbers: 709, FCC, 470BG, 170M, 240M, 2020."""
 
 
-class _Frame(NamedTuple):
+class _DecodedFrame(NamedTuple):
     """A decoded frame and its place on the source's clock."""
 
     raw: Any
@@ -92,7 +92,7 @@ def _matrix(raw: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Frame:
     """A decoded picture, in force during [time_s, until_s) of source time."""
 
     time_s: float
@@ -121,7 +121,7 @@ class Picture:
         return self._scaler.rgb(self._raw, width, height)
 
 
-def pictures(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Picture]:
+def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Frame]:
     """Every decoded picture in force somewhere in [start_s, end_s), in order of time.
 
     Seeks to a key frame before `start_s`; what comes out is the same as without seeking. Holds
@@ -132,10 +132,10 @@ def pictures(path: Path, video: Video, start_s: float = 0.0, end_s: float = math
         MediaError: the file cannot be opened, reading fails, or no picture can be decoded.
     """
     scaler = _Scaler(video)
-    held: _Frame | None = None
+    held: _DecodedFrame | None = None
     for frame in _frames_covering(path, video, start_s):
         if held is not None and frame.time_s > start_s:
-            yield Picture(held.time_s, frame.time_s, held.raw, scaler)
+            yield Frame(held.time_s, frame.time_s, held.raw, scaler)
         if frame.time_s >= end_s:
             return
         held = frame
@@ -143,13 +143,13 @@ def pictures(path: Path, video: Video, start_s: float = 0.0, end_s: float = math
         raise MediaError(f"{video.uri!r}: expected pictures, found none that can be decoded")
     until_s = held.time_s + held.duration_s
     if until_s > start_s:
-        yield Picture(held.time_s, until_s, held.raw, scaler)
+        yield Frame(held.time_s, until_s, held.raw, scaler)
 
 
-def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_Frame]:
+def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_DecodedFrame]:
     """Frames from a key frame at or before `start_s`, or from the first frame."""
     for back_s in SEEK_BACK_S:
-        if start_s - back_s <= video.start_s or video.container in MISPLACING:
+        if start_s - back_s <= video.start_s or video.container in UNSEEKABLE:
             break
         frames = _frames_from(path, video, start_s - back_s)
         for frame in frames:
@@ -163,7 +163,7 @@ def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_Fram
     yield from _frames_from(path, video, None)
 
 
-def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_Frame]:
+def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_DecodedFrame]:
     """Decoded frames with strictly increasing times, from near `seek_s` or from the start.
 
     A frame without a timestamp, or with one that does not advance, comes one nominal frame
@@ -182,11 +182,11 @@ def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_Fr
                 return
             else:
                 time_s = video.start_s if stamp_s is None else stamp_s
-            yield _Frame(raw, time_s, float(raw.duration * stream.time_base) or 1 / video.fps)
+            yield _DecodedFrame(raw, time_s, float(raw.duration * stream.time_base) or 1 / video.fps)
 
 
-def frames_shown(picture: Picture, start_s: float, fps: float, num_frames: int) -> range:
-    """Output frames k of a clip for which `picture` is in force at `start_s + k / fps`.
+def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> range:
+    """Output frames k of a clip for which `frame` is in force at `start_s + k / fps`.
 
     Consecutive pictures give consecutive ranges, so that each k belongs to one picture at most.
     A picture counts from `TOLERANCE_S` before its timestamp.
@@ -195,7 +195,7 @@ def frames_shown(picture: Picture, start_s: float, fps: float, num_frames: int) 
     def first_at(time_s: float) -> int:
         return min(max(math.ceil((time_s - TOLERANCE_S - start_s) * fps), 0), num_frames)
 
-    return range(first_at(picture.time_s), first_at(picture.until_s))
+    return range(first_at(frame.time_s), first_at(frame.until_s))
 
 
 def clip_size(video: Video, longest_edge_px: int) -> tuple[int, int]:

@@ -16,21 +16,21 @@ BLACK_LUMA = 24
 """Luma up to which a pixel is black, 0 to 255. Source: ours; black of limited range taken for full
 range is 16, and codecs ring by a few levels beside the picture."""
 
-BAR_SHARE = 0.9
+BAR_FRACTION = 0.9
 """Least share of black pixels in a bar: there may be a subtitle or a logo in it. Source: ours."""
 
-EDGE_SHARE, INSIDE_SHARE, EDGE_PX = 0.98, 0.6, 4
+EDGE_FRACTION, INSIDE_FRACTION, EDGE_PX = 0.98, 0.6, 4
 """A bar's last line is black to this share; within so many pixels behind it comes a line that is black to
 no more than that one. Source: ours; the lit part of a dark stage touches such a line in a few places
 only."""
 
-MAX_DEPTH_SHARE = 0.45
+MAX_DEPTH_FRACTION = 0.45
 """Deepest bar at one edge, share of the picture."""
 
 MIN_DEPTH_PX = 2
 
 
-class BarFinder:
+class BlackBarDetector:
     """Black bars of one clip, from some of its pictures; all must have one size."""
 
     def __init__(self) -> None:
@@ -49,18 +49,21 @@ class BarFinder:
         black = self._brightest <= BLACK_LUMA
         height, width = black.shape
         rows = black.mean(axis=1)
-        top, bottom = depth(rows), depth(rows[::-1])
+        top, bottom = bar_depth(rows), bar_depth(rows[::-1])
         columns = black[top : height - bottom].mean(axis=0)
-        left, right = depth(columns), depth(columns[::-1])
+        left, right = bar_depth(columns), bar_depth(columns[::-1])
         inside = (height - top - bottom) * (width - left - right)
         return round(1 - float(inside) / float(height * width), 4)
 
 
-def depth(shares: NDArray[np.float64]) -> int:
-    """Lines of the bar at the beginning of [n] shares of black pixels, one a line; 0: there is none."""
-    best, within = 0, np.cumsum(shares) / np.arange(1, len(shares) + 1)
-    for count in range(MIN_DEPTH_PX, int(MAX_DEPTH_SHARE * len(shares)) + 1):
-        ends = shares[count - 1] >= EDGE_SHARE and shares[count : count + EDGE_PX].min() <= INSIDE_SHARE
-        if ends and within[count - 1] >= BAR_SHARE:
+def bar_depth(fractions: NDArray[np.float64]) -> int:
+    """Lines of the bar at the beginning of [n] fractions of black pixels, one a line; 0: there is none."""
+    best, within = 0, np.cumsum(fractions) / np.arange(1, len(fractions) + 1)
+    for count in range(MIN_DEPTH_PX, int(MAX_DEPTH_FRACTION * len(fractions)) + 1):
+        ends = (
+            fractions[count - 1] >= EDGE_FRACTION
+            and fractions[count : count + EDGE_PX].min() <= INSIDE_FRACTION
+        )
+        if ends and within[count - 1] >= BAR_FRACTION:
             best = count
     return best

@@ -16,7 +16,7 @@ import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
-from talkforge.curation.face.landmarks import load_task
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Bytes, Floats
 
 REACH = 3.0
@@ -29,7 +29,7 @@ FINGERS = ((1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12), (13, 14, 15, 16), (17, 1
 """Of the hand's 21 points, those around the palm, and each finger's from the root to the tip. Source:
 MediaPipe, HandLandmark."""
 
-FINGER_SHARE = 0.3
+FINGER_FRACTION = 0.3
 """Thickness of a finger, in units of the distance from the first knuckle (5) to the last (17): four fingers
 make up a hand, and what lies between is covered by the line's own width. Source: ours."""
 
@@ -44,7 +44,7 @@ def _landmarker(path: Path) -> vision.HandLandmarker:
     return load_task(vision.HandLandmarker, options, path)
 
 
-class HandFinder:
+class HandDetector:
     """Args:
         task: MediaPipe hand bundle; loaded once per process, and keeps nothing between pictures.
 
@@ -55,7 +55,7 @@ class HandFinder:
     def __init__(self, task: Path) -> None:
         self._landmarker = _landmarker(task)
 
-    def find(self, rgb: Bytes, points: Floats) -> list[Floats]:
+    def detect(self, rgb: Bytes, points: Floats) -> list[Floats]:
         """Hands near a face: [21, 2] each, in pixels of `rgb`, uint8 [H, W, 3].
 
         `points` [478, 3] are the face's landmarks in the same pixels.
@@ -77,7 +77,7 @@ class HandFinder:
 def paint(mask: Bytes, hand: Floats) -> None:
     """Set the pixels of `mask`, uint8 [h, w], under a hand [21, 2] to 1: its palm and its fingers."""
     places = np.round(hand).astype(np.int32)
-    thick_px = max(1, round(FINGER_SHARE * float(np.linalg.norm(hand[5] - hand[17]))))
+    thick_px = max(1, round(FINGER_FRACTION * float(np.linalg.norm(hand[5] - hand[17]))))
     cv2.fillPoly(mask, [places[list(PALM)]], 1)
     cv2.polylines(mask, [places[list(PALM)]], True, 1, thick_px)
     for finger in FINGERS:

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from talkforge.curation.face.lips import OUTER_LIPS
-from talkforge.curation.picture.black_bars import BarFinder
+from talkforge.curation.picture.black_bars import BlackBarDetector
 from talkforge.curation.picture.brisque import Brisque, face_square
-from talkforge.curation.picture.hands import HandFinder, paint
-from talkforge.curation.picture.text import TextFinder
+from talkforge.curation.picture.hands import HandDetector, paint
+from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import PictureConfig
@@ -29,11 +29,11 @@ in the same frames."""
 HANDS_EVERY_S = 0.2
 """The same of hands, which come and go."""
 
-TEXT_SHARE = 0.1
+TEXT_FRACTION = 0.1
 """Text lies over the mouth if it covers more than this share of the lips' outline. Source: ours; boxes of
 text reach a little beyond it."""
 
-HAND_SHARE = 0.25
+HAND_FRACTION = 0.25
 """A hand does from this share on. Source: ours; a finger at the corner of the mouth covers less."""
 
 
@@ -45,7 +45,7 @@ WEIGHTS = {
 """What each switch of `measure.picture` needs, by name in the model registry."""
 
 
-class PictureMeter:
+class PictureScorer:
     """The models that are asked for, loaded once.
 
     Raises:
@@ -54,17 +54,17 @@ class PictureMeter:
 
     def __init__(self, config: PictureConfig) -> None:
         self.brisque = Brisque(registry.weights("brisque")) if config.brisque else None
-        self.text = TextFinder(registry.weights("pp_ocr_v4_det")) if config.text else None
-        self.hands = HandFinder(registry.hand_task()) if config.hands else None
+        self.text = TextDetector(registry.weights("pp_ocr_v4_det")) if config.text else None
+        self.hands = HandDetector(registry.hand_task()) if config.hands else None
 
 
 @dataclass
 class PictureTracer:
     """What one clip's pictures are like; frames come in rising order."""
 
-    meter: PictureMeter
+    scorer: PictureScorer
     clip: Clip
-    _bars: BarFinder = field(default_factory=BarFinder)
+    _bars: BlackBarDetector = field(default_factory=BlackBarDetector)
     _brisque: list[float] = field(default_factory=list)
     _text: list[float] = field(default_factory=list)
     _mouth_text: list[bool] = field(default_factory=list)
@@ -79,13 +79,13 @@ class PictureTracer:
         if self._due(shown, BARS_EVERY_S):
             self._bars.push(rgb)
         if self._due(shown, TEXT_EVERY_S):
-            self._look_for_text(rgb, points)
-            if self.meter.brisque is not None and points is not None:
-                score = self.meter.brisque.score(face_square(rgb, points))
+            self._detect_text(rgb, points)
+            if self.scorer.brisque is not None and points is not None:
+                score = self.scorer.brisque.score(face_square(rgb, points))
                 self._brisque += [] if score is None else [score]
-        if self._due(shown, HANDS_EVERY_S) and self.meter.hands is not None and points is not None:
-            hands = self.meter.hands.find(rgb, points)
-            self._mouth_hand.append(_under_hands(rgb.shape[:2], points, hands) >= HAND_SHARE)
+        if self._due(shown, HANDS_EVERY_S) and self.scorer.hands is not None and points is not None:
+            hands = self.scorer.hands.detect(rgb, points)
+            self._mouth_hand.append(_under_hands(rgb.shape[:2], points, hands) >= HAND_FRACTION)
 
     def finish(self) -> Picture:
         """The measurements; None where nothing was asked for, or no frame could answer."""
@@ -101,15 +101,15 @@ class PictureTracer:
         stride = max(1, round(every_s * self.clip.fps))
         return any(k % stride == 0 for k in shown)
 
-    def _look_for_text(self, rgb: Bytes, points: Floats | None) -> None:
-        if self.meter.text is None:
+    def _detect_text(self, rgb: Bytes, points: Floats | None) -> None:
+        if self.scorer.text is None:
             return
-        mask = self.meter.text.find(rgb)
+        mask = self.scorer.text.detect(rgb)
         self._text.append(float(mask.mean()))
         if points is not None:
             scale = np.array([mask.shape[1] / rgb.shape[1], mask.shape[0] / rgb.shape[0]], np.float32)
             lips = (points[list(OUTER_LIPS), :2] + 0.5) * scale - 0.5
-            self._mouth_text.append(covered(mask, lips) > TEXT_SHARE)
+            self._mouth_text.append(covered(mask, lips) > TEXT_FRACTION)
 
 
 def covered(mask: Bytes, outline: Floats) -> float:

@@ -22,7 +22,7 @@ of 1/22 of the height was missed, and on 170 without text one box was found, aga
 GRID_PX = 32
 """The network's input has edges that are multiples of this."""
 
-MEAN, DEVIATION = 0.5, 0.5
+MEAN, STD = 0.5, 0.5
 """Input: (grey level / 255 - mean) / deviation. Source: the detector's settings in
 rapidocr-onnxruntime 1.4.4, as are the next four."""
 
@@ -38,7 +38,7 @@ MIN_ASPECT = 3.0
 words of two or three letters. Source: ours, on the same frames; before a box is grown."""
 
 
-class TextFinder:
+class TextDetector:
     """PP-OCRv4's text detector.
 
     Raises:
@@ -53,7 +53,7 @@ class TextFinder:
             raise ModelError(f"text detector: {path}: expected input [any, 3, any, any], found {shapes}")
         self._name = self._session.get_inputs()[0].name
 
-    def find(self, rgb: Bytes) -> Bytes:
+    def detect(self, rgb: Bytes) -> Bytes:
         """Mask uint8 [h, w] of the whole picture uint8 [H, W, 3]: 1 under the boxes of text.
 
         h and w are multiples of 32, at most 480.
@@ -63,7 +63,7 @@ class TextFinder:
         scale = min(1.0, EDGE_PX / max(height_px, width_px))
         size = (_on_grid(width_px * scale), _on_grid(height_px * scale))
         bgr = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)[..., ::-1]
-        planes = ((bgr / 255 - MEAN) / DEVIATION).astype(np.float32).transpose(2, 0, 1)
+        planes = ((bgr / 255 - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)
         scores = self._session.run(None, {self._name: planes[None]})[0][0, 0]
         return boxes_mask(np.asarray(scores, np.float32))
 

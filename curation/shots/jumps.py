@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
-from talkforge.curation.face.detect import steps
+from talkforge.curation.face.detect import displacements
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.records import Scene
@@ -40,13 +40,13 @@ CONTENT_THRESHOLD = 27.0
 ADAPTIVE_WINDOW_FRAMES = 3
 """Frames on either side that the adaptive detector compares with. Source: as above."""
 
-PICTURE_EDGE_PX = 256
+COLOUR_EDGE_PX = 256
 """Longest edge of the pictures compared by colour. Source: PySceneDetect scales to about this."""
 
 CHANGE_EDGE_PX = 64
 """Longest edge of the grey pictures whose mean absolute difference is the change of a frame."""
 
-WINDOW_FRAMES = 6
+NEIGHBOUR_FRAMES = 6
 """Frames on either side that a spike must stand out from; longer than the cycles of five or six
 in which converted frame rates repeat or drop frames, which make spikes of their own."""
 
@@ -86,26 +86,26 @@ class Cut:
     opened_by: OpenedBy
 
 
-class SceneFinder:
+class CutDetector:
     """Takes every frame of a video in order and gives the cuts; holds a few small pictures.
 
     Args:
         config: `scene_detector` "none" finds no cuts at all.
-        look: boxes [n, 4] of the faces in a frame, by frame number. Asked for the last frame
-            before and the first frame after a possible cut, at most `WINDOW_FRAMES + 1` frames
+        detect_faces: boxes [n, 4] of the faces in a frame, by frame number. Asked for the last frame
+            before and the first frame after a possible cut, at most `NEIGHBOUR_FRAMES + 1` frames
             after that frame was pushed.
-        width_px: width of the picture in the pixels in which `look` gives boxes.
+        width_px: width of the picture in the pixels in which `detect_faces` gives boxes.
     """
 
-    def __init__(self, config: ScanConfig, look: Callable[[int], Floats], width_px: int) -> None:
-        self._look = look
+    def __init__(self, config: ScanConfig, detect_faces: Callable[[int], Floats], width_px: int) -> None:
+        self._detect_faces = detect_faces
         self._width_px = width_px
         self._detector = _picture_detector(config)
         self._num_detected = 0
         self._picture_cuts: set[int] = set()
         self._times_s: list[float] = []
         self._changes: list[float] = []
-        self._greys: deque[Floats] = deque(maxlen=2 * WINDOW_FRAMES + 2)
+        self._greys: deque[Floats] = deque(maxlen=2 * NEIGHBOUR_FRAMES + 2)
         self._last_bgr: Bytes | None = None
         self._cuts: list[Cut] = []
 
@@ -113,8 +113,8 @@ class SceneFinder:
         """The next frame: its instant in source seconds, and RGB uint8 [H, W, 3] of any size."""
         if self._detector is None:
             return
-        bgr = cv2.cvtColor(_shrunk(rgb, PICTURE_EDGE_PX), cv2.COLOR_RGB2BGR)
-        grey = _shrunk(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), CHANGE_EDGE_PX).astype(np.float32)
+        bgr = cv2.cvtColor(_downscaled(rgb, COLOUR_EDGE_PX), cv2.COLOR_RGB2BGR)
+        grey = _downscaled(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), CHANGE_EDGE_PX).astype(np.float32)
         if self._last_bgr is None:
             # The detector compares with frames before; without any it would miss early cuts.
             for _ in range(ADAPTIVE_WINDOW_FRAMES):
@@ -124,14 +124,14 @@ class SceneFinder:
         self._times_s.append(time_s)
         self._greys.append(grey)
         self._last_bgr = bgr
-        self._decide(len(self._times_s) - 1 - WINDOW_FRAMES)
+        self._decide(len(self._times_s) - 1 - NEIGHBOUR_FRAMES)
 
     def finish(self) -> tuple[Cut, ...]:
         """All cuts in order, after the last frame."""
         if self._last_bgr is not None:
             for _ in range(ADAPTIVE_WINDOW_FRAMES):
                 self._detect(self._last_bgr)
-            for frame in range(len(self._times_s) - WINDOW_FRAMES, len(self._times_s)):
+            for frame in range(len(self._times_s) - NEIGHBOUR_FRAMES, len(self._times_s)):
                 self._decide(frame)
         self._last_bgr = None
         return tuple(self._cuts)
@@ -148,12 +148,16 @@ class SceneFinder:
         if frame < 1:
             return
         by_picture = frame in self._picture_cuts
-        if not by_picture and _standing_out(self._changes, frame, QUIET) < SPIKE:
+        if not by_picture and _peak_ratio(self._changes, frame, QUIET) < SPIKE:
             return
-        before, after = self._look(frame - 1), self._look(frame)
+        before, after = self._detect_faces(frame - 1), self._detect_faces(frame)
         if by_picture:
             self._cuts.append(Cut(frame, self._times_s[frame], "picture"))
-        elif _jumped(before, after) or self._face_changed(frame, before) or self._face_changed(frame, after):
+        elif (
+            _face_jumped(before, after)
+            or self._face_changed(frame, before)
+            or self._face_changed(frame, after)
+        ):
             self._cuts.append(Cut(frame, self._times_s[frame], "face_jump"))
 
     def _face_changed(self, frame: int, boxes: Floats) -> bool:
@@ -170,7 +174,7 @@ class SceneFinder:
             return False
         changes = np.abs(np.diff(faces, axis=0)).mean(axis=(1, 2))
         index = len(changes) - len(self._times_s) + frame
-        return _standing_out(changes.tolist(), index, FACE_QUIET) >= SPIKE
+        return _peak_ratio(changes.tolist(), index, FACE_QUIET) >= SPIKE
 
 
 def scenes(video_id: str, start_s: float, end_s: float, cuts: Sequence[Cut]) -> tuple[Scene, ...]:
@@ -197,23 +201,23 @@ def _picture_detector(config: ScanConfig) -> SceneDetector | None:
     return AdaptiveDetector(threshold, min_scene_len=0, window_width=ADAPTIVE_WINDOW_FRAMES)
 
 
-def _standing_out(changes: Sequence[float], index: int, quiet: float) -> float:
-    """Ratio of a change to the second largest within `WINDOW_FRAMES`, at least `quiet`; near the
+def _peak_ratio(changes: Sequence[float], index: int, quiet: float) -> float:
+    """Ratio of a change to the second largest within `NEIGHBOUR_FRAMES`, at least `quiet`; near the
     ends, where there is less to compare with, to the largest."""
     around = [
-        *changes[max(0, index - WINDOW_FRAMES) : index],
-        *changes[index + 1 : index + 1 + WINDOW_FRAMES],
+        *changes[max(0, index - NEIGHBOUR_FRAMES) : index],
+        *changes[index + 1 : index + 1 + NEIGHBOUR_FRAMES],
     ]
     around.sort()
-    rival = around[-2] if len(around) == 2 * WINDOW_FRAMES else max(around, default=0.0)
-    return changes[index] / max(rival, quiet)
+    second_largest = around[-2] if len(around) == 2 * NEIGHBOUR_FRAMES else max(around, default=0.0)
+    return changes[index] / max(second_largest, quiet)
 
 
-def _jumped(before: Floats, after: Floats) -> bool:
+def _face_jumped(before: Floats, after: Floats) -> bool:
     """Whether the largest face of either frame has no near counterpart in the other."""
     if not len(before) or not len(after):
         return len(before) != len(after)
-    distance, growth = steps(before, after)
+    distance, growth = displacements(before, after)
     apart = (distance >= FACE_STEP) | (growth >= FACE_GROWTH)
     return bool(apart[np.argmax(_areas(before))].all() or apart[:, np.argmax(_areas(after))].all())
 
@@ -222,7 +226,7 @@ def _areas(boxes: Floats) -> Floats:
     return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), np.float32)
 
 
-def _shrunk(picture: Bytes, longest_edge_px: int) -> Bytes:
+def _downscaled(picture: Bytes, longest_edge_px: int) -> Bytes:
     """[H, W] or [H, W, 3] scaled down to a longest edge, never up."""
     height_px, width_px = picture.shape[:2]
     scale = longest_edge_px / max(height_px, width_px)

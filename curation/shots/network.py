@@ -28,7 +28,7 @@ SAME_FRAMES = 12
 a second, in which two cuts make no clip."""
 
 
-class Network(Protocol):
+class ShotNetwork(Protocol):
     """What is asked of a network."""
 
     def boundaries(self, frames: Bytes) -> Floats:
@@ -57,22 +57,22 @@ def transitions(probabilities: Floats, threshold: float = THRESHOLD) -> tuple[Tr
     )
 
 
-def shrunk(rgb: Bytes) -> Bytes:
+def network_frame(rgb: Bytes) -> Bytes:
     """A frame [H, W, 3] as the network takes it: [27, 48, 3], whatever its aspect ratio."""
     return np.asarray(cv2.resize(rgb, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_AREA))
 
 
-class ShotFinder:
+class TransitionDetector:
     """Takes every frame of a video in order; holds 4 kB of each."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: ShotNetwork) -> None:
         self._network = network
         self._frames: list[Bytes] = []
         self._times_s: list[float] = []
 
     def push(self, time_s: float, rgb: Bytes) -> None:
         """The next frame: its instant in source seconds, and RGB uint8 [H, W, 3] of any size."""
-        self._frames.append(shrunk(rgb))
+        self._frames.append(network_frame(rgb))
         self._times_s.append(time_s)
 
     def finish(self, cuts: Sequence[Cut]) -> tuple[Cut, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from talkforge.curation.audio.cepstra import HOP_SAMPLES, WINDOW_SAMPLES, mfcc
-from talkforge.curation.face.crops import FACE_PX, FPS, nearest_frames, resampled
+from talkforge.curation.face.crops import ASD_INPUT_PX, FPS, nearest_frames, resample_crops
 from talkforge.curation.weights.torch import inference, load_strictly
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
@@ -79,13 +79,13 @@ class LightAsd:
     def score_batch(self, clips: Sequence[tuple[Bytes, Floats]], fps: float = FPS) -> list[Floats]:
         """`score` of each (faces, samples); on an accelerator, clips of one length run together."""
         for faces, samples in clips:
-            expect_shape("faces", faces, (None, FACE_PX, FACE_PX))
+            expect_shape("faces", faces, (None, ASD_INPUT_PX, ASD_INPUT_PX))
             expect_shape("samples", samples, (None,))
         size = 1 if str(self._device).startswith("cpu") else _BATCH_CLIPS
         scores: list[Floats] = [np.zeros(0, np.float32)] * len(clips)
         with inference():
             for group in _of_one_length([len(faces) for faces, _ in clips], size):
-                rows = self._forward([(resampled(clips[i][0], fps), clips[i][1]) for i in group])
+                rows = self._forward([(resample_crops(clips[i][0], fps), clips[i][1]) for i in group])
                 for i, row in zip(group, rows, strict=True):
                     scores[i] = row[nearest_frames(len(clips[i][0]), fps, len(row), FPS)]
         return scores

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from talkforge.curation.audio.cepstra import NUM_CEPSTRA, mfcc
-from talkforge.curation.face.crops import CROP_PX, FPS, resampled
+from talkforge.curation.face.crops import FACE_CROP_PX, FPS, resample_crops
 from talkforge.curation.weights.torch import inference, load_strictly
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.units import samples_from_frames
@@ -83,9 +83,9 @@ class SyncNet:
 
     def embed(self, faces: Bytes, samples: Floats, fps: float = FPS) -> tuple[Floats, Floats] | None:
         """Embeddings float32 [W, 1024] of mouth and of sound, window w of which begins at frame w."""
-        expect_shape("faces", faces, (None, CROP_PX, CROP_PX, 3))
+        expect_shape("faces", faces, (None, FACE_CROP_PX, FACE_CROP_PX, 3))
         expect_shape("samples", samples, (None,))
-        faces = resampled(faces, fps)
+        faces = resample_crops(faces, fps)
         num_windows = min(len(faces), len(samples) // samples_from_frames(1, FPS)) - WINDOW_FRAMES
         if num_windows < 1:
             return None

@@ -1,4 +1,4 @@
-"""MediaPipe's bundles for pose and hands, put together from the TFLite files that its older wheel carries.
+"""MediaPipe task bundles: load one, and build those for pose and hands from TFLite files of an older wheel.
 
 `PoseLandmarker` and `HandLandmarker` want one `.task`: a zip, stored and 4-byte aligned so that it can
 be mapped, of a detector and a landmark model, each of which names the range of its input in TFLite
@@ -7,12 +7,20 @@ metadata. The wheel's landmark model of the pose lacks that, because the older g
 
 from __future__ import annotations
 
+import ctypes
 import io
 import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
 
 import flatbuffers  # type: ignore[import-untyped]
 from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
 from mediapipe.tasks.metadata import schema_py_generated as schema
+from mediapipe.tasks.python import vision
+
+from talkforge.schemas.errors import ModelError, one_line
+
+Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker, vision.HandLandmarker)
 
 _ALIGNMENT_BYTES = 4
 _METADATA_NAME = b"TFLITE_METADATA"
@@ -20,6 +28,28 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 _ZIP_HEADER_BYTES = 30
 """Length of a zip member's local header without its name. Source: PKWARE APPNOTE 4.3.7."""
+
+
+def load_task(kind: type[Task], options: Any, path: Path) -> Task:
+    """A MediaPipe task from its bundle, kept until the process ends.
+
+    Args:
+        kind: class of the task.
+        options: of that class, with the bundle's path in them.
+        path: the bundle, for the message of an error.
+
+    Raises:
+        ModelError: the file is not a bundle of this kind.
+    """
+    try:
+        task = kind.create_from_options(options)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = one_line(error, 200)
+        raise ModelError(f"{path}: expected a bundle for {kind.__name__}: {reason}") from None
+    # The task is never finalised: at the interpreter's end MediaPipe closes its thread before its
+    # tasks, and each task that is left complains on stderr.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
+    return task
 
 
 def build_bundle(detector: bytes, landmarks: bytes) -> bytes:

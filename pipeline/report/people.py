@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkforge.curation.face.identity import same_person
+from talkforge.curation.face.identity import same_person_threshold
 from talkforge.pipeline.report.quantities import hours_of, tally
 from talkforge.schemas.config import ShardConfig
 from talkforge.schemas.records import PersonRow
@@ -40,7 +40,7 @@ def people_statistics(
     kept = known[known["accepted"]]
     hours = kept.groupby("person_id")["hours"].sum()
     models = known["identity_model"].dropna()
-    threshold = same_person(config, str(models.min()) if len(models) else None)
+    threshold = same_person_threshold(config, str(models.min()) if len(models) else None)
     return {
         "found": int(known["person_id"].nunique()),
         "kept": len(hours),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import loop
-from talkforge.curation.media import encode_mp4, pictures, read_audio
+from talkforge.curation.media import encode_mp4, read_audio, read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.records import Source
 
@@ -20,7 +20,7 @@ def test_a_loop_is_the_film_again_and_again(tmp_path: Path) -> None:
     encode_mp4(short, frames, 25.0, sound, 18, "veryfast")
     loop(short, long, 4.0)
     video = probe(long, Source(uri=long.name), content_hash(long))
-    seen = list(pictures(long, video))
+    seen = list(read_frames(long, video))
     assert len(seen) % 25 == 0
     laps = len(seen) // 25
     assert video.duration_s >= 4.0
@@ -28,7 +28,7 @@ def test_a_loop_is_the_film_again_and_again(tmp_path: Path) -> None:
     lap_s = np.diff(starts_s)
     assert 1.0 <= lap_s[0] < 1.15
     assert lap_s == pytest.approx(np.full(laps - 1, lap_s[0]), abs=2e-3)
-    grey = [int(picture.rgb().mean()) for picture in seen]
+    grey = [int(frame.rgb().mean()) for frame in seen]
     assert grey == grey[:25] * laps
     for start_s in starts_s:
         loudness = read_audio(long, video, start_s, start_s + 1.0).reshape(4, -1).std(axis=1)

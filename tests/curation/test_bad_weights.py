@@ -19,8 +19,8 @@ from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.face import detect, identity
 from talkforge.curation.face.landmarks import FaceLandmarker
 from talkforge.curation.picture.brisque import Brisque
-from talkforge.curation.picture.hands import HandFinder
-from talkforge.curation.picture.text import TextFinder
+from talkforge.curation.picture.hands import HandDetector
+from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.shots import transnet
 from talkforge.curation.sync import syncnet
 from talkforge.curation.sync.active_speaker import LightAsd
@@ -67,7 +67,7 @@ ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: identity.ArcFace("arcface", path, ""),
         r"expected input \[1, 3, 112, 112\], found \[1, 1, 64, 64\]",
     ),
-    "text detector": (TextFinder, r"expected input \[any, 3, any, any\]"),
+    "text detector": (TextDetector, r"expected input \[any, 3, any, any\]"),
     "dwpose": (DwPose, r"expected input \[3, 384, 288\], found \[1, 64, 64\]"),
     "dnsmos": (dnsmos, r"expected input \[any, 144160\], found \[\[1, 64, 64\]\]"),
 }
@@ -80,7 +80,7 @@ TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
 
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "face": (FaceLandmarker, "expected a bundle for FaceLandmarker"),
-    "hands": (HandFinder, "expected a bundle for HandLandmarker"),
+    "hands": (HandDetector, "expected a bundle for HandLandmarker"),
     "pose": (MediaPipePose, "expected a bundle for PoseLandmarker"),
 }
 

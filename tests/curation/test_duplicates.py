@@ -28,9 +28,9 @@ def read(path: Path) -> Clip:
     """Pictures at 10 Hz, and the sound."""
     video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
     frames: list[np.ndarray] = []
-    for picture in media.pictures(path, video):
-        while video.start_s + len(frames) / SAMPLE_HZ < picture.until_s - 1e-6:
-            frames.append(picture.rgb(longest_edge_px=480))
+    for frame in media.read_frames(path, video):
+        while video.start_s + len(frames) / SAMPLE_HZ < frame.until_s - 1e-6:
+            frames.append(frame.rgb(longest_edge_px=480))
     return frames, media.read_audio(path, video, video.start_s, video.end_s)
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from talkforge.curation.face.detect import Detector, load_detector
+from talkforge.curation.face.detect import FaceDetector, load_detector
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.scan import Scan, faces_visible, scan
 from talkforge.schemas.arrays import Detections
@@ -135,8 +135,8 @@ def test_a_window_is_scanned_alone(two_shots: tuple[Path, Video]) -> None:
 
 def test_each_track_has_a_picture_from_its_middle(two_shots: tuple[Path, Video]) -> None:
     result = scan(*two_shots, 0, 10, ScanConfig(sample_s=0.4, longest_edge_px=640), Squares())
-    assert [result.pictures[t.track].time_s for t in result.tracks] == pytest.approx([0.8, 2.4, 2.4])
-    first, second = result.pictures[0], result.pictures[2]
+    assert [result.images[t.track].time_s for t in result.tracks] == pytest.approx([0.8, 2.4, 2.4])
+    first, second = result.images[0], result.images[2]
     assert first.rgb.shape == (180, 320, 3)
     assert first.rgb.dtype == np.uint8
     assert first.box == pytest.approx([100, 50, 170, 120], abs=1)
@@ -171,7 +171,7 @@ def test_variable_rate_keeps_source_time(tmp_path: Path) -> None:
 def test_twice_gives_the_same_bytes(two_shots: tuple[Path, Video]) -> None:
     def flat(result: Scan) -> list[bytes]:
         arrays = [a for t in result.tracks for a in (t.times_s, t.boxes, t.scores)]
-        arrays += [a for p in result.pictures.values() for a in (p.rgb, p.box)]
+        arrays += [a for p in result.images.values() for a in (p.rgb, p.box)]
         return [a.tobytes() for a in arrays]
 
     first, second = (scan(*two_shots, 0, 10, ScanConfig(), Squares()) for _ in range(2))
@@ -220,14 +220,14 @@ def test_only_the_span_counts() -> None:
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def detector() -> FaceDetector:
     try:
         return load_detector(ScanConfig())
     except ModelError as error:
         pytest.skip(f"CenterFace's weights cannot be had: {error}")
 
 
-def scanned(path: Path, detector: Detector, config: ScanConfig) -> Scan:
+def scanned(path: Path, detector: FaceDetector, config: ScanConfig) -> Scan:
     video = probe(path, Source(uri=path.name), content_hash(path))
     return scan(path, video, 0, video.end_s, config, detector)
 
@@ -236,7 +236,7 @@ def scanned(path: Path, detector: Detector, config: ScanConfig) -> Scan:
     ("name", "height_px"),
     [("grid_bbaf2n.mpg", 145), ("sk_carphone_pristine.mp4", 62), ("st_katie.mp4", 317), ("vr_1.mp4", 275)],
 )
-def test_one_speaker_is_one_track(clips_dir: Path, detector: Detector, name: str, height_px: int) -> None:
+def test_one_speaker_is_one_track(clips_dir: Path, detector: FaceDetector, name: str, height_px: int) -> None:
     result = scanned(clips_dir / name, detector, ScanConfig(sample_s=1.5))
     (scene,), (track,) = result.scenes, result.tracks
     assert (track.start_s, track.end_s) == (scene.start_s, scene.end_s)
@@ -252,10 +252,10 @@ def test_an_animation_has_no_face(clips_dir: Path) -> None:
     result = scanned(clips_dir / "sk_bigbuckbunny.mp4", load_detector(config), config)
     assert len(result.scenes) == 1
     assert result.tracks == ()
-    assert result.pictures == {}
+    assert result.images == {}
 
 
-def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detector: Detector) -> None:
+def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detector: FaceDetector) -> None:
     path, config = clips_dir / "ls_demo3.mp4", ScanConfig(longest_edge_px=384)
     video = probe(path, Source(uri=path.name), content_hash(path))
     result = scan(path, video, 8.0, 10.0, config, detector)
@@ -267,7 +267,7 @@ def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detect
     assert faces_visible(result.detections, 8.0, 10.0) == 1
 
 
-def test_the_stage_is_cut_at_its_frames_in_container_time(clips_dir: Path, detector: Detector) -> None:
+def test_the_stage_is_cut_at_its_frames_in_container_time(clips_dir: Path, detector: FaceDetector) -> None:
     result = scanned(clips_dir / "fr_hamilton.mp4", detector, ScanConfig(sample_s=2.0))
     start_s = result.scenes[0].start_s
     assert start_s == pytest.approx(0.844, abs=2e-3)  # the pictures begin after the sound

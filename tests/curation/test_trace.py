@@ -12,18 +12,17 @@ import pytest
 
 from examples.talking_heads import side_by_side, varied_take, write
 from talkforge.curation import media, trace
+from talkforge.curation.clips import Candidate
 from talkforge.curation.face import crops as face_crops
 from talkforge.curation.face.landmarks import FaceLandmarker
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.curation.picture.scorer import PictureMeter
+from talkforge.curation.picture.scorer import PictureScorer
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import FaceTrack
 from talkforge.schemas.config import MeasureConfig, PictureConfig
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Clip, Source, Speaker, Video, clip_id
 from talkforge.schemas.units import frames_from_seconds
-
-Pairs = list[trace.Pair]
 
 CONFIG = MeasureConfig.model_validate({"motion": {"body": "none"}})
 
@@ -44,7 +43,7 @@ def track_of(number: int, box: np.ndarray) -> FaceTrack:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, Pairs]:
+def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, list[Candidate]]:
     """Two heads side by side; a clip of the left one, and a later one of the right one."""
     path = tmp_path_factory.mktemp("trace") / "two.mp4"
     take = side_by_side(varied_take(3, duration_s=2), varied_take(5, duration_s=2))
@@ -52,7 +51,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, Pairs]:
     boxes = [np.median(face.box, axis=0) for face in take.faces]
     clips = [clip_of(0, 0.0, 1.2), clip_of(1, 0.48, 1.6)]
     video = probe(path, Source(uri=str(path)), content_hash(path))
-    return path, video, [(clip, track_of(i, boxes[i])) for i, clip in enumerate(clips)]
+    return path, video, [Candidate(clip, track_of(i, boxes[i])) for i, clip in enumerate(clips)]
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +68,21 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_together_is_the_same_as_apart_in_one_decode(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, video, pairs = film
-    apart = [trace.trace(path, video, [pair], landmarker, None, CONFIG) for pair in pairs]
+    path, video, candidates = film
+    apart = [trace.trace(path, video, [one], landmarker, None, CONFIG) for one in candidates]
     decoded: list[tuple[float, float]] = []
 
-    def counted(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Picture]:
+    def counted(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Frame]:
         decoded.append((start_s, end_s))
-        return media.pictures(path, video, start_s, end_s)
+        return media.read_frames(path, video, start_s, end_s)
 
-    monkeypatch.setattr(trace, "pictures", counted)
-    together = trace.trace(path, video, pairs, landmarker, None, CONFIG)
+    monkeypatch.setattr(trace, "read_frames", counted)
+    together = trace.trace(path, video, candidates, landmarker, None, CONFIG)
     assert decoded == [(0.0, 1.6)]
-    assert list(together) == [clip.clip_id for clip, _ in pairs]
-    for (clip, _), alone in zip(pairs, apart, strict=True):
+    assert list(together) == [clip.clip_id for clip, _ in candidates]
+    for (clip, _), alone in zip(candidates, apart, strict=True):
         found = together[clip.clip_id]
         assert isinstance(found, trace.Trace)
         assert same(found, alone[clip.clip_id])
@@ -92,95 +91,101 @@ def test_together_is_the_same_as_apart_in_one_decode(
         assert (found.lips.valid == 2).all()
         assert found.crops.shape == (trace.NUM_CROPS, 112, 112, 3)
         assert found.thumbnail[:3] == b"\xff\xd8\xff"
-    left, right = (together[clip.clip_id] for clip, _ in pairs)
+    left, right = (together[clip.clip_id] for clip, _ in candidates)
     assert isinstance(left, trace.Trace) and isinstance(right, trace.Trace)
     assert np.nanmax(left.landmarks.points[..., 0]) < 256 < np.nanmin(right.landmarks.points[..., 0])
 
 
 def test_a_watch_sees_every_frame_of_its_own_face(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker
 ) -> None:
-    path, video, pairs = film
+    path, video, candidates = film
     seen: dict[str, np.ndarray] = {}
 
-    def watch(clip: Clip, crops: np.ndarray) -> Speaker:
+    def score_speaker(clip: Clip, crops: np.ndarray) -> Speaker:
         seen[clip.clip_id] = crops
         return Speaker(
             speaking_fraction=clip.track / 4, sync_c=None, sync_d=None, sync_net_offset_frames=None
         )
 
-    traced = trace.trace(path, video, pairs, landmarker, None, CONFIG, watch)
-    for clip, track in pairs:
+    traced = trace.trace(path, video, candidates, landmarker, None, CONFIG, score_speaker)
+    for clip, track in candidates:
         found = traced[clip.clip_id]
         assert isinstance(found, trace.Trace)
         assert found.speaker_row is not None
         assert found.speaker_row.speaking_fraction == clip.track / 4
         (box,) = face_crops.smooth_boxes(track.boxes[:1])
-        frames = list(media.pictures(path, video, clip.start_s, clip.end_s))
+        frames = list(media.read_frames(path, video, clip.start_s, clip.end_s))
         alone = [face_crops.crop_face(p.rgb(clip.width_px, clip.height_px), box) for p in frames]
         assert np.array_equal(seen[clip.clip_id], np.stack(alone)[: clip.num_frames])
 
 
-def test_a_watch_sees_grey_where_there_was_no_picture(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+def test_the_speaker_is_scored_on_grey_where_there_was_no_frame(
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker
 ) -> None:
-    path, video, pairs = film
+    path, video, candidates = film
     beyond = clip_of(0, 1.6, 2.4)
     seen: list[np.ndarray] = []
 
-    def watch(_: Clip, crops: np.ndarray) -> Speaker:
+    def score_speaker(_: Clip, crops: np.ndarray) -> Speaker:
         seen.append(crops)
         return Speaker(speaking_fraction=None, sync_c=None, sync_d=None, sync_net_offset_frames=None)
 
-    trace.trace(path, video, [(beyond, pairs[0][1])], landmarker, None, CONFIG, watch)
+    trace.trace(
+        path, video, [Candidate(beyond, candidates[0].track)], landmarker, None, CONFIG, score_speaker
+    )
     (crops,) = seen
     assert [bool((crop == face_crops.GREY_LEVEL).all()) for crop in crops] == [False] * 10 + [True] * 10
 
 
-def test_a_meter_sees_the_pictures_of_each_clip(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+def test_a_picture_scorer_sees_the_frames_of_each_clip(
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker
 ) -> None:
-    path, video, pairs = film
-    without = trace.trace(path, video, pairs[:1], landmarker, None, CONFIG)
-    traced = trace.trace(path, video, pairs, landmarker, None, CONFIG, meter=PictureMeter(PictureConfig()))
-    for clip, _ in pairs:
+    path, video, candidates = film
+    without = trace.trace(path, video, candidates[:1], landmarker, None, CONFIG)
+    traced = trace.trace(
+        path, video, candidates, landmarker, None, CONFIG, picture_scorer=PictureScorer(PictureConfig())
+    )
+    for clip, _ in candidates:
         found = traced[clip.clip_id]
         assert isinstance(found, trace.Trace)
         assert found.picture_row is not None
         assert found.picture_row.black_bar_fraction == 0
         assert found.picture_row.text_fraction is None
-    alone = without[pairs[0][0].clip_id]
+    alone = without[candidates[0].clip.clip_id]
     assert isinstance(alone, trace.Trace)
     assert alone.picture_row is None
 
 
 def test_an_error_stands_for_the_clips_it_hit(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, video, pairs = film
-    later = (clip_of(0, 1.6, 2.0), pairs[0][1])
+    path, video, candidates = film
+    later = Candidate(clip_of(0, 1.6, 2.0), candidates[0].track)
 
-    def broken(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Picture]:
+    def broken(path: Path, video: Video, start_s: float, end_s: float) -> Iterator[media.Frame]:
         if start_s < 1:
             raise MediaError("damaged")
-        return media.pictures(path, video, start_s, end_s)
+        return media.read_frames(path, video, start_s, end_s)
 
-    monkeypatch.setattr(trace, "pictures", broken)
-    found = trace.trace(path, video, [*pairs, later], landmarker, None, CONFIG)
+    monkeypatch.setattr(trace, "read_frames", broken)
+    found = trace.trace(path, video, [*candidates, later], landmarker, None, CONFIG)
     kinds = {key: str(value) if isinstance(value, Exception) else type(value) for key, value in found.items()}
     assert kinds == {
-        pairs[0][0].clip_id: "damaged",
-        pairs[1][0].clip_id: "damaged",
-        later[0].clip_id: trace.Trace,
+        candidates[0].clip.clip_id: "damaged",
+        candidates[1].clip.clip_id: "damaged",
+        later.clip.clip_id: trace.Trace,
     }
 
 
-def test_pictures_that_end_early_leave_frames_unseen(
-    film: tuple[Path, Video, Pairs], landmarker: FaceLandmarker
+def test_a_video_that_ends_early_leaves_frames_unseen(
+    film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker
 ) -> None:
-    path, video, pairs = film
+    path, video, candidates = film
     beyond = clip_of(0, 1.6, 2.4)
-    traced = trace.trace(path, video, [(beyond, pairs[0][1])], landmarker, None, CONFIG)[beyond.clip_id]
+    traced = trace.trace(path, video, [Candidate(beyond, candidates[0].track)], landmarker, None, CONFIG)[
+        beyond.clip_id
+    ]
     assert isinstance(traced, trace.Trace)
     assert traced.landmarks.seen.tolist() == [True] * 10 + [False] * 10
     assert traced.lips.valid[10:].tolist() == [0] * 10
@@ -201,5 +206,7 @@ def test_clips_are_grouped_by_the_footage_they_share(
     spans: list[tuple[float, float]], groups: list[list[int]]
 ) -> None:
     box = np.array([0, 0, 10, 10], np.float32)
-    pairs = [(clip_of(i, start_s, end_s), track_of(i, box)) for i, (start_s, end_s) in enumerate(spans)]
-    assert [[clip.track for clip, _ in group] for group in trace.overlapping(pairs)] == groups
+    candidates = [
+        Candidate(clip_of(i, start_s, end_s), track_of(i, box)) for i, (start_s, end_s) in enumerate(spans)
+    ]
+    assert [[clip.track for clip, _ in group] for group in trace.overlapping(candidates)] == groups

@@ -16,7 +16,7 @@ from examples.learn import FULL, SHORT, Bounds, Row
 from examples.learn_figures import Figures, Shown
 from examples.learn_measures import Mouth, MouthReader, boxes, correlation, motion_around
 from talkforge.curation.audio.logmel import LogMelEncoder
-from talkforge.curation.media.audio import read_sound
+from talkforge.curation.media.audio import read_audio_file
 from talkforge.schemas.arrays import Bytes, Floats
 
 GOOD = Figures(
@@ -198,7 +198,7 @@ def test_what_is_kept_shows_both(tmp_path: Path) -> None:
     reader = cv2.VideoCapture(str(tmp_path / "heads.mp4"))
     assert int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) == 42
     assert reader.get(cv2.CAP_PROP_FRAME_WIDTH) == 2 * 192 and reader.get(cv2.CAP_PROP_FRAME_HEIGHT) == 192
-    assert abs(len(read_sound(tmp_path / "heads.mp4", 48_000)) - 42 * 1920) < 2048
+    assert abs(len(read_audio_file(tmp_path / "heads.mp4", 48_000)) - 42 * 1920) < 2048
 
 
 # --------------------------------------------------------------------------- all of it, short

@@ -75,7 +75,7 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a video was opened")
 
-    for module, name in [(media, "pictures"), (media, "read_audio"), (trace, "pictures")]:
+    for module, name in [(media, "read_frames"), (media, "read_audio"), (trace, "read_frames")]:
         monkeypatch.setattr(module, name, refuse)
 
 

@@ -90,7 +90,7 @@ def test_frames_and_samples_are_those_of_the_source(
 
     (tmp_path / "clip.mp4").write_bytes(found.mp4)
     again = probe(tmp_path / "clip.mp4", Source(uri="clip.mp4"), "0" * 64)
-    shown = [number_of(picture.rgb()) for picture in media.pictures(tmp_path / "clip.mp4", again)]
+    shown = [number_of(frame.rgb()) for frame in media.read_frames(tmp_path / "clip.mp4", again)]
     assert shown == list(numbers)
     assert (again.fps, again.width_px, again.height_px) == (fps, WIDTH_PX, HEIGHT_PX)
 

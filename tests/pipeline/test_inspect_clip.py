@@ -63,7 +63,7 @@ def arrays_of(frames: int = FRAMES) -> ClipArrays:
 
 def read(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     written = probe(path, Source(uri=str(path)), content_hash(path))
-    frames = [picture.rgb() for picture in media.pictures(path, written)]
+    frames = [frame.rgb() for frame in media.read_frames(path, written)]
     return frames, media.read_audio(path, written, 0, len(frames) / FPS)
 
 

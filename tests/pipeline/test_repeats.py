@@ -112,7 +112,7 @@ def test_copies_are_found_and_let_in_without_decoding(
     assert len(small_arrays) >= 2
     assert set(small_arrays.values()) == {1}
 
-    for module, name in [(media, "pictures"), (media, "read_audio"), (trace, "pictures"), (av, "open")]:
+    for module, name in [(media, "read_frames"), (media, "read_audio"), (trace, "read_frames"), (av, "open")]:
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a video was opened"))
     before = store.read("ledger.parquet")
     off = apply_settings(config.model_dump(mode="json"), ["thresholds.near_duplicates=false"])

@@ -160,7 +160,7 @@ def test_a_portrait_and_its_sound_become_a_video(run: Path, tmp_path: Path) -> N
     generate.generate(run, image, audio, tmp_path / "out.mp4", omega_face=0.9, seed=3, device="cpu")
     pictures, fps = shown(tmp_path / "out.mp4")
     assert pictures.shape == (FRAMES, EDGE_PX, EDGE_PX, 3) and fps == 25
-    sound = generate.read_sound(tmp_path / "out.mp4", HZ, 2)
+    sound = generate.read_audio_file(tmp_path / "out.mp4", HZ, 2)
     assert abs(len(sound) / HZ - FRAMES / 25) < 0.03
     peak = np.argmax(np.abs(np.fft.rfft(sound[:12_000, 0]))) * HZ / 12_000
     assert abs(peak - 440) <= 4
@@ -171,10 +171,10 @@ def test_a_portrait_and_its_sound_become_a_video(run: Path, tmp_path: Path) -> N
 def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) -> None:
     """Of the window, by the data set's encoder; silence follows sound that is too short."""
     facts = some_facts(speech_dim=80, identity_dim=0)
-    loud = generate.read_sound(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
+    loud = generate.read_audio_file(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
     heard = generate._speech(loud, facts, FRAMES)
     assert heard.shape == (1, 18, 80) and heard.dtype == torch.float32
-    mono = generate.read_sound(tmp_path / "tone.wav")
+    mono = generate.read_audio_file(tmp_path / "tone.wav")
     (stored,) = LogMelEncoder().encode([np.pad(mono, (0, 16_000))], [18])
     loudest = stored[:9].astype(np.float32) > 0.25  # a resampler's leakage is heard 60 dB below
     assert loudest.any(axis=1).all()
@@ -287,7 +287,7 @@ def test_a_preview_shows_what_was_generated_beside_the_truth(tmp_path: Path) -> 
     truth = pictures[:, 8:24, EDGE_PX + 8 : 2 * EDGE_PX - 8].mean(axis=(1, 2))
     assert np.abs(truth[:, 0] - (24 + 7 * np.arange(FRAMES))).max() < 6
     assert np.abs(truth[:, 2] - 48).max() < 6
-    assert len(generate.read_sound(written[1], HZ, 2)) > 0
+    assert len(generate.read_audio_file(written[1], HZ, 2)) > 0
 
 
 def test_held_out_samples_come_first_and_unfit_ones_are_passed_over(
@@ -323,7 +323,7 @@ def test_sound_is_as_long_as_the_pictures(tmp_path: Path) -> None:
     )
     for name, loud in (("long", ringing), ("short", ringing[: HZ // 10])):
         write(tmp_path / f"{name}.mp4", pictures, 25.0, loud)
-    long, short = (generate.read_sound(tmp_path / f"{name}.mp4", HZ, 2) for name in ("long", "short"))
+    long, short = (generate.read_audio_file(tmp_path / f"{name}.mp4", HZ, 2) for name in ("long", "short"))
     assert abs(len(long) - HZ * 0.4) < 1100 and abs(len(short) - HZ * 0.4) < 1100
     assert np.abs(short[HZ // 10 + 2400 :]).max() < 0.01 < 0.3 < np.abs(long[HZ // 10 + 2400 : HZ // 3]).max()
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from talkforge.curation.body import motion
 from talkforge.curation.body.dwpose import DwPose
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.body.pose import PoseTracer, load_model
+from talkforge.curation.body.pose import PoseTracer, load_estimator
 from talkforge.curation.weights import registry
 from talkforge.pipeline.needs import gather
 from talkforge.schemas.arrays import Bytes
@@ -143,7 +143,7 @@ def test_a_swinging_body_has_its_variance(model: DwPose) -> None:
 
 def test_the_same_picture_gives_the_same_bytes(model: DwPose) -> None:
     rgb = np.random.default_rng(7).integers(0, 255, (480, 640, 3)).astype(np.uint8)
-    first, second = (model.find(rgb, (100, 50, 500, 400)).tobytes() for _ in range(2))
+    first, second = (model.detect(rgb, (100, 50, 500, 400)).tobytes() for _ in range(2))
     assert first == second
 
 
@@ -173,8 +173,8 @@ def test_a_page_is_no_network(tmp_path: Path) -> None:
 def test_it_is_loaded_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = blob_network(tmp_path / "blobs.onnx")
     monkeypatch.setattr(registry, "weights", {"dwpose": path}.__getitem__)
-    assert isinstance(load_model(MotionConfig(body="dwpose")), DwPose)
-    assert load_model(MotionConfig(body="none")) is None
+    assert isinstance(load_estimator(MotionConfig(body="dwpose")), DwPose)
+    assert load_estimator(MotionConfig(body="none")) is None
 
 
 def test_without_weights_the_run_says_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

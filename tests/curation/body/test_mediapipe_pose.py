@@ -27,7 +27,7 @@ def astronaut() -> Floats:
         model = MediaPipePose(registry.pose_task())
     except ModelError as error:
         pytest.skip(str(error))
-    (joints,) = model.find(skimage.data.astronaut(), (30, 10, 430, 512))
+    (joints,) = model.detect(skimage.data.astronaut(), (30, 10, 430, 512))
     return joints
 
 

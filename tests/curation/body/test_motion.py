@@ -10,7 +10,7 @@ from talkforge.schemas.arrays import Floats, Landmarks
 
 FPS = 25.0
 EYES_PX = 100.0
-LIPS = [i for i in range(11, 109) if i in motion.EXPRESSION_POINTS and i not in motion.STEADY_POINTS]
+LIPS = [i for i in range(11, 109) if i in motion.EXPRESSION_POINTS and i not in motion.RIGID_POINTS]
 """Some points that an expression moves; which ones does not matter here."""
 
 
@@ -58,7 +58,7 @@ def test_the_unit_is_the_distance_of_the_eyes() -> None:
 
 def test_blinks_and_gaze_are_no_expression() -> None:
     points = face(100)
-    still = sorted(set(range(478)) - set(motion.EXPRESSION_POINTS) - set(motion.STEADY_POINTS))
+    still = sorted(set(range(478)) - set(motion.EXPRESSION_POINTS) - set(motion.RIGID_POINTS))
     assert len(still) == 10 + 32 - 4  # irises, and eyelids without their corners
     points[:, still, 1] += np.random.default_rng(0).normal(0, 10, (100, 1))
     assert motion.omega_face(filmed(points)) == pytest.approx(0, abs=1e-9)
@@ -102,8 +102,8 @@ def body(frames: int) -> Floats:
     return joints
 
 
-def still_camera(frames: int) -> pose.Camera:
-    return pose.Camera(np.arange(frames), np.repeat(np.eye(2, 3)[None], frames, axis=0))
+def still_camera(frames: int) -> pose.CameraMotion:
+    return pose.CameraMotion(np.arange(frames), np.repeat(np.eye(2, 3)[None], frames, axis=0))
 
 
 def test_a_still_body_is_still_under_a_pan_and_a_zoom() -> None:
@@ -133,7 +133,7 @@ def test_without_shoulders_or_frames_there_is_no_body() -> None:
     joints = body(30)
     joints[:28, motion.LEFT_SHOULDER] = np.nan
     assert motion.omega_body(joints, still_camera(30)) is None
-    assert motion.omega_body(body(30), pose.Camera(np.arange(3), np.zeros((3, 2, 3)))) is None
+    assert motion.omega_body(body(30), pose.CameraMotion(np.arange(3), np.zeros((3, 2, 3)))) is None
     assert motion.omega_body(no_joints(30), still_camera(30)) is None
 
 

@@ -9,9 +9,9 @@ import pytest
 import skimage.data
 
 from talkforge.curation.body import motion, pose
-from talkforge.curation.body.joints import JOINTS, BodyModel
+from talkforge.curation.body.joints import JOINTS, PoseEstimator
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
-from talkforge.curation.media import clip_size, frames_shown, pictures
+from talkforge.curation.media import clip_indices, clip_size, read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes
@@ -50,7 +50,7 @@ def studio(camera_px: int = 0, body_px: int = 0) -> Bytes:
 
 
 def watch(
-    model: BodyModel, camera_px: Callable[[int], int], body_px: Callable[[int], int]
+    model: PoseEstimator, camera_px: Callable[[int], int], body_px: Callable[[int], int]
 ) -> pose.PoseTracer:
     tracer = pose.PoseTracer(model, clip_of(41, SIDE, SIDE), 5)
     for k in range(41):
@@ -122,15 +122,15 @@ def test_each_of_two_people_keeps_their_own_body(model: MediaPipePose) -> None:
         assert np.isfinite(x).sum() >= 11
 
 
-def real_body(path: Path, box: tuple[float, float, float, float], model: BodyModel) -> float | None:
+def real_body(path: Path, box: tuple[float, float, float, float], model: PoseEstimator) -> float | None:
     """omega_body of the first three seconds; `box` in clip pixels."""
     video = probe(path, Source(uri=path.name), content_hash(path))
     clip = clip_of(70, *clip_size(video, 1024), start_s=video.start_s)
     tracer = pose.PoseTracer(model, clip, 5)
-    for picture in pictures(path, video, clip.start_s, clip.end_s):
-        shown = frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+    for frame in read_frames(path, video, clip.start_s, clip.end_s):
+        shown = clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if any(k % 5 == 0 for k in shown):
-            tracer.push(shown, picture.rgb(clip.width_px, clip.height_px), np.array(box, np.float32))
+            tracer.push(shown, frame.rgb(clip.width_px, clip.height_px), np.array(box, np.float32))
     return motion.omega_body(tracer.finish(), tracer.camera())
 
 

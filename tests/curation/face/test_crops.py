@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from talkforge.curation.face.crops import crop_face, nearest_frames, resampled, smooth_boxes, to_asd
+from talkforge.curation.face.crops import crop_face, nearest_frames, resample_crops, smooth_boxes, to_asd
 
 
 def test_a_crop_reaches_from_above_the_centre_to_below_it() -> None:
@@ -53,11 +53,11 @@ def test_one_bad_box_does_not_move_the_crops() -> None:
 
 def test_other_rates_take_the_nearest_frames() -> None:
     faces = np.arange(60)
-    assert resampled(faces, 25.0) is faces
-    at_25 = resampled(faces, 30.0)
+    assert resample_crops(faces, 25.0) is faces
+    at_25 = resample_crops(faces, 30.0)
     assert len(at_25) == 50
     assert at_25[:6].tolist() == [0, 1, 2, 4, 5, 6]
     back = nearest_frames(60, 30.0, 50, 25.0)
     assert back[:7].tolist() == [0, 1, 2, 3, 3, 4, 5]
     assert (back[0], back[-1], len(back)) == (0, 49, 60)
-    assert [len(resampled(faces[:count], 60.0)) for count in (0, 1, 2, 4)] == [0, 1, 1, 2]
+    assert [len(resample_crops(faces[:count], 60.0)) for count in (0, 1, 2, 4)] == [0, 1, 1, 2]

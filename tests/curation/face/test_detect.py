@@ -19,7 +19,7 @@ from talkforge.schemas.records import Scene
 
 
 @pytest.fixture(scope="module")
-def detector() -> detect.Detector:
+def detector() -> detect.FaceDetector:
     try:
         return detect.load_detector(ScanConfig())
     except ModelError as error:
@@ -86,7 +86,7 @@ def test_centerface_decodes_its_maps(tmp_path: Path) -> None:
     assert boxes[1].tolist() == pytest.approx([36, 11, 52, 35], abs=1e-4)
 
 
-def test_centerface_finds_one_speaker(detector: detect.Detector, clips_dir: Path) -> None:
+def test_centerface_finds_one_speaker(detector: detect.FaceDetector, clips_dir: Path) -> None:
     rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
     boxes, scores = detector.detect(rgb)
     assert len(boxes) == 1
@@ -97,7 +97,7 @@ def test_centerface_finds_one_speaker(detector: detect.Detector, clips_dir: Path
     assert abs((x0 + x1) / 2 - 180) < 30  # the speaker sits in the middle of 360 pixels
 
 
-def test_centerface_box_follows_the_face(detector: detect.Detector, clips_dir: Path) -> None:
+def test_centerface_box_follows_the_face(detector: detect.FaceDetector, clips_dir: Path) -> None:
     rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
     padded = np.full((321, 461, 3), 128, np.uint8)
     padded[33:, 101:] = rgb
@@ -106,20 +106,20 @@ def test_centerface_box_follows_the_face(detector: detect.Detector, clips_dir: P
     assert after - before == pytest.approx([101, 33, 101, 33], abs=6)
 
 
-def test_centerface_finds_two_side_by_side(detector: detect.Detector, clips_dir: Path) -> None:
+def test_centerface_finds_two_side_by_side(detector: detect.FaceDetector, clips_dir: Path) -> None:
     rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
     boxes, _ = detector.detect(np.concatenate([rgb, rgb[:, ::-1]], axis=1))
     assert len(boxes) == 2
 
 
-def test_centerface_finds_nobody_in_noise(detector: detect.Detector) -> None:
+def test_centerface_finds_nobody_in_noise(detector: detect.FaceDetector) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     boxes, scores = detector.detect(cv2.GaussianBlur(noise, (0, 0), 3))
     assert boxes.shape == (0, 4)
     assert scores.shape == (0,)
 
 
-def test_detecting_twice_gives_the_same_bytes(detector: detect.Detector, clips_dir: Path) -> None:
+def test_detecting_twice_gives_the_same_bytes(detector: detect.FaceDetector, clips_dir: Path) -> None:
     rgb = first_frame(clips_dir / "grid_brbk7n.mpg")
     again = detect.load_detector(ScanConfig()).detect(rgb)
     for a, b in zip(detector.detect(rgb), again, strict=True):
@@ -150,7 +150,7 @@ def told_scrfd(path: Path) -> Path:
 
 def test_scrfd_runs_through_insightface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = told_scrfd(tmp_path / "det_10g.onnx")
-    monkeypatch.setattr(detect.models, "weights", {"scrfd": path}.__getitem__)
+    monkeypatch.setattr(detect.registry, "weights", {"scrfd": path}.__getitem__)
     detector = detect.load_detector(ScanConfig(detector="scrfd"))
     boxes, scores = detector.detect(np.zeros((64, 64, 3), np.uint8))
     assert detector.name == "scrfd"

@@ -51,14 +51,14 @@ def moved(scale: float, angle_deg: float, shift: tuple[float, float]) -> np.ndar
 
 
 def test_similarity_recovers_scale_turn_and_shift() -> None:
-    found = identity.similarity(identity.TEMPLATE, moved(2.5, 30.0, (7.0, -4.0)))
+    found = identity.similarity_transform(identity.TEMPLATE, moved(2.5, 30.0, (7.0, -4.0)))
     cos, sin = 2.5 * np.cos(np.pi / 6), 2.5 * np.sin(np.pi / 6)
     np.testing.assert_allclose(found, [[cos, -sin, 7.0], [sin, cos, -4.0]], atol=1e-9)
 
 
 def test_similarity_is_the_least_squares_one() -> None:
     target = moved(1.3, -20.0, (3.0, 5.0)) + np.random.default_rng(1).normal(0, 2.0, (5, 2))
-    found = identity.similarity(identity.TEMPLATE, target)
+    found = identity.similarity_transform(identity.TEMPLATE, target)
 
     def error(matrix: np.ndarray) -> float:
         return float(((identity.TEMPLATE @ matrix[:, :2].T + matrix[:, 2] - target) ** 2).sum())
@@ -80,7 +80,7 @@ def test_every_crop_pixel_shows_its_place_in_the_picture(scale: float, angle_deg
     crop = identity.align(rgb, five.astype(np.float32))
     assert crop.shape == (112, 112, 3)
     assert crop.dtype == np.uint8
-    matrix = identity.similarity(identity.TEMPLATE, five)
+    matrix = identity.similarity_transform(identity.TEMPLATE, five)
     x, y = np.meshgrid(np.arange(112), np.arange(112))
     place = np.stack([x, y, np.ones_like(x)], -1) @ matrix.T
     inside = ((place >= 4) & (place <= [695, 795])).all(axis=-1)
@@ -206,10 +206,16 @@ def test_other_inputs_and_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_threshold_is_the_embedders_own_unless_it_is_configured() -> None:
     default = ShardConfig()
-    assert set(identity.SAME_PERSON) == set(identity.EMBEDDERS)
-    assert identity.same_person(default, "mobilefacenet") == identity.same_person(default, None) == 0.5
-    assert identity.same_person(default, "dlib") == pytest.approx(1 - 0.5**2 / (2 * 1.45**2), abs=0.002)
-    assert identity.same_person(ShardConfig(same_person=0.7), "dlib") == 0.7
+    assert set(identity.SAME_PERSON_SIMILARITY) == set(identity.EMBEDDERS)
+    assert (
+        identity.same_person_threshold(default, "mobilefacenet")
+        == identity.same_person_threshold(default, None)
+        == 0.5
+    )
+    assert identity.same_person_threshold(default, "dlib") == pytest.approx(
+        1 - 0.5**2 / (2 * 1.45**2), abs=0.002
+    )
+    assert identity.same_person_threshold(ShardConfig(same_person=0.7), "dlib") == 0.7
 
 
 def test_a_chip_is_what_dlib_itself_would_cut() -> None:
@@ -257,7 +263,7 @@ def crops_of(path: Path, square: tuple[int, int, int]) -> np.ndarray:
     x, y, edge = square
     crops = []
     with vision.FaceLandmarker.create_from_options(options) as landmarker:
-        frames = list(media.pictures(path, video, video.start_s, video.start_s + 2.9))
+        frames = list(media.read_frames(path, video, video.start_s, video.start_s + 2.9))
         for index in np.linspace(0, len(frames) - 1, FRAMES_PER_CLIP).astype(int):
             rgb = np.ascontiguousarray(frames[index].rgb()[y : y + edge, x : x + edge])
             (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, rgb)).face_landmarks
@@ -327,8 +333,8 @@ def test_a_vector_depends_neither_on_its_batch_nor_on_the_number_of_threads(
     np.save(tmp_path / "faces.npy", faces)
     code = (
         "import sys, numpy as np\n"
-        "from curation import identity\n"
-        "from schemas.config import IdentityConfig\n"
+        "from talkforge.curation.face import identity\n"
+        "from talkforge.schemas.config import IdentityConfig\n"
         "faces = np.load(sys.argv[1])\n"
         "np.save(sys.argv[2], identity.load_embedder(IdentityConfig()).embed(faces))\n"
     )
@@ -345,7 +351,7 @@ def test_dlib_tells_people_apart_by_its_own_threshold(crops: dict[str, np.ndarra
         pytest.skip("dlib's weights are not here: talkforge models --fetch dlib")
     embedder = identity.Dlib("dlib", path, registry.MODELS["dlib"].sha256)
     people = {clip: embedder.embed(faces[::2]) for clip, faces in crops.items()}
-    least = identity.SAME_PERSON["dlib"]
+    least = identity.SAME_PERSON_SIMILARITY["dlib"]
     for clip, vectors in people.items():
         assert (vectors.shape, vectors.dtype) == ((3, 128), np.float32)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from talkforge.curation.face.landmarks import CROP_PX, FaceLandmarker, Found, LandmarkTracer, head_angles
-from talkforge.curation.media import clip_size, frames_shown, pictures
+from talkforge.curation.face.landmarks import (
+    LANDMARKER_PX,
+    DetectedFace,
+    FaceLandmarker,
+    LandmarkTracer,
+    head_angles,
+)
+from talkforge.curation.media import clip_indices, clip_size, read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.arrays import Bytes, FaceTrack, Landmarks
 from talkforge.schemas.errors import ModelError
@@ -47,16 +53,16 @@ def trace(
     video = probe(path, Source(uri=path.name), content_hash(path))
     clip = clip_of(num_frames, *clip_size(video, 1024), start_s=video.start_s, fps=fps)
     tracer = LandmarkTracer(landmarker, still_track(box), clip, video)
-    for picture in pictures(path, video, clip.start_s, clip.end_s):
-        shown = frames_shown(picture, clip.start_s, clip.fps, clip.num_frames)
+    for frame in read_frames(path, video, clip.start_s, clip.end_s):
+        shown = clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            tracer.push(shown, picture.rgb(clip.width_px, clip.height_px))
+            tracer.push(shown, frame.rgb(clip.width_px, clip.height_px))
     return tracer.finish()
 
 
 def first_rgb(path: Path) -> Bytes:
     video = probe(path, Source(uri=path.name), content_hash(path))
-    return next(iter(pictures(path, video))).rgb()
+    return next(iter(read_frames(path, video))).rgb()
 
 
 def test_angles_have_the_documented_signs() -> None:
@@ -150,14 +156,14 @@ def test_points_are_in_pixels_of_the_clip(scale: float, clips_dir: Path, landmar
 def test_a_mirrored_face_gives_mirrored_points(clips_dir: Path, landmarker: FaceLandmarker) -> None:
     """Tells whether the points count from pixel centres: otherwise the mean is off by a pixel."""
     rgb = first_rgb(clips_dir / "grid_bbaf2n.mpg")
-    crop = cv2.resize(rgb[40:300, 20:280][:248, :248], (CROP_PX, CROP_PX))
-    straight, mirrored = landmarker.find(crop), landmarker.find(crop[:, ::-1])
+    crop = cv2.resize(rgb[40:300, 20:280][:248, :248], (LANDMARKER_PX, LANDMARKER_PX))
+    straight, mirrored = landmarker.detect(crop), landmarker.detect(crop[:, ::-1])
     assert straight is not None
     assert mirrored is not None
     pairs = np.array([(33, 263), (133, 362), (61, 291), (234, 454), (70, 300), (50, 280)])
     both = np.concatenate([pairs, pairs[:, ::-1]])
     sums = straight.points[both[:, 0], 0] + mirrored.points[both[:, 1], 0]
-    assert sums.mean() == pytest.approx(CROP_PX - 1, abs=0.5)
+    assert sums.mean() == pytest.approx(LANDMARKER_PX - 1, abs=0.5)
 
 
 def test_no_face_is_no_number(landmarker: FaceLandmarker) -> None:
@@ -182,17 +188,17 @@ class _Faces:
         self.calls = 0
         self.mouth = np.array([mouth, 0.0], np.float32)
 
-    def find(self, rgb: Bytes) -> Found | None:
+    def detect(self, rgb: Bytes) -> DetectedFace | None:
         """Points at the corners of the white area."""
         self.calls += 1
         y, x = np.nonzero(rgb[..., 0] > 127)
-        if len(x) == 0 or min(x.min(), y.min()) == 0 or max(x.max(), y.max()) == CROP_PX - 1:
+        if len(x) == 0 or min(x.min(), y.min()) == 0 or max(x.max(), y.max()) == LANDMARKER_PX - 1:
             return None
         points = np.zeros((478, 3), np.float32)
         points[::2] = x.min(), y.min(), 0
         points[1::2] = x.max(), y.max(), 0
         points[[61, 291, 0, 17], :2] = self.mouth + points[2:4, :2].mean(0)
-        return Found(points, np.zeros(52, np.float32), np.zeros(3, np.float32))
+        return DetectedFace(points, np.zeros(52, np.float32), np.zeros(3, np.float32))
 
 
 def drawn(*boxes: tuple[int, int, int, int]) -> Bytes:

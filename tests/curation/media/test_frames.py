@@ -12,15 +12,15 @@ import av
 import numpy as np
 import pytest
 
-from talkforge.curation import media
 from talkforge.curation.media import (
+    clip_indices,
     clip_size,
     decode_flac,
     encode_flac,
     encode_mp4,
-    frames_shown,
-    pictures,
+    frames,
     read_audio,
+    read_frames,
 )
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
@@ -61,7 +61,7 @@ def probed(path: Path) -> Video:
 
 def shown(path: Path, start_s: float = 0.0, end_s: float = math.inf) -> list[tuple[int, float, float]]:
     """(number, time_s, until_s) of every picture."""
-    found = pictures(path, probed(path), start_s, end_s)
+    found = read_frames(path, probed(path), start_s, end_s)
     return [(number_of(p.rgb()), round(p.time_s, 6), round(p.until_s, 6)) for p in found]
 
 
@@ -92,11 +92,11 @@ def test_seeking_changes_nothing(tmp_path: Path, suffix: str) -> None:
         tmp_path / f"a.{suffix}", Pictures(times_s, codec=codec), Sounds([(0, 10)], codec=sound)
     )
     video = probed(path)
-    whole = [(p.time_s, p.until_s, p.rgb()) for p in pictures(path, video)]
+    whole = [(p.time_s, p.until_s, p.rgb()) for p in read_frames(path, video)]
     assert [number_of(rgb) for _, _, rgb in whole] == list(range(250))
     assert np.diff([t for t, _, _ in whole]) == pytest.approx(np.full(249, 0.04), abs=1e-6)
     for start_s, end_s in [(8.013, 8.5), (9.7, 11.0), (3.0, 3.01)]:
-        part = [(p.time_s, p.until_s, p.rgb()) for p in pictures(path, video, start_s, end_s)]
+        part = [(p.time_s, p.until_s, p.rgb()) for p in read_frames(path, video, start_s, end_s)]
         want = [p for p in whole if p[1] > start_s and p[0] < end_s]
         assert [p[:2] for p in part] == [p[:2] for p in want]
         assert all(np.array_equal(a[2], b[2]) for a, b in zip(part, want, strict=True))
@@ -105,9 +105,9 @@ def test_seeking_changes_nothing(tmp_path: Path, suffix: str) -> None:
 def test_seeking_changes_nothing_on_real_clips(clips_dir: Path) -> None:
     for path in map(clips_dir.joinpath, REAL_COUNTS):
         video = probed(path)
-        whole = [(p.time_s, p.until_s) for p in pictures(path, video)]
+        whole = [(p.time_s, p.until_s) for p in read_frames(path, video)]
         start_s = video.end_s - 1.3
-        part = [(p.time_s, p.until_s) for p in pictures(path, video, start_s)]
+        part = [(p.time_s, p.until_s) for p in read_frames(path, video, start_s)]
         assert part == [p for p in whole if p[1] > start_s], path.name
         assert all(a[1] == b[0] for a, b in itertools.pairwise(whole)), path.name
         assert whole[0][0] == video.start_s, path.name
@@ -117,7 +117,7 @@ def test_seeking_changes_nothing_on_real_clips(clips_dir: Path) -> None:
 @pytest.mark.parametrize("name", REAL_COUNTS)
 def test_every_picture_of_real_clips(clips_dir: Path, name: str) -> None:
     path = clips_dir / name
-    assert sum(1 for _ in pictures(path, probed(path))) == REAL_COUNTS[name]
+    assert sum(1 for _ in read_frames(path, probed(path))) == REAL_COUNTS[name]
 
 
 def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path, clips_dir: Path) -> None:
@@ -125,7 +125,7 @@ def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path, clips_dir:
     assert shown(path)[0] == (0, 0.85, 0.89)
     assert clicks_heard(read_audio(path, probed(path), 0, 2), 16_000) == pytest.approx([0.85, 1.2], abs=1e-3)
     hamilton = clips_dir / "fr_hamilton.mp4"
-    first = next(pictures(hamilton, probed(hamilton)))
+    first = next(read_frames(hamilton, probed(hamilton)))
     assert first.time_s == pytest.approx(10214 / 11988 - 353 / 44100, abs=1e-12)
 
 
@@ -145,22 +145,22 @@ def test_pictures_are_upright_and_square(
     tmp_path: Path, stream: Pictures, shape: tuple[int, int, int]
 ) -> None:
     path = write_media(tmp_path / "a.mp4", stream)
-    for n, picture in enumerate(pictures(path, probed(path))):
-        rgb = picture.rgb()
+    for n, frame in enumerate(read_frames(path, probed(path))):
+        rgb = frame.rgb()
         assert rgb.shape == shape and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
         assert number_of(rgb) == n and is_upright(rgb)
 
 
 def test_sizes_on_request(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(1), rotation_deg=90))
-    picture = next(pictures(path, probed(path)))
-    assert picture.rgb().shape == (96, 64, 3)
-    assert picture.rgb(longest_edge_px=48).shape == (48, 32, 3)
-    assert picture.rgb(longest_edge_px=4000).shape == (96, 64, 3)
-    assert picture.rgb(width_px=32).shape == (48, 32, 3)
-    assert picture.rgb(height_px=192).shape == (192, 128, 3)
-    assert picture.rgb(50, 40).shape == (40, 50, 3)
-    assert is_upright(picture.rgb(50, 40))
+    frame = next(read_frames(path, probed(path)))
+    assert frame.rgb().shape == (96, 64, 3)
+    assert frame.rgb(longest_edge_px=48).shape == (48, 32, 3)
+    assert frame.rgb(longest_edge_px=4000).shape == (96, 64, 3)
+    assert frame.rgb(width_px=32).shape == (48, 32, 3)
+    assert frame.rgb(height_px=192).shape == (192, 128, 3)
+    assert frame.rgb(50, 40).shape == (40, 50, 3)
+    assert is_upright(frame.rgb(50, 40))
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv422p10le", "bgr0"])
@@ -182,7 +182,7 @@ def test_colours(tmp_path: Path, pix_fmt: str, size: tuple[int, int]) -> None:
             frame = frame.reformat(format=stream.pix_fmt, **colours)
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        shown_rgb = next(pictures(path, probed(path))).rgb(*size)[15, 20]
+        shown_rgb = next(read_frames(path, probed(path))).rgb(*size)[15, 20]
         assert shown_rgb.astype(int) == pytest.approx(np.array(rgb), abs=3)
 
 
@@ -221,7 +221,7 @@ def test_nothing_decodable(tmp_path: Path) -> None:
     video = probed(path)
     write_media(path, Pictures([]), Sounds([(0, 1)]))
     with pytest.raises(MediaError, match=r"'a.mkv': expected pictures, found none"):
-        list(pictures(path, video))
+        list(read_frames(path, video))
 
 
 def test_no_timestamps(tmp_path: Path) -> None:
@@ -233,21 +233,21 @@ def test_no_timestamps(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(1000), gop=250))
     held = []
-    for n, picture in enumerate(pictures(path, probed(path))):
+    for n, frame in enumerate(read_frames(path, probed(path))):
         if n % 250 == 200:
             gc.collect()
             held.append(Counter(type(thing) for thing in gc.get_objects()))
-        del picture
-    assert [(h[media._Frame], h[media.Picture]) for h in held] == [(2, 1)] * 4
+        del frame
+    assert [(h[frames._DecodedFrame], h[frames.Frame]) for h in held] == [(2, 1)] * 4
 
 
 # --- frames of a clip ---
 
 
-def test_frames_shown_partition_the_clip(tmp_path: Path) -> None:
+def test_clip_indices_partition_the_clip(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures([0, 0.04, 0.1, 0.35, 0.36, 0.5, 1.2, 1.25]))
     video = probed(path)
-    ranges = [frames_shown(p, 0.02, 25.0, 30) for p in pictures(path, video, 0.02, 0.02 + 30 / 25)]
+    ranges = [clip_indices(p, 0.02, 25.0, 30) for p in read_frames(path, video, 0.02, 0.02 + 30 / 25)]
     assert [k for r in ranges for k in r] == list(range(30))
     # Instants 0.02, 0.06, 0.10, ...: the picture of 0.36 is never in force at one of them.
     assert [list(r) for r in ranges[:6]] == [
@@ -262,15 +262,15 @@ def test_frames_shown_partition_the_clip(tmp_path: Path) -> None:
 
 def test_same_rate_shows_each_picture_once_despite_rounded_clocks(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures(steady(90, fps=30.0)))
-    found = list(pictures(path, probed(path)))
+    found = list(read_frames(path, probed(path)))
     assert found[1].time_s == pytest.approx(0.033, abs=1e-12)  # Matroska counts milliseconds
-    assert [list(frames_shown(p, 0.0, 30.0, 90)) for p in found] == [[k] for k in range(90)]
+    assert [list(clip_indices(p, 0.0, 30.0, 90)) for p in found] == [[k] for k in range(90)]
 
 
 def test_a_late_first_picture_covers_nothing_before_it(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.5)), Sounds([(0, 2)]))
-    first = next(pictures(path, probed(path)))
-    assert list(frames_shown(first, 0.42, 25.0, 10)) == [2]
+    first = next(read_frames(path, probed(path)))
+    assert list(clip_indices(first, 0.42, 25.0, 10)) == [2]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,9 @@ def test_clip_round_trip(tmp_path: Path, fps: float) -> None:
 def test_clip_keeps_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
     path = tmp_path / "a.mp4"
     encode_mp4(path, [np.full((64, 64, 3), rgb, np.uint8)] * 2, 25.0, None, crf=10, preset="veryfast")
-    assert next(pictures(path, probed(path))).rgb()[32, 32].astype(int) == pytest.approx(np.array(rgb), abs=2)
+    assert next(read_frames(path, probed(path))).rgb()[32, 32].astype(int) == pytest.approx(
+        np.array(rgb), abs=2
+    )
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.portraits import frame
-from talkforge.curation.picture.black_bars import BarFinder
+from talkforge.curation.picture.black_bars import BlackBarDetector
 
 WIDTH, HEIGHT = 160, 120
 
@@ -26,10 +26,10 @@ def barred(picture: np.ndarray, top: int = 0, bottom: int = 0, left: int = 0, ri
 
 
 def share(pictures: Sequence[np.ndarray]) -> float | None:
-    finder = BarFinder()
+    detector = BlackBarDetector()
     for picture in pictures:
-        finder.push(picture)
-    return finder.finish()
+        detector.push(picture)
+    return detector.finish()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_dark_stage_with_a_lit_head_has_no_bars() -> None:
 
 
 def test_no_picture_no_answer() -> None:
-    assert BarFinder().finish() is None
+    assert BlackBarDetector().finish() is None
 
 
 def test_bars_around_a_portrait() -> None:

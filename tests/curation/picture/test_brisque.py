@@ -10,7 +10,7 @@ import pytest
 
 from examples.portraits import portrait
 from talkforge.curation.face.landmarks import FaceLandmarker
-from talkforge.curation.media import pictures
+from talkforge.curation.media import read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.picture import brisque
 from talkforge.curation.picture.brisque import Brisque
@@ -102,8 +102,8 @@ def test_a_good_clip_scores_below_a_poor_one(judge: Brisque, clips_dir: Path) ->
     for name in ("st_katie.mp4", "vr_1.mp4"):
         path = clips_dir / name
         video = probe(path, Source(uri=name), content_hash(path))
-        rgb = next(pictures(path, video, 1.0, 1.1)).rgb(512, 512)
-        found = landmarker.find(rgb)
+        rgb = next(read_frames(path, video, 1.0, 1.1)).rgb(512, 512)
+        found = landmarker.detect(rgb)
         assert found is not None
         score = judge.score(brisque.face_square(rgb, found.points))
         assert score is not None

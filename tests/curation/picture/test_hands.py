@@ -12,10 +12,10 @@ import pytest
 from examples.portraits import PORTRAITS, frame
 from talkforge.curation.face.landmarks import FaceLandmarker
 from talkforge.curation.face.lips import OUTER_LIPS
-from talkforge.curation.media import pictures
+from talkforge.curation.media import read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.picture import hands
-from talkforge.curation.picture.hands import HandFinder
+from talkforge.curation.picture.hands import HandDetector
 from talkforge.curation.picture.scorer import covered
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
@@ -23,9 +23,9 @@ from talkforge.schemas.records import Source
 
 
 @pytest.fixture(scope="module")
-def finder() -> HandFinder:
+def detector() -> HandDetector:
     try:
-        return HandFinder(registry.hand_task())
+        return HandDetector(registry.hand_task())
     except ModelError as error:
         pytest.skip(str(error))
 
@@ -35,7 +35,7 @@ def cut_out(clips_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """An open hand before a white shirt, RGB, and where it is: what is redder than cloth."""
     path = clips_dir / "ls_demo3.mp4"
     video = probe(path, Source(uri=path.name), content_hash(path))
-    rgb = next(pictures(path, video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
+    rgb = next(read_frames(path, video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
     red = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., 1]
     mask = cv2.morphologyEx((red > 138).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     assert 0.25 < mask.mean() < 0.75
@@ -67,28 +67,28 @@ def test_a_hand_is_its_palm_and_its_fingers() -> None:
     assert mask[30, 36:45].all() and not mask[30, 80]  # 0.3 of the 30 px between the outer knuckles
 
 
-def test_nobody_s_hand_is_near_a_portrait_s_mouth(finder: HandFinder) -> None:
+def test_nobody_s_hand_is_near_a_portrait_s_mouth(detector: HandDetector) -> None:
     landmarker = FaceLandmarker(registry.weights("face_landmarker"))
     for name in PORTRAITS:
         rgb = frame(name, 480, 480).picture
-        found = landmarker.find(rgb)
+        found = landmarker.detect(rgb)
         assert found is not None
-        assert finder.find(rgb, found.points) == []
+        assert detector.detect(rgb, found.points) == []
 
 
 @pytest.mark.parametrize("name", PORTRAITS)
 def test_a_hand_over_the_mouth_covers_it_and_one_beside_it_does_not(
-    finder: HandFinder, cut_out: tuple[np.ndarray, np.ndarray], name: str
+    detector: HandDetector, cut_out: tuple[np.ndarray, np.ndarray], name: str
 ) -> None:
     head = frame(name, 480, 480)
-    found = FaceLandmarker(registry.weights("face_landmarker")).find(head.picture)
+    found = FaceLandmarker(registry.weights("face_landmarker")).detect(head.picture)
     assert found is not None
     lips = found.points[list(OUTER_LIPS), :2]
     shares = []
     for shift in ((0.0, 0.1), (0.7, 0.1)):
         centre = lips.mean(0) + np.array(shift) * head.face.height_px
         rgb = held(head.picture, *cut_out, centre, 0.8 * head.face.height_px)
-        near = finder.find(rgb, found.points)
+        near = detector.detect(rgb, found.points)
         assert len(near) == 1
         mask = np.zeros((480, 480), np.uint8)
         hands.paint(mask, near[0])
@@ -97,14 +97,14 @@ def test_a_hand_over_the_mouth_covers_it_and_one_beside_it_does_not(
     assert shares[1] == 0
 
 
-def test_a_face_outside_of_the_picture_has_no_hands(finder: HandFinder) -> None:
+def test_a_face_outside_of_the_picture_has_no_hands(detector: HandDetector) -> None:
     points = np.full((478, 3), -500, np.float32)
     points[:240] -= 20
-    assert finder.find(np.zeros((64, 64, 3), np.uint8), points) == []
+    assert detector.detect(np.zeros((64, 64, 3), np.uint8), points) == []
 
 
-def test_the_bundle_holds_both_models_as_they_are_and_is_made_once(finder: HandFinder) -> None:
-    del finder  # the weights are here
+def test_the_bundle_holds_both_models_as_they_are_and_is_made_once(detector: HandDetector) -> None:
+    del detector  # the weights are here
     path = registry.hand_task()
     before = path.stat().st_mtime_ns
     with zipfile.ZipFile(path) as bundle:
@@ -118,4 +118,4 @@ def test_the_bundle_holds_both_models_as_they_are_and_is_made_once(finder: HandF
 
 def test_another_bundle_is_refused() -> None:
     with pytest.raises(ModelError, match="expected a bundle for HandLandmarker"):
-        HandFinder(registry.weights("face_landmarker"))
+        HandDetector(registry.weights("face_landmarker"))

@@ -12,7 +12,7 @@ from examples.portraits import frame
 from talkforge.curation.face.landmarks import FaceLandmarker
 from talkforge.curation.face.lips import OUTER_LIPS
 from talkforge.curation.picture import scorer
-from talkforge.curation.picture.scorer import PictureMeter, PictureTracer, covered
+from talkforge.curation.picture.scorer import PictureScorer, PictureTracer, covered
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import PictureConfig
@@ -34,7 +34,7 @@ NOTHING = Picture(
 @pytest.fixture(scope="module")
 def face() -> tuple[np.ndarray, Floats]:
     rgb = frame("collins", WIDTH, HEIGHT).picture
-    found = FaceLandmarker(registry.weights("face_landmarker")).find(rgb)
+    found = FaceLandmarker(registry.weights("face_landmarker")).detect(rgb)
     assert found is not None
     return rgb, found.points
 
@@ -46,14 +46,14 @@ def titled(rgb: np.ndarray, baseline_px: float) -> np.ndarray:
     return out
 
 
-class CountingFinder:
+class CountingDetector:
     """Stands for a network, and says what it is told to."""
 
     def __init__(self, answers: list[object]) -> None:
         self.answers = answers
         self.calls = 0
 
-    def find(self, *_: object) -> object:
+    def detect(self, *_: object) -> object:
         self.calls += 1
         return self.answers[(self.calls - 1) % len(self.answers)]
 
@@ -63,7 +63,7 @@ def test_without_being_asked_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError(name)
 
     monkeypatch.setattr(registry, "weights", refuse)
-    tracer = PictureTracer(PictureMeter(PictureConfig()), clip_of(2, 96, 64))
+    tracer = PictureTracer(PictureScorer(PictureConfig()), clip_of(2, 96, 64))
     noise = np.random.default_rng(0).integers(40, 200, (64, 96, 3), dtype=np.uint8)
     tracer.push(range(2), noise, np.ones((478, 3), np.float32))
     assert tracer.finish() == NOTHING
@@ -76,17 +76,17 @@ def test_every_switch_names_its_weights() -> None:
 
 
 def test_no_picture_no_answer() -> None:
-    tracer = PictureTracer(PictureMeter(PictureConfig()), clip_of(2, 96, 64))
+    tracer = PictureTracer(PictureScorer(PictureConfig()), clip_of(2, 96, 64))
     assert tracer.finish() == NOTHING.model_copy(update={"black_bar_fraction": None})
 
 
 @pytest.mark.parametrize(("fps", "held_frames"), [(25.0, 1), (25.0, 2), (30.0, 1), (23.0, 1)])
 def test_text_is_looked_for_once_a_second_and_hands_five_times(fps: float, held_frames: int) -> None:
-    meter = PictureMeter(PictureConfig())
-    text, hand = CountingFinder([np.zeros((32, 32), np.uint8)]), CountingFinder([[]])
-    meter.text, meter.hands = text, hand  # type: ignore[assignment]
+    scorer = PictureScorer(PictureConfig())
+    text, hand = CountingDetector([np.zeros((32, 32), np.uint8)]), CountingDetector([[]])
+    scorer.text, scorer.hands = text, hand  # type: ignore[assignment]
     count = round(4 * fps)
-    tracer = PictureTracer(meter, clip_of(count, 64, 64, fps=fps))
+    tracer = PictureTracer(scorer, clip_of(count, 64, 64, fps=fps))
     points = np.random.default_rng(0).uniform(10, 50, (478, 3)).astype(np.float32)
     for k in range(0, count, held_frames):
         tracer.push(range(k, k + held_frames), np.full((64, 64, 3), 90, np.uint8), points)
@@ -107,9 +107,9 @@ def test_a_hand_counts_where_it_covers_a_quarter_of_the_lips(face: tuple[np.ndar
         out[[1, 9, 13]] = edge - 1 - 0.15 * np.linalg.norm(out[5] - out[17]), out[0, 1]
         return out
 
-    meter = PictureMeter(PictureConfig())
-    meter.hands = CountingFinder([[], [hand(0.9)], [hand(-0.4)], [hand(-0.4), hand(0.9)]])  # type: ignore[assignment]
-    tracer = PictureTracer(meter, clip_of(20, WIDTH, HEIGHT))
+    scorer = PictureScorer(PictureConfig())
+    scorer.hands = CountingDetector([[], [hand(0.9)], [hand(-0.4)], [hand(-0.4), hand(0.9)]])  # type: ignore[assignment]
+    tracer = PictureTracer(scorer, clip_of(20, WIDTH, HEIGHT))
     for k in range(20):
         tracer.push(range(k, k + 1), rgb, points)
     assert tracer.finish().mouth_hand_fraction == 0.5
@@ -118,14 +118,14 @@ def test_a_hand_counts_where_it_covers_a_quarter_of_the_lips(face: tuple[np.ndar
 def test_a_subtitle_is_over_the_mouth_only_where_it_is(face: tuple[np.ndarray, Floats]) -> None:
     rgb, points = face
     try:
-        meter = PictureMeter(PictureConfig(text=True, brisque=True))
+        scorer = PictureScorer(PictureConfig(text=True, brisque=True))
     except ModelError as error:
         pytest.skip(str(error))
     mouth_y = float(points[list(OUTER_LIPS), 1].max())
     clean, below, across = rgb, titled(rgb, HEIGHT - 12), titled(rgb, mouth_y + 4)
     rows = []
     for shown in ([clean] * 4, [below] * 4, [below, across, clean, across]):
-        tracer = PictureTracer(meter, clip_of(100, WIDTH, HEIGHT))
+        tracer = PictureTracer(scorer, clip_of(100, WIDTH, HEIGHT))
         for second, seen in enumerate(shown):
             tracer.push(range(25 * second, 25 * second + 25), seen, points)
         rows.append(tracer.finish())
@@ -136,11 +136,11 @@ def test_a_subtitle_is_over_the_mouth_only_where_it_is(face: tuple[np.ndarray, F
 
 
 def test_without_a_face_text_is_measured_and_the_mouth_is_unknown() -> None:
-    meter = PictureMeter(PictureConfig())
+    scorer = PictureScorer(PictureConfig())
     mask = np.zeros((32, 32), np.uint8)
     mask[:8] = 1
-    meter.text, meter.hands = CountingFinder([mask]), CountingFinder([[]])  # type: ignore[assignment]
-    tracer = PictureTracer(meter, clip_of(50, 64, 64))
+    scorer.text, scorer.hands = CountingDetector([mask]), CountingDetector([[]])  # type: ignore[assignment]
+    tracer = PictureTracer(scorer, clip_of(50, 64, 64))
     tracer.push(range(50), np.full((64, 64, 3), 90, np.uint8), None)
     row = tracer.finish()
     assert row == NOTHING.model_copy(update={"text_fraction": 0.25})

@@ -10,15 +10,15 @@ import pytest
 
 from examples.portraits import PORTRAITS, frame
 from talkforge.curation.picture import text
-from talkforge.curation.picture.text import TextFinder
+from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
 
 
 @pytest.fixture(scope="module")
-def finder() -> TextFinder:
+def detector() -> TextDetector:
     try:
-        return TextFinder(registry.weights("pp_ocr_v4_det"))
+        return TextDetector(registry.weights("pp_ocr_v4_det"))
     except ModelError as error:
         pytest.skip(str(error))
 
@@ -67,14 +67,14 @@ def test_two_lines_are_two_boxes() -> None:
 
 
 @pytest.mark.parametrize("name", PORTRAITS)
-def test_a_portrait_has_no_text_until_some_is_drawn_on_it(finder: TextFinder, name: str) -> None:
+def test_a_portrait_has_no_text_until_some_is_drawn_on_it(detector: TextDetector, name: str) -> None:
     rgb = frame(name, 640, 360).picture
-    assert not finder.find(rgb).any()
+    assert not detector.detect(rgb).any()
     for place in ((150, 330), (150, 200)):  # below the face, and across it
         titled = rgb.copy()
         cv2.putText(titled, "and then we went home", place, 0, 0.9, (0, 0, 0), 6, cv2.LINE_AA)
         cv2.putText(titled, "and then we went home", place, 0, 0.9, (255, 255, 255), 2, cv2.LINE_AA)
-        mask = cv2.resize(finder.find(titled), (640, 360), interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(detector.detect(titled), (640, 360), interpolation=cv2.INTER_NEAREST)
         drawn = np.abs(titled.astype(int) - rgb).max(2) > 40
         rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
         assert mask[drawn].mean() > 0.9
@@ -82,17 +82,17 @@ def test_a_portrait_has_no_text_until_some_is_drawn_on_it(finder: TextFinder, na
         assert box * 0.8 < mask.mean() < box * 2.5
 
 
-def test_a_small_picture_keeps_its_size_and_a_large_one_does_not(finder: TextFinder) -> None:
-    assert finder.find(np.zeros((64, 96, 3), np.uint8)).shape == (64, 96)
-    assert finder.find(np.zeros((1080, 1920, 3), np.uint8)).shape == (256, 480)
+def test_a_small_picture_keeps_its_size_and_a_large_one_does_not(detector: TextDetector) -> None:
+    assert detector.detect(np.zeros((64, 96, 3), np.uint8)).shape == (64, 96)
+    assert detector.detect(np.zeros((1080, 1920, 3), np.uint8)).shape == (256, 480)
 
 
 def test_another_model_is_refused(weights_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"text detector: \S+MobileFaceNet\.onnx: expected input \[any, 3, any, any\]"
     ):
-        TextFinder(weights_dir / "MobileFaceNet.onnx")
+        TextDetector(weights_dir / "MobileFaceNet.onnx")
     page = tmp_path / "page.onnx"
     page.write_text("<html>")
     with pytest.raises(ModelError, match=r"text detector: \S+page\.onnx: is not an ONNX model that runs"):
-        TextFinder(page)
+        TextDetector(page)

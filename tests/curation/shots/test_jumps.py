@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation.face.detect import load_detector
-from talkforge.curation.shots.jumps import Cut, SceneFinder, scenes
+from talkforge.curation.shots.jumps import Cut, CutDetector, scenes
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError
 
@@ -54,10 +54,10 @@ def box(face: Face | None) -> np.ndarray:
 def found(
     pictures: Sequence[np.ndarray], boxes: Sequence[np.ndarray], config: ScanConfig | None = None
 ) -> list[tuple[int, str]]:
-    finder = SceneFinder(config or ScanConfig(), boxes.__getitem__, pictures[0].shape[1])
+    cut_detector = CutDetector(config or ScanConfig(), boxes.__getitem__, pictures[0].shape[1])
     for frame, picture in enumerate(pictures):
-        finder.push(frame / 25, picture)
-    return [(cut.frame, cut.opened_by) for cut in finder.finish()]
+        cut_detector.push(frame / 25, picture)
+    return [(cut.frame, cut.opened_by) for cut in cut_detector.finish()]
 
 
 def told(shots: Sequence[tuple[int, Face | None]], config: ScanConfig | None = None) -> list[tuple[int, str]]:
@@ -143,15 +143,17 @@ def test_faces_are_looked_for_only_at_spikes_and_in_time() -> None:
     background, looked = studio(), []
     newest = -1
 
-    def look(frame: int) -> np.ndarray:
+    def detect_faces(frame: int) -> np.ndarray:
         looked.append(frame)
         assert newest - frame <= 7
         return box((160, 90, 70) if frame < 30 else (220, 90, 70))
 
-    finder = SceneFinder(ScanConfig(), look, WIDTH_PX)
+    cut_detector = CutDetector(ScanConfig(), detect_faces, WIDTH_PX)
     for newest in range(60):
-        finder.push(newest / 25, shown((160, 90, 70) if newest < 30 else (220, 90, 70), background, newest))
-    assert [cut.time_s for cut in finder.finish()] == [30 / 25]
+        cut_detector.push(
+            newest / 25, shown((160, 90, 70) if newest < 30 else (220, 90, 70), background, newest)
+        )
+    assert [cut.time_s for cut in cut_detector.finish()] == [30 / 25]
     assert looked == [29, 30]
 
 
@@ -162,23 +164,25 @@ def test_a_sliver_of_a_face_at_the_edge_is_nothing_to_compare() -> None:
     pictures = [shown(None, studio() if f < 20 else slide, f) for f in range(40)]
     looked: list[int] = []
 
-    def look(frame: int) -> np.ndarray:
+    def detect_faces(frame: int) -> np.ndarray:
         looked.append(frame)
         return sliver
 
     # A threshold out of reach leaves the decision to the face.
-    finder = SceneFinder(ScanConfig(scene_detector="content", scene_threshold=256.0), look, WIDTH_PX)
+    cut_detector = CutDetector(
+        ScanConfig(scene_detector="content", scene_threshold=256.0), detect_faces, WIDTH_PX
+    )
     for frame, picture in enumerate(pictures):
-        finder.push(frame / 25, picture)
-    assert finder.finish() == ()
+        cut_detector.push(frame / 25, picture)
+    assert cut_detector.finish() == ()
     assert looked == [19, 20]
 
 
 def test_one_frame_and_none_have_no_cuts() -> None:
-    finder = SceneFinder(ScanConfig(), lambda _: box(None), WIDTH_PX)
-    assert finder.finish() == ()
-    finder.push(0.0, studio())
-    assert finder.finish() == ()
+    cut_detector = CutDetector(ScanConfig(), lambda _: box(None), WIDTH_PX)
+    assert cut_detector.finish() == ()
+    cut_detector.push(0.0, studio())
+    assert cut_detector.finish() == ()
 
 
 def test_scenes_cover_the_span_without_gap() -> None:
@@ -213,12 +217,12 @@ def looked_at(pictures: Sequence[np.ndarray]) -> list[tuple[int, str]]:
         detector = load_detector(ScanConfig())
     except ModelError as error:
         pytest.skip(f"CenterFace's weights cannot be had: {error}")
-    finder = SceneFinder(
+    cut_detector = CutDetector(
         ScanConfig(), lambda frame: detector.detect(pictures[frame])[0], pictures[0].shape[1]
     )
     for frame, picture in enumerate(pictures):
-        finder.push(frame / 25, picture)
-    return [(cut.frame, cut.opened_by) for cut in finder.finish()]
+        cut_detector.push(frame / 25, picture)
+    return [(cut.frame, cut.opened_by) for cut in cut_detector.finish()]
 
 
 def zoomed(picture: np.ndarray, zoom: float, shift: float = 0.0) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 from talkforge.curation.shots import network
 from talkforge.curation.shots.jumps import Cut
-from talkforge.curation.shots.network import ShotFinder, Transition
+from talkforge.curation.shots.network import Transition, TransitionDetector
 
 
 class Marks:
@@ -23,10 +23,10 @@ class Marks:
 
 
 def added(marked: list[int], known: list[int]) -> list[tuple[int, float, str]]:
-    finder = ShotFinder(Marks(*marked))
+    detector = TransitionDetector(Marks(*marked))
     for number in range(100):
-        finder.push(10 + number / 25, np.full((64, 128, 3), number, np.uint8))
-    cuts = finder.finish([Cut(frame, 10 + frame / 25, "picture") for frame in known])
+        detector.push(10 + number / 25, np.full((64, 128, 3), number, np.uint8))
+    cuts = detector.finish([Cut(frame, 10 + frame / 25, "picture") for frame in known])
     assert [cut.frame for cut in cuts] == sorted(cut.frame for cut in cuts)
     return [(cut.frame, cut.time_s, cut.opened_by) for cut in cuts if cut.frame not in known]
 
@@ -68,4 +68,4 @@ def test_a_dissolve_is_cut_at_both_ends_whatever_was_found_inside() -> None:
 
 
 def test_nothing_pushed_gives_no_cuts() -> None:
-    assert ShotFinder(Marks()).finish([]) == ()
+    assert TransitionDetector(Marks()).finish([]) == ()

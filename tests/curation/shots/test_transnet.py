@@ -47,7 +47,7 @@ def noise(num_frames: int) -> np.ndarray:
 
 def small_frames(path: Path) -> np.ndarray:
     video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
-    return np.stack([shots.shrunk(p.rgb(longest_edge_px=256)) for p in media.pictures(path, video)])
+    return np.stack([shots.network_frame(p.rgb(longest_edge_px=256)) for p in media.read_frames(path, video)])
 
 
 # --- the network -------------------------------------------------------------------------------

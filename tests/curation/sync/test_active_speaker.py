@@ -101,9 +101,9 @@ def clip(clips_dir: Path) -> Callable[[str], Clip]:
             count = LENGTH_S * 25
             boxes = smooth_boxes(np.stack([track.box_at(k / 25) for k in range(count)]))
             faces = np.zeros((count, 112, 112), np.uint8)
-            for picture in media.pictures(path, video, 0, LENGTH_S):
-                for k in media.frames_shown(picture, 0, 25, count):
-                    faces[k] = to_asd(crop_face(picture.rgb(), boxes[k]))
+            for frame in media.read_frames(path, video, 0, LENGTH_S):
+                for k in media.clip_indices(frame, 0, 25, count):
+                    faces[k] = to_asd(crop_face(frame.rgb(), boxes[k]))
             done[name] = faces, media.read_audio(path, video, 0, LENGTH_S)
         return done[name]
 

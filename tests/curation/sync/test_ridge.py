@@ -273,7 +273,7 @@ def talks(clips_dir: Path, weights_dir: Path) -> dict[str, tuple[str, Floats, Fl
 
 def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[str, Floats, Floats]:
     video = probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
-    first = landmarker.find(next(media.pictures(path, video)).rgb())
+    first = landmarker.detect(next(media.read_frames(path, video)).rgb())
     assert first is not None
     box = np.concatenate([first.points[:, :2].min(0), first.points[:, :2].max(0)])[None].astype(np.float32)
     end_s, ones = video.end_s, np.ones(1, np.float32)
@@ -284,8 +284,8 @@ def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[str, Floats,
         fps=25.0, num_frames=frames, width_px=video.width_px, height_px=video.height_px,
     )  # fmt: skip
     tracer = landmarks.LandmarkTracer(landmarker, track, clip, video)
-    for picture in media.pictures(path, video):
-        tracer.push(media.frames_shown(picture, 0.0, 25.0, frames), picture.rgb())
+    for frame in media.read_frames(path, video):
+        tracer.push(media.clip_indices(frame, 0.0, 25.0, frames), frame.rgb())
     samples = media.read_audio(path, video, 0.0, frames / 25.0)
     return (
         video.video_id,

@@ -545,7 +545,7 @@ def test_the_pose_bundle_finds_the_shoulders(clips_dir: Path) -> None:
             assert start % 4 == 0
     path = clips_dir / "ls_demo3.mp4"
     video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
-    rgb = next(media.pictures(path, video, 3.0, 3.1)).rgb()
+    rgb = next(media.read_frames(path, video, 3.0, 3.1)).rgb()
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
     with vision.PoseLandmarker.create_from_options(options) as landmarker:
         (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(rgb))).pose_landmarks
