@@ -28,6 +28,7 @@ from talkforge.pipeline import stages
 from talkforge.pipeline.intake import Intake, failed, stamp_of, take_in
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
+from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import RunError, TalkforgeError
 from talkforge.schemas.records import Source
@@ -284,8 +285,10 @@ def uninterrupted() -> Iterator[None]:
 
 def worker_environment() -> dict[str, str]:
     """Environment of workers: one thread each, so that they neither wait for one another nor
-    give other bytes than a single process; and the folders of weights, which may be relative."""
+    give other bytes than a single process; the folders of weights, which may be relative; and the
+    switches of telemetry."""
     env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    env |= telemetry.as_set()
     folders = {name: os.environ.get(name) for name in ("TALKFORGE_MODELS", "TALKFORGE_CACHE")}
     return env | {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
 

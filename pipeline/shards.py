@@ -25,7 +25,6 @@ import numpy as np
 from pydantic import ValidationError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from webdataset import TarWriter
 
 from talkforge.pipeline.people import FaceClip, name_people
 from talkforge.pipeline.store import Store, sha256_of
@@ -33,6 +32,7 @@ from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.sample import Members, ShardManifest
+from talkforge.schemas.tar import tar_writer, write_sample
 
 log = logging.getLogger(__name__)
 
@@ -267,14 +267,13 @@ def _write_tar(
     with (
         store.telling("write", shard.tar),
         path.open("wb") as stream,
-        # Time, owner and mode are fixed, and members sorted by TarWriter: the same bytes each time.
-        TarWriter(stream, encoder=False, mtime=0, user="talkforge", group="talkforge", mode=0o444) as tar,
+        tar_writer(stream) as out,
     ):
         for key, members in samples:
             if key not in planned:  # consumes the plan up to the key, so order counts as well
                 raise DatasetError(f"shard {shard.name}: expected its planned keys in order, found {key}")
             sample.check_members(key, members)
-            tar.write({"__key__": key, **members})
+            write_sample(out, key, members)
             keys.append(key)
     return keys
 

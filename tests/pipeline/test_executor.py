@@ -34,6 +34,7 @@ from talkforge.pipeline.ledger import committed_parts, read_committed
 from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
+from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config, MeasureConfig
 from talkforge.schemas.errors import RunError
 from talkforge.schemas.records import Source, Video
@@ -418,3 +419,11 @@ def test_ctrl_c_twice_waits_for_nothing() -> None:
         time.sleep(0.01)
         steps.append("finished")
     assert steps == []
+
+
+def switches(_: int) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in telemetry.SWITCHES}
+
+
+def test_usage_reports_are_off_in_workers(cluster: RayExecutor) -> None:
+    assert list(cluster.map(switches, [(0,)])) == [{name: os.environ[name] for name in telemetry.SWITCHES}]

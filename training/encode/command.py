@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from webdataset import TarWriter
 
 from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.shards import FOLDER as SHARDS
@@ -28,6 +27,7 @@ from talkforge.pipeline.shards import read_manifest
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.sample import ShardManifest
+from talkforge.schemas.tar import tar_writer, write_sample
 from talkforge.training.config import TrainConfig, load_train_config
 from talkforge.training.data import latent_cache
 from talkforge.training.data.latent_cache import LatentsManifest
@@ -253,14 +253,14 @@ class _Work:
         with (
             self._store.telling("write", _files(shard)[0]),
             path.open("wb") as stream,
-            TarWriter(stream, encoder=False, mtime=0, user="talkforge", group="talkforge", mode=0o444) as out,
+            tar_writer(stream) as out,
         ):
             for found in encoder.shard(_url(self._store, shard.name)):
                 if self._stopped.is_set():
                     raise _StoppedError
                 count += 1
                 if isinstance(found, EncodedClip):
-                    out.write({"__key__": found.key, "latents.npz": npz(found.arrays)})
+                    write_sample(out, found.key, {"latents.npz": npz(found.arrays)})
                     keys.append(found.key)
                 self._count(found)
         if lost := shard.count - count:
