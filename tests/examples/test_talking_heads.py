@@ -20,11 +20,10 @@ from examples.portraits import PORTRAITS, Framing, frame, portrait
 from examples.speech import SPEECH_HZ, VOICES, silence, speak
 from examples.talking_heads import Acting, cut, side_by_side, talk, varied_take, write
 from examples.warps import MouthWarp, carried
-from talkforge.curation import media
 from talkforge.curation.audio.vad import speech_probabilities
-from talkforge.curation.media import probe
+from talkforge.curation.media import probe, read_audio
 from talkforge.curation.weights.registry import weights
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, MediaError
 from talkforge.schemas.records import Source, Video
 
 TEXT = "Maybe my mother and five other people move above the blue water."
@@ -245,7 +244,7 @@ def test_the_file_has_its_audio_as_late_as_asked(tmp_path: Path, late_s: float) 
     path = tmp_path / "head.mp4"
     write(path, take, audio_offset_s=late_s)
     video = _probed(path)
-    heard = media.read_audio(path, video, 0.0, 3.0)
+    heard = read_audio(path, video, 0.0, 3.0)
     spoken = resample_poly(take.samples, 1, 3)
     lag = np.correlate(heard, spoken, "full").argmax() - (len(spoken) - 1)
     assert lag / 16000 == pytest.approx(late_s, abs=0.001)
@@ -269,5 +268,5 @@ def test_the_demo_set_is_what_its_truth_says(tmp_path: Path) -> None:
     copy, original = tmp_path / "the same again.mp4", tmp_path / "speaker_one.mp4"
     assert copy.read_bytes() == original.read_bytes()
     for name in ("broken.mp4", "not_a_video.mp4"):
-        with pytest.raises(media.MediaError, match="expected a video file"):
+        with pytest.raises(MediaError, match="expected a video file"):
             _probed(tmp_path / name)

@@ -7,6 +7,8 @@ import io
 import pytest
 from PIL import Image
 
+from talkforge.curation.audio import speech_encoders
+from talkforge.curation.face import identity
 from talkforge.pipeline import stages
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ledger import read_ledger, thumbnails
@@ -53,8 +55,8 @@ def test_every_traced_clip_has_a_picture_of_its_face(measured: Curated) -> None:
 
 def test_models_are_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
-    monkeypatch.setattr(stages.speech_encoders, "load_speech_encoder", lambda _: loads.append("encoder"))
-    monkeypatch.setattr(stages.identity, "load_embedder", lambda _: loads.append("embedder"))
+    monkeypatch.setattr(speech_encoders, "load_speech_encoder", lambda _: loads.append("encoder"))
+    monkeypatch.setattr(identity, "load_embedder", lambda _: loads.append("embedder"))
     stages.load_encoders.cache_clear()
     try:
         for _ in range(3):
