@@ -32,13 +32,16 @@ class Candidate(NamedTuple):
 def candidates(
     video: Video, tracks: Sequence[FaceTrack], speech: Sequence[Segment], config: ClipConfig
 ) -> list[Candidate]:
-    """Candidate clips of the tracks, in order of start and track, with the track of each.
+    """Candidate clips of the tracks, in order of start and track.
 
-    A track longer than `config.max_s` is split at the pauses of speech nearest to equal parts, so
-    that words stay whole where they can. Parts shorter than one frame are dropped.
+    A track longer than `config.max_s` is split into near-equal parts. Each split moves to the nearest
+    pause of speech, so that words stay whole where they can. Parts shorter than one frame are dropped.
 
     Args:
-        speech: (start_s, end_s) of speech in source seconds, ascending.
+        video: the video that the tracks were found in.
+        tracks: face tracks, in source seconds.
+        speech: spans of speech, ascending.
+        config: greatest length, frame rate and size of a clip.
     """
     width_px, height_px = clip_size(video, config.longest_edge_px)
     found = []

@@ -106,9 +106,11 @@ def thumbnail(
     """JPEG of a picture with its face box and lip mask drawn in.
 
     Args:
-        rgb: [H, W, 3] uint8.
-        box: [4], landmarks: [478, 3], contour: [P, 2], in pixels of `rgb`; NaN or None is not drawn.
-        longest_edge_px: the picture is scaled down to this, never up.
+        rgb: uint8 [H, W, 3].
+        box: [4] x0, y0, x1, y1 in pixels of `rgb`. NaN or None is not drawn, here and below.
+        landmarks: [478, 3] in pixels of `rgb`.
+        contour: [P, 2] in pixels of `rgb`.
+        longest_edge_px: the image is scaled down to this, never up.
 
     Raises:
         ValueError: an array has another shape.
@@ -130,11 +132,13 @@ def overlay(rgb: Bytes, marks: Marks, curves: Curves, frame: int) -> Bytes:
     """The picture with its marks, and below it the curves with a cursor at `frame`.
 
     Args:
-        rgb: [H, W, 3] uint8.
+        rgb: uint8 [H, W, 3].
+        marks: what is drawn on the frame.
+        curves: what is drawn below it.
         frame: index in 0..F-1.
 
     Returns:
-        [H', W', 3] uint8, both even, as video codecs want them: an odd edge is repeated once.
+        uint8 [H', W', 3]. Both sizes are even, because video codecs need that: an odd edge is repeated once.
 
     Raises:
         ValueError: a shape does not fit, or `frame` lies outside the curves.

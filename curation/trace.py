@@ -170,13 +170,21 @@ def trace(
     score_speaker: ScoreSpeaker | None = None,
     picture_scorer: PictureScorer | None = None,
 ) -> dict[str, Trace | Exception]:
-    """Dense measurements of the clips, by clip id; an error stands for the clips it hit.
+    """Run the dense pass over the clips. Clips that overlap share one decode.
 
     Args:
-        candidates: clips of one video with their tracks, ascending in start.
-        pose_estimator: finds the joints; None leaves the body out.
-        score_speaker: called once for each clip, when its last frame has been seen; None keeps no crops.
-        picture_scorer: judges the pictures; None leaves that out.
+        path: local copy of the video.
+        video: what the probe found of it.
+        candidates: clips of this video with their tracks, ascending in start.
+        landmarker: finds the face landmarks.
+        pose_estimator: finds the body joints. None: the body is not measured.
+        config: settings of every measurement.
+        score_speaker: called once for each clip, after its last frame. None: the speaker is not scored.
+        picture_scorer: scores the picture quality. None: it is not measured.
+
+    Returns:
+        By clip id, the measurements, or the error that stopped them. An error stops every clip that
+        shares its decode.
     """
     results: dict[str, Trace | Exception] = {}
 

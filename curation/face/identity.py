@@ -249,7 +249,8 @@ def same_person_threshold(config: ShardConfig, model: str | None) -> float:
     """Cosine similarity from which two clips show one person: as configured, else the embedder's own.
 
     Args:
-        model: name of the embedder; one that is not known is taken for an ArcFace.
+        config: its `same_person` wins, where it is set.
+        model: name of the embedder. An unknown one is taken for an ArcFace.
     """
     if config.same_person is not None:
         return config.same_person

@@ -45,16 +45,21 @@ def encode_mp4(
     crf: int,
     preset: str,
 ) -> None:
-    """Write H.264 yuv420p at a constant rate, with AAC sound, playable while loading.
+    """Write H.264 yuv420p at a constant rate, with AAC audio, playable while loading.
+
+    The same input gives the same bytes: the encoder runs on one thread, and neither a date nor the
+    muxer's version is written.
 
     Args:
-        frames: uint8 RGB [H, W, 3], even sizes.
-        audio: float32 [N, 2] at 48 kHz, sample 0 under frame 0; None for no sound.
-
-    The same input gives the same bytes: one thread, no date, no version strings.
+        out: path of the MP4 file. Nothing is left there if encoding fails.
+        frames: uint8 RGB [H, W, 3], all of one size, both edges even.
+        fps: frames per second.
+        audio: float32 [N, 2] at 48 kHz, sample 0 at the start of frame 0. None: no audio track.
+        crf: constant rate factor of x264, 0 (lossless) to 51.
+        preset: speed preset of x264, such as "medium".
 
     Raises:
-        ValueError: no frames, or of odd size. Nothing is left at `out` then.
+        ValueError: there are no frames, or their size is odd.
     """
     rate = Fraction(fps).limit_denominator(1001)
     options = {"movflags": "+faststart", "fflags": "+bitexact"}

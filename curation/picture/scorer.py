@@ -71,10 +71,12 @@ class PictureTracer:
     _mouth_hand: list[bool] = field(default_factory=list)
 
     def push(self, shown: range, rgb: Bytes, points: Floats | None) -> None:
-        """See one picture, uint8 [clip height, clip width, 3], shown in the clip's frames `shown`.
+        """Measure one decoded frame, where a measurement is due.
 
         Args:
-            points: the face's landmarks [478, 3] in clip pixels; None where it was not found.
+            shown: indices of the clip's frames that show it.
+            rgb: uint8 [clip height, clip width, 3].
+            points: landmarks of the face [478, 3] in clip pixels. None: the face was not found.
         """
         if self._due(shown, BARS_EVERY_S):
             self._bars.push(rgb)
