@@ -1,5 +1,20 @@
-"""Talkforge: raw talking-head footage in, training data for audio-driven portrait video out."""
+"""Talkforge: raw talking-head footage in, training data for audio-driven portrait video out.
+
+    import talkforge
+
+    curated = talkforge.curate("footage/", out="set")
+    curated.ledger  # a DataFrame, one row per candidate clip
+    for sample in curated.samples(split="train"):
+        sample.frames(), sample.masks(), sample.audio(), sample.landmarks
+
+docs/python.md shows all of it. Everything else that is installed is in the packages `talkforge.schemas`,
+`talkforge.curation`, `talkforge.pipeline` and `talkforge.training`.
+"""
 
 from talkforge.schemas.telemetry import switch_off
 
 switch_off()  # before anything else is imported: libraries read the switches when they are
+
+from talkforge.api import CuratedSet, Sample, curate, open  # noqa: E402
+
+__all__ = ["CuratedSet", "Sample", "curate", "open"]

@@ -4,7 +4,7 @@ Nothing outside this room uses PyAV on a media file.
 """
 
 from talkforge.curation.media.audio import read_audio
-from talkforge.curation.media.encode import decode_flac, encode_flac, encode_mp4
+from talkforge.curation.media.encode import decode_flac, decode_mp4, encode_flac, encode_mp4
 from talkforge.curation.media.frames import Frame, clip_indices, clip_size, read_frames
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "clip_indices",
     "clip_size",
     "decode_flac",
+    "decode_mp4",
     "encode_flac",
     "encode_mp4",
     "read_audio",

@@ -140,6 +140,23 @@ def audio_frame(samples: Floats, hz: int) -> Any:
     return frame
 
 
+def decode_mp4(data: bytes) -> Bytes:
+    """Every frame of a clip that `encode_mp4` wrote, uint8 RGB [F, H, W, 3].
+
+    Raises:
+        MediaError: not an MP4 file, damaged, or without a frame.
+    """
+    try:
+        with av.open(io.BytesIO(data), format="mp4") as container:
+            container.streams.video[0].thread_count = 1
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (FFmpegError, IndexError) as error:
+        raise MediaError(f"mp4: expected an MP4 file, found {reason(error)}") from error
+    if not frames:
+        raise MediaError("mp4: expected frames, found none")
+    return np.stack(frames)
+
+
 def encode_flac(samples: Floats) -> bytes:
     """FLAC bytes, 16 bit at 16 kHz, of float32 samples [N] in [-1, 1]; louder is clipped.
 

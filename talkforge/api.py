@@ -1,0 +1,297 @@
+"""The Python API: curate footage, open a data set, read its samples.
+
+Importing this module is cheap: what a function needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from talkforge.pipeline.dataset import Dataset
+    from talkforge.pipeline.jobs import Progress
+    from talkforge.pipeline.store import Store
+    from talkforge.schemas.arrays import Bytes, Floats
+    from talkforge.schemas.sample import SampleMeta, ShardManifest, ShardSample
+    from talkforge.torch_dataset import ClipDataset
+
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip of a data set. F frames of H x W pixels, L speech features at 50 Hz.
+
+    The arrays are those that the shard holds. Frames, masks and audio are decoded by each call.
+    """
+
+    stored: ShardSample
+    """The members of the sample, checked."""
+
+    @property
+    def key(self) -> str:
+        """Id of the clip, as in `clip_id` of the ledger."""
+        return self.stored.key
+
+    @property
+    def meta(self) -> SampleMeta:
+        """The clip's span, every measurement, verdict, motion intensity, person and provenance."""
+        return self.stored.meta
+
+    @property
+    def text(self) -> str:
+        """Transcript or caption, may be empty."""
+        return self.stored.text
+
+    @property
+    def lip_valid(self) -> Bytes:
+        """[F] uint8: 0 the lips are missing, 1 interpolated, 2 measured."""
+        return self.stored.lip_valid
+
+    @property
+    def lip_contour(self) -> Floats:
+        """[F, P, 2] float32, outline of the outer lips in clip pixels; NaN where missing."""
+        return self.stored.contour
+
+    @property
+    def landmarks(self) -> Floats:
+        """[F, 478, 3] float32 in clip pixels; NaN where the face was not seen."""
+        return self.stored.landmarks
+
+    @property
+    def joints(self) -> Floats:
+        """[F, J, 3] float32: x, y in clip pixels, score 0 to 1; NaN where not seen."""
+        return self.stored.joints
+
+    @property
+    def speech(self) -> np.ndarray:
+        """[L, D] float16, speech features at 50 Hz."""
+        return self.stored.speech
+
+    @property
+    def identity(self) -> Floats | None:
+        """[D] float32 of unit length, or None where no face embedding was measured."""
+        return self.stored.identity if len(self.stored.identity) else None
+
+    def frames(self) -> Bytes:
+        """The frames, uint8 RGB [F, H, W, 3].
+
+        Raises:
+            MediaError: the MP4 file is damaged.
+        """
+        from talkforge.curation.media import decode_mp4
+
+        return decode_mp4(self.stored.mp4)
+
+    def masks(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Lip-tracing masks of frames [first, last), bool [n, H, W]; all False where the lips are missing.
+
+        Args:
+            first: the first frame.
+            last: the frame after the last one; None means the end.
+        """
+        return self.stored.masks(first, last)
+
+    def audio(self) -> Floats:
+        """The sound, float32 [N] in -1 to 1, 16 kHz mono; N / 16000 = F / fps.
+
+        Raises:
+            MediaError: the FLAC file is damaged.
+        """
+        from talkforge.curation.media import decode_flac
+
+        return decode_flac(self.stored.flac)
+
+
+class CuratedSet:
+    """A data set that `curate` or `talkforge curate` made, on a local disk or behind an fsspec URI.
+
+    Tables are read once, when they are asked for.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __repr__(self) -> str:
+        return f"talkforge.open({self._store.root!r})"
+
+    @property
+    def path(self) -> str:
+        """Absolute path or URI of the data set."""
+        return self._store.root
+
+    @cached_property
+    def info(self) -> Dataset:
+        """`dataset.json`: configuration, models with sha256, joint names, tool version."""
+        from talkforge.pipeline.dataset import load_dataset
+
+        return load_dataset(self._store)
+
+    @cached_property
+    def ledger(self) -> pd.DataFrame:
+        """One row per candidate clip: measurements, verdict, reasons, shard; see docs/dataset.md."""
+        return self._table("ledger.parquet")
+
+    @cached_property
+    def sources(self) -> pd.DataFrame:
+        """One row per input: measured, failed, duplicate or without candidates, and why."""
+        return self._table("sources.parquet")
+
+    @cached_property
+    def people(self) -> pd.DataFrame:
+        """One row per person: clips, seconds, who is alike."""
+        return self._table("people.parquet")
+
+    @cached_property
+    def shards(self) -> tuple[ShardManifest, ...]:
+        """Manifests of all shards, in the order of their names."""
+        from talkforge.pipeline.shards import manifests
+
+        return tuple(manifests(self._store))
+
+    def shard_urls(self, split: Split | None = None) -> list[str]:
+        """Paths or URIs of the tar files, for any WebDataset reader.
+
+        Args:
+            split: only shards of this split; None means all.
+        """
+        names = [shard.name for shard in self.shards if split in (None, shard.name.partition("-")[0])]
+        return [f"{self._store.root}/shards/{name}.tar" for name in names]
+
+    def samples(self, split: Split | None = None) -> Iterator[Sample]:
+        """Every sample, decoded and checked, in the order of the shards.
+
+        Args:
+            split: only samples of this split; None means all.
+
+        Raises:
+            DatasetError: a sample or a shard is damaged.
+        """
+        for url in self.shard_urls(split):
+            yield from read_shard(self._store, url)
+
+    def sample(self, clip_id: str) -> Sample:
+        """The sample of one clip.
+
+        Args:
+            clip_id: as in the ledger.
+
+        Raises:
+            DatasetError: the clip is in no shard, or its shard is damaged.
+        """
+        from talkforge.schemas.errors import DatasetError
+
+        for shard in self.shards:
+            if clip_id in shard.keys:
+                url = f"{self._store.root}/shards/{shard.name}.tar"
+                found = next((s for s in read_shard(self._store, url) if s.key == clip_id), None)
+                if found is not None:
+                    return found
+        raise DatasetError(
+            f"{self.path}: no sample {clip_id!r} in any shard; see the column shard of the ledger"
+        )
+
+    def torch(self, split: Split | None = "train") -> ClipDataset:
+        """The samples as a `torch.utils.data.IterableDataset` of dictionaries of tensors.
+
+        Shards are divided among loader processes and, where `torch.distributed` is running, among ranks.
+
+        Args:
+            split: only samples of this split; None means all.
+        """
+        from talkforge.torch_dataset import ClipDataset
+
+        return ClipDataset(self._store, tuple(self.shard_urls(split)))
+
+    def _table(self, name: str) -> pd.DataFrame:
+        from talkforge.pipeline import tables
+
+        return tables.from_bytes(self._store.read(name), name).to_pandas()
+
+
+def read_shard(store: Store, url: str) -> Iterator[Sample]:
+    """The samples of one shard.
+
+    Args:
+        store: the data set.
+        url: the tar file's path or URI, below the data set's.
+    """
+    from talkforge.pipeline.verify import read_samples
+    from talkforge.schemas import sample
+
+    name = url.removeprefix(f"{store.root}/")
+    for key, members in read_samples(store, name):
+        yield Sample(sample.decode(key, members))
+
+
+def open(path: str | Path) -> CuratedSet:
+    """A data set, for reading.
+
+    Args:
+        path: its folder, or an fsspec URI such as `s3://bucket/set`.
+
+    Raises:
+        CommandError: there is no data set.
+        DatasetError: `dataset.json` is damaged, or of a version that this one cannot read.
+    """
+    from talkforge.pipeline.store import Store
+
+    found = CuratedSet(Store(str(path)))
+    _ = found.info  # says at once where there is none
+    return found
+
+
+def curate(
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    executor: Literal["ray", "inline"] = "ray",
+    address: str | None = None,
+    limit: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> CuratedSet:
+    """Measure videos, choose clips, cut them into shards and write the report; as `talkforge curate`.
+
+    A call that was interrupted goes on where it stopped when it is made again.
+
+    Args:
+        inputs: files, folders, globs, lists or fsspec URIs.
+        out: folder or URI of the data set.
+        config: a YAML file or the name of a preset; None means the defaults, which need no download.
+        settings: single values such as `thresholds.min_face_px=96`.
+        executor: `ray`, or `inline` for everything in this process.
+        address: the Ray cluster to use; None means one on this machine.
+        limit: take only so many inputs.
+        on_progress: called with each new state of measuring.
+
+    Raises:
+        CommandError: inputs, output or configuration cannot be used.
+        ModelError: weights are missing.
+        RunError: the run cannot go on.
+    """
+    from talkforge.pipeline import jobs
+    from talkforge.pipeline.executor import make_executor
+    from talkforge.pipeline.store import Store
+    from talkforge.schemas.config import load_config
+
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    resolved = load_config(None if config is None else Path(config), list(settings))
+    store = Store(str(out))
+    jobs.curate(
+        [str(path) for path in given],
+        store,
+        resolved,
+        lambda: make_executor(executor, resolved, address),
+        limit,
+        on_progress or (lambda _: None),
+    )
+    return CuratedSet(store)
