@@ -15,6 +15,7 @@ from talkforge.schemas.telemetry import switch_off
 
 switch_off()  # before anything else is imported: libraries read the switches when they are
 
-from talkforge.api import CuratedSet, Sample, curate, open  # noqa: E402
+from talkforge.api import CuratedSet, curate, open  # noqa: E402
+from talkforge.samples import Sample  # noqa: E402
 
 __all__ = ["CuratedSet", "Sample", "curate", "open"]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from talkforge.api import Sample, read_shard
 from talkforge.pipeline.store import Store
+from talkforge.samples import Sample, read_shard
 
 
 class ClipDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped to mypy
