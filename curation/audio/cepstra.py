@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from talkforge.curation.audio.mel import mel_filters
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -36,8 +35,9 @@ def mfcc(samples: Floats) -> NDArray[np.float64]:
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[::HOP_SAMPLES]
     spectrum = np.fft.rfft(windows, _FFT_SAMPLES)
     power = (spectrum.real**2 + spectrum.imag**2) / _FFT_SAMPLES
+    filters = mel_filters(_NUM_BANDS, _FFT_SAMPLES, linear_in="bins")
     # einsum sums in one order whatever the number of threads.
-    energies = np.einsum("tf,bf->tb", power, _mel_bands())
+    energies = np.einsum("tf,bf->tb", power, filters)
     cepstra = scipy.fft.dct(_log(energies), type=2, axis=1, norm="ortho")[:, :NUM_CEPSTRA]
     cepstra *= 1 + _LIFTER / 2 * np.sin(np.pi * np.arange(NUM_CEPSTRA) / _LIFTER)
     cepstra[:, 0] = _log(power.sum(axis=1))
@@ -46,15 +46,3 @@ def mfcc(samples: Floats) -> NDArray[np.float64]:
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(np.where(values == 0, np.finfo(np.float64).eps, values)))
-
-
-@functools.cache
-def _mel_bands() -> NDArray[np.float64]:
-    """Triangles [26, 257] whose corners fall on whole bins of the FFT, unlike HTK's."""
-    top = 2595 * np.log10(1 + AUDIO_HZ / 2 / 700)
-    corners_hz = 700 * (10 ** (np.linspace(0, top, _NUM_BANDS + 2) / 2595) - 1)
-    corners = np.floor((_FFT_SAMPLES + 1) * corners_hz / AUDIO_HZ)
-    low, middle, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
-    bins = np.arange(_FFT_SAMPLES // 2 + 1)
-    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
-    return np.asarray(np.maximum(0, np.where(bins < middle, rising, falling)))

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from talkforge.curation.audio.mel import mel_filters
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
 
@@ -40,7 +41,7 @@ class LogMelEncoder:
     def __init__(self) -> None:
         self._window = np.hanning(self._WINDOW_SAMPLES + 1)[:-1]
         # Sparse, because its product has one order of summation whatever the number of threads.
-        self._bands = scipy.sparse.csr_array(mel_bands(self.dim, self._FFT_SAMPLES))
+        self._bands = scipy.sparse.csr_array(mel_filters(self.dim, self._FFT_SAMPLES))
 
     def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
         """See `SpeechEncoder.encode`."""
@@ -58,19 +59,6 @@ class LogMelEncoder:
         levels = np.log(np.maximum(energies, self._FLOOR))
         features: Features = ((levels - self._CENTRE) / self._SCALE).astype(np.float16)
         return features
-
-
-def mel_bands(num_bands: int, fft_samples: int) -> NDArray[np.float64]:
-    """Triangular bands [num_bands, fft_samples // 2 + 1] with peaks of 1, even on the mel scale.
-
-    Source: HTK book 5.4; edges from 0 Hz to half the sample rate of 16 kHz.
-    """
-    top = 2595.0 * np.log10(1.0 + AUDIO_HZ / 2 / 700.0)
-    edges_hz = 700.0 * (10.0 ** (np.linspace(0.0, top, num_bands + 2) / 2595.0) - 1.0)
-    bins_hz = np.fft.rfftfreq(fft_samples, 1.0 / AUDIO_HZ)
-    low, middle, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
-    rising, falling = (bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)
-    return np.maximum(0.0, np.minimum(rising, falling))
 
 
 def fit(samples: Floats, num_samples: int) -> Floats:

@@ -6,7 +6,6 @@ ONNX graph: eight memory blocks (DFSMN), 589 thousand numbers.
 
 from __future__ import annotations
 
-import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from talkforge.curation.audio.mel import mel_filters
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import session_of
 from talkforge.schemas.arrays import Floats, expect_shape
@@ -86,23 +86,10 @@ def log_mel(samples: Floats) -> NDArray[np.float64]:
     shape = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / (WINDOW_SAMPLES - 1))) ** 0.85
     spectrum = np.fft.rfft((windows - _PREEMPHASIS * before) * shape, _FFT_SAMPLES)
     power = spectrum.real**2 + spectrum.imag**2
+    filters = mel_filters(_NUM_BANDS, _FFT_SAMPLES, low_hz=_LOWEST_HZ, linear_in="mel")
     # einsum sums in one order whatever the number of threads.
-    energies = np.einsum("tf,bf->tb", power, _mel_bands())
+    energies = np.einsum("tf,bf->tb", power, filters)
     return np.asarray(np.log(np.maximum(energies, np.finfo(np.float32).eps)))
-
-
-@functools.cache
-def _mel_bands() -> NDArray[np.float64]:
-    """Triangles [80, 257]."""
-    edges = np.linspace(_mel(_LOWEST_HZ), _mel(AUDIO_HZ / 2), _NUM_BANDS + 2)
-    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    bins = _mel(np.fft.rfftfreq(_FFT_SAMPLES, 1 / AUDIO_HZ))
-    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
-    return np.maximum(0.0, np.minimum(rising, falling))
-
-
-def _mel(hz: ArrayLike) -> NDArray[np.float64]:
-    return np.asarray(1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0))
 
 
 # --- weights -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
+from talkforge.curation.audio.mel import mel_filters
 from talkforge.schemas.arrays import Floats, Landmarks, expect_shape
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Sync
@@ -123,17 +124,8 @@ def audio_bands(samples: Floats, num_frames: int, fps: float) -> Floats:
     hann = np.hanning(width)
     frames = padded[centres[:, None] + np.arange(width)] * hann
     power = np.abs(np.fft.rfft(frames, FFT)) ** 2 / np.sum(hann**2)
-    return np.log(power @ _mel_filters().T + POWER_FLOOR).astype(np.float32)
-
-
-def _mel_filters() -> Doubles:
-    """Triangles [26, bins], evenly spaced in mel. Source: HTK, mel = 2595 log10(1 + f / 700)."""
-    low, high = 2595 * np.log10(1 + np.array([LOW_HZ, HIGH_HZ]) / 700)
-    edges = 700 * (10 ** (np.linspace(low, high, NUM_BANDS + 2) / 2595) - 1)
-    hz = np.arange(FFT // 2 + 1) * AUDIO_HZ / FFT
-    rising = (hz - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - hz) / np.diff(edges)[1:, None]
-    return np.asarray(np.clip(np.minimum(rising, falling), 0, None))
+    filters = mel_filters(NUM_BANDS, FFT, low_hz=LOW_HZ, high_hz=HIGH_HZ)
+    return np.log(power @ filters.T + POWER_FLOOR).astype(np.float32)
 
 
 def mouth_measures(landmarks: Landmarks) -> Floats:

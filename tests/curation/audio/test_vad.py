@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import media
-from talkforge.curation.audio import logmel, speech_encoders, vad
+from talkforge.curation.audio import speech_encoders, vad
 from talkforge.curation.media import probe
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.records import Source
@@ -195,11 +195,3 @@ def test_logmel_frame_j_sees_samples_320j_to_320j_plus_400() -> None:
     (matrix,) = speech_encoders.load_speech_encoder(SpeechConfig()).encode([samples], [100])
     heard = (matrix > np.float16(-2.75)).any(axis=1)
     assert np.flatnonzero(heard).tolist() == [30]
-
-
-def test_every_mel_band_has_weight() -> None:
-    bands = logmel.mel_bands(80, 1024)
-    assert bands.shape == (80, 513)
-    assert (bands.max(axis=1) > 0.4).all()
-    assert bands.min() >= 0.0
-    assert bands.max() <= 1.0
