@@ -1,8 +1,9 @@
-"""The arrows between folders, rooms and files point one way, and nothing goes round in a circle."""
+"""Imports between folders, rooms and files point one way, without circles, and by one name."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -35,6 +36,16 @@ FILES = {
     for path in sorted((ROOT / folder).rglob("*.py"))  # rglob does not follow the links in talkforge/
 }
 
+OUTSIDE = {
+    str(path.relative_to(ROOT)): path
+    for folder in ("tests", "examples", "benchmarks", "docs")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+"""Files that are not installed. They, too, know the installed modules by their one name."""
+
+ALIASES = frozenset(FLOORS[:-1])
+"""Folders whose modules would be loaded a second time if they were imported as top-level packages."""
+
 
 def imported(source: str) -> set[str]:
     """Dotted names of everything that a file imports, wherever in the file it does so."""
@@ -45,6 +56,21 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def aliases(source: str) -> set[str]:
+    """Names of our modules, without `talkforge.` before them, that a file imports or has in its strings.
+
+    Strings are dotted names, as `monkeypatch.setattr` takes them, and code for another interpreter.
+    """
+    names = imported(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = file_of(f"talkforge.{node.value}")
+            if found and found not in {f"{folder}/__init__.py" for folder in ALIASES}:
+                names.add(node.value)
+            names |= set(re.findall(r"^\s*(?:import|from)\s+([\w.]+)", node.value, re.MULTILINE))
+    return {name for name in names if name.partition(".")[0] in ALIASES}
 
 
 def file_of(name: str) -> str | None:
@@ -81,6 +107,14 @@ def test_imports_are_seen_wherever_they_are() -> None:
     assert imported(source) == {"ray.util", "curation.media.x"}
 
 
+def test_second_names_are_seen_in_imports_and_in_strings() -> None:
+    patched = 'patch("pipeline.executor.ingest")\npatch("talkforge.pipeline.executor.ingest")\n'
+    child = 'run("import sys\\nfrom schemas.config import load_config\\n")\n'
+    words = '"""Training goes on. pipeline.md tells how."""\nx = "training.md"\n'
+    source = words + "from curation import media\nimport schemas as s\n" + patched + child
+    assert aliases(source) == {"curation.media", "schemas", "pipeline.executor.ingest", "schemas.config"}
+
+
 def test_names_are_found_as_files() -> None:
     assert file_of("talkforge.curation.media.frames.read_frames") == "curation/media/frames.py"
     assert file_of("talkforge.curation.media.read_audio") == "curation/media/__init__.py"
@@ -99,6 +133,12 @@ def test_a_file_imports_only_what_lies_below_it(file: str) -> None:
     tops = {name.partition(".")[0] for name in imported(FILES[file].read_text(encoding="utf-8"))}
     assert tops & OTHERS == set()
     assert [name for name, home in AT_HOME_ONLY.items() if name in tops and file.split("/")[0] != home] == []
+
+
+@pytest.mark.parametrize("file", OUTSIDE)
+def test_what_is_not_installed_knows_modules_by_their_one_name(file: str) -> None:
+    if file != "tests/test_imports.py":  # which has second names for its own tests
+        assert aliases(OUTSIDE[file].read_text(encoding="utf-8")) == set()
 
 
 def test_no_imports_go_round_in_a_circle() -> None:
