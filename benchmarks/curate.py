@@ -39,15 +39,15 @@ from talkforge.curation import media
 from talkforge.curation.body.pose import PoseTracer
 from talkforge.curation.face.landmarks import LANDMARKER_PX, FaceLandmarker
 from talkforge.pipeline import jobs, needs, stages
-from talkforge.pipeline.dataset import load_intake, videos_by_id
+from talkforge.pipeline.dataset import load_ingested, videos_by_id
 from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
-from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import Selection, committed_parts
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import Config, ShardConfig, load_config
-from talkforge.schemas.records import Clip, LedgerRow, Source, Video
+from talkforge.schemas.records import Clip, Input, LedgerRow, Video
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -57,8 +57,8 @@ FACE_MARGIN = 1.6
 """Side of the floor's crop around the points that were found, in units of their longer side."""
 
 STAGES = (
-    "intake",
-    "listen",
+    "ingest",
+    "vad",
     "scan",
     "trace",
     "sync",
@@ -101,8 +101,8 @@ class ClockedExecutor(InlineExecutor):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
-        yield from self._clock.each("intake", super().intake(sources))
+    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
+        yield from self._clock.each("ingest", super().ingest(inputs))
 
     def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
         yield from self._clock.each("run", super().run(parts, config, store))
@@ -132,17 +132,19 @@ def warm_up(config: Config, clock: Clock) -> None:
     """Load every model, and run each once: the first call sets up its graph."""
     with clock("loading"):
         settings = needs.gather(config.measure).config.model_dump_json()
-        tools = stages.load_tools(settings)
+        models = stages.load_models(settings)
         stages.load_encoders(settings)
         blank = np.zeros((LANDMARKER_PX, LANDMARKER_PX, 3), np.uint8)
-        tools.landmarker.detect(blank)
-        tools.detector.detect(blank)
-        if tools.pose_estimator is not None:
+        models.landmarker.detect(blank)
+        models.detector.detect(blank)
+        if models.pose_estimator is not None:
             clip = Clip(
                 clip_id="blank", video_id="", uri="", scene=0, track=0, start_s=0.0, end_s=0.04, fps=25.0,
                 num_frames=1, width_px=LANDMARKER_PX, height_px=LANDMARKER_PX,
             )  # fmt: skip
-            PoseTracer(tools.pose_estimator, clip, 1).push(0, blank, np.array([96, 64, 160, 128], np.float32))
+            PoseTracer(models.pose_estimator, clip, 1).push(
+                0, blank, np.array([96, 64, 160, 128], np.float32)
+            )
 
 
 def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, float]]:
@@ -150,13 +152,13 @@ def run(folder: Path, out: Path, config: Config) -> tuple[Selection, dict[str, f
     clock, store = Clock(), Store(str(out))
     with clock("all"):
         selection = jobs.curate([str(folder)], store, config, lambda: ClockedExecutor(clock))
-    spent = {name: clock.cpu_s.get(name, 0.0) for name in ("intake", "cut")}
+    spent = {name: clock.cpu_s.get(name, 0.0) for name in ("ingest", "cut")}
     for part in committed_parts(store):
         for stage, cpu_s in json.loads(store.read(f"parts/{part}/part.json"))["cpu_s"].items():
             spent[stage] = spent.get(stage, 0.0) + cpu_s
     spent["store"] = clock.cpu_s["run"] - sum(spent.get(s, 0.0) for s in STAGES[1:7])
     spent["select and report"] = clock.cpu_s["all"] - sum(
-        clock.cpu_s.get(s, 0) for s in ("intake", "run", "cut")
+        clock.cpu_s.get(s, 0) for s in ("ingest", "run", "cut")
     )
     return selection, {stage: spent.get(stage, 0.0) for stage in STAGES}
 
@@ -166,7 +168,7 @@ def floor(
 ) -> dict[str, float]:
     """CPU seconds of the least work that would give the same clips."""
     clock = Clock()
-    videos = videos_by_id(load_intake(store))
+    videos = videos_by_id(load_ingested(store))
     for video in videos.values():
         with clock("decode"):
             for _ in media.read_frames(Path(video.uri), video):
@@ -228,9 +230,9 @@ def measure(folder: Path, config: Config, out: Path) -> Report:
     selection, spent = run(folder, out, config)
     store = Store(str(out))
     accepted = [row for row in selection.rows if row.accepted]
-    landmarker = stages.load_tools(config.measure.model_dump_json()).landmarker
+    landmarker = stages.load_models(config.measure.model_dump_json()).landmarker
     return Report(
-        footage_s=sum(row.video.duration_s for row in load_intake(store) if row.video is not None),
+        footage_s=sum(row.video.duration_s for row in load_ingested(store) if row.video is not None),
         accepted_s=sum(row.end_s - row.start_s for row in accepted),
         clips=len(selection.rows),
         accepted=len(accepted),

@@ -30,7 +30,7 @@ from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import ScanConfig
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 FOLDER = Path("../shared/clips")
 FPS = 25.0
@@ -101,7 +101,7 @@ class Tally:
 
 def loaded(path: Path) -> Bytes:
     """Every picture of a clip on the canvas."""
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     return np.stack([on_canvas(frame.rgb()) for frame in media.read_frames(path, video)])
 
 

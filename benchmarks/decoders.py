@@ -22,7 +22,7 @@ import numpy as np
 
 from talkforge.curation.media import read_frames
 from talkforge.curation.media.probe import probe
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 
 ROUNDS = 3
 SEED = 0
@@ -82,7 +82,7 @@ def cpu_ms(work: Callable[[], int]) -> float:
 
 
 def measured(path: Path) -> dict[str, float]:
-    video = probe(path, Source(uri=path.name), "0" * 64)
+    video = probe(path, Input(uri=path.name), "0" * 64)
     num_frames = streamed_av(path, 1, "SLICE")
     span = min(25, num_frames // 2)
     ways: dict[str, Callable[[], int]] = {

@@ -25,7 +25,7 @@ from talkforge.curation.duplicates import near_duplicates
 from talkforge.curation.fingerprint import Fingerprint, FrameHasher, hash_audio
 from talkforge.curation.media import probe
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
 
 FOLDER = Path("../shared/clips")
@@ -98,7 +98,7 @@ Span = tuple[list[Bytes], Floats]
 
 def read(path: Path) -> Span:
     """The whole file; without pictures or sound where it has none of one."""
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     if not video.has_audio:
         return [], np.zeros(0, np.float32)
     frames: list[Bytes] = []

@@ -23,7 +23,7 @@ from talkforge.curation.sync import ridge
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 FITTED = (
     "grid_bbaf2n.mpg",
@@ -91,7 +91,7 @@ def evaluate(folder: Path) -> None:
 def talks_of(path: Path) -> list[Talk]:
     """Features of every candidate clip of a video that is long enough to say anything."""
     config = MeasureConfig()
-    video = probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
     detector = detect.load_detector(config.scan)
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)
     candidates = clips.candidates(video, seen.tracks, (), config.clip)

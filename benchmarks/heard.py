@@ -20,7 +20,7 @@ from talkforge.curation.weights import registry
 from talkforge.curation.words import words_of
 from talkforge.pipeline.transcribe import Options, Transcriber, find_python
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.config import SoundConfig, SpeechConfig
+from talkforge.schemas.config import AudioQualityConfig, SpeechConfig
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import TranscriptRow
 from talkforge.schemas.units import features_from_frames, seconds_from_samples
@@ -139,7 +139,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
 
 
 def sound(material: Material) -> Iterator[Row]:
-    meter, spent = quality.AudioScorer(SoundConfig(dnsmos=True)), Spent()
+    meter, spent = quality.AudioScorer(AudioQualityConfig(dnsmos=True)), Spent()
 
     def scores(samples: Floats) -> tuple[float, float]:
         found = spent.on(len(samples) / 16_000, lambda: meter.measure(samples, [], 0.0))

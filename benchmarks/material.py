@@ -18,7 +18,7 @@ from talkforge.curation.sync import ridge
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Clip, Source, Speaker, Video
+from talkforge.schemas.records import Clip, Input, Speaker, Video
 
 STUDIO = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg")
 TALKING = (*STUDIO, "ls_demo3.mp4", "st_katie.mp4", "vr_1.mp4")
@@ -151,7 +151,7 @@ class Row:
 
 
 def opened(path: Path) -> tuple[Path, Video]:
-    return path, probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    return path, probe.probe(path, Input(uri=path.name), probe.content_hash(path))
 
 
 def sound_of(material: Material, name: str) -> Floats:

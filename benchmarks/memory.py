@@ -36,7 +36,7 @@ from talkforge.pipeline.parts import plan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.tables import from_bytes
 from talkforge.schemas.config import load_config
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared" / "clips"
@@ -117,7 +117,7 @@ def work(path: Path, out: Path, settings: list[str]) -> Figures:
     config = load_config(CONFIG, settings)
     warm_up(config, Clock())
     loaded_mb, begin_s = peak_mb(), time.process_time()
-    video = probe(path, Source(uri=str(path)), content_hash(path))
+    video = probe(path, Input(uri=str(path)), content_hash(path))
     parts, store = plan([video], config.run.part_s), Store(str(out))
     clips = traced = 0
     for done in InlineExecutor().run(parts, config, store):

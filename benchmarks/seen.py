@@ -22,8 +22,8 @@ from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
 from talkforge.pipeline.needs import BODY_MODELS
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.config import IdentityConfig, PictureConfig
-from talkforge.schemas.records import Picture
+from talkforge.schemas.config import FrameQualityConfig, IdentityConfig
+from talkforge.schemas.records import FrameQuality
 
 BLUR_PX = 2.0
 """Deviation of the blur that BRISQUE should notice, px of the clip."""
@@ -130,9 +130,9 @@ def picture(material: Material) -> Iterator[Row]:
     asked = [
         name for name in harms if all(registry.present(weights) is not None for weights in WEIGHTS[name])
     ]
-    meters = {name: PictureScorer(PictureConfig().model_copy(update={name: True})) for name in asked}
+    meters = {name: PictureScorer(FrameQualityConfig().model_copy(update={name: True})) for name in asked}
     spent = {name: Spent() for name in asked}
-    found: dict[str, list[tuple[Picture, Picture]]] = {name: [] for name in asked}
+    found: dict[str, list[tuple[FrameQuality, FrameQuality]]] = {name: [] for name in asked}
     for file, shot in material.traced:
         pairs = {name: [PictureTracer(meters[name], shot.clip) for _ in range(2)] for name in asked}
         for shown, rgb, points in looked_at(file, shot):
@@ -146,7 +146,7 @@ def picture(material: Material) -> Iterator[Row]:
         yield Row(WEIGHTS[name], PICTURE_FIGURES[name](found[name]), spent[name].rate)
 
 
-def brisque_figures(pairs: list[tuple[Picture, Picture]]) -> str:
+def brisque_figures(pairs: list[tuple[FrameQuality, FrameQuality]]) -> str:
     scores = [(a.face_brisque, b.face_brisque) for a, b in pairs]
     both = [(a, b) for a, b in scores if a is not None and b is not None]
     return (
@@ -156,7 +156,7 @@ def brisque_figures(pairs: list[tuple[Picture, Picture]]) -> str:
     )
 
 
-def text_figures(pairs: list[tuple[Picture, Picture]]) -> str:
+def text_figures(pairs: list[tuple[FrameQuality, FrameQuality]]) -> str:
     clean, harmed = (np.mean([p.mouth_text_fraction for p in side]) for side in zip(*pairs, strict=True))
     anywhere = sum((a.text_fraction or 0) > 0 for a, _ in pairs)
     return (
@@ -165,7 +165,7 @@ def text_figures(pairs: list[tuple[Picture, Picture]]) -> str:
     )
 
 
-def hand_figures(pairs: list[tuple[Picture, Picture]]) -> str:
+def hand_figures(pairs: list[tuple[FrameQuality, FrameQuality]]) -> str:
     clean, harmed = (np.mean([p.mouth_hand_fraction for p in side]) for side in zip(*pairs, strict=True))
     return (
         f"over the mouth in {clean:.0%} of frames as they are, in {harmed:.0%} with a hand pasted there, "

@@ -25,7 +25,7 @@ from talkforge.curation.media import Frame, clip_indices, read_frames
 from talkforge.curation.picture.scorer import PictureScorer, PictureTracer
 from talkforge.schemas.arrays import Bytes, Floats, Landmarks, LipTrace
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Clip, Face, Lips, Motion, Picture, Quality, Speaker, Video
+from talkforge.schemas.records import Clip, Face, FaceQuality, FrameQuality, Lips, Motion, Speaker, Video
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class Trace:
     face_rgb: Bytes
     lips_row: Lips
     motion_row: Motion
-    quality_row: Quality | None
-    picture_row: Picture | None
+    quality_row: FaceQuality | None
+    picture_row: FrameQuality | None
     speaker_row: Speaker | None
     thumbnail: bytes
     frame_hashes: Bytes

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from talkforge.pipeline import shards, tables
-from talkforge.pipeline.ledger import Committed, Measured
+from talkforge.pipeline.ledger import Committed, CommittedClip
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import read_samples
 from talkforge.schemas.errors import CommandError, DatasetError
@@ -71,13 +71,13 @@ def annotate(
     kind: Kind[Row],
     fingerprint: str,
     make: Callable[[Clips], Iterable[Row]],
-    watch: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Counts:
     """Rows for all clips in the shards that have none with this fingerprint, or whose row is a failure.
 
     Args:
         make: rows of some clips, in their order; what it has given when it raises is kept.
-        watch: is told how many clips are done, and of how many.
+        on_progress: called with the number of clips done and of all that are to be done.
 
     Raises:
         CommandError: there are no shards. DatasetError: a shard is damaged.
@@ -91,14 +91,14 @@ def annotate(
     keys = [key for manifest in manifests for key in manifest.keys]
     wanted = set(keys) - good
     done = failed = 0
-    watch(0, len(wanted))
+    on_progress(0, len(wanted))
     for clips in _batches(store, kind, wanted):
         rows: list[Row] = []
         try:
             for row in make(clips):
                 rows.append(row)
                 done, failed = done + (row.failure is None), failed + (row.failure is not None)
-                watch(done + failed, len(wanted))
+                on_progress(done + failed, len(wanted))
         finally:
             if rows:
                 _write(store, kind, f"{kind.name}/{rows[0].clip_id}.parquet", rows)
@@ -151,14 +151,16 @@ def annotated(store: Store, committed: Committed) -> Committed:
     return replace(committed, clips=clips, failures=failures)
 
 
-def _joined(clip: Measured, transcript: TranscriptRow | None, caption: CaptionRow | None) -> Measured:
+def _joined(
+    clip: CommittedClip, transcript: TranscriptRow | None, caption: CaptionRow | None
+) -> CommittedClip:
     if transcript is not None:
         measures = clip.measures.model_copy(update={"transcript": transcript.transcript})
         clip = replace(clip, measures=measures, transcript=transcript)
     return replace(clip, caption=caption)
 
 
-def _failure(clip: Measured, kind: Kind[Row], row: Annotation | None) -> list[Failure]:
+def _failure(clip: CommittedClip, kind: Kind[Row], row: Annotation | None) -> list[Failure]:
     if row is None or row.failure is None:
         return []
     error, _, message = row.failure.partition(": ")

@@ -43,7 +43,7 @@ FRAMES_PER_S = 100
 class Transcriber:
     """WhisperX with the models that the first line asks for."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         import whisperx.asr
         import whisperx.vads
         from whisperx.diarize import DiarizationPipeline, Segment
@@ -65,15 +65,15 @@ class Transcriber:
                 return whisperx.vads.Vad.merge_chunks(spans, chunk_size, onset, offset)
 
         self._speech = Given(vad_onset=0.5)
-        self._device, self._align, self._language = asked["device"], asked["align"], asked["language"]
+        self._device, self._align, self._language = options["device"], options["align"], options["language"]
         self._pipeline = whisperx.asr.load_model(
-            asked["model"], self._device, compute_type=asked["compute_type"], vad_model=self._speech,
+            options["model"], self._device, compute_type=options["compute_type"], vad_model=self._speech,
             language=self._language, threads=1, asr_options={"beam_size": 5},
         )  # fmt: skip
         self._aligners: dict[str, Any] = {}
         self._diarizer: Any = None
-        if asked["diarize"]:
-            self._diarizer = DiarizationPipeline(asked["diarize"], device=self._device)
+        if options["diarize"]:
+            self._diarizer = DiarizationPipeline(options["diarize"], device=self._device)
 
     def transcribe(self, samples: np.ndarray, speech: list[list[float]]) -> dict[str, Any]:
         """The answer for one clip, without its id."""
@@ -83,7 +83,7 @@ class Transcriber:
                 "language": None, "language_probability": None, "text": "", "words": [],
                 "word_times": "attention", "turns": turns,
             }  # fmt: skip
-        language, probability = self._heard_language(samples)
+        language, probability = self._detected_language(samples)
         self._speech.spans = tuple((start_s, end_s) for start_s, end_s in speech)
         segments = self._pipeline.transcribe(samples, batch_size=1, language=language)["segments"]
         words = self._aligned(segments, samples, language)
@@ -99,7 +99,7 @@ class Transcriber:
             "turns": turns,
         }
 
-    def _heard_language(self, samples: np.ndarray) -> tuple[str, float | None]:
+    def _detected_language(self, samples: np.ndarray) -> tuple[str, float | None]:
         """Language and its probability; None where it was given, or is the only one the model knows."""
         model = self._pipeline.model
         if self._language or not model.model.is_multilingual:
@@ -204,15 +204,15 @@ def serve(questions: TextIO, answers: TextIO) -> None:
         answers.write(json.dumps(fields) + "\n")
         answers.flush()
 
-    asked = json.loads(questions.readline())
-    if asked["protocol"] != PROTOCOL:
-        return answer(error=f"expected protocol {PROTOCOL}, found {asked['protocol']}")
+    options = json.loads(questions.readline())
+    if options["protocol"] != PROTOCOL:
+        return answer(error=f"expected protocol {PROTOCOL}, found {options['protocol']}")
     try:
         import torch
 
         torch.set_num_threads(1)
-        transcriber = Transcriber(asked)
-        name, sha256 = _weights(asked["model"])
+        transcriber = Transcriber(options)
+        name, sha256 = _weights(options["model"])
         version = importlib.metadata.version("whisperx")
     except Exception as error:
         return answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}")

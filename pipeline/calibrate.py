@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from talkforge.curation.sync import ridge
 from talkforge.pipeline import tables
-from talkforge.pipeline.ledger import SELECTING, Committed, Measured, committed_parts, read_committed
+from talkforge.pipeline.ledger import SELECTING, Committed, CommittedClip, committed_parts, read_committed
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Record, Sync
 
@@ -83,7 +83,7 @@ def calibrated(store: Store, committed: Committed) -> Committed:
     return committed
 
 
-def _with_sync(clip: Measured, own: Sync | None) -> Measured:
+def _with_sync(clip: CommittedClip, own: Sync | None) -> CommittedClip:
     return clip if own is None else replace(clip, measures=clip.measures.model_copy(update={"sync": own}))
 
 

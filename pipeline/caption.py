@@ -19,7 +19,7 @@ from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.config import config_hash
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, one_line
-from talkforge.schemas.records import CaptionRow, Record, Source
+from talkforge.schemas.records import CaptionRow, Input, Record
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Captioner:
 
 
 def caption(
-    store: Store, options: Options, watch: Callable[[int, int], None] = lambda _done, _total: None
+    store: Store, options: Options, on_progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Counts:
     """Caption every clip in the shards that is not; `captions.parquet` holds the rows.
 
@@ -99,7 +99,7 @@ def caption(
         CommandError: there are no shards. ModelError: the model cannot be used.
     """
     captioner = Captioner(options)
-    return annotate(store, CAPTIONS, captioner.fingerprint, captioner.rows, watch)
+    return annotate(store, CAPTIONS, captioner.fingerprint, captioner.rows, on_progress)
 
 
 def shown(key: str, mp4: bytes, count: int) -> list[Bytes]:
@@ -111,7 +111,7 @@ def shown(key: str, mp4: bytes, count: int) -> list[Bytes]:
     with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=".mp4") as file:
         path = Path(file.name)
         path.write_bytes(mp4)
-        video = probe(path, Source(uri=f"{key}.mp4"), content_hash(path))
+        video = probe(path, Input(uri=f"{key}.mp4"), content_hash(path))
         total = round((video.end_s - video.start_s) * video.fps)
         if total < count:
             raise DatasetError(f"clip {key}: expected at least {count} frames, found {total}")

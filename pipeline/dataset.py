@@ -13,7 +13,7 @@ from pydantic import Field
 
 from talkforge.curation.audio.speech_encoders import SpeechEncoder
 from talkforge.pipeline import parts, tables
-from talkforge.pipeline.intake import Intake, mark_duplicates
+from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash, differences
@@ -161,11 +161,11 @@ def exclusive(store: Store) -> Iterator[None]:
         lock.release()
 
 
-def load_intake(store: Store) -> list[Intake]:
+def load_ingested(store: Store) -> list[IngestRow]:
     """Every input so far; empty before the first plan."""
     if not store.exists("plan.parquet"):  # written last: without it the intake is not complete
         return []
-    return tables.from_table(Intake, tables.from_bytes(store.read("intake.parquet"), "intake.parquet"))
+    return tables.from_table(IngestRow, tables.from_bytes(store.read("intake.parquet"), "intake.parquet"))
 
 
 def load_plan(store: Store) -> list[Part]:
@@ -175,28 +175,28 @@ def load_plan(store: Store) -> list[Part]:
     return tables.from_table(Part, tables.from_bytes(store.read("plan.parquet"), "plan.parquet"))
 
 
-def extend_plan(store: Store, new: Iterable[Intake], part_s: float) -> tuple[list[Intake], list[Part]]:
+def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[list[IngestRow], list[Part]]:
     """Add inputs: their rows to the intake, and parts for videos that no part covers yet.
 
     An input that was there before is replaced: its file has changed. Parts once planned keep
     their names and windows, so that a run that is resumed finds what it has committed.
     """
     new = list(new)
-    uris = {row.source.uri for row in new}
-    known = [row for row in load_intake(store) if row.source.uri not in uris]
+    uris = {row.input.uri for row in new}
+    known = [row for row in load_ingested(store) if row.input.uri not in uris]
     plan = load_plan(store)
     if not new and plan:
         return known, plan
     # A duplicate is looked at again: the file that stood for it may just have been replaced.
     settled = [row for row in known if row.status != "duplicate"]
     open_rows = new + [row for row in known if row.status == "duplicate"]
-    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.source.uri)
+    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.input.uri)
     videos = videos_by_id(rows)
     number = 1 + max((int(part.name) for part in plan), default=-1)
     plan = [part for old in plan if (part := _refreshed(old, videos)).windows]
     covered = {window.video.video_id for part in plan for window in part.windows}
     plan += parts.plan([video for key, video in videos.items() if key not in covered], part_s, number)
-    store.write("intake.parquet", tables.to_bytes(tables.to_table(Intake, rows)))
+    store.write("intake.parquet", tables.to_bytes(tables.to_table(IngestRow, rows)))
     store.write("plan.parquet", tables.to_bytes(tables.to_table(Part, plan)))
     return rows, plan
 
@@ -232,6 +232,6 @@ def describe(
     )
 
 
-def videos_by_id(intake: Iterable[Intake]) -> dict[str, Video]:
+def videos_by_id(ingested: Iterable[IngestRow]) -> dict[str, Video]:
     """The videos that are measured, by id."""
-    return {row.video.video_id: row.video for row in intake if row.video and row.status == "planned"}
+    return {row.video.video_id: row.video for row in ingested if row.video and row.status == "planned"}

@@ -1,13 +1,12 @@
-"""Runs parts: in this process, or as chains of Ray tasks.
+"""Executors: run the parts in this process, or as chains of Ray tasks. Both give the same bytes.
 
-A part is the chain `commit(embed(measure(part)))`. With Ray the chains stream: as many parts are in
-flight as there are workers, so that one part is embedded while another is measured. Only rows, face
-crops and 16 kHz audio travel between tasks; frames never do.
+A part is the chain `commit(embed(measure(part)))`. With Ray as many parts run at a time as there are
+workers, so that one part is embedded while another is measured. Only rows, face crops and 16 kHz
+audio travel between tasks; frames never do.
 
-A part past its deadline is cancelled by force; one whose worker dies is tried once more. If that
-does not help it is split, until the offending window stands alone; that window gets a failure row
-and the rest go on.
-Both executors give the same bytes.
+A part past its deadline is cancelled by force. A part whose worker dies is tried once more. If that
+does not help, the part is split until the offending window stands alone: that window gets a failure
+row, and the rest go on.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from talkforge.pipeline import stages
-from talkforge.pipeline.intake import Intake, failed, stamp_of, take_in
+from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import RunError, TalkforgeError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 TRIES = 2
-"""Times a part (or a source) is tried before it is split (or given up)."""
+"""Times a part (or an input) is tried before it is split (or given up)."""
 
 PROBE_DEADLINE_S = 600.0
 """Longest time for hashing and probing one input, s."""
@@ -71,9 +70,9 @@ def outstanding(part: Part, store: Store) -> list[Part]:
 class InlineExecutor:
     """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
 
-    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
-        """Hash and probe every source."""
-        yield from map(take_in, sources)
+    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
+        """Hash and probe every input."""
+        yield from map(ingest, inputs)
 
     def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
         """Measure and commit the parts."""
@@ -93,8 +92,8 @@ class InlineExecutor:
 
 
 @dataclass
-class _Flight:
-    """One part (or call) in the air."""
+class _Task:
+    """One item (part, input or call) that was submitted to Ray and is not collected yet."""
 
     item: Any
     refs: list[Any]
@@ -115,9 +114,9 @@ class RayExecutor:
         env = worker_environment()
         os.environ.update(env)  # a Ray that starts here hands its environment on
         if address:
-            place: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": env}}
+            where: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": env}}
         else:
-            place = {"num_cpus": config.run.workers or os.cpu_count()}
+            where = {"num_cpus": config.run.workers or os.cpu_count()}
         try:
             with uninterrupted():
                 ray.init(
@@ -126,7 +125,7 @@ class RayExecutor:
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                     configure_logging=False,
-                    **place,
+                    **where,
                 )
         except KeyboardInterrupt:
             ray.shutdown()
@@ -141,16 +140,16 @@ class RayExecutor:
         """Stop the Ray that was started here, or leave the cluster."""
         self._ray.shutdown()
 
-    def intake(self, sources: Iterable[Source]) -> Iterator[Intake]:
-        """Hash and probe every source, in any order; one that hangs or kills its worker fails."""
-        task = self._ray.remote(max_retries=0)(take_in)
+    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
+        """Hash and probe every input, in any order; one that hangs or kills its worker fails."""
+        remote = self._ray.remote(max_retries=0)(ingest)
 
-        def launch(source: Source) -> tuple[list[Any], float]:
-            return [task.remote(source)], PROBE_DEADLINE_S
+        def submit(given: Input) -> tuple[list[Any], float]:
+            return [remote.remote(given)], PROBE_DEADLINE_S
 
-        for flight, result in self._fly(deque(sources), launch):
+        for task, result in self._run(deque(inputs), submit):
             if isinstance(result, BaseException):
-                yield failed(flight.item, stamp_of(flight.item.uri), "probe", result)
+                yield failed(task.item, stamp_of(task.item.uri), "probe", result)
             else:
                 yield result
 
@@ -162,15 +161,15 @@ class RayExecutor:
         commit = remote(max_retries=0, num_cpus=0)(stages.commit)
         settings = config.run
 
-        def launch(part: Part) -> tuple[list[Any], float]:
+        def submit(part: Part) -> tuple[list[Any], float]:
             measured = measure.remote(part, config.measure, store)
             embedded = embed.remote(measured, config.measure, store)
             deadline_s = max(settings.deadline_min_s, settings.deadline_factor * part.duration_s)
             return [commit.remote(embedded, store), embedded, measured], deadline_s
 
         queue = deque(parts)
-        for flight, result in self._fly(queue, launch):
-            part: Part = flight.item
+        for task, result in self._run(queue, submit):
+            part: Part = task.item
             # A part that was cancelled while it was being committed may be there all the same.
             if isinstance(result, BaseException) and not is_committed(part, store):
                 log.warning("part %s: %s", part.name, result)
@@ -178,7 +177,7 @@ class RayExecutor:
                     queue.extend(piece for piece in part.halves() if not is_committed(piece, store))
                     continue
                 stages.give_up(part, result, store)
-            yield Done(part, time.monotonic() - flight.begin_s)
+            yield Done(part, time.monotonic() - task.begin_s)
 
     def map(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
         """`function(*call)` for every call, in any order.
@@ -186,55 +185,55 @@ class RayExecutor:
         Raises:
             RunError: a call failed although it was tried again.
         """
-        task = self._ray.remote(max_retries=0)(function)
+        remote = self._ray.remote(max_retries=0)(function)
 
-        def launch(call: tuple[Any, ...]) -> tuple[list[Any], float]:
-            return [task.remote(*call)], float("inf")
+        def submit(call: tuple[Any, ...]) -> tuple[list[Any], float]:
+            return [remote.remote(*call)], float("inf")
 
-        for _, result in self._fly(deque(calls), launch):
+        for _, result in self._run(deque(calls), submit):
             if isinstance(result, BaseException):
                 raise RunError(str(result))
             yield result
 
-    def _fly(
-        self, queue: deque[Any], launch: Callable[[Any], tuple[list[Any], float]]
-    ) -> Iterator[tuple[_Flight, Any]]:
-        """Keep a bounded number of items in the air; yield each with its result or its last error.
+    def _run(
+        self, queue: deque[Any], submit: Callable[[Any], tuple[list[Any], float]]
+    ) -> Iterator[tuple[_Task, Any]]:
+        """Keep a bounded number of items running; yield each with its result or its last error.
 
         `queue` may grow while this runs.
         """
-        flights: list[_Flight] = []
-        retries: deque[_Flight] = deque()
+        running: list[_Task] = []
+        retries: deque[_Task] = deque()
         try:
-            while queue or flights or retries:
-                while (queue or retries) and len(flights) < self._limit():
+            while queue or running or retries:
+                while (queue or retries) and len(running) < self._limit():
                     old = retries.popleft() if retries else None
                     item = old.item if old else queue.popleft()
-                    refs, deadline_s = launch(item)
+                    refs, deadline_s = submit(item)
                     tries = old.tries + 1 if old else 1
-                    flights.append(_Flight(item, refs, tries, time.monotonic(), deadline_s))
-                yield from self._land(flights, retries)
+                    running.append(_Task(item, refs, tries, time.monotonic(), deadline_s))
+                yield from self._collect(running, retries)
         finally:
-            for flight in flights:
-                self._cancel(flight)
+            for task in running:
+                self._cancel(task)
 
-    def _land(self, flights: list[_Flight], retries: deque[_Flight]) -> Iterator[tuple[_Flight, Any]]:
-        ready, _ = self._ray.wait([f.refs[0] for f in flights], timeout=0.5)
-        for flight in list(flights):
-            overdue = time.monotonic() - flight.begin_s > flight.deadline_s
-            if flight.refs[0] not in ready and not overdue:
+    def _collect(self, running: list[_Task], retries: deque[_Task]) -> Iterator[tuple[_Task, Any]]:
+        ready, _ = self._ray.wait([task.refs[0] for task in running], timeout=0.5)
+        for task in list(running):
+            overdue = time.monotonic() - task.begin_s > task.deadline_s
+            if task.refs[0] not in ready and not overdue:
                 continue
-            flights.remove(flight)
-            if flight.refs[0] in ready:
-                result = self._get(flight.refs[0])
+            running.remove(task)
+            if task.refs[0] in ready:
+                result = self._get(task.refs[0])
             else:
-                self._cancel(flight)
-                result = TimeoutError(f"cancelled at its deadline of {flight.deadline_s:.0f} s")
+                self._cancel(task)
+                result = TimeoutError(f"cancelled at its deadline of {task.deadline_s:.0f} s")
             died = isinstance(result, BaseException) and not isinstance(result, TimeoutError)
-            if died and flight.tries < TRIES:
-                retries.append(flight)
+            if died and task.tries < TRIES:
+                retries.append(task)
             else:
-                yield flight, result
+                yield task, result
 
     def _get(self, ref: Any) -> Any:
         """The result, or the error that stands for it; what concerns the whole run is raised."""
@@ -249,8 +248,8 @@ class RayExecutor:
                 return cause
             return RunError(f"the worker died ({type(cause).__name__})")
 
-    def _cancel(self, flight: _Flight) -> None:
-        for ref in flight.refs:
+    def _cancel(self, task: _Task) -> None:
+        for ref in task.refs:
             self._ray.cancel(ref, force=True)
 
     def _limit(self) -> int:

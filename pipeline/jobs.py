@@ -23,7 +23,7 @@ from talkforge.pipeline.dataset import (
     exclusive,
     extend_plan,
     load_dataset,
-    load_intake,
+    load_ingested,
     load_plan,
     open_for_curating,
     save_dataset,
@@ -31,7 +31,7 @@ from talkforge.pipeline.dataset import (
     videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor, outstanding
-from talkforge.pipeline.intake import Intake, find_inputs, stamp_of
+from talkforge.pipeline.ingest import IngestRow, find_inputs, stamp_of
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part
@@ -39,13 +39,13 @@ from talkforge.pipeline.report import write_report
 from talkforge.pipeline.store import Store, local_copy
 from talkforge.schemas.config import Config, config_hash
 from talkforge.schemas.errors import CommandError
-from talkforge.schemas.records import ClipMeasures, Source
+from talkforge.schemas.records import ClipMeasures, Input
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class MeasureProgress:
     """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named and
     near duplicates are found."""
 
@@ -70,7 +70,7 @@ class Progress:
         return (self.total_s - self.done_s) / pace if pace > 0 else None
 
 
-Watch = Callable[[Progress], None]
+OnProgress = Callable[[MeasureProgress], None]
 
 
 def curate(
@@ -79,51 +79,56 @@ def curate(
     config: Config,
     make_executor: Callable[[], Executor],
     limit: int | None = None,
-    watch: Watch = lambda _: None,
-    watch_fetching: download.ProgressCallback = download.no_progress,
+    on_progress: OnProgress = lambda _: None,
+    on_download: download.ProgressCallback = download.no_progress,
 ) -> Selection:
     """Measure what is not measured yet, then select, cut and report.
 
     Args:
-        watch: told of each part that is measured. watch_fetching: called as weights are fetched.
+        on_progress: called after each part that is measured.
+        on_download: called while weights are fetched.
 
     Raises:
         CommandError: inputs, output or configuration cannot be used.
         ModelError: weights are missing. RunError: the run cannot go on.
     """
-    sources = find_inputs(inputs, limit)
-    gathered = gather(config.measure, watch_fetching)
+    found = find_inputs(inputs, limit)
+    gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
     with exclusive(store):
         store.sweep()
         executor = make_executor()
         try:
-            intake, plan = _take_in(sources, store, config, executor)
+            ingested, plan = _ingest(found, store, config, executor)
             settled = config.model_copy(update={"measure": gathered.config})
-            measure(plan, store, settled, executor, watch)
-            selection = _calibrate_and_select(store, dataset, intake)
-            return shard(store, load_dataset(store), selection, intake, executor)
+            measure(plan, store, settled, executor, on_progress)
+            selection = _calibrate_and_select(store, dataset, ingested)
+            return shard(store, load_dataset(store), selection, ingested, executor)
         finally:
             executor.close()
 
 
-def _take_in(
-    sources: Sequence[Source], store: Store, config: Config, executor: Executor
-) -> tuple[list[Intake], list[Part]]:
-    known = {row.source: row.stamp for row in load_intake(store)}
-    new = [source for source in sources if not known.get(source) or known[source] != stamp_of(source.uri)]
-    return extend_plan(store, executor.intake(new), config.run.part_s)
+def _ingest(
+    inputs: Sequence[Input], store: Store, config: Config, executor: Executor
+) -> tuple[list[IngestRow], list[Part]]:
+    known = {row.input: row.stamp for row in load_ingested(store)}
+    new = [given for given in inputs if not known.get(given) or known[given] != stamp_of(given.uri)]
+    return extend_plan(store, executor.ingest(new), config.run.part_s)
 
 
 def measure(
-    plan: Sequence[Part], store: Store, config: Config, executor: Executor, watch: Watch = lambda _: None
+    plan: Sequence[Part],
+    store: Store,
+    config: Config,
+    executor: Executor,
+    on_progress: OnProgress = lambda _: None,
 ) -> None:
     """Measure and commit every part of the plan that is not there yet."""
     todo = [piece for part in plan for piece in outstanding(part, store)]
     state = _progress(plan, todo, store, config)
     begin_s = time.monotonic()
-    watch(state)
+    on_progress(state)
     for done in executor.run(todo, config, store):
         state = replace(
             state,
@@ -133,20 +138,20 @@ def measure(
             measured_s=state.measured_s + done.part.duration_s,
             wall_s=time.monotonic() - begin_s,
         )
-        watch(state)
+        on_progress(state)
 
 
-def progress(store: Store, config: Config) -> Progress:
+def progress(store: Store, config: Config) -> MeasureProgress:
     """How far measuring is, from what is committed."""
     plan = load_plan(store)
     todo = [piece for part in plan for piece in outstanding(part, store)]
     return _progress(plan, todo, store, config)
 
 
-def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> Progress:
+def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> MeasureProgress:
     total_s = sum(part.duration_s for part in plan)
     done = ledger.committed_parts(store)
-    return Progress(
+    return MeasureProgress(
         parts_done=len(done),
         parts=len(done) + len(todo),
         done_s=total_s - sum(part.duration_s for part in todo),
@@ -160,19 +165,19 @@ def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: 
 def _kept_s(part: str, store: Store, config: Config) -> float:
     name = f"parts/{part}/clips.parquet"
     rows = tables.from_table(ClipMeasures, tables.from_bytes(store.read(name), name))
-    flat = [ledger.flatten_measures(row) for row in rows]
+    flat = [ledger.ledger_columns(row) for row in rows]
     return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
 
 
-def _calibrate_and_select(store: Store, dataset: Dataset, intake: Sequence[Intake]) -> Selection:
+def _calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[IngestRow]) -> Selection:
     """Both by one reading of the parts, of which nothing is held afterwards but what is cut."""
     committed = ledger.read_committed(store)
     calibrate(store, committed)
-    return select(store, dataset, intake, calibrated(store, committed))
+    return select(store, dataset, ingested, calibrated(store, committed))
 
 
 def select(
-    store: Store, dataset: Dataset, intake: Sequence[Intake], committed: Committed | None = None
+    store: Store, dataset: Dataset, ingested: Sequence[IngestRow], committed: Committed | None = None
 ) -> Selection:
     """Apply the data set's thresholds to everything committed, and write the ledger.
 
@@ -182,9 +187,9 @@ def select(
         committed: what `read_calibrated` says, where it is known; None: it is read.
     """
     committed = annotate.annotated(store, committed or read_calibrated(store))
-    selection = ledger.select(committed, intake, dataset.config)
+    selection = ledger.select(committed, ingested, dataset.config)
     selection = ledger.with_shards(selection, _shards_of(store))
-    ledger.check_conservation(selection, intake)
+    ledger.check_conservation(selection, ingested)
     ledger.write_ledger(store, selection)
     quantiles = {name: tuple(values) for name, values in selection.quantiles.items()}
     save_dataset(store, dataset.model_copy(update={"quantiles": quantiles}))
@@ -200,14 +205,14 @@ def shard(
     store: Store,
     dataset: Dataset,
     selection: Selection,
-    intake: Sequence[Intake],
+    ingested: Sequence[IngestRow],
     executor: Executor | None = None,
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     executor = executor or InlineExecutor()
     orders = cut.orders(
         selection,
-        videos_by_id(intake),
+        videos_by_id(ingested),
         {use.name: use.sha256 for use in dataset.models},
         config_hash(dataset.config.measure),
         tool_version(),
@@ -221,7 +226,7 @@ def shard(
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
     selection = ledger.with_failures(ledger.with_shards(selection, where), failures)
-    ledger.check_conservation(selection, intake)
+    ledger.check_conservation(selection, ingested)
     ledger.write_ledger(store, selection)
     report(store)
     return selection
@@ -266,7 +271,7 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
     if clip.measures.lips is None:
         why = clip.failure.message if clip.failure else clip.measures.stopped_by
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")
-    video = videos_by_id(load_intake(store))[clip.measures.clip.video_id]
+    video = videos_by_id(load_ingested(store))[clip.measures.clip.video_id]
     arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
     with local_copy(video.uri) as path:
         inspect_clip.inspect(clip.measures.clip, arrays, video, path, out)

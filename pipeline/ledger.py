@@ -1,7 +1,7 @@
 """From committed parts to the ledger: who is accepted, and every reason why not.
 
 `select` reads what was measured and applies thresholds; it never touches a video and takes seconds.
-Everything here is a pure function of the committed parts, the intake and the configuration, in
+Everything here is a pure function of the committed parts, the inputs and the configuration, in
 sorted order, so the ledger's bytes depend on nothing else.
 """
 
@@ -23,9 +23,9 @@ from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, ridge
 from talkforge.curation.verdict import REPEATED, judge
 from talkforge.pipeline import shards, tables
-from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.near_duplicates import find_near_duplicates
 from talkforge.pipeline.people import FaceClip, describe_people
-from talkforge.pipeline.repeats import repeats
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, Thresholds
 from talkforge.schemas.errors import DatasetError
@@ -52,7 +52,7 @@ QUANTILES = 101
 
 
 @dataclass(frozen=True)
-class Measured:
+class CommittedClip:
     """A clip as it was committed: which part holds it, its measures and its small arrays; and what
     was said of it since, see `pipeline.annotate`."""
 
@@ -68,7 +68,7 @@ class Measured:
 class Committed:
     """Everything that the committed parts say."""
 
-    clips: list[Measured] = field(default_factory=list)
+    clips: list[CommittedClip] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     cpu_s: dict[str, float] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Selection:
     failures: tuple[Failure, ...]
     quantiles: dict[str, list[float]]
     verdicts: dict[str, Verdict]
-    clips: dict[str, Measured]
+    clips: dict[str, CommittedClip]
 
 
 def committed_parts(store: Store) -> list[str]:
@@ -114,7 +114,7 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
             if key in seen:  # a window that was measured twice, because its part was cut up anew
                 continue
             seen.add(key)
-            found.clips.append(Measured(part, measures, features.get(key, {}), by_key.get(key)))
+            found.clips.append(CommittedClip(part, measures, features.get(key, {}), by_key.get(key)))
         found.outcomes += _rows(store, f"{folder}/outcomes.parquet", Outcome)
         found.failures += failures
         for stage, seconds in json.loads(store.read(f"{folder}/part.json"))["cpu_s"].items():
@@ -141,9 +141,9 @@ def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[s
     return features
 
 
-def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Selection:
+def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) -> Selection:
     """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities."""
-    videos = {row.video.video_id: row.video for row in intake if row.video and row.status == "planned"}
+    videos = {row.video.video_id: row.video for row in ingested if row.video and row.status == "planned"}
     # What was measured of a file that has changed since is no longer part of the data set.
     clips = [clip for clip in committed.clips if clip.measures.clip.video_id in videos]
     flat = [_flat(clip, videos) for clip in clips]
@@ -156,7 +156,7 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
         row["accepted"] = verdict.accepted and row["failure"] is None
         row["reasons"] = tuple(reason.code for reason in verdict.reasons)
         row["reason_details"] = tuple(map(str, verdict.reasons))
-    verdicts |= _reject_repeats(clips, flat, config.thresholds)
+    verdicts |= _reject_near_duplicates(clips, flat, config.thresholds)
     quantiles = {name: _quantiles(row[f"{name}_raw"] for row in flat if row["accepted"]) for name in OMEGAS}
     for row in flat:
         for name in OMEGAS:
@@ -165,26 +165,26 @@ def select(committed: Committed, intake: Sequence[Intake], config: Config) -> Se
     return Selection(
         rows=tuple(LedgerRow.model_validate(row) for row in flat),
         people=tuple(people),
-        sources=tuple(source_rows(intake, committed)),
-        failures=tuple(_intake_failures(intake) + committed.failures),
+        sources=tuple(source_rows(ingested, committed)),
+        failures=tuple(_ingest_failures(ingested) + committed.failures),
         quantiles=quantiles,
         verdicts=verdicts,
         clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
     )
 
 
-def _to_cut(clip: Measured) -> Measured:
+def _to_cut(clip: CommittedClip) -> CommittedClip:
     return replace(clip, features={k: v for k, v in clip.features.items() if k == "identity"})
 
 
-def _reject_repeats(
-    clips: Sequence[Measured], flat: Sequence[dict[str, Any]], thresholds: Thresholds
+def _reject_near_duplicates(
+    clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], thresholds: Thresholds
 ) -> dict[str, Verdict]:
     """Turn accepted rows that repeat a better one into rejected ones; their verdicts."""
     accepted = {
         row["clip_id"]: (row, clip.features) for clip, row in zip(clips, flat, strict=True) if row["accepted"]
     }
-    found = repeats(accepted.values(), thresholds)
+    found = find_near_duplicates(accepted.values(), thresholds)
     for key, kept in found.items():
         accepted[key][0].update(
             accepted=False,
@@ -199,7 +199,7 @@ def _reject_repeats(
 OMEGAS = ("omega_face", "omega_body")
 
 
-def flatten_measures(measures: ClipMeasures) -> dict[str, Any]:
+def ledger_columns(measures: ClipMeasures) -> dict[str, Any]:
     """Ledger columns of what was measured; None where it was not, and where selection decides."""
     row: dict[str, Any] = dict.fromkeys(LedgerRow.model_fields)
     for _, value in measures:
@@ -208,16 +208,16 @@ def flatten_measures(measures: ClipMeasures) -> dict[str, Any]:
     return row | {"duration_s": measures.clip.duration_s, "stopped_by": measures.stopped_by}
 
 
-def _flat(clip: Measured, videos: Mapping[str, Video]) -> dict[str, Any]:
+def _flat(clip: CommittedClip, videos: Mapping[str, Video]) -> dict[str, Any]:
     video = videos[clip.measures.clip.video_id]
-    row = flatten_measures(clip.measures)
+    row = ledger_columns(clip.measures)
     row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
     for name in ("source", "licence", "consent"):
         row[name] = getattr(video, name)
     return row
 
 
-def _name_speakers(clips: Sequence[Measured], flat: Sequence[dict[str, Any]]) -> None:
+def _name_speakers(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]]) -> None:
     """Where clips of one video overlap in time, mark which of the faces speaks."""
     by_video: dict[str, list[int]] = {}
     for index, row in enumerate(flat):
@@ -274,7 +274,7 @@ def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
 
 
 def _name_people(
-    clips: Sequence[Measured], flat: Sequence[dict[str, Any]], config: Config
+    clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config
 ) -> list[PersonRow]:
     """Person and split of every row. All measured clips decide on people, so thresholds move no name."""
     faces = [
@@ -290,7 +290,7 @@ def _name_people(
     return describe_people(faces, {key: who for key, (who, _) in named.items() if who})
 
 
-def source_rows(intake: Sequence[Intake], committed: Committed) -> list[SourceRow]:
+def source_rows(ingested: Sequence[IngestRow], committed: Committed) -> list[SourceRow]:
     """What became of every input, in the order of their names."""
     outcomes: dict[str, list[Outcome]] = {}
     for outcome in committed.outcomes:
@@ -300,14 +300,14 @@ def source_rows(intake: Sequence[Intake], committed: Committed) -> list[SourceRo
         counts[clip.measures.clip.video_id] = counts.get(clip.measures.clip.video_id, 0) + 1
     broken = {f.video_id: f for f in committed.failures if f.stage == "measure"}
     rows = []
-    for entry in sorted(intake, key=lambda row: row.source.uri):
+    for entry in sorted(ingested, key=lambda row: row.input.uri):
         video = entry.video
         seen = outcomes.get(video.video_id, []) if video and entry.status == "planned" else []
         clips = counts.get(video.video_id, 0) if video and entry.status == "planned" else 0
-        status, reason = _fate(entry, seen, clips, broken)
+        status, reason = _status(entry, seen, clips, broken)
         rows.append(
             SourceRow(
-                uri=entry.source.uri,
+                uri=entry.input.uri,
                 video_id=video.video_id if video else None,
                 status=status,
                 reason=reason,
@@ -319,16 +319,16 @@ def source_rows(intake: Sequence[Intake], committed: Committed) -> list[SourceRo
                 width_px=video.width_px if video else None,
                 height_px=video.height_px if video else None,
                 fps=video.fps if video else None,
-                source=entry.source.source,
-                licence=entry.source.licence,
-                consent=entry.source.consent,
+                source=entry.input.source,
+                licence=entry.input.licence,
+                consent=entry.input.consent,
             )
         )
     return rows
 
 
-def _fate(
-    entry: Intake, seen: Sequence[Outcome], clips: int, broken: Mapping[str, Failure]
+def _status(
+    entry: IngestRow, seen: Sequence[Outcome], clips: int, broken: Mapping[str, Failure]
 ) -> tuple[Any, str]:
     if entry.failure is not None:
         return "failed", f"{entry.failure.error}: {entry.failure.message}"
@@ -344,9 +344,9 @@ def _fate(
     return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))
 
 
-def _intake_failures(intake: Sequence[Intake]) -> list[Failure]:
+def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:
     return sorted(
-        (entry.failure for entry in intake if entry.failure), key=lambda failure: (failure.uri, failure.key)
+        (entry.failure for entry in ingested if entry.failure), key=lambda failure: (failure.uri, failure.key)
     )
 
 
@@ -401,16 +401,16 @@ def thumbnails(store: Store) -> Callable[[str], bytes | None]:
     return look_up
 
 
-def check_conservation(selection: Selection, intake: Sequence[Intake]) -> None:
+def check_conservation(selection: Selection, ingested: Sequence[IngestRow]) -> None:
     """Nothing may be lost.
 
     Raises:
         DatasetError: an input without a source row, or a candidate that is not exactly one of
             accepted, rejected or failed; with the counts.
     """
-    if len(selection.sources) != len(intake):
+    if len(selection.sources) != len(ingested):
         raise DatasetError(
-            f"sources: expected {len(intake)} rows, one an input, found {len(selection.sources)}"
+            f"sources: expected {len(ingested)} rows, one an input, found {len(selection.sources)}"
         )
     for row in selection.rows:
         fates = [row.accepted, row.failure is not None, bool(row.reasons) and row.failure is None]

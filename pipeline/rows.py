@@ -1,4 +1,4 @@
-"""Rows out of what was seen and heard of a window: small, pure, and in nobody's way in `stages.py`."""
+"""Rows of what was measured in a window: pure functions that `stages.py` calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Spans = Sequence[clips.Segment]
 
 
 @dataclass(frozen=True)
-class Surveyed:
+class ScannedWindow:
     """A window after the cheap questions: its sound, where speech is in it, and what was scanned."""
 
     video: Video
@@ -29,33 +29,35 @@ class Surveyed:
     seen: scan.Scan
 
 
-def cheap_measures(clip: Clip, track: FaceTrack, surveyed: Surveyed, config: MeasureConfig) -> ClipMeasures:
+def cheap_measures(
+    clip: Clip, track: FaceTrack, scanned: ScannedWindow, config: MeasureConfig
+) -> ClipMeasures:
     """What the scan and the voice detector say of a clip, and the gate that stops it, if one does."""
-    face = _face(clip, track, surveyed)
-    samples = clip_audio(surveyed.audio, clip)
-    heard = vad.measure(samples, surveyed.segments, clip.start_s, clip.end_s)
-    return ClipMeasures(clip=clip, stopped_by=_gate(clip, face, heard, config), face=face, speech=heard)
+    face = _face(clip, track, scanned)
+    samples = clip_audio(scanned.audio, clip)
+    speech = vad.measure(samples, scanned.segments, clip.start_s, clip.end_s)
+    return ClipMeasures(clip=clip, stopped_by=_gate(clip, face, speech, config), face=face, speech=speech)
 
 
-def _face(clip: Clip, track: FaceTrack, surveyed: Surveyed) -> Face:
+def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
     inside = (track.times_s >= clip.start_s) & (track.times_s < clip.end_s)
     if not inside.any():  # between two samples: the nearest one speaks for it
         middle_s = (clip.start_s + clip.end_s) / 2
         inside = np.arange(len(track.times_s)) == np.argmin(np.abs(track.times_s - middle_s))
     heights_px = (track.boxes[:, 3] - track.boxes[:, 1])[inside]
     return Face(
-        source_fps=surveyed.video.fps,
+        source_fps=scanned.video.fps,
         face_px=round(float(np.median(heights_px)), 2),
         face_confidence=round(float(track.scores[inside].mean(dtype=np.float64)), 4),
         face_confidence_min=round(float(track.scores[inside].min()), 4),
-        faces_max=scan.faces_visible(surveyed.seen.detections, clip.start_s, clip.end_s),
+        faces_max=scan.faces_visible(scanned.seen.detections, clip.start_s, clip.end_s),
     )
 
 
-def _gate(clip: Clip, face: Face, heard: Speech, config: MeasureConfig) -> str | None:
+def _gate(clip: Clip, face: Face, speech: Speech, config: MeasureConfig) -> str | None:
     if clip.duration_s < config.clip.min_s:
         return "too_short"
-    if heard.speech_fraction < config.gates.min_speech_fraction:
+    if speech.speech_fraction < config.gates.min_speech_fraction:
         return "no_speech"
     if face.face_px < config.gates.min_face_px:
         return "face_small"

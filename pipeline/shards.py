@@ -207,7 +207,7 @@ def write_shard(
     store.delete(shard.manifest)
     with store.writing(shard.tar) as path:
         keys = _write_tar(store, shard, path, samples)
-        with store.telling("read", shard.tar):
+        with store.reporting_errors("read", shard.tar):
             manifest = ShardManifest(
                 name=shard.name,
                 sha256=sha256_of(path),
@@ -265,7 +265,7 @@ def _write_tar(
     keys: list[str] = []
     planned = iter(shard.keys)
     with (
-        store.telling("write", shard.tar),
+        store.reporting_errors("write", shard.tar),
         path.open("wb") as stream,
         tar_writer(stream) as out,
     ):

@@ -5,7 +5,7 @@
 
 `measure` asks the cheapest question first and stops as soon as a clip cannot survive:
 
-    1  listen   audio of the window; where is speech?
+    1  vad      audio of the window; where is speech?
     2  scan     scenes and faces, sparsely, on small frames
     3  split    tracks into candidate clips; cheap measures; gates
     4  trace    every frame of what is left: landmarks, lips, joints, face crops; picture; who speaks?
@@ -38,9 +38,9 @@ from talkforge.curation.sync import ridge, speaker_scorer
 from talkforge.curation.weights import registry
 from talkforge.pipeline import tables
 from talkforge.pipeline.parts import Part, Window
-from talkforge.pipeline.results import PartResult, TracedClip
+from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.rows import (
-    Surveyed,
+    ScannedWindow,
     cheap_measures,
     clip_audio,
     failure_row,
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Tools:
+class Models:
     """The models of a measuring worker, loaded once."""
 
     detector: detect.FaceDetector
@@ -67,25 +67,25 @@ class Tools:
     landmarker: landmarks.FaceLandmarker
     pose_estimator: joints.PoseEstimator | None
     sync_map: ridge.SyncMap
-    sound_meter: quality.AudioScorer
+    audio_scorer: quality.AudioScorer
     picture_scorer: scorer.PictureScorer
-    speaker_meter: speaker_scorer.SpeakerScorer | None
+    face_audio_scorer: speaker_scorer.SpeakerScorer | None
 
 
 @functools.lru_cache(maxsize=1)
-def load_tools(config_json: str) -> Tools:
+def load_models(config_json: str) -> Models:
     """Models of the measuring stages for a `MeasureConfig` in JSON; kept for the process."""
     config = MeasureConfig.model_validate_json(config_json)
     cv2.setNumThreads(1)  # a worker is one thread; Ray runs as many as there are cores
-    return Tools(
+    return Models(
         detector=detect.load_detector(config.scan),
         shot_network=_shot_network(config.scan),
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
         pose_estimator=pose.load_estimator(config.motion),
         sync_map=ridge.SyncMap.load(),
-        sound_meter=quality.AudioScorer(config.sound),
+        audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
-        speaker_meter=speaker_scorer.load(config.speaker),
+        face_audio_scorer=speaker_scorer.load(config.speaker),
     )
 
 
@@ -112,11 +112,11 @@ def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
         RunError, ModelError: nothing can be measured at all (full disk, no weights).
     """
     result = PartResult(part)
-    tools = load_tools(config.model_dump_json())
+    models = load_models(config.model_dump_json())
     for window in part.windows:
         try:
             with local_copy(window.video.uri) as path:
-                _measure_window(path, window, config, tools, store, result)
+                _measure_window(path, window, config, models, store, result)
         except (RunError, ModelError):
             raise
         except Exception as error:
@@ -126,14 +126,14 @@ def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
 
 
 def _measure_window(
-    path: Path, window: Window, config: MeasureConfig, tools: Tools, store: Store, result: PartResult
+    path: Path, window: Window, config: MeasureConfig, models: Models, store: Store, result: PartResult
 ) -> None:
     video = window.video
     if not video.has_audio:
         result.outcomes.append(outcome_row(window, "no_audio"))
         return
 
-    with result.clock("listen"):
+    with result.clock("vad"):
         audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))
         segments = vad.segments(audio.samples, audio.start_s)
     if seconds(segments) < config.gates.skip_video_below_speech_fraction * window.duration_s:
@@ -142,44 +142,44 @@ def _measure_window(
 
     with result.clock("scan"):
         seen = scan.scan(
-            path, video, window.start_s, window.end_s, config.scan, tools.detector, tools.shot_network
+            path, video, window.start_s, window.end_s, config.scan, models.detector, models.shot_network
         )
-    surveyed = Surveyed(video, audio, segments, seen)
+    scanned = ScannedWindow(video, audio, segments, seen)
 
     candidates = clips.candidates(video, seen.tracks, segments, config.clip)
-    rows = [cheap_measures(clip, track, surveyed, config) for clip, track in candidates]
+    rows = [cheap_measures(clip, track, scanned, config) for clip, track in candidates]
     survivors = [candidate for candidate, row in zip(candidates, rows, strict=True) if row.stopped_by is None]
 
     with result.clock("trace"):
-        score_speaker = _speaker_scoring(surveyed, tools.speaker_meter, result)
+        score_speaker = _speaker_callback(scanned, models.face_audio_scorer, result)
         traced = trace.trace(
             path,
             video,
             survivors,
-            tools.landmarker,
-            tools.pose_estimator,
+            models.landmarker,
+            models.pose_estimator,
             config,
             score_speaker,
-            tools.picture_scorer,
+            models.picture_scorer,
         )
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
     result.outcomes.append(outcome_row(window, "candidates" if candidates else "no_face", segments, spans))
     result.scenes += seen.scenes
     result.tracks += [track_row(video, track) for track in seen.tracks]
-    _keep(candidates, rows, traced, surveyed, tools, store, result)
+    _keep(candidates, rows, traced, scanned, models, store, result)
 
 
-def _speaker_scoring(
-    surveyed: Surveyed, meter: speaker_scorer.SpeakerScorer | None, result: PartResult
+def _speaker_callback(
+    scanned: ScannedWindow, networks: speaker_scorer.SpeakerScorer | None, result: PartResult
 ) -> trace.ScoreSpeaker | None:
-    """Sets the networks that watch a face beside the sound; None where there are none."""
-    if meter is None:
+    """Scores a face's crops beside its audio with the speaker networks; None where none is enabled."""
+    if networks is None:
         return None
 
     def score(clip: Clip, crops: Bytes) -> Speaker:
         with result.clock("speaker"):
-            return meter.measure(clip, crops, clip_audio(surveyed.audio, clip), surveyed.segments)
+            return networks.measure(clip, crops, clip_audio(scanned.audio, clip), scanned.segments)
 
     return score
 
@@ -188,8 +188,8 @@ def _keep(
     candidates: Sequence[clips.Candidate],
     rows: Sequence[ClipMeasures],
     traced: dict[str, trace.Trace | Exception],
-    surveyed: Surveyed,
-    tools: Tools,
+    scanned: ScannedWindow,
+    models: Models,
     store: Store,
     result: PartResult,
 ) -> None:
@@ -197,28 +197,33 @@ def _keep(
     for (clip, track), row in zip(candidates, rows, strict=True):
         found = traced.get(clip.clip_id)
         if isinstance(found, trace.Trace):
-            result.clips.append(_finish(row, found, surveyed, tools, store, result))
+            result.clips.append(_finish(row, found, scanned, models, store, result))
             continue
         if found is not None:
-            result.failures.append(failure_row("trace", clip.clip_id, surveyed.video, found))
-        image = surveyed.seen.images[track.track]
-        result.clips.append(TracedClip(row, thumbnail(image.rgb, box=image.box)))
+            result.failures.append(failure_row("trace", clip.clip_id, scanned.video, found))
+        image = scanned.seen.images[track.track]
+        result.clips.append(MeasuredClip(row, thumbnail(image.rgb, box=image.box)))
 
 
 def _finish(
-    row: ClipMeasures, found: trace.Trace, surveyed: Surveyed, tools: Tools, store: Store, result: PartResult
-) -> TracedClip:
+    row: ClipMeasures,
+    found: trace.Trace,
+    scanned: ScannedWindow,
+    models: Models,
+    store: Store,
+    result: PartResult,
+) -> MeasuredClip:
     """Score the sync and the sound of a traced clip, and write its arrays."""
     clip = row.clip
-    samples = clip_audio(surveyed.audio, clip)
+    samples = clip_audio(scanned.audio, clip)
     with result.clock("sync"):
         mouth = ridge.mouth_measures(found.landmarks)
         bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)
-        scored = ridge.score(mouth, bands, clip.fps, tools.sync_map, clip.video_id)
-    with result.clock("sound"):
-        sound = tools.sound_meter.measure(samples, surveyed.segments, clip.start_s)
+        scored = ridge.score(mouth, bands, clip.fps, models.sync_map, clip.video_id)
+    with result.clock("audio quality"):
+        sound = models.audio_scorer.measure(samples, scanned.segments, clip.start_s)
     with result.clock("fingerprint"):
-        heard = fingerprint.hash_audio(samples)
+        audio_hashes = fingerprint.hash_audio(samples)
     with result.clock("store"):
         name = f"{clip.clip_id}.npz"
         content = npz_bytes(
@@ -229,7 +234,7 @@ def _finish(
             face_rgb=found.face_rgb,
         )
         result.files[name] = store.write(f"parts/{result.part.name}/{name}", content)
-    return TracedClip(
+    return MeasuredClip(
         measures=row.model_copy(update={**found.measures(row.face), "sound": sound, "sync": scored}),
         thumbnail=found.thumbnail,
         face=thumbnail(found.face_rgb) if len(found.crops) else b"",
@@ -240,7 +245,7 @@ def _finish(
             "bands": bands,
             "pictures": found.frame_hashes,
             "faces": found.face_boxes,
-            "sound": heard,
+            "sound": audio_hashes,
         },
     )
 
@@ -264,7 +269,7 @@ def embed(result: PartResult, config: MeasureConfig, store: Store) -> PartResult
     return result
 
 
-def _identified(item: TracedClip, embedder: identity.Embedder | None) -> TracedClip:
+def _identified(item: MeasuredClip, embedder: identity.Embedder | None) -> MeasuredClip:
     if embedder is None or item.crops is None or not len(item.crops):
         return item
     vector, consistency = identity.summarise(embedder.embed(item.crops))

@@ -67,7 +67,7 @@ class Store:
         object.__setattr__(self, "root", root)
 
     @cached_property
-    def _place(self) -> tuple[Any, str]:
+    def _location(self) -> tuple[Any, str]:
         if "://" not in self.root:
             return LocalFileSystem(), self.root.rstrip("/")
         try:
@@ -79,29 +79,29 @@ class Store:
     @property
     def local_root(self) -> Path | None:
         """The folder on this machine's disk; None for a remote store."""
-        filesystem, path = self._place
+        filesystem, path = self._location
         return Path(path) if isinstance(filesystem, LocalFileSystem) else None
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
         filesystem, path = self._at(name)
-        with self.telling("read", name):
+        with self.reporting_errors("read", name):
             return bytes(filesystem.cat_file(path))
 
     def open(self, name: str) -> BinaryIO:
         """A file for reading; seekable, fetched in blocks where it is remote."""
         filesystem, path = self._at(name)
-        with self.telling("read", name):
+        with self.reporting_errors("read", name):
             return cast(BinaryIO, filesystem.open(path, "rb"))
 
     def write(self, name: str, data: bytes) -> str:
         """Write a file whole and return the sha256 (hex) of its bytes."""
         filesystem, path = self._at(name)
         if self.local_root is None:
-            with self.telling("write", name):
+            with self.reporting_errors("write", name):
                 filesystem.pipe_file(path, data)
         else:
-            with self.writing(name) as temporary, self.telling("write", name):
+            with self.writing(name) as temporary, self.reporting_errors("write", name):
                 temporary.write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
@@ -113,23 +113,23 @@ class Store:
         """
         filesystem, path = self._at(name)
         if self.local_root is None:
-            with self.telling("write", name):
+            with self.reporting_errors("write", name):
                 folder = tempfile.mkdtemp(prefix="talkforge-")
             try:
                 temporary = Path(folder) / posixpath.basename(name)
                 yield temporary
-                with self.telling("write", name):
+                with self.reporting_errors("write", name):
                     filesystem.put_file(str(temporary), path)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             return
         target = Path(path)
         temporary = target.with_name(TEMPORARY + uuid.uuid4().hex)
-        with self.telling("write", name):
+        with self.reporting_errors("write", name):
             target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with self.telling("write", name):
+            with self.reporting_errors("write", name):
                 _publish(temporary, target)
         finally:
             with suppress(OSError):
@@ -137,21 +137,21 @@ class Store:
 
     def put(self, source: Path, name: str) -> str:
         """Copy a local file into the store and return its sha256 (hex)."""
-        with self.writing(name) as temporary, self.telling("write", name):
+        with self.writing(name) as temporary, self.reporting_errors("write", name):
             shutil.copyfile(source, temporary)
             return sha256_of(temporary)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         filesystem, path = self._at(name)
-        with self.telling("read", name):
+        with self.reporting_errors("read", name):
             filesystem.invalidate_cache()
             return bool(filesystem.isfile(path))
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
         filesystem, path = self._at(name)
-        with self.telling("read", name):
+        with self.reporting_errors("read", name):
             filesystem.invalidate_cache()
             return int(filesystem.size(path))
 
@@ -162,13 +162,13 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
         filesystem, path = self._at(name)
-        with self.telling("delete", name), suppress(FileNotFoundError):
+        with self.reporting_errors("delete", name), suppress(FileNotFoundError):
             filesystem.rm_file(path)
 
     def sha256(self, name: str) -> str:
         """sha256 (hex) of a file's bytes, read in blocks."""
         digest = hashlib.sha256()
-        with self.open(name) as file, self.telling("read", name):
+        with self.open(name) as file, self.reporting_errors("read", name):
             while block := file.read(CHUNK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
@@ -178,10 +178,10 @@ class Store:
 
         To be called before a run writes anything: a writer that is still alive would lose its file.
         """
-        filesystem, root = self._place
+        filesystem, root = self._location
         left = [name for name in self._find("") if _is_temporary(name)]
         for name in left:
-            with self.telling("delete", name), suppress(FileNotFoundError):
+            with self.reporting_errors("delete", name), suppress(FileNotFoundError):
                 filesystem.rm_file(f"{root}/{name}")
         return left
 
@@ -195,7 +195,7 @@ class Store:
             raise CommandError(f"data set {self.root}: cannot be written to ({error})") from None
 
     @contextmanager
-    def telling(self, action: str, name: str) -> Iterator[None]:
+    def reporting_errors(self, action: str, name: str) -> Iterator[None]:
         """Turns what a disk, a network or a cloud library raises into one line about `name`."""
         try:
             yield
@@ -212,14 +212,14 @@ class Store:
 
     def _at(self, name: str) -> tuple[Any, str]:
         _check_name(name)
-        filesystem, root = self._place
+        filesystem, root = self._location
         return filesystem, f"{root}/{name}"
 
     def _find(self, folder: str) -> Names:
-        filesystem, root = self._place
+        filesystem, root = self._location
         if folder:
             _check_name(folder)
-        with self.telling("list", folder or "the files"):
+        with self.reporting_errors("list", folder or "the files"):
             filesystem.invalidate_cache()
             found = filesystem.find(f"{root}/{folder}" if folder else root)
             return sorted(str(path)[len(root) + 1 :] for path in found)

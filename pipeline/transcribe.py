@@ -59,7 +59,7 @@ class Options(Record):
     compute_type: str = "default"
 
 
-class _Made(Record):
+class _TranscriptInputs(Record):
     """Everything a transcript depends on; its hash is the row's fingerprint."""
 
     protocol: int
@@ -74,7 +74,7 @@ class WorkerGoneError(RunError):
     """The worker died, hung, or gave an answer that means nothing."""
 
 
-class Said(Record):
+class WorkerInfo(Record):
     """A worker's answer to its first line."""
 
     transcriber: str
@@ -85,7 +85,7 @@ class Said(Record):
     def fingerprint(self, options: Options) -> str:
         """See `schemas.records.Annotation`; a folder counts by what it holds, wherever it lies."""
         named = options.model_copy(update={"model": self.model})
-        return config_hash(_Made(protocol=PROTOCOL, options=named, **self.model_dump()))
+        return config_hash(_TranscriptInputs(protocol=PROTOCOL, options=named, **self.model_dump()))
 
 
 def find_python(given: Path | None) -> Path:
@@ -96,13 +96,13 @@ def find_python(given: Path | None) -> Path:
         CommandError: there is none; says how to make it.
     """
     named = given or (Path(path) if (path := os.environ.get("TALKFORGE_ASR_PYTHON")) else None)
-    places = [named] if named else [root / ".venv-asr/bin/python" for root in (Path(), WORKER.parents[1])]
-    for place in places:
-        if place.is_file():
-            return place.absolute()
+    candidates = [named] if named else [root / ".venv-asr/bin/python" for root in (Path(), WORKER.parents[1])]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute()
     raise CommandError(
-        f"{places[0]}: no Python with WhisperX here; `make asr` makes one, --python or TALKFORGE_ASR_PYTHON "
-        "names another"
+        f"{candidates[0]}: no Python with WhisperX here; `make asr` makes one, "
+        "--python or TALKFORGE_ASR_PYTHON names another"
     )
 
 
@@ -116,11 +116,11 @@ class Worker:
         self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._late = False
 
-    def start(self) -> Said:
+    def start(self) -> WorkerInfo:
         """Start the process, unless it runs, and load its models.
 
         Raises:
-            ModelError: it cannot load them. WorkerGoneError: it ended or said something else.
+            ModelError: it cannot load them. WorkerGoneError: it ended, or gave another answer.
         """
         try:
             self._process = subprocess.Popen(
@@ -129,14 +129,14 @@ class Worker:
             )  # fmt: skip
         except OSError as error:
             raise CommandError(f"{self._command[0]}: cannot be run ({one_line(error)})") from None
-        said = self._exchange({"protocol": PROTOCOL, **self._options.model_dump()}, START_S)
-        if "error" in said:
+        answer = self._exchange({"protocol": PROTOCOL, **self._options.model_dump()}, START_S)
+        if "error" in answer:
             self.close()
-            raise ModelError(f"transcriber, model {self._options.model}: {said['error']}")
-        if said.pop("protocol", None) != PROTOCOL:
+            raise ModelError(f"transcriber, model {self._options.model}: {answer['error']}")
+        if answer.pop("protocol", None) != PROTOCOL:
             raise self._gone(f"was expected to speak protocol {PROTOCOL}")
         try:
-            return Said.model_validate(said)
+            return WorkerInfo.model_validate(answer)
         except ValidationError:
             raise self._gone("did not say what it is") from None
 
@@ -218,10 +218,10 @@ class Transcriber:
 
     def start(self) -> str:
         """Load the models of one worker, the others when they are asked; the rows' fingerprint."""
-        self._said = self._workers[0].start()
+        self._info = self._workers[0].start()
         for worker in reversed(self._workers):  # the one that runs is asked last: it would be idle else
             self._free.put(worker)
-        self.fingerprint = self._said.fingerprint(self._options)
+        self.fingerprint = self._info.fingerprint(self._options)
         return self.fingerprint
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Transcriber:
     def _row(self, key: str, flac: bytes) -> TranscriptRow:
         worker = self._free.get()
         try:
-            row = self._heard(worker, key, flac)
+            row = self._transcribed(worker, key, flac)
             self._deaths = 0
             return row
         except WorkerGoneError as error:
@@ -254,15 +254,15 @@ class Transcriber:
         finally:
             self._free.put(worker)
 
-    def _heard(self, worker: Worker, key: str, flac: bytes) -> TranscriptRow:
+    def _transcribed(self, worker: Worker, key: str, flac: bytes) -> TranscriptRow:
         samples = decode_flac(flac)
-        heard = vad.segments(samples, 0.0)
+        speech = vad.segments(samples, 0.0)
         pcm = base64.b64encode(np.round(samples * 32768).astype("<i2").tobytes()).decode()
         deadline_s = DEADLINE_S + DEADLINE_FACTOR * seconds_from_samples(len(samples))
-        answer = worker.ask({"id": key, "pcm": pcm, "speech": heard}, deadline_s)
+        answer = worker.ask({"id": key, "pcm": pcm, "speech": speech}, deadline_s)
         if "error" in answer:
             return self._failed(key, f"TranscriberError: {answer['error']}")
-        return self._answered(key, answer, sum(end_s - start_s for start_s, end_s in heard))
+        return self._answered(key, answer, sum(end_s - start_s for start_s, end_s in speech))
 
     def _answered(self, key: str, answer: dict[str, Any], speech_s: float) -> TranscriptRow:
         words = tuple(
@@ -294,7 +294,7 @@ class Transcriber:
     def _blank(self, key: str) -> TranscriptRow:
         return TranscriptRow(
             clip_id=key, failure=None, text="", transcript=None, words=(), word_times=None, turns=None,
-            fingerprint=self.fingerprint, **self._said.model_dump(),
+            fingerprint=self.fingerprint, **self._info.model_dump(),
         )  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def transcribe(
     python: Path,
     options: Options,
     workers: int = 1,
-    watch: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Counts:
     """Transcribe every clip in the shards that is not; `transcripts.parquet` holds the rows.
 
@@ -313,4 +313,4 @@ def transcribe(
     """
     transcriber = Transcriber(python, options, workers)
     with contextlib.closing(transcriber):
-        return annotate(store, TRANSCRIPTS, transcriber.start(), transcriber.transcribe, watch)
+        return annotate(store, TRANSCRIPTS, transcriber.start(), transcriber.transcribe, on_progress)

@@ -31,7 +31,7 @@ from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError
-from talkforge.schemas.records import Clip, Source, Video
+from talkforge.schemas.records import Clip, Input, Video
 from talkforge.schemas.sample import Members, ShardManifest
 from talkforge.schemas.units import AUDIO_HZ, samples_from_frames, seconds_from_frames
 
@@ -43,11 +43,11 @@ MAX_LAG_S = 0.010
 SILENCE_DBFS = -60.0
 """Below this level there is nothing to align. Source: ours; 16 bit noise is at -96."""
 
-MIN_LIKENESS = 0.7
+MIN_SIMILARITY = 0.7
 """Least normalised correlation of the two tracks. Source: ours; on eleven clips of 3 s one sound
 through AAC and through FLAC is at least 0.998 alike, the sounds of two clips at most 0.13."""
 
-PEAK_SHARE = 0.98
+PEAK_FRACTION = 0.98
 """The best lag within `MAX_LAG_S` must come this close to the best of all lags; a steady tone
 fits equally well a period later, which is no fault."""
 
@@ -250,7 +250,7 @@ def check_sample(key: str, members: Members) -> list[str]:
         path = Path(file.name)
         path.write_bytes(decoded.mp4)
         try:
-            video = probe(path, Source(uri=f"{key}.mp4"), content_hash(path))
+            video = probe(path, Input(uri=f"{key}.mp4"), content_hash(path))
             return [
                 *_check_picture(path, video, decoded.meta.clip),
                 *_check_sound(path, video, decoded.meta.clip, media.decode_flac(decoded.flac)),
@@ -286,9 +286,10 @@ def _check_sound(path: Path, video: Video, clip: Clip, flac: Floats) -> Iterator
     levels = level_dbfs(mp4), level_dbfs(flac)
     if max(levels) < SILENCE_DBFS:
         return
-    likeness, lag_s = alignment(mp4, flac)
-    if likeness < MIN_LIKENESS:
-        yield f"mp4 and flac: expected the same sound, found likeness {likeness:.2f} (least {MIN_LIKENESS})"
+    similarity, lag_s = alignment(mp4, flac)
+    if similarity < MIN_SIMILARITY:
+        least = f"(least {MIN_SIMILARITY})"
+        yield f"mp4 and flac: expected the same sound, found similarity {similarity:.2f} {least}"
     elif abs(lag_s) > MAX_LAG_S:
         yield (
             f"mp4 and flac: expected sound within {MAX_LAG_S * 1000:.0f} ms, found the mp4's "
@@ -303,9 +304,9 @@ def level_dbfs(samples: Floats) -> float:
 
 
 def alignment(found: Floats, reference: Floats) -> tuple[float, float]:
-    """(likeness, lag_s) of two tracks [N] at 16 kHz.
+    """(similarity, lag_s) of two tracks [N] at 16 kHz.
 
-    Likeness is the largest normalised cross-correlation over all lags, 0 to 1; the lag is where it
+    Similarity is the largest normalised cross-correlation over all lags, 0 to 1; the lag is where it
     is, positive where `found` is late, and prefers one within `MAX_LAG_S` to an equal one beyond.
     """
     found, reference = found.astype(np.float64), reference.astype(np.float64)
@@ -317,7 +318,7 @@ def alignment(found: Floats, reference: Floats) -> tuple[float, float]:
     best = int(np.argmax(curve))
     near = np.flatnonzero(np.abs(lags_s) <= MAX_LAG_S)
     near_best = int(near[np.argmax(curve[near])])
-    if curve[near_best] >= PEAK_SHARE * curve[best]:
+    if curve[near_best] >= PEAK_FRACTION * curve[best]:
         best = near_best
     return float(curve[best]), float(lags_s[best])
 

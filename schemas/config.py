@@ -123,7 +123,7 @@ class SpeechConfig(Section):
     )
 
 
-class SoundConfig(OptionalSection):
+class AudioQualityConfig(OptionalSection):
     """How good the sound is. Signal-to-noise ratio and bandwidth are always measured: they cost nothing."""
 
     dnsmos: bool = Field(
@@ -148,7 +148,7 @@ class SpeakerConfig(OptionalSection):
     )
 
 
-class PictureConfig(OptionalSection):
+class FrameQualityConfig(OptionalSection):
     """How good the picture is. Blur, exposure and black bars are always measured: they cost next to nothing."""
 
     brisque: bool = Field(
@@ -191,10 +191,10 @@ class MeasureConfig(Section):
     lips: LipsConfig = LipsConfig()
     motion: MotionConfig = MotionConfig()
     speech: SpeechConfig = SpeechConfig()
-    sound: SoundConfig = SoundConfig()
+    sound: AudioQualityConfig = AudioQualityConfig()
     speaker: SpeakerConfig = SpeakerConfig()
     identity: IdentityConfig = IdentityConfig()
-    picture: PictureConfig = PictureConfig()
+    picture: FrameQualityConfig = FrameQualityConfig()
 
 
 def _rule(default: float | tuple[str, ...] | None, unit: str, source: str, description: str) -> Any:
@@ -416,7 +416,7 @@ class ShardConfig(Section):
     seed: str = Field("talkforge", description="Salt of the split and of the order of samples.")
 
 
-class RunConfig(Section):
+class ExecutionConfig(Section):
     """How the work is done; never changes what comes out."""
 
     part_s: float = Field(
@@ -441,7 +441,7 @@ class Config(Section):
     measure: MeasureConfig = MeasureConfig()
     thresholds: Thresholds = Thresholds()
     shards: ShardConfig = ShardConfig()
-    run: RunConfig = RunConfig()
+    run: ExecutionConfig = ExecutionConfig()
 
 
 def load_config(name: str | Path | None, settings: Iterable[str] = ()) -> Config:

@@ -25,7 +25,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Source(Record):
+class Input(Record):
     """One input as the user named it, with what the user said of it."""
 
     uri: str
@@ -207,7 +207,7 @@ class Speech(Record):
     """Share of samples at or beyond 0.999 of full scale."""
 
 
-class Sound(Record):
+class AudioQuality(Record):
     """How good the sound is, as far as 16 kHz let it be heard; None where it could not be measured."""
 
     snr_db: float | None
@@ -271,7 +271,7 @@ class Identity(Record):
     """Least cosine similarity of a good frame's embedding to the clip's median embedding."""
 
 
-class Quality(Record):
+class FaceQuality(Record):
     """The picture of the face."""
 
     face_blur: float
@@ -284,7 +284,7 @@ class Quality(Record):
     """Likewise of 245 or more."""
 
 
-class Picture(Record):
+class FrameQuality(Record):
     """The picture beyond the face, from some of its frames; None where it was not asked for, or no frame
     could answer."""
 
@@ -310,7 +310,7 @@ class ClipMeasures(Record):
     stopped_by: str | None
     face: Face
     speech: Speech | None = None
-    sound: Sound | None = None
+    sound: AudioQuality | None = None
     lips: Lips | None = None
     motion: Motion | None = None
     sync: Sync | None = None
@@ -318,8 +318,8 @@ class ClipMeasures(Record):
     transcript: Transcript | None = None
     """Joined by clip id from `transcripts.parquet` when clips are selected; never in a part."""
     identity: Identity | None = None
-    quality: Quality | None = None
-    picture: Picture | None = None
+    quality: FaceQuality | None = None
+    picture: FrameQuality | None = None
 
 
 class Reason(Record):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from talkforge.pipeline.dataset import Dataset
-    from talkforge.pipeline.jobs import Progress
+    from talkforge.pipeline.jobs import MeasureProgress
     from talkforge.pipeline.store import Store
     from talkforge.schemas.sample import ShardManifest
     from talkforge.torch_dataset import ClipDataset
@@ -156,7 +156,7 @@ def curate(
     executor: Literal["ray", "inline"] = "ray",
     address: str | None = None,
     limit: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> CuratedSet:
     """Measure videos, choose clips, cut them into shards and write the report; as `talkforge curate`.
 

@@ -92,12 +92,12 @@ def status(dataset: DatasetArgument) -> None:
     """What is done, what is left, and what was kept so far."""
     from talkforge.display import progress_line
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.dataset import load_dataset, load_intake
+    from talkforge.pipeline.dataset import load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
     state = job.progress(store, load_dataset(store).config)
-    out.print(f"{len(load_intake(store))} inputs; {progress_line(state)}", soft_wrap=True, highlight=False)
+    out.print(f"{len(load_ingested(store))} inputs; {progress_line(state)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -105,7 +105,7 @@ def select(dataset: DatasetArgument, settings: SettingsOption = []) -> None:  # 
     """Apply other thresholds to what was measured; decodes nothing."""
     from talkforge.display import summary
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.dataset import exclusive, load_dataset, load_intake
+    from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
@@ -113,7 +113,7 @@ def select(dataset: DatasetArgument, settings: SettingsOption = []) -> None:  # 
     begin_s = time.monotonic()
     config = _reselected(described.config, settings)
     with exclusive(store):
-        selection = job.select(store, described.model_copy(update={"config": config}), load_intake(store))
+        selection = job.select(store, described.model_copy(update={"config": config}), load_ingested(store))
         job.report(store)
     summary(out, selection, dataset)
     waiting = sum(row.accepted and row.shard is None for row in selection.rows)
@@ -132,7 +132,7 @@ def shard(
     """Cut what is now accepted into shards; measures nothing again."""
     from talkforge.display import summary
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.dataset import exclusive, load_dataset, load_intake
+    from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
@@ -140,11 +140,11 @@ def shard(
     config = _reselected(described.config, settings)
     _check_executor(executor, address)
     with exclusive(store):
-        intake = load_intake(store)
-        selection = job.select(store, described.model_copy(update={"config": config}), intake)
+        ingested = load_ingested(store)
+        selection = job.select(store, described.model_copy(update={"config": config}), ingested)
         runner = _executor(executor, config, address)()
         try:
-            selection = job.shard(store, load_dataset(store), selection, intake, runner)
+            selection = job.shard(store, load_dataset(store), selection, ingested, runner)
         finally:
             runner.close()
     summary(out, selection, dataset)
@@ -424,14 +424,14 @@ def _annotate(dataset: str, run: Callable[[Callable[[int, int], None]], Counts])
     """What transcribe and caption share: the data set to itself, progress, then ledger and report."""
     from talkforge.display import CountWatch
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.dataset import exclusive, load_dataset, load_intake
+    from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
     described = load_dataset(store)
     with exclusive(store):
         counts = run(CountWatch(err).show)
-        selection = job.select(store, described, load_intake(store))
+        selection = job.select(store, described, load_ingested(store))
         job.report(store)
     out.print(f"{counts.annotated} clips done, {counts.before} were before, {counts.failed} failed")
     accepted = sum(row.accepted for row in selection.rows)

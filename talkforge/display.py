@@ -15,7 +15,7 @@ from rich.text import Text
 
 from talkforge.curation.weights.download import FetchProgress
 from talkforge.curation.weights.registry import ModelRow
-from talkforge.pipeline.jobs import Progress
+from talkforge.pipeline.jobs import MeasureProgress
 from talkforge.pipeline.ledger import Selection
 from talkforge.schemas.records import SourceRow
 
@@ -43,7 +43,7 @@ class Watch:
         if self._console.is_terminal:
             self._bar.stop()
 
-    def show(self, state: Progress) -> None:
+    def show(self, state: MeasureProgress) -> None:
         """Take over a new state."""
         text = progress_line(state)
         self._bar.update(self._task, description=text, completed=state.done_s, total=state.total_s or 1)
@@ -129,7 +129,7 @@ def weights_table(console: Console, rows: Iterable[ModelRow]) -> None:
     console.print(table, width=min(console.width, WEIGHTS_WIDTH))
 
 
-def progress_line(state: Progress) -> str:
+def progress_line(state: MeasureProgress) -> str:
     """Parts, hours in, hours kept, real-time factor, time left: in one line."""
     left = "" if state.left_s is None else f", {hours(state.left_s)} left"
     pace = f", {state.real_time_factor:.2f}x real time" if state.measured_s else ""

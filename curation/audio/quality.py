@@ -17,9 +17,9 @@ from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import session_of
 from talkforge.schemas.arrays import Floats, expect_shape
-from talkforge.schemas.config import SoundConfig
+from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Sound
+from talkforge.schemas.records import AudioQuality
 from talkforge.schemas.units import AUDIO_HZ
 
 FRAME_S = 0.02
@@ -61,11 +61,11 @@ class AudioScorer:
         ModelError: a model that is asked for cannot be had; one line.
     """
 
-    def __init__(self, config: SoundConfig) -> None:
+    def __init__(self, config: AudioQualityConfig) -> None:
         self._dnsmos = _session(registry.weights("dnsmos")) if config.dnsmos else None
         self._music = MusicDetector() if config.music else None
 
-    def measure(self, samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> Sound:
+    def measure(self, samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> AudioQuality:
         """What the sound of a clip is like.
 
         Args:
@@ -77,7 +77,7 @@ class AudioScorer:
         voice = background = overall = None
         if self._dnsmos is not None and np.any(samples):
             voice, background, overall = _opinions(self._dnsmos, samples)
-        return Sound(
+        return AudioQuality(
             snr_db=snr_db(samples, spans, start_s),
             bandwidth_hz=bandwidth_hz(samples),
             dnsmos_signal=voice,

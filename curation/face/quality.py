@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from talkforge.schemas.arrays import Bytes, expect_shape
-from talkforge.schemas.records import Quality
+from talkforge.schemas.records import FaceQuality
 
 DARK_LUMA, BRIGHT_LUMA = 24, 245
 """Pixels at or below, at or above these lumas of 0 to 255 show hardly any detail. Source: ours; of
@@ -20,7 +20,7 @@ FACE = np.square((_X - 56) / 36) + np.square((_Y - 66) / 44) <= 1
 behind it."""
 
 
-def measure(face_rgb: Bytes) -> Quality:
+def measure(face_rgb: Bytes) -> FaceQuality:
     """Blur, luma and exposure of an aligned face, uint8 [112, 112, 3].
 
     Blur is the variance of the Laplacian of the grey picture: a sharp face has hundreds, a
@@ -31,7 +31,7 @@ def measure(face_rgb: Bytes) -> Quality:
     grey = cv2.cvtColor(face_rgb, cv2.COLOR_RGB2GRAY)
     laplacian = cv2.Laplacian(grey, cv2.CV_64F)
     face = grey[FACE]
-    return Quality(
+    return FaceQuality(
         face_blur=float(np.var(laplacian)),
         face_luma=float(np.mean(grey)),
         face_dark_fraction=round(float(np.mean(face <= DARK_LUMA)), 4),
@@ -39,7 +39,7 @@ def measure(face_rgb: Bytes) -> Quality:
     )
 
 
-def of_clip(rows: Sequence[Quality], best: int) -> Quality:
+def of_clip(rows: Sequence[FaceQuality], best: int) -> FaceQuality:
     """A clip's quality from that of its face crops: exposure over all, the rest of number `best`."""
     dark = np.mean([row.face_dark_fraction for row in rows])
     bright = np.mean([row.face_bright_fraction for row in rows])

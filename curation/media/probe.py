@@ -13,7 +13,7 @@ from typing import Any
 
 from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def content_hash(path: Path) -> str:
         raise MediaError(f"{str(path)!r}: expected a readable file, found {reason(error)}") from error
 
 
-def probe(path: Path, source: Source, sha256: str) -> Video:
+def probe(path: Path, given: Input, sha256: str) -> Video:
     """Facts of one video file. Reads headers, decodes one picture, allocates nothing absurd.
 
     Raises:
@@ -54,7 +54,7 @@ def probe(path: Path, source: Source, sha256: str) -> Video:
             an empty file, something that is no regular file, no permission, another format, a
             still picture, no video stream, a picture of absurd size, no picture at all.
     """
-    uri = source.uri
+    uri = given.uri
     num_bytes = _expect_file(path, uri)
     with _opened_video(path, uri) as file:
         stream: Any = file.video
@@ -70,9 +70,9 @@ def probe(path: Path, source: Source, sha256: str) -> Video:
             sha256=sha256,
             uri=uri,
             num_bytes=num_bytes,
-            source=source.source,
-            licence=source.licence,
-            consent=source.consent,
+            source=given.source,
+            licence=given.licence,
+            consent=given.consent,
             container=file.container.format.name,
             video_codec=stream.codec_context.name,
             pixel_format=frame.format.name,

@@ -18,8 +18,8 @@ from talkforge.curation.picture.hands import HandDetector, paint
 from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.config import PictureConfig
-from talkforge.schemas.records import Clip, Picture
+from talkforge.schemas.config import FrameQualityConfig
+from talkforge.schemas.records import Clip, FrameQuality
 
 BARS_EVERY_S = 0.5
 TEXT_EVERY_S = 1.0
@@ -52,7 +52,7 @@ class PictureScorer:
         ModelError: a model that is asked for cannot be had; one line.
     """
 
-    def __init__(self, config: PictureConfig) -> None:
+    def __init__(self, config: FrameQualityConfig) -> None:
         self.brisque = Brisque(registry.weights("brisque")) if config.brisque else None
         self.text = TextDetector(registry.weights("pp_ocr_v4_det")) if config.text else None
         self.hands = HandDetector(registry.hand_task()) if config.hands else None
@@ -89,9 +89,9 @@ class PictureTracer:
             hands = self.scorer.hands.detect(rgb, points)
             self._mouth_hand.append(_under_hands(rgb.shape[:2], points, hands) >= HAND_FRACTION)
 
-    def finish(self) -> Picture:
+    def finish(self) -> FrameQuality:
         """The measurements; None where nothing was asked for, or no frame could answer."""
-        return Picture(
+        return FrameQuality(
             black_bar_fraction=self._bars.finish(),
             face_brisque=round(float(np.median(self._brisque)), 2) if self._brisque else None,
             text_fraction=_mean(self._text),

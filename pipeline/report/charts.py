@@ -59,7 +59,7 @@ def histogram_svg(entry: Mapping[str, Any]) -> str:
             axes.set_xticks(edges[::6], [f"{edge:.3g}" for edge in edges[::6]])
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=entry["scale"] == "whole"))
-        for value in threshold_places(entry):
+        for value in threshold_positions(entry):
             axes.axvline(value, color=MARK, linewidth=1.4, linestyle=(0, (4, 2)))
         axes.margins(x=0.02)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
@@ -71,19 +71,19 @@ def histogram_svg(entry: Mapping[str, Any]) -> str:
         return _inline(figure)
 
 
-def threshold_places(entry: Mapping[str, Any]) -> list[float]:
+def threshold_positions(entry: Mapping[str, Any]) -> list[float]:
     """Where the thresholds lie on the axis.
 
     Between two whole numbers where those are counted, and on both sides of zero where a rule looks
     at the size.
     """
-    places = set()
+    positions = set()
     for line in entry["thresholds"]:
-        place = float(line["threshold"])
+        position = float(line["threshold"])
         if entry["scale"] == "whole":
-            place = math.floor(place) + 0.5 if line["side"] == "at_most" else math.ceil(place) - 0.5
-        places |= {place, -place} if entry["absolute"] else {place}
-    return sorted(places)
+            position = math.floor(position) + 0.5 if line["side"] == "at_most" else math.ceil(position) - 0.5
+        positions |= {position, -position} if entry["absolute"] else {position}
+    return sorted(positions)
 
 
 def _inline(figure: Figure) -> str:

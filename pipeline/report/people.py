@@ -15,7 +15,7 @@ from talkforge.schemas.records import PersonRow
 LARGEST_SHOWN, PAIRS_SHOWN, MIXED_SHOWN = 48, 12, 12
 """Most people, pairs of people that may be one, and people that may be two, in the page."""
 
-NEAR_SHARE = 0.25
+NEAR_FRACTION = 0.25
 """Two people are near when they lack less than this share of the way from the threshold to identity."""
 
 
@@ -112,7 +112,7 @@ def _near(kept: pd.DataFrame, people: pd.DataFrame, threshold: float) -> dict[st
         first, second = sorted((str(row.person_id), str(row.nearest_person_id)))
         pairs[first, second] = float(row.nearest_similarity)
     ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
-    near = [pair for pair in ordered if pair[1] > threshold - NEAR_SHARE * (1 - threshold)]
+    near = [pair for pair in ordered if pair[1] > threshold - NEAR_FRACTION * (1 - threshold)]
     splits = [{split_of[name] for name in names if name in split_of} for names, _ in near]
     return {
         "closest": ordered[0][1] if ordered else None,

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.memory import loop
 from talkforge.curation.media import encode_mp4, read_audio, read_frames
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 
 def test_a_loop_is_the_film_again_and_again(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_loop_is_the_film_again_and_again(tmp_path: Path) -> None:
     short, long = tmp_path / "short.mp4", tmp_path / "long.mkv"
     encode_mp4(short, frames, 25.0, sound, 18, "veryfast")
     loop(short, long, 4.0)
-    video = probe(long, Source(uri=long.name), content_hash(long))
+    video = probe(long, Input(uri=long.name), content_hash(long))
     seen = list(read_frames(long, video))
     assert len(seen) % 25 == 0
     laps = len(seen) // 25

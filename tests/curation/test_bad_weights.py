@@ -25,7 +25,7 @@ from talkforge.curation.shots import transnet
 from talkforge.curation.sync import syncnet
 from talkforge.curation.sync.active_speaker import LightAsd
 from talkforge.curation.weights import registry
-from talkforge.schemas.config import SoundConfig
+from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
@@ -57,7 +57,7 @@ def onnx_of(input_shape: list[int]) -> bytes:
 def dnsmos(path: Path) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "weights", lambda _: path)
-        return quality.AudioScorer(SoundConfig(dnsmos=True))
+        return quality.AudioScorer(AudioQualityConfig(dnsmos=True))
 
 
 ONNX: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -16,7 +16,7 @@ from talkforge.curation import duplicates, media
 from talkforge.curation.duplicates import DuplicateThresholds
 from talkforge.curation.fingerprint import Fingerprint, FrameHasher, hash_audio
 from talkforge.curation.media import probe
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
 
 SAMPLE_HZ = 10
@@ -26,7 +26,7 @@ Clip = tuple[list[np.ndarray], np.ndarray]
 
 def read(path: Path) -> Clip:
     """Pictures at 10 Hz, and the sound."""
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     frames: list[np.ndarray] = []
     for frame in media.read_frames(path, video):
         while video.start_s + len(frames) / SAMPLE_HZ < frame.until_s - 1e-6:

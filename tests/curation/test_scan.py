@@ -16,7 +16,7 @@ from talkforge.curation.scan import Scan, faces_visible, scan
 from talkforge.schemas.arrays import Detections
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import MediaError, ModelError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 
 WIDTH_PX, HEIGHT_PX, FPS = 960, 540, 25
 RED, BLUE = (200, 40, 40), (40, 40, 200)
@@ -58,7 +58,7 @@ def written(path: Path, pictures: list[np.ndarray], times: list[int] | None = No
             frame.pts, frame.time_base = (times or range(len(pictures)))[number], Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return probe(path, Source(uri=path.name), content_hash(path))
+    return probe(path, Input(uri=path.name), content_hash(path))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def detector() -> FaceDetector:
 
 
 def scanned(path: Path, detector: FaceDetector, config: ScanConfig) -> Scan:
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     return scan(path, video, 0, video.end_s, config, detector)
 
 
@@ -257,7 +257,7 @@ def test_an_animation_has_no_face(clips_dir: Path) -> None:
 
 def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detector: FaceDetector) -> None:
     path, config = clips_dir / "ls_demo3.mp4", ScanConfig(longest_edge_px=384)
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     result = scan(path, video, 8.0, 10.0, config, detector)
     assert [(s.opened_by, s.start_s) for s in result.scenes] == [
         ("start", 8.0),

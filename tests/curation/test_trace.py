@@ -19,9 +19,9 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.picture.scorer import PictureScorer
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import FaceTrack
-from talkforge.schemas.config import MeasureConfig, PictureConfig
+from talkforge.schemas.config import FrameQualityConfig, MeasureConfig
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Clip, Source, Speaker, Video, clip_id
+from talkforge.schemas.records import Clip, Input, Speaker, Video, clip_id
 from talkforge.schemas.units import frames_from_seconds
 
 CONFIG = MeasureConfig.model_validate({"motion": {"body": "none"}})
@@ -50,7 +50,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video, list[Ca
     write(path, take)
     boxes = [np.median(face.box, axis=0) for face in take.faces]
     clips = [clip_of(0, 0.0, 1.2), clip_of(1, 0.48, 1.6)]
-    video = probe(path, Source(uri=str(path)), content_hash(path))
+    video = probe(path, Input(uri=str(path)), content_hash(path))
     return path, video, [Candidate(clip, track_of(i, boxes[i])) for i, clip in enumerate(clips)]
 
 
@@ -144,7 +144,7 @@ def test_a_picture_scorer_sees_the_frames_of_each_clip(
     path, video, candidates = film
     without = trace.trace(path, video, candidates[:1], landmarker, None, CONFIG)
     traced = trace.trace(
-        path, video, candidates, landmarker, None, CONFIG, picture_scorer=PictureScorer(PictureConfig())
+        path, video, candidates, landmarker, None, CONFIG, picture_scorer=PictureScorer(FrameQualityConfig())
     )
     for clip, _ in candidates:
         found = traced[clip.clip_id]

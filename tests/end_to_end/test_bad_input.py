@@ -27,7 +27,7 @@ import pytest
 from examples.talking_heads import varied_take
 from examples.talking_heads import write as write_head
 from talkforge import cli
-from talkforge.pipeline.intake import find_inputs, take_in
+from talkforge.pipeline.ingest import find_inputs, ingest
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError
 from tests.media_files import Pictures, Sounds, steady, write_media
@@ -373,7 +373,7 @@ def locked() -> Iterator[Path]:
 
 def test_what_may_not_be_read_is_a_row_and_not_forgotten(locked: Path) -> None:
     with somebody_else():
-        rows = {Path(row.source.uri).name: row for row in map(take_in, find_inputs([str(locked)]))}
+        rows = {Path(row.input.uri).name: row for row in map(ingest, find_inputs([str(locked)]))}
     assert {name: row.status for name, row in rows.items()} == {"secret.mp4": "failed", "attic": "failed"}
     failures = {name: row.failure.message for name, row in rows.items() if row.failure}
     assert failures["secret.mp4"].endswith("expected a readable file, found permission denied")

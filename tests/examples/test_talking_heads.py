@@ -24,7 +24,7 @@ from talkforge.curation.audio.vad import speech_probabilities
 from talkforge.curation.media import probe, read_audio
 from talkforge.curation.weights.registry import weights
 from talkforge.schemas.errors import CommandError, MediaError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 
 TEXT = "Maybe my mother and five other people move above the blue water."
 OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146)
@@ -32,7 +32,7 @@ OUTER_LIP = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314
 
 
 def _probed(path: Path) -> Video:
-    return probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
+    return probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
 
 
 def _filled(contour: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -12,7 +12,7 @@ from talkforge.pipeline import stages
 from talkforge.pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
 from talkforge.pipeline.ledger import read_committed
 from talkforge.pipeline.parts import Part, Window
-from talkforge.pipeline.results import PartResult, TracedClip
+from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Sync, clip_id
 from tests.records import video
@@ -20,7 +20,7 @@ from tests.records import video
 FRAMES = 750
 
 
-def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, TracedClip]:
+def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, MeasuredClip]:
     """A 30 s clip whose mouth follows its audio, `lag` frames late."""
     bands = rng.normal(size=(FRAMES, ridge.NUM_BANDS)).cumsum(axis=0).astype(np.float32) * 0.3
     mixed = np.roll(bands, lag, axis=0) @ np.random.default_rng(0).normal(
@@ -38,7 +38,7 @@ def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, Tra
     face = Face(source_fps=25.0, face_px=200.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
     measures = ClipMeasures(clip=clip, stopped_by=None, face=face, sync=shipped)
     window = Window(video=of, start_s=0.0, end_s=30.0)
-    return window, TracedClip(measures, b"", features={"mouth": mouth, "bands": bands})
+    return window, MeasuredClip(measures, b"", features={"mouth": mouth, "bands": bands})
 
 
 def store_of(path: Path, count: int) -> Store:

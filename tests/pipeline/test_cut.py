@@ -14,12 +14,12 @@ from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import cut, jobs
 from talkforge.pipeline.cut import Order
-from talkforge.pipeline.dataset import load_dataset, load_intake
+from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.store import Store, npz_bytes
 from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig, apply_settings
 from talkforge.schemas.errors import DatasetError
-from talkforge.schemas.records import Clip, ClipMeasures, Face, Source, Verdict, Video, clip_id
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Input, Verdict, Video, clip_id
 from talkforge.schemas.sample import Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, frames_from_seconds
 from tests.media_files import Pictures, Sounds, clicks_heard, number_of, steady, write_media
@@ -72,7 +72,7 @@ def film(tmp_path: Path) -> tuple[Path, Video]:
     path = write_media(
         tmp_path / "a.mkv", Pictures(steady(50)), Sounds([(0, 2)], clicks_s=[0.6, 1.3], hz=48_000)
     )
-    return path, probe(path, Source(uri=str(path)), content_hash(path))
+    return path, probe(path, Input(uri=str(path)), content_hash(path))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_frames_and_samples_are_those_of_the_source(
     found = sample.decode(clip.clip_id, members)
 
     (tmp_path / "clip.mp4").write_bytes(found.mp4)
-    again = probe(tmp_path / "clip.mp4", Source(uri="clip.mp4"), "0" * 64)
+    again = probe(tmp_path / "clip.mp4", Input(uri="clip.mp4"), "0" * 64)
     shown = [number_of(frame.rgb()) for frame in media.read_frames(tmp_path / "clip.mp4", again)]
     assert shown == list(numbers)
     assert (again.fps, again.width_px, again.height_px) == (fps, WIDTH_PX, HEIGHT_PX)
@@ -163,11 +163,11 @@ def test_a_source_that_vanished_fails_its_clip_and_nothing_else(curated: Any) ->
     store = Store(str(curated.dataset))
     old = load_dataset(store)
     config = apply_settings(old.config.model_dump(mode="json"), ["shards.crf=30"])
-    dataset, intake = old.model_copy(update={"config": config}), load_intake(store)
+    dataset, ingested = old.model_copy(update={"config": config}), load_ingested(store)
     gone, hidden = curated.videos / "b.mp4", curated.videos / "hidden"
     gone.rename(hidden)
     try:
-        selection = jobs.shard(store, dataset, jobs.select(store, dataset, intake), intake)
+        selection = jobs.shard(store, dataset, jobs.select(store, dataset, ingested), ingested)
     finally:
         hidden.rename(gone)
     rows = {Path(row.uri).name: row for row in selection.rows}
@@ -179,6 +179,6 @@ def test_a_source_that_vanished_fails_its_clip_and_nothing_else(curated: Any) ->
     assert (failure.stage, failure.key, failure.uri) == ("cut", rows["b.mp4"].clip_id, str(gone))
     assert len(list(curated.dataset.glob("shards/*.tar"))) == 1
 
-    selection = jobs.shard(store, dataset, jobs.select(store, dataset, intake), intake)
+    selection = jobs.shard(store, dataset, jobs.select(store, dataset, ingested), ingested)
     assert [(row.accepted, row.failure) for row in selection.rows] == [(True, None)] * 2
     assert len(list(curated.dataset.glob("shards/*.tar"))) == 2

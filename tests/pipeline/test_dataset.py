@@ -17,11 +17,11 @@ from talkforge.pipeline.dataset import (
     load_dataset,
     open_for_curating,
 )
-from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
 from talkforge.schemas.errors import CommandError, DatasetError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from tests.records import video
 
 MODEL = ModelUse(name="m", needed_by="scan", sha256="0" * 64, licence="MIT", commercial_use=True)
@@ -35,8 +35,8 @@ def fresh(*settings: str, models: tuple[ModelUse, ...] = (MODEL,)) -> dataset.Da
     return describe(apply_settings({}, settings), models, ["nose"], LogMelEncoder())
 
 
-def intake(uri: str, content: int) -> Intake:
-    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, 5.0, uri=uri))
+def ingested(uri: str, content: int) -> IngestRow:
+    return IngestRow(input=Input(uri=uri), stamp="1", status="planned", video=video(content, 5.0, uri=uri))
 
 
 def test_a_new_data_set_is_described_and_can_be_opened_again(tmp_path: Path) -> None:
@@ -123,24 +123,24 @@ def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
 
 def test_the_plan_grows_and_keeps_what_was_planned(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    rows, first = extend_plan(store, [intake("b", 2), intake("a", 1)], 600.0)
-    assert [row.source.uri for row in rows] == ["a", "b"]
+    rows, first = extend_plan(store, [ingested("b", 2), ingested("a", 1)], 600.0)
+    assert [row.input.uri for row in rows] == ["a", "b"]
     assert [[window.video.uri for window in part.windows] for part in first] == [["a", "b"]]
     rows, again = extend_plan(store, [], 600.0)
-    assert (rows, again) == (dataset.load_intake(store), first)
-    rows, more = extend_plan(store, [intake("0", 3), intake("1", 1)], 600.0)
+    assert (rows, again) == (dataset.load_ingested(store), first)
+    rows, more = extend_plan(store, [ingested("0", 3), ingested("1", 1)], 600.0)
     assert more[:1] == first
     assert [(part.name, [w.video.uri for w in part.windows]) for part in more[1:]] == [("000001", ["0"])]
-    assert [(row.source.uri, row.status) for row in rows] == [
+    assert [(row.input.uri, row.status) for row in rows] == [
         ("0", "planned"), ("1", "duplicate"), ("a", "planned"), ("b", "planned"),
     ]  # fmt: skip
 
 
 def test_a_duplicate_takes_over_when_the_first_file_has_changed(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    extend_plan(store, [intake("a", 1), intake("b", 1)], 600.0)
-    rows, plan = extend_plan(store, [intake("a", 7)], 600.0)
-    assert [(row.source.uri, row.status, row.first_uri) for row in rows] == [
+    extend_plan(store, [ingested("a", 1), ingested("b", 1)], 600.0)
+    rows, plan = extend_plan(store, [ingested("a", 7)], 600.0)
+    assert [(row.input.uri, row.status, row.first_uri) for row in rows] == [
         ("a", "planned", ""),
         ("b", "planned", ""),
     ]
@@ -152,8 +152,8 @@ def test_a_duplicate_takes_over_when_the_first_file_has_changed(tmp_path: Path) 
 
 def test_content_that_is_gone_leaves_the_plan(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    extend_plan(store, [intake("a", 1)], 600.0)
-    _, plan = extend_plan(store, [intake("a", 2)], 600.0)
+    extend_plan(store, [ingested("a", 1)], 600.0)
+    _, plan = extend_plan(store, [ingested("a", 2)], 600.0)
     assert [(part.name, [w.video.sha256[-1] for w in part.windows]) for part in plan] == [("000001", ["2"])]
 
 

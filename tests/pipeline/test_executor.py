@@ -29,7 +29,7 @@ from talkforge.pipeline.executor import (
     outstanding,
     uninterrupted,
 )
-from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import committed_parts, read_committed
 from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window
@@ -37,7 +37,7 @@ from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config, MeasureConfig
 from talkforge.schemas.errors import RunError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 from tests.media_files import Pictures, steady, write_media
 
 CONFIG = Config.model_validate({"run": {"workers": 2}})
@@ -59,7 +59,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Video]:
     """Four silent videos: nothing needs to be measured of them."""
     folder = tmp_path_factory.mktemp("videos")
     paths = [write_media(folder / f"{n}.mp4", Pictures(steady(5), first_number=9 * n)) for n in range(4)]
-    return [probe(path, Source(uri=str(path)), content_hash(path)) for path in paths]
+    return [probe(path, Input(uri=str(path)), content_hash(path)) for path in paths]
 
 
 def part_of(name: str, videos: Sequence[Video]) -> Part:
@@ -230,14 +230,14 @@ def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
 def test_an_input_that_kills_its_worker_is_a_failed_row(
     cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take_in(source: Source) -> Intake:
+    def ingest(source: Input) -> IngestRow:
         if source.uri.endswith("bad.mp4"):
             os._exit(1)
-        return Intake(source=source, stamp="1", status="planned")
+        return IngestRow(input=source, stamp="1", status="planned")
 
-    monkeypatch.setattr("talkforge.pipeline.executor.take_in", take_in)
-    sources = [Source(uri=str(tmp_path / name)) for name in ("a.mp4", "bad.mp4", "c.mp4")]
-    rows = {Path(row.source.uri).name: row for row in cluster.intake(sources)}
+    monkeypatch.setattr("talkforge.pipeline.executor.ingest", ingest)
+    sources = [Input(uri=str(tmp_path / name)) for name in ("a.mp4", "bad.mp4", "c.mp4")]
+    rows = {Path(row.input.uri).name: row for row in cluster.ingest(sources)}
     assert {name: row.status for name, row in rows.items()} == {
         "a.mp4": "planned",
         "bad.mp4": "failed",

@@ -13,7 +13,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.inspect_clip import inspect, loudness_dbfs, mouth_opening
 from talkforge.schemas.arrays import MEASURED, MISSING, ClipArrays
 from talkforge.schemas.errors import DatasetError, MediaError
-from talkforge.schemas.records import Clip, Source, Video, clip_id
+from talkforge.schemas.records import Clip, Input, Video, clip_id
 
 FPS, FRAMES, FIRST = 25.0, 20, 10
 WIDTH, HEIGHT, STRIP = 320, 240, 72
@@ -33,7 +33,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Video]:
     sound = np.stack([tone, tone], axis=1).astype(np.float32)
     frames = (np.full((HEIGHT, WIDTH, 3), luma(k), np.uint8) for k in range(50))
     media.encode_mp4(path, frames, FPS, sound, crf=10, preset="ultrafast")
-    return path, probe(path, Source(uri=str(path)), content_hash(path))
+    return path, probe(path, Input(uri=str(path)), content_hash(path))
 
 
 def clip_of(video: Video, start_s: float = FIRST / FPS, frames: int = FRAMES) -> Clip:
@@ -62,7 +62,7 @@ def arrays_of(frames: int = FRAMES) -> ClipArrays:
 
 
 def read(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    written = probe(path, Source(uri=str(path)), content_hash(path))
+    written = probe(path, Input(uri=str(path)), content_hash(path))
     frames = [frame.rgb() for frame in media.read_frames(path, written)]
     return frames, media.read_audio(path, written, 0, len(frames) / FPS)
 

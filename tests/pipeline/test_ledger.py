@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talkforge.pipeline.intake import Intake
+from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import (
     Committed,
-    Measured,
+    CommittedClip,
     check_conservation,
     intensity,
     select,
@@ -25,10 +25,10 @@ from talkforge.schemas.records import (
     ClipMeasures,
     Face,
     Failure,
+    Input,
     Lips,
     Motion,
     Outcome,
-    Source,
     Speaker,
     Speech,
     Sync,
@@ -37,15 +37,15 @@ from talkforge.schemas.records import (
 from tests.records import video
 
 
-def planned(number: int) -> Intake:
-    return Intake(source=Source(uri=f"{number}.mp4"), stamp="", status="planned", video=video(number))
+def planned(number: int) -> IngestRow:
+    return IngestRow(input=Input(uri=f"{number}.mp4"), stamp="", status="planned", video=video(number))
 
 
 def measured(
     number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, zero: float | None = None,
     identity: tuple[float, ...] = (), failure: Failure | None = None, speaking: float | None = None,
     heard: int | None = None, place: float = 0.1, **face: Any,
-) -> Measured:  # fmt: skip
+) -> CommittedClip:  # fmt: skip
     of, end_s = video(number), start_s + 4.0
     clip = Clip(
         clip_id=clip_id(of.video_id, start_s, end_s, track), video_id=of.video_id, uri=of.uri, scene=0,
@@ -65,7 +65,7 @@ def measured(
     )
     features: dict[str, Any] = {"identity": np.array(identity, np.float32)} if identity else {}
     features |= {} if heard is None else fingerprint(heard, place)
-    return Measured("000000", row, features, failure)
+    return CommittedClip("000000", row, features, failure)
 
 
 def fingerprint(heard: int, place: float) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def fingerprint(heard: int, place: float) -> dict[str, Any]:
     }
 
 
-def committed(*clips: Measured) -> Committed:
+def committed(*clips: CommittedClip) -> Committed:
     ordered = sorted(clips, key=lambda clip: clip.measures.clip.clip_id)
     return Committed(clips=ordered, failures=[clip.failure for clip in ordered if clip.failure])
 
@@ -170,8 +170,8 @@ def test_faces_that_are_not_in_view_together_do_not_compete() -> None:
 def test_of_clips_that_are_the_same_the_largest_face_is_kept_and_the_rest_name_it() -> None:
     clips = [measured(1, heard=0, face_px=200.0, omega=1.0), measured(2, heard=0, face_px=300.0, omega=9.0)]
     clips += [measured(3, heard=1, omega=5.0), measured(4, heard=0, face_px=250.0)]
-    intake = [planned(n) for n in range(1, 5)]
-    selection = select(committed(*clips), intake, Config())
+    ingested = [planned(n) for n in range(1, 5)]
+    selection = select(committed(*clips), ingested, Config())
     keys = [clip.measures.clip.clip_id for clip in clips]
     assert [row.duplicate_of for row in selection.rows] == [keys[1], None, None, keys[1]]
     assert [row.accepted for row in selection.rows] == [False, True, True, False]
@@ -181,11 +181,11 @@ def test_of_clips_that_are_the_same_the_largest_face_is_kept_and_the_rest_name_i
     assert not selection.verdicts[keys[0]].accepted
     assert selection.quantiles["omega_face"][0] == 5.0  # a copy does not count
     assert sorted(selection.clips) == [keys[1], keys[2]]
-    check_conservation(selection, intake)
+    check_conservation(selection, ingested)
 
 
 def test_copies_are_kept_where_the_user_wants_them() -> None:
-    clips, intake = committed(measured(1, heard=0), measured(2, heard=0)), [planned(1), planned(2)]
+    clips, ingested = committed(measured(1, heard=0), measured(2, heard=0)), [planned(1), planned(2)]
     for setting, expected in (
         ("near_duplicates=false", [True, True]),
         ("near_duplicates=true", [True, False]),
@@ -193,7 +193,7 @@ def test_copies_are_kept_where_the_user_wants_them() -> None:
         ("duplicate_overlap=1.1", [True, True]),
         ("duplicate_picture_bits=-1", [True, True]),
     ):
-        rows = select(clips, intake, apply_settings({}, [f"thresholds.{setting}"])).rows
+        rows = select(clips, ingested, apply_settings({}, [f"thresholds.{setting}"])).rows
         assert [row.accepted for row in rows] == expected, setting
 
 
@@ -297,15 +297,15 @@ def test_every_input_has_its_fate() -> None:
     failure = Failure(
         stage="probe", key=uri, video_id="", uri=uri, error="MediaError", message="no video stream"
     )
-    intake = [
+    ingested = [
         planned(1),
         planned(2),
         planned(3),
         planned(4),
-        Intake(
-            source=Source(uri="copy.mp4"), stamp="", status="duplicate", video=video(1), first_uri="1.mp4"
+        IngestRow(
+            input=Input(uri="copy.mp4"), stamp="", status="duplicate", video=video(1), first_uri="1.mp4"
         ),
-        Intake(source=Source(uri=uri), stamp="", status="failed", failure=failure),
+        IngestRow(input=Input(uri=uri), stamp="", status="failed", failure=failure),
     ]
     parts = committed(measured(1))
     for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio")):
@@ -325,7 +325,7 @@ def test_every_input_has_its_fate() -> None:
             message="died",
         )
     )
-    rows = {row.uri: (row.status, row.reason, row.num_clips) for row in source_rows(intake, parts)}
+    rows = {row.uri: (row.status, row.reason, row.num_clips) for row in source_rows(ingested, parts)}
     assert rows == {
         "1.mp4": ("measured", "", 1),
         "2.mp4": ("no_candidates", "no_audio, no_face", 0),

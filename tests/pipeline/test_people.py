@@ -119,15 +119,15 @@ def test_it_is_average_linkage_over_everything() -> None:
         assert len(set(expected.tolist())) == found.max() + 1
 
 
-def test_a_heap_too_large_to_link_at_once_is_linked_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One person has half of all clips, and a threshold of 0 makes a single heap of everything."""
+def test_a_component_too_large_to_link_at_once_is_linked_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One person has half of all clips, and a threshold of 0 makes a single component of everything."""
     who = np.random.default_rng(3).integers(0, 20, 600)
     who[::2] = 0
     clips = crowd(20, who, 0.2)
     monkeypatch.setattr(people, "MOST_LINKED", 64)
     assert name_people(clips, 0.6) == first_seen(who)
     vectors = np.stack([c.face for c in clips if c.face is not None])
-    assert len(people._heaps(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 0.0)) == 1
+    assert len(people._components(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 0.0)) == 1
     assert len(set(name_people(clips, 0.0).values())) < 20
     apart = [c._replace(video_id="v", end_s=99.0) for c in clips if who[int(c.clip_id[1:])] == 0]
     assert len(set(name_people(apart, 0.6).values())) == len(apart), "all in view together"

@@ -64,4 +64,4 @@ def test_models_are_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         stages.load_encoders.cache_clear()
     assert loads == ["encoder", "embedder"]
-    assert stages.load_tools.cache_parameters() == {"maxsize": 1, "typed": False}
+    assert stages.load_models.cache_parameters() == {"maxsize": 1, "typed": False}

@@ -25,7 +25,7 @@ from talkforge.pipeline.transcribe import Options, Transcriber, find_python
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, ModelError, RunError
-from talkforge.schemas.records import Source, TranscriptRow, Turn, Word
+from talkforge.schemas.records import Input, TranscriptRow, Turn, Word
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_worker.py")
@@ -35,7 +35,7 @@ OPTIONS = Options(model="tiny")
 
 
 def sound(path: Path) -> Floats:
-    video = probe(path, Source(uri=str(path)), content_hash(path))
+    video = probe(path, Input(uri=str(path)), content_hash(path))
     return read_audio(path, video, video.start_s, video.end_s)
 
 
@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on(store: Store) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(store, watch=interrupt)
+        run(store, on_progress=interrupt)
     assert store.list("transcripts") == ["transcripts/b.parquet"]
     assert run(store) == Counts(annotated=2, before=1, failed=0)
     assert store.read("transcripts.parquet") == whole

@@ -392,7 +392,7 @@ def test_a_good_sample() -> None:
 BROKEN = {
     "another clip's sound": (
         lambda: members(0, audio=sound(1, 16_000)),
-        "mp4 and flac: expected the same sound, found likeness 0.",
+        "mp4 and flac: expected the same sound, found similarity 0.",
     ),
     "sound 40 ms late": (
         lambda: members(0, video=mp4(shifted(0, 0.040))),
@@ -405,7 +405,7 @@ BROKEN = {
     "no sound": (lambda: members(0, video=mp4(None)), "mp4: expected a sound track, found none"),
     "silence for speech": (
         lambda: members(0, video=mp4(np.zeros((57_600, 2), np.float32))),
-        "mp4 and flac: expected the same sound, found likeness 0.00 (least 0.7)",
+        "mp4 and flac: expected the same sound, found similarity 0.00 (least 0.7)",
     ),
     "a frame short": (
         lambda: members(0, video=mp4(sound(0, 48_000, 2), frames=29)),
@@ -462,14 +462,14 @@ def noise() -> Iterator[tuple[int, float]]:
 @pytest.mark.parametrize(("shift", "lag_s"), list(noise()))
 def test_alignment_finds_the_lag_to_the_sample(shift: int, lag_s: float) -> None:
     reference = np.random.default_rng(0).normal(size=SAMPLES).astype(np.float32)
-    likeness, found_s = alignment(0.1 * np.roll(reference, shift), reference)
+    similarity, found_s = alignment(0.1 * np.roll(reference, shift), reference)
     assert found_s == lag_s
-    assert likeness == pytest.approx(1 - abs(shift) / SAMPLES, abs=0.02)
+    assert similarity == pytest.approx(1 - abs(shift) / SAMPLES, abs=0.02)
 
 
 def test_a_steady_tone_is_in_place_although_it_fits_a_period_later() -> None:
-    likeness, lag_s = alignment(tone(440, shift=3), tone(440))
-    assert lag_s == pytest.approx(3 / 16_000) and likeness > 0.99
+    similarity, lag_s = alignment(tone(440, shift=3), tone(440))
+    assert lag_s == pytest.approx(3 / 16_000) and similarity > 0.99
 
 
 def test_alignment_with_silence_is_no_likeness() -> None:
@@ -484,10 +484,10 @@ def test_level() -> None:
 @pytest.mark.parametrize("name", ["grid_bbaf2n.mpg", "st_katie.mp4"])
 def test_real_speech_through_both_codecs_is_alike_and_aligned(clips_dir: Path, name: str) -> None:
     from talkforge.curation.media.probe import content_hash, probe
-    from talkforge.schemas.records import Source
+    from talkforge.schemas.records import Input
 
     path = clips_dir / name
-    video = probe(path, Source(uri=name), content_hash(path))
+    video = probe(path, Input(uri=name), content_hash(path))
     stereo = media.read_audio(path, video, 1.0, 2.2, 48_000, 2)
     mono = media.read_audio(path, video, 1.0, 2.2)
     assert check_sample(KEYS[0], members(0, video=mp4(stereo), audio=mono)) == []

@@ -16,9 +16,9 @@ from talkforge.schemas.records import (
     Clip,
     ClipMeasures,
     Face,
+    Input,
     Reason,
     Record,
-    Source,
     Speech,
     Verdict,
     Video,
@@ -105,9 +105,9 @@ def test_a_record_cannot_be_changed() -> None:
 
 def test_unknown_and_missing_fields_are_refused() -> None:
     with pytest.raises(ValidationError, match="colour\n  Extra inputs are not permitted"):
-        Source.model_validate({"uri": "a", "colour": "red"})
+        Input.model_validate({"uri": "a", "colour": "red"})
     with pytest.raises(ValidationError, match="uri\n  Field required"):
-        Source.model_validate({})
+        Input.model_validate({})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

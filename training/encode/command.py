@@ -251,7 +251,7 @@ class _Work:
         keys: list[str] = []
         count = 0
         with (
-            self._store.telling("write", _files(shard)[0]),
+            self._store.reporting_errors("write", _files(shard)[0]),
             path.open("wb") as stream,
             tar_writer(stream) as out,
         ):

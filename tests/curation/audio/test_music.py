@@ -12,7 +12,7 @@ from talkforge.curation.audio.music import MUSIC, SPEECH, MusicDetector, log_mel
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
 
 SPEAKERS = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg",
@@ -20,7 +20,7 @@ SPEAKERS = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_l
 
 
 def sound_of(path: Path) -> np.ndarray:
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     return media.read_audio(path, video, video.start_s, video.end_s)
 
 

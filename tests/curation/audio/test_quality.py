@@ -12,12 +12,12 @@ from talkforge.curation.audio import quality, vad
 from talkforge.curation.audio.quality import AudioScorer, bandwidth_hz, snr_db
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
-from talkforge.schemas.config import SoundConfig
+from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Sound, Source
+from talkforge.schemas.records import AudioQuality, Input
 from talkforge.schemas.units import AUDIO_HZ
 
-WITH_DNSMOS = SoundConfig(dnsmos=True)
+WITH_DNSMOS = AudioQualityConfig(dnsmos=True)
 
 
 def noise(seconds: float, level: float, seed: int = 0) -> np.ndarray:
@@ -32,7 +32,7 @@ def band_limited(limit_hz: float) -> np.ndarray:
 
 
 def heard(path: Path) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     samples = media.read_audio(path, video, video.start_s, video.end_s)
     return samples, vad.segments(samples, 0.0)
 
@@ -127,7 +127,7 @@ def test_a_noisy_stage_scores_below_a_studio(scorer: AudioScorer, clips_dir: Pat
 
 def test_silence_has_no_scores(scorer: AudioScorer) -> None:
     found = scorer.measure(np.zeros(3 * AUDIO_HZ, np.float32), [], 0.0)
-    assert found == Sound(
+    assert found == AudioQuality(
         snr_db=None, bandwidth_hz=None, dnsmos_signal=None, dnsmos_background=None, dnsmos_overall=None,
         music_fraction=None,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyP
 
 def test_music_is_measured_where_it_is_asked_for(clips_dir: Path) -> None:
     try:
-        scorer = AudioScorer(SoundConfig(music=True))
+        scorer = AudioScorer(AudioQualityConfig(music=True))
     except ModelError as error:
         pytest.skip(str(error))
     found = scorer.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
@@ -160,5 +160,5 @@ def test_without_models_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry, "weights", refuse)
     samples = noise(2, 0.1)
     samples[:AUDIO_HZ] = 0
-    found = AudioScorer(SoundConfig()).measure(samples, [(0.0, 1.0)], 0.0)
+    found = AudioScorer(AudioQualityConfig()).measure(samples, [(0.0, 1.0)], 0.0)
     assert (found.snr_db, found.bandwidth_hz, found.dnsmos_overall) == (-20.0, 8000.0, None)

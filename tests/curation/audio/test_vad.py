@@ -12,7 +12,7 @@ from talkforge.curation import media
 from talkforge.curation.audio import speech_encoders, vad
 from talkforge.curation.media import probe
 from talkforge.schemas.config import SpeechConfig
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
 
 RNG = np.random.default_rng(7)
@@ -24,7 +24,7 @@ def noise(num_samples: int, level: float = 0.1) -> vad.Floats:
 
 def mono(path: Path) -> vad.Floats:
     """The clip's audio at 16 kHz, from the start of its picture to the end."""
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     return media.read_audio(path, video, video.start_s, video.end_s)
 
 

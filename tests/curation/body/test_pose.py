@@ -16,7 +16,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from tests.records import clip_of
 
 FPS = 25.0
@@ -124,7 +124,7 @@ def test_each_of_two_people_keeps_their_own_body(model: MediaPipePose) -> None:
 
 def real_body(path: Path, box: tuple[float, float, float, float], model: PoseEstimator) -> float | None:
     """omega_body of the first three seconds; `box` in clip pixels."""
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     clip = clip_of(70, *clip_size(video, 1024), start_s=video.start_s)
     tracer = pose.PoseTracer(model, clip, 5)
     for frame in read_frames(path, video, clip.start_s, clip.end_s):

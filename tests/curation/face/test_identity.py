@@ -21,7 +21,7 @@ from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 FRAMES_PER_CLIP = 6
 
@@ -256,7 +256,7 @@ def test_without_dlib_auto_passes_it_over_and_its_name_says_what_to_install(
 
 def crops_of(path: Path, square: tuple[int, int, int]) -> np.ndarray:
     """Aligned faces of frames spread over a clip."""
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     options = vision.FaceLandmarkerOptions(
         base_options=BaseOptions(model_asset_path=str(registry.weights("face_landmarker")))
     )

@@ -19,7 +19,7 @@ from talkforge.curation.media import clip_indices, clip_size, read_frames
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.arrays import Bytes, FaceTrack, Landmarks
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 from tests.records import clip_of
 
 FPS = 25.0
@@ -50,7 +50,7 @@ def trace(
     fps: float = FPS,
 ) -> Landmarks:
     """Landmarks of the first frames of a real clip, whose face lies around `box` (source pixels)."""
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     clip = clip_of(num_frames, *clip_size(video, 1024), start_s=video.start_s, fps=fps)
     tracer = LandmarkTracer(landmarker, still_track(box), clip, video)
     for frame in read_frames(path, video, clip.start_s, clip.end_s):
@@ -61,7 +61,7 @@ def trace(
 
 
 def first_rgb(path: Path) -> Bytes:
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     return next(iter(read_frames(path, video))).rgb()
 
 

@@ -24,7 +24,7 @@ from talkforge.curation.media import (
 )
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 from tests.media_files import (
     Pictures,
     Sounds,
@@ -56,7 +56,7 @@ CONTAINERS = {
 
 
 def probed(path: Path) -> Video:
-    return probe(path, Source(uri=path.name), content_hash(path))
+    return probe(path, Input(uri=path.name), content_hash(path))
 
 
 def shown(path: Path, start_s: float = 0.0, end_s: float = math.inf) -> list[tuple[int, float, float]]:

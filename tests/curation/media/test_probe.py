@@ -15,18 +15,18 @@ import pytest
 from talkforge.curation.media import container
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Source, Video
+from talkforge.schemas.records import Input, Video
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 
 def probed(path: Path) -> Video:
-    return probe(path, Source(uri=path.name), content_hash(path))
+    return probe(path, Input(uri=path.name), content_hash(path))
 
 
 def refusal(path: Path) -> str:
     """The one line that says why a file is refused."""
     with pytest.raises(MediaError) as caught:
-        probe(path, Source(uri=path.name), "0" * 64)
+        probe(path, Input(uri=path.name), "0" * 64)
     line = str(caught.value)
     assert path.name in line and "\n" not in line
     return line
@@ -64,7 +64,7 @@ def test_identity_and_provenance(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(5)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert content_hash(path) == digest
-    video = probe(path, Source(uri="s3://b/a.mp4", source="lab", licence="CC0", consent="form 7"), digest)
+    video = probe(path, Input(uri="s3://b/a.mp4", source="lab", licence="CC0", consent="form 7"), digest)
     assert (video.video_id, video.sha256, video.uri) == (digest[:12], digest, "s3://b/a.mp4")
     assert (video.source, video.licence, video.consent) == ("lab", "CC0", "form 7")
     assert video.num_bytes == path.stat().st_size
@@ -176,7 +176,7 @@ def test_not_a_video(tmp_path: Path, name: str) -> None:
     data, words = NOT_VIDEO[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(MediaError) as caught:
-        probe(tmp_path / name, Source(uri=name), "0" * 64)
+        probe(tmp_path / name, Input(uri=name), "0" * 64)
     assert words in str(caught.value) and repr(name) in str(caught.value)
     assert "\n" not in str(caught.value)
 

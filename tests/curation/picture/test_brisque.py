@@ -16,7 +16,7 @@ from talkforge.curation.picture import brisque
 from talkforge.curation.picture.brisque import Brisque
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 TOY = "svm_type epsilon_svr\nkernel_type rbf\ngamma 0.5\nnr_class 2\ntotal_sv 2\nrho -7\nSV\n"
 
@@ -101,7 +101,7 @@ def test_a_good_clip_scores_below_a_poor_one(judge: Brisque, clips_dir: Path) ->
     scores = {}
     for name in ("st_katie.mp4", "vr_1.mp4"):
         path = clips_dir / name
-        video = probe(path, Source(uri=name), content_hash(path))
+        video = probe(path, Input(uri=name), content_hash(path))
         rgb = next(read_frames(path, video, 1.0, 1.1)).rgb(512, 512)
         found = landmarker.detect(rgb)
         assert found is not None

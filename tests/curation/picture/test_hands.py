@@ -19,7 +19,7 @@ from talkforge.curation.picture.hands import HandDetector
 from talkforge.curation.picture.scorer import covered
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def detector() -> HandDetector:
 def cut_out(clips_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """An open hand before a white shirt, RGB, and where it is: what is redder than cloth."""
     path = clips_dir / "ls_demo3.mp4"
-    video = probe(path, Source(uri=path.name), content_hash(path))
+    video = probe(path, Input(uri=path.name), content_hash(path))
     rgb = next(read_frames(path, video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
     red = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., 1]
     mask = cv2.morphologyEx((red > 138).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))

@@ -15,14 +15,14 @@ from talkforge.curation.picture import scorer
 from talkforge.curation.picture.scorer import PictureScorer, PictureTracer, covered
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.config import PictureConfig
+from talkforge.schemas.config import FrameQualityConfig
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Picture
+from talkforge.schemas.records import FrameQuality
 from tests.records import clip_of
 
 WIDTH, HEIGHT = 480, 270
 
-NOTHING = Picture(
+NOTHING = FrameQuality(
     black_bar_fraction=0.0,
     face_brisque=None,
     text_fraction=None,
@@ -63,26 +63,26 @@ def test_without_being_asked_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError(name)
 
     monkeypatch.setattr(registry, "weights", refuse)
-    tracer = PictureTracer(PictureScorer(PictureConfig()), clip_of(2, 96, 64))
+    tracer = PictureTracer(PictureScorer(FrameQualityConfig()), clip_of(2, 96, 64))
     noise = np.random.default_rng(0).integers(40, 200, (64, 96, 3), dtype=np.uint8)
     tracer.push(range(2), noise, np.ones((478, 3), np.float32))
     assert tracer.finish() == NOTHING
 
 
 def test_every_switch_names_its_weights() -> None:
-    switches = PictureConfig.model_fields.keys() - {"optional"}
+    switches = FrameQualityConfig.model_fields.keys() - {"optional"}
     assert scorer.WEIGHTS.keys() == switches
     assert {name for names in scorer.WEIGHTS.values() for name in names} <= set(registry.MODELS)
 
 
 def test_no_picture_no_answer() -> None:
-    tracer = PictureTracer(PictureScorer(PictureConfig()), clip_of(2, 96, 64))
+    tracer = PictureTracer(PictureScorer(FrameQualityConfig()), clip_of(2, 96, 64))
     assert tracer.finish() == NOTHING.model_copy(update={"black_bar_fraction": None})
 
 
 @pytest.mark.parametrize(("fps", "held_frames"), [(25.0, 1), (25.0, 2), (30.0, 1), (23.0, 1)])
 def test_text_is_looked_for_once_a_second_and_hands_five_times(fps: float, held_frames: int) -> None:
-    scorer = PictureScorer(PictureConfig())
+    scorer = PictureScorer(FrameQualityConfig())
     text, hand = CountingDetector([np.zeros((32, 32), np.uint8)]), CountingDetector([[]])
     scorer.text, scorer.hands = text, hand  # type: ignore[assignment]
     count = round(4 * fps)
@@ -107,7 +107,7 @@ def test_a_hand_counts_where_it_covers_a_quarter_of_the_lips(face: tuple[np.ndar
         out[[1, 9, 13]] = edge - 1 - 0.15 * np.linalg.norm(out[5] - out[17]), out[0, 1]
         return out
 
-    scorer = PictureScorer(PictureConfig())
+    scorer = PictureScorer(FrameQualityConfig())
     scorer.hands = CountingDetector([[], [hand(0.9)], [hand(-0.4)], [hand(-0.4), hand(0.9)]])  # type: ignore[assignment]
     tracer = PictureTracer(scorer, clip_of(20, WIDTH, HEIGHT))
     for k in range(20):
@@ -118,7 +118,7 @@ def test_a_hand_counts_where_it_covers_a_quarter_of_the_lips(face: tuple[np.ndar
 def test_a_subtitle_is_over_the_mouth_only_where_it_is(face: tuple[np.ndarray, Floats]) -> None:
     rgb, points = face
     try:
-        scorer = PictureScorer(PictureConfig(text=True, brisque=True))
+        scorer = PictureScorer(FrameQualityConfig(text=True, brisque=True))
     except ModelError as error:
         pytest.skip(str(error))
     mouth_y = float(points[list(OUTER_LIPS), 1].max())
@@ -136,7 +136,7 @@ def test_a_subtitle_is_over_the_mouth_only_where_it_is(face: tuple[np.ndarray, F
 
 
 def test_without_a_face_text_is_measured_and_the_mouth_is_unknown() -> None:
-    scorer = PictureScorer(PictureConfig())
+    scorer = PictureScorer(FrameQualityConfig())
     mask = np.zeros((32, 32), np.uint8)
     mask[:8] = 1
     scorer.text, scorer.hands = CountingDetector([mask]), CountingDetector([[]])  # type: ignore[assignment]

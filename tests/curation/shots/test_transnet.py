@@ -17,7 +17,7 @@ from talkforge.curation.shots.network import Transition
 from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 
 class Stowaway:
@@ -46,7 +46,7 @@ def noise(num_frames: int) -> np.ndarray:
 
 
 def small_frames(path: Path) -> np.ndarray:
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     return np.stack([shots.network_frame(p.rgb(longest_edge_px=256)) for p in media.read_frames(path, video)])
 
 

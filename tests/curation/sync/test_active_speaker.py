@@ -20,7 +20,7 @@ from talkforge.curation.sync import active_speaker
 from talkforge.curation.sync.active_speaker import LightAsd, speaker, speaking_fraction
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 
 FILE = "lightasd_finetuning_TalkSet.model"
 LENGTH_S = 3
@@ -96,7 +96,7 @@ def clip(clips_dir: Path) -> Callable[[str], Clip]:
     def cut(name: str) -> Clip:
         if name not in done:
             path = clips_dir / name
-            video = probe.probe(path, Source(uri=name), probe.content_hash(path))
+            video = probe.probe(path, Input(uri=name), probe.content_hash(path))
             track = scan(path, video, 0, LENGTH_S, ScanConfig(sample_s=1.0), detector).tracks[0]
             count = LENGTH_S * 25
             boxes = smooth_boxes(np.stack([track.box_at(k / 25) for k in range(count)]))

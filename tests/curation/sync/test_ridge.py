@@ -14,7 +14,7 @@ from talkforge.curation.media import probe
 from talkforge.curation.sync import ridge
 from talkforge.schemas.arrays import FaceTrack, Floats, Landmarks
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Clip, Source, Sync
+from talkforge.schemas.records import Clip, Input, Sync
 from talkforge.schemas.units import frames_from_seconds
 
 RNG_SEED = 7
@@ -272,7 +272,7 @@ def talks(clips_dir: Path, weights_dir: Path) -> dict[str, tuple[str, Floats, Fl
 
 
 def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[str, Floats, Floats]:
-    video = probe.probe(path, Source(uri=str(path)), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
     first = landmarker.detect(next(media.read_frames(path, video)).rgb())
     assert first is not None
     box = np.concatenate([first.points[:, :2].min(0), first.points[:, :2].max(0)])[None].astype(np.float32)

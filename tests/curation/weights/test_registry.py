@@ -27,7 +27,7 @@ from talkforge.curation.weights import fetching, registry
 from talkforge.curation.weights.download import FetchProgress
 from talkforge.curation.weights.registry import Model, Piece
 from talkforge.schemas.errors import ModelError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from tests.curation.web_server import Server
 
 CONTENT = bytes(range(256)) * 40
@@ -544,7 +544,7 @@ def test_the_pose_bundle_finds_the_shoulders(clips_dir: Path) -> None:
             start = whole.index(file.read(info)[:64], info.header_offset)
             assert start % 4 == 0
     path = clips_dir / "ls_demo3.mp4"
-    video = probe.probe(path, Source(uri=path.name), probe.content_hash(path))
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     rgb = next(media.read_frames(path, video, 3.0, 3.1)).rgb()
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
     with vision.PoseLandmarker.create_from_options(options) as landmarker:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from talkforge.pipeline.intake import Intake, find_inputs, mark_duplicates, stamp_of, take_in
+from talkforge.pipeline.ingest import IngestRow, find_inputs, ingest, mark_duplicates, stamp_of
 from talkforge.schemas.errors import CommandError
-from talkforge.schemas.records import Source
+from talkforge.schemas.records import Input
 from tests.records import video
 
 
@@ -83,7 +83,7 @@ def test_a_text_list_is_relative_to_its_folder(folder: Path) -> None:
 
 
 def test_lists_carry_source_licence_and_consent(folder: Path) -> None:
-    expected = Source(uri=str(folder / "b.mp4"), source="news", licence="CC BY 4.0", consent="signed")
+    expected = Input(uri=str(folder / "b.mp4"), source="news", licence="CC BY 4.0", consent="signed")
     (folder / "list.csv").write_text("uri,source,licence,consent\nb.mp4,news,CC BY 4.0,signed\n")
     row = {"uri": "b.mp4", "source": "news", "licence": "CC BY 4.0", "consent": "signed"}
     pq.write_table(pa.Table.from_pylist([row]), folder / "list.parquet")
@@ -120,7 +120,7 @@ def test_uris_are_listed_through_fsspec() -> None:
 def test_an_unreadable_input_is_a_failed_row_in_one_line(tmp_path: Path, content: bytes, part: str) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
-    row = take_in(Source(uri=str(path)))
+    row = ingest(Input(uri=str(path)))
     assert row.status == "failed"
     assert row.failure is not None
     assert (row.failure.stage, row.failure.error, row.failure.uri) == ("probe", "MediaError", str(path))
@@ -133,7 +133,7 @@ def test_a_dangling_link_and_a_folder_are_failed_rows(tmp_path: Path) -> None:
     link = tmp_path / "gone.mp4"
     link.symlink_to(tmp_path / "nothing.mp4")
     for uri in (str(link), str(tmp_path)):
-        row = take_in(Source(uri=uri))
+        row = ingest(Input(uri=uri))
         assert row.status == "failed"
         assert row.failure is not None
         assert row.failure.message
@@ -143,19 +143,19 @@ def test_a_name_that_is_not_utf8_is_a_failed_row(tmp_path: Path) -> None:
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
     Path(name).write_bytes(b"x")
     (source,) = find_inputs([str(tmp_path)])
-    row = take_in(source)
-    assert row.source.uri == str(tmp_path / "caf\\udce9.mp4")
+    row = ingest(source)
+    assert row.input.uri == str(tmp_path / "caf\\udce9.mp4")
     assert row.failure is not None
     assert row.failure.message == "the name is not UTF-8 and cannot be recorded; rename the file"
 
 
-def intake(uri: str, content: int) -> Intake:
-    return Intake(source=Source(uri=uri), stamp="1", status="planned", video=video(content, uri=uri))
+def ingested(uri: str, content: int) -> IngestRow:
+    return IngestRow(input=Input(uri=uri), stamp="1", status="planned", video=video(content, uri=uri))
 
 
 def test_of_equal_files_the_first_by_name_is_measured() -> None:
-    rows = mark_duplicates([intake("c", 1), intake("a", 1), intake("b", 2)])
-    assert [(row.source.uri, row.status, row.first_uri) for row in rows] == [
+    rows = mark_duplicates([ingested("c", 1), ingested("a", 1), ingested("b", 2)])
+    assert [(row.input.uri, row.status, row.first_uri) for row in rows] == [
         ("a", "planned", ""),
         ("b", "planned", ""),
         ("c", "duplicate", "a"),
@@ -163,7 +163,7 @@ def test_of_equal_files_the_first_by_name_is_measured() -> None:
 
 
 def test_a_file_measured_before_stays_the_first() -> None:
-    (row,) = mark_duplicates([intake("a", 1)], known=[intake("z", 1)])
+    (row,) = mark_duplicates([ingested("a", 1)], known=[ingested("z", 1)])
     assert (row.status, row.first_uri) == ("duplicate", "z")
 
 

@@ -16,7 +16,7 @@ Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 """A row of the ledger, and the small arrays of its clip."""
 
 
-def repeats(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str, str]:
+def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str, str]:
     """Id of every candidate that repeats a better one -> id of that one, which is kept.
 
     A candidate without a fingerprint repeats nothing.

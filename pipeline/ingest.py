@@ -1,6 +1,6 @@
-"""What did the user give us? Every input becomes one row: planned, duplicate or failed.
+"""Ingest: find the inputs, hash and probe each; every input becomes one row, planned, duplicate or failed.
 
-Nothing is opened for writing here, ever: input files are the user's.
+Input files are the user's: nothing here opens one for writing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import mimetypes
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.store import local_copy
 from talkforge.schemas.errors import CommandError, MediaError, RunError
-from talkforge.schemas.records import Failure, Record, Source, Video
+from talkforge.schemas.records import Failure, Input, Record, Video
 
 EXTRA_SUFFIXES = frozenset(
     {".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mov", ".avi", ".flv", ".wmv", ".m4v"}
@@ -33,38 +34,44 @@ LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
 LIST_COLUMNS = frozenset({"uri", "source", "licence", "consent"})
 
 
-class Intake(Record):
-    """One input after a first look.
+class IngestRow(Record):
+    """One input after it was hashed and probed: a row of `intake.parquet`."""
 
-    `stamp` (size and time of change) tells whether a file must be hashed again; `first_uri` is
-    the input of the same content that is measured in a duplicate's place.
-    """
-
-    source: Source
+    input: Input
     stamp: str
+    """Size and time of change of the file; where it differs, the file is hashed again."""
     status: Literal["planned", "duplicate", "failed"]
     video: Video | None = None
     failure: Failure | None = None
     first_uri: str = ""
+    """Input of the same content that is measured in a duplicate's place; empty for other rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old(cls, row: Any) -> Any:
+        """Accept rows of data sets made before `input` was called so: there it is `source`."""
+        if isinstance(row, dict) and "source" in row:
+            row = {"input" if key == "source" else key: value for key, value in row.items()}
+        return row
 
 
-def find_inputs(inputs: Iterable[str], limit: int | None = None) -> list[Source]:
-    """Sources named by files, folders, globs, lists and URIs; each once, sorted by name.
+def find_inputs(inputs: Iterable[str], limit: int | None = None) -> list[Input]:
+    """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name.
 
     Raises:
         CommandError: an input does not exist, a list cannot be read, or nothing is found.
     """
     inputs = list(inputs)
-    found: dict[str, Source] = {}
+    found: dict[str, Input] = {}
     for text in inputs:
-        for source in _expand(text):
-            found.setdefault(source.uri, source)
+        for given in _expand(text):
+            found.setdefault(given.uri, given)
     if not found:
         raise CommandError(f"no videos in {', '.join(map(repr, inputs))}")
     return [found[uri] for uri in sorted(found)][:limit]
 
 
-def _expand(text: str) -> Iterator[Source]:
+def _expand(text: str) -> Iterator[Input]:
     if "://" in text:
         yield from _expand_uri(text)
         return
@@ -73,16 +80,16 @@ def _expand(text: str) -> Iterator[Source]:
         names = sorted(_below(path))
         if not names:
             raise CommandError(f"no videos in folder {text!r}")
-        yield from (Source(uri=_absolute(name)) for name in names)
+        yield from (Input(uri=_absolute(name)) for name in names)
     elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
         yield from read_list(path)
     elif path.exists() or path.is_symlink():
-        yield Source(uri=_absolute(path))
+        yield Input(uri=_absolute(path))
     elif glob.has_magic(text):
         names = [name for name in sorted(glob.glob(text, recursive=True)) if not Path(name).is_dir()]  # noqa: PTH207
         if not names:
             raise CommandError(f"nothing matches {text!r}")
-        yield from (Source(uri=_absolute(name)) for name in names)
+        yield from (Input(uri=_absolute(name)) for name in names)
     else:
         raise CommandError(f"no such file, folder or list: {text!r}")
 
@@ -112,7 +119,7 @@ def _absolute(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
 
 
-def _expand_uri(text: str) -> Iterator[Source]:
+def _expand_uri(text: str) -> Iterator[Input]:
     try:
         filesystem, path = fsspec.url_to_fs(text)
         if glob.has_magic(text):
@@ -125,7 +132,7 @@ def _expand_uri(text: str) -> Iterator[Source]:
         raise CommandError(f"{text}: {error}") from None
     if not names:
         raise CommandError(f"no videos at {text!r}")
-    yield from (Source(uri=filesystem.unstrip_protocol(name)) for name in sorted(names))
+    yield from (Input(uri=filesystem.unstrip_protocol(name)) for name in sorted(names))
 
 
 def is_video_name(name: str) -> bool:
@@ -134,8 +141,8 @@ def is_video_name(name: str) -> bool:
     return kind.startswith("video/") or Path(name).suffix.lower() in EXTRA_SUFFIXES
 
 
-def read_list(path: Path) -> list[Source]:
-    """Sources of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
+def read_list(path: Path) -> list[Input]:
+    """Inputs of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
 
     Names that are not absolute are relative to the list's folder.
 
@@ -157,7 +164,7 @@ def read_list(path: Path) -> list[Source]:
             f"list {path}: expected the columns uri and, if you like, source, licence, consent; "
             f"found {', '.join(map(str, rows[0]))}"
         )
-    return [_source(row, path) for row in rows]
+    return [_input_of(row, path) for row in rows]
 
 
 def _text_rows(text: str, suffix: str) -> list[dict[str, str]]:
@@ -166,7 +173,7 @@ def _text_rows(text: str, suffix: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
 
 
-def _source(row: dict[str, str | None], path: Path) -> Source:
+def _input_of(row: dict[str, str | None], path: Path) -> Input:
     wrong = [value for value in row.values() if not isinstance(value, str | None)]
     if wrong:
         raise CommandError(f"list {path}: expected texts, found {wrong[0]!r}")
@@ -175,7 +182,7 @@ def _source(row: dict[str, str | None], path: Path) -> Source:
         raise CommandError(f"list {path}: a row has no uri")
     if "://" not in uri:
         uri = _absolute(path.parent / uri)
-    return Source(
+    return Input(
         uri=uri,
         source=row.get("source") or "",
         licence=row.get("licence") or "",
@@ -199,25 +206,25 @@ def stamp_of(uri: str) -> str:
     return "-".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "updated"))
 
 
-def take_in(source: Source) -> Intake:
-    """Hash and probe one source; an unreadable one is a failed row.
+def ingest(given: Input) -> IngestRow:
+    """Hash and probe one input; an unreadable one is a failed row.
 
     Raises:
         RunError: there is no room for a copy of a remote one.
     """
-    if not _is_utf8(source.uri):
-        name = source.uri.encode("utf-8", "backslashreplace").decode()
+    if not _is_utf8(given.uri):
+        name = given.uri.encode("utf-8", "backslashreplace").decode()
         error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
-        return failed(source.model_copy(update={"uri": name}), "", "probe", error)
-    stamp = stamp_of(source.uri)
+        return failed(given.model_copy(update={"uri": name}), "", "probe", error)
+    stamp = stamp_of(given.uri)
     try:
-        with local_copy(source.uri) as path:
-            video = probe(path, source, content_hash(path))
+        with local_copy(given.uri) as path:
+            video = probe(path, given, content_hash(path))
     except RunError:
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
-        return failed(source, stamp, "probe", error)
-    return Intake(source=source, stamp=stamp, status="planned", video=video)
+        return failed(given, stamp, "probe", error)
+    return IngestRow(input=given, stamp=stamp, status="planned", video=video)
 
 
 def _is_utf8(text: str) -> bool:
@@ -228,33 +235,33 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def failed(source: Source, stamp: str, stage: str, error: BaseException) -> Intake:
-    """Row of a source that cannot be used, with the reason in one line."""
+def failed(given: Input, stamp: str, stage: str, error: BaseException) -> IngestRow:
+    """Row of an input that cannot be used, with the reason in one line."""
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     failure = Failure(
         stage=stage,
-        key=source.uri,
+        key=given.uri,
         video_id="",
-        uri=source.uri,
+        uri=given.uri,
         error="MediaError" if isinstance(error, MediaError) else type(error).__name__,
         message=" ".join(text.split()),
     )
-    return Intake(source=source, stamp=stamp, status="failed", failure=failure)
+    return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
 
 
-def mark_duplicates(rows: Iterable[Intake], known: Iterable[Intake] = ()) -> list[Intake]:
+def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) -> list[IngestRow]:
     """Of several inputs with the same bytes the first by name is measured, the rest point to it.
 
     `known` rows of an earlier run come before all new ones.
     """
     first: dict[str, str] = {
-        row.video.sha256: row.source.uri for row in known if row.video and row.status == "planned"
+        row.video.sha256: row.input.uri for row in known if row.video and row.status == "planned"
     }
     marked = []
-    for row in sorted(rows, key=lambda row: row.source.uri):
+    for row in sorted(rows, key=lambda row: row.input.uri):
         if row.video is not None:
-            uri = first.setdefault(row.video.sha256, row.source.uri)
-            first_uri = "" if uri == row.source.uri else uri
+            uri = first.setdefault(row.video.sha256, row.input.uri)
+            first_uri = "" if uri == row.input.uri else uri
             status = "duplicate" if first_uri else "planned"
             row = row.model_copy(update={"status": status, "first_uri": first_uri})
         marked.append(row)

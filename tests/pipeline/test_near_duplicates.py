@@ -17,10 +17,10 @@ from examples.talking_heads import SPEECH_HZ, Take, cut, varied_take, write
 from talkforge.curation import media, trace
 from talkforge.pipeline import jobs
 from talkforge.pipeline.calibrate import MARKER
-from talkforge.pipeline.dataset import load_dataset, load_intake
+from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ledger import read_ledger
-from talkforge.pipeline.repeats import rank
+from talkforge.pipeline.near_duplicates import rank
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import apply_settings
 from tests.conftest import Curated
@@ -86,7 +86,7 @@ def test_copies_are_found_and_let_in_without_decoding(
     store = Store(str(curated.dataset))
     old = load_dataset(store)
     config = apply_settings(old.config.model_dump(mode="json"), ["thresholds.min_duration_s=2"])
-    jobs.select(store, old.model_copy(update={"config": config}), load_intake(store))
+    jobs.select(store, old.model_copy(update={"config": config}), load_ingested(store))
     read: Counter[str] = Counter()
     read_file = Store.read
 
@@ -116,9 +116,9 @@ def test_copies_are_found_and_let_in_without_decoding(
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("a video was opened"))
     before = store.read("ledger.parquet")
     off = apply_settings(config.model_dump(mode="json"), ["thresholds.near_duplicates=false"])
-    dataset, intake = load_dataset(store), load_intake(store)
-    rows = jobs.select(store, dataset.model_copy(update={"config": off}), intake).rows
+    dataset, ingested = load_dataset(store), load_ingested(store)
+    rows = jobs.select(store, dataset.model_copy(update={"config": off}), ingested).rows
     assert [row.accepted for row in rows] == [True] * 6
-    jobs.select(store, dataset, intake)
+    jobs.select(store, dataset, ingested)
     assert store.read("ledger.parquet") == before
     assert read_ledger(store) == list(selection.rows)
