@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from talkforge.schemas.config import Config
+from talkforge.schemas.config import GATES, Config
 from talkforge.training.config import TrainConfig
 
 HEAD = """# Configuration
 
-Every value of the configuration, as `talkforge curate --config FILE` and `--set section.key=value` take it.
+Every value of the configuration, as `talkforge curate --config NAME|FILE` and `--set section.key=value` take
+it. `NAME` is a preset: `offline` (the defaults, written out) needs no downloads, `curate` is the paper's
+filter. Without `--config`, the defaults below hold.
 This page is written from `schemas/config.py` by `python -m docs.make_configuration`; a test keeps the two
 together.
 
@@ -22,12 +24,26 @@ together.
 - `thresholds` and `shards` are applied to what was recorded: `talkforge select`, `talkforge shard`. `null`
   switches a threshold off.
 - `run` says how the work is done, and never changes what comes out.
+
+Files and values of `--set` are YAML 1.2: `no`, `on` and `1_0` are texts, `010` is ten, `true` and `false` are
+the only truth values. A key that is there twice is refused. All mistakes of a file are told at once, with
+their lines.
+
+## Gates
+
+Measuring leaves some clips out by itself, because they would cost time and could not be kept. A threshold
+that is looser than its gate cannot act, since nothing that it would admit was measured. It is warned of when
+the configuration is read, and by `talkforge select` and `talkforge shard`.
+
+| threshold | gate | what the gate leaves out |
+|---|---|---|
 """
 
 TRAINING_HEAD = """# Configuration of the trainer
 
 Every value that `talkforge train CONFIG` and `--set section.key=value` take. What they mean together:
-[training.md](training.md); ready-made ones: [configs/train](../configs/train).
+[training.md](training.md). `CONFIG` is a file or the name of a preset such as `wan-14b-stage1`; their files
+are in [configs/train](../configs/train). Files are YAML 1.2, as in [configuration.md](configuration.md).
 This page is written from `training/config.py` by `python -m docs.make_configuration`; a test keeps the two
 together.
 """
@@ -35,7 +51,8 @@ together.
 
 def page() -> str:
     """Text of configuration.md."""
-    return HEAD + "".join(_tables(Config, "Config", ""))
+    gates = "".join(f"| `thresholds.{name}` | `measure.{key}` | {what} |\n" for name, key, what in GATES)
+    return HEAD + gates + "".join(_tables(Config, "Config", ""))
 
 
 def training_page() -> str:
@@ -52,7 +69,7 @@ def _tables(section: type[BaseModel], title: str, prefix: str, *, sources: bool 
             below += _tables(kind, title_below, f"{prefix}{name}.", sources=sources)
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = "null" if field.default is None else f"{field.default}"
+        default = extra.get("default", "null" if field.default is None else f"{field.default}")
         unit, source = extra.get("unit", ""), extra.get("source", "")
         described = f"{unit} | {field.description} | {source}" if sources else field.description
         lines.append(f"| `{prefix}{name}` | `{default}` | {described} |\n")

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from talkforge.schemas.errors import CommandError
-from talkforge.schemas.presets import ConfigFile, Kind, find_config
+from talkforge.schemas import settings as settings_of
+from talkforge.schemas.presets import find_config
+
+log = logging.getLogger(__name__)
 
 TextSource = Literal["none", "transcript", "caption"]
 
@@ -25,10 +27,7 @@ TextSource = Literal["none", "transcript", "caption"]
 class Section(BaseModel):
     """Frozen, and refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-S = TypeVar("S", bound=Section)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptionalSection(Section):
@@ -197,6 +196,16 @@ class MeasureConfig(Section):
     picture: FrameQualityConfig = FrameQualityConfig()
 
 
+FACE_CONFIDENCE: dict[str, tuple[float, str]] = {
+    "centerface": (
+        0.7,
+        "ours: frontal speakers have means of 0.84 to 0.93, a face that fills the frame 0.7, no face above 0.67",
+    ),
+    "scrfd": (0.9, "FantasyTalking data section: InsightFace confidence 0.9"),
+}
+"""Least mean confidence that suits each detector, and its source: detectors score on scales of their own."""
+
+
 def _rule(default: float | tuple[str, ...] | None, unit: str, source: str, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"unit": unit, "source": source})
 
@@ -217,11 +226,14 @@ class Thresholds(Section):
     min_face_px: float | None = _rule(
         128.0, "px", "ours: about a third of Wan's 480 px short edge", "least median height of the face box"
     )
-    min_face_confidence: float | None = _rule(
-        0.9,
-        "0..1",
-        "FantasyTalking data section: InsightFace confidence 0.9",
-        "least mean detector confidence",
+    min_face_confidence: float | None = Field(
+        FACE_CONFIDENCE["centerface"][0],
+        description="least mean detector confidence; auto: what suits scan.detector, 0.7 for centerface, 0.9 for scrfd",
+        json_schema_extra={
+            "unit": "0..1",
+            "source": "; ".join(f"{name}: {source}" for name, (_, source) in FACE_CONFIDENCE.items()),
+            "default": "auto",
+        },
     )
     max_faces: int | None = _rule(
         1, "faces", "TalkVid, Hallo: exactly one face", "most faces visible at once"
@@ -443,85 +455,95 @@ class Config(Section):
     shards: ShardConfig = ShardConfig()
     run: ExecutionConfig = ExecutionConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _confidence_of_the_detector(cls, given: Any) -> Any:
+        """`thresholds.min_face_confidence`, where it is `auto` or not given, follows `scan.detector`."""
+        if not isinstance(given, dict):
+            return given
+        thresholds = given.get("thresholds", {})
+        if isinstance(thresholds, Thresholds):
+            thresholds = thresholds.model_dump(exclude_unset=True)
+        if not isinstance(thresholds, dict) or thresholds.get("min_face_confidence", "auto") != "auto":
+            return given
+        measure = given.get("measure", {})
+        scan = measure.get("scan", {}) if isinstance(measure, dict) else getattr(measure, "scan", {})
+        detector = scan.get("detector") if isinstance(scan, dict) else getattr(scan, "detector", None)
+        least, _ = FACE_CONFIDENCE.get(str(detector), FACE_CONFIDENCE["centerface"])
+        return given | {"thresholds": thresholds | {"min_face_confidence": least}}
+
+
+GATES: tuple[tuple[str, str, str], ...] = (
+    ("min_duration_s", "clip.min_s", "shorter clips"),
+    ("min_speech_fraction", "gates.min_speech_fraction", "clips with less speech"),
+    ("min_face_px", "gates.min_face_px", "clips with a smaller face"),
+    ("min_face_confidence", "scan.min_score", "detections below it"),
+    ("max_duration_s", "clip.max_s", "longer clips"),
+)
+"""Thresholds for what measuring stops, drops or splits by itself: threshold, setting of `measure`, what it
+leaves out. The first three are the gates of `stopped_by`, whose clips are rejected even where the rule is off."""
+
+
+def idle_thresholds(config: Config) -> list[str]:
+    """One line for each threshold that is looser than what measuring lets through: it cannot act."""
+    lines = []
+    for number, (name, key, what) in enumerate(GATES):
+        section, _, field = key.partition(".")
+        gate = getattr(getattr(config.measure, section), field)
+        threshold = getattr(config.thresholds, name)
+        if threshold is None:
+            looser = number < 3 and gate > 0
+        else:
+            looser = threshold > gate if name.startswith("max_") else threshold < gate
+        if looser:
+            found = "null" if threshold is None else f"{threshold:g}"
+            lines.append(
+                f"thresholds.{name}={found} cannot act: measuring leaves out {what} already "
+                f"(measure.{key}={gate:g}, which cannot change once a data set is begun)"
+            )
+    return lines
+
+
+def threshold_source(config: Config, name: str) -> str:
+    """Where the value of a threshold comes from: that of its default, or that it was set for this data set."""
+    value = getattr(config.thresholds, name)
+    field = Thresholds.model_fields[name]
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    default, source = field.default, str(extra.get("source", ""))
+    if name == "min_face_confidence":
+        default, source = FACE_CONFIDENCE[config.measure.scan.detector]
+    return source if value == default else "set for this data set"
+
 
 def load_config(name: str | Path | None, settings: Iterable[str] = ()) -> Config:
     """Configuration of `talkforge curate` from a YAML file and `section.key=value` settings.
 
+    Thresholds that cannot act are warned of, see `idle_thresholds`.
+
     Args:
         name: name of a preset, or path of a file; None: the defaults.
-        settings: each overrides one value.
+        settings: each overrides one value; a leading `measure.` may be left out.
 
     Raises:
-        CommandError: the file cannot be read, or a key or value does not fit; one line.
+        CommandError: the file cannot be read, or keys or values do not fit; one line.
     """
     file = None if name is None else find_config(name, "curate")
-    return apply_settings(_read(file), settings, str(file or "defaults"))
+    return _warned(settings_of.read(Config, file, settings, _full_key))
 
 
-def load_section(model: type[S], kind: Kind, name: str | Path | None, settings: Iterable[str] = ()) -> S:
-    """A configuration of another kind, such as the trainer's, read and refused in the same way."""
-    file = None if name is None else find_config(name, kind)
-    data = _read(file)
-    for setting in settings:
-        keys, text = _split(setting)
-        _put(data, keys, text, setting)
-    return _validated(model, data, str(file or "defaults"))
+def apply_settings(data: dict[str, Any], settings: Iterable[str]) -> Config:
+    """`data` with `section.key=value` settings laid over it, checked as by `load_config`."""
+    return _warned(settings_of.overlay(Config, data, settings, full_key=_full_key))
 
 
-def _read(file: ConfigFile | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        data = yaml.safe_load(file.text()) or {}
-    except yaml.YAMLError as error:
-        raise CommandError(f"{file}: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise CommandError(f"{file}: expected sections, found {type(data).__name__}")
-    return data
+def _full_key(keys: list[str]) -> list[str]:
+    return ["measure", *keys] if keys[0] in MeasureConfig.model_fields else keys
 
 
-def apply_settings(data: dict[str, Any], settings: Iterable[str], name: str = "config") -> Config:
-    """`data` with `section.key=value` settings laid over it, checked.
-
-    A setting may leave out the leading `measure.`: `scan.sample_s=1` is `measure.scan.sample_s=1`.
-    """
-    data = json.loads(json.dumps(data))
-    for setting in settings:
-        keys, text = _split(setting)
-        if keys[0] in MeasureConfig.model_fields:
-            keys.insert(0, "measure")
-        _put(data, keys, text, setting)
-    return _validated(Config, data, name)
-
-
-def _split(setting: str) -> tuple[list[str], str]:
-    dotted, equals, text = setting.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise CommandError(f"--set {setting}: expected section.key=value")
-    return keys, text
-
-
-def _validated(model: type[S], data: dict[str, Any], name: str) -> S:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CommandError(f"{name}: {where}: {first['msg']}, found {first['input']!r}") from None
-
-
-def _put(data: dict[str, Any], keys: list[str], text: str, setting: str) -> None:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise CommandError(f"--set {setting}: the value is not YAML") from None
-    for key in keys[:-1]:
-        child = data.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise CommandError(f"--set {setting}: {key} is not a section")
-        data = child
-    data[keys[-1]] = value
+def _warned(config: Config) -> Config:
+    for line in idle_thresholds(config):
+        log.warning("%s", line)
+    return config
 
 
 def config_hash(section: BaseModel) -> str:

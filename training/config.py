@@ -11,8 +11,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from talkforge.schemas.config import Section, flatten, load_section
+from talkforge.schemas.config import Section, flatten
 from talkforge.schemas.errors import CommandError
+from talkforge.schemas.presets import find_config
+from talkforge.schemas.settings import read
 from talkforge.schemas.units import latent_frames
 
 UMT5_TOKENS = 512
@@ -311,4 +313,4 @@ def load_train_config(name: str | Path | None, settings: tuple[str, ...] | list[
     Raises:
         CommandError: the file cannot be read, or a key or value does not fit; one line.
     """
-    return load_section(TrainConfig, "train", name, settings)
+    return read(TrainConfig, None if name is None else find_config(name, "train"), settings)

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from talkforge.curation.verdict import RULES, Rule
-from talkforge.schemas.config import Thresholds
+from talkforge.schemas.config import Config, Thresholds, threshold_source
 
 HISTOGRAM_BINS = 24
 """Bins of a histogram; quantities that are counted in whole numbers may have twice as many."""
@@ -99,7 +99,7 @@ def tally(rows: pd.DataFrame) -> dict[str, Any]:
     return {"clips": len(rows), "hours": hours_of(rows["hours"])}
 
 
-def threshold_of(rule: Rule | None, thresholds: Thresholds) -> dict[str, Any]:
+def threshold_of(rule: Rule | None, config: Config) -> dict[str, Any]:
     """A rule's threshold with its unit and source; every value None for a reason without a threshold."""
     if rule is None:
         return dict.fromkeys(
@@ -107,21 +107,19 @@ def threshold_of(rule: Rule | None, thresholds: Thresholds) -> dict[str, Any]:
         )
     info = Thresholds.model_fields[rule.threshold]
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    value = getattr(thresholds, rule.threshold)
+    value = getattr(config.thresholds, rule.threshold)
     return {
         "field": rule.field,
         "threshold_name": rule.threshold,
         "threshold": None if value is None else float(value),
         "side": rule.side,
         "unit": extra.get("unit", ""),
-        "source": extra.get("source", ""),
+        "source": threshold_source(config, rule.threshold),
         "description": info.description or "",
     }
 
 
-def what_if(
-    rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, thresholds: Thresholds
-) -> dict[str, Any] | None:
+def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Config) -> dict[str, Any] | None:
     """What is kept where this threshold is moved and all others stay; None: nothing to try it on.
 
     `clips` and `broken` are those of `clips_table` and `broken_rules`. Clips whose measuring
@@ -132,7 +130,7 @@ def what_if(
     values = open_[rule.field].abs() if rule.absolute else open_[rule.field]
     if not values.notna().any():
         return None
-    now = getattr(thresholds, rule.threshold)
+    now = getattr(config.thresholds, rule.threshold)
     points = {rounded(q) for q in values.quantile(list(WHAT_IF_QUANTILES), interpolation="nearest")}
     points |= set() if now is None else {float(now)}
 
@@ -142,12 +140,12 @@ def what_if(
 
     return {
         "code": rule.code,
-        **threshold_of(rule, thresholds),
+        **threshold_of(rule, config),
         "points": [kept(point) for point in sorted(points)],
     }
 
 
-def histogram(measure: Measure, clips: pd.DataFrame, thresholds: Thresholds) -> dict[str, Any] | None:
+def histogram(measure: Measure, clips: pd.DataFrame, config: Config) -> dict[str, Any] | None:
     """Clips in each bin, accepted and not, with quantiles and thresholds; None: never measured.
 
     Values beyond the outermost edges are counted in the outermost bins.
@@ -157,7 +155,7 @@ def histogram(measure: Measure, clips: pd.DataFrame, thresholds: Thresholds) -> 
     if known.empty:
         return None
     rules = [rule for rule in RULES if rule.field == measure.field]
-    lines = [threshold_of(rule, thresholds) for rule in rules]
+    lines = [threshold_of(rule, config) for rule in rules]
     edges = _edges(measure, known, [line["threshold"] for line in lines if line["threshold"] is not None])
     inner = known.clip(edges[0], edges[-1])
     accepted = clips.loc[known.index, "accepted"]

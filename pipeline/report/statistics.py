@@ -16,7 +16,7 @@ import pandas as pd
 from talkforge.curation.verdict import CODES, RULES
 from talkforge.pipeline.report.people import people_statistics, people_table
 from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
-from talkforge.schemas.config import Config, Thresholds
+from talkforge.schemas.config import Config
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.units import seconds_from_frames
 
@@ -48,9 +48,8 @@ def statistics(
     clips, inputs = clips_table(ledger), sources_table(sources)
     counts = conservation(clips, inputs)
     config = Config.model_validate(dataset["config"])
-    thresholds = config.thresholds
     broken = broken_rules(clips)
-    rules = _rules(clips, broken, thresholds)
+    rules = _rules(clips, broken, config)
     return {
         "schema_version": dataset["schema_version"],
         "tool_version": dataset["tool_version"],
@@ -59,8 +58,8 @@ def statistics(
         "headline": _headline(clips, inputs),
         "funnel": _funnel(clips, inputs, broken, [rule["code"] for rule in rules]),
         "rules": rules,
-        "what_if": [w for rule in RULES if (w := what_if(rule, clips, broken, thresholds))],
-        "measures": [m for measure in MEASURES if (m := histogram(measure, clips, thresholds))],
+        "what_if": [w for rule in RULES if (w := what_if(rule, clips, broken, config))],
+        "measures": [m for measure in MEASURES if (m := histogram(measure, clips, config))],
         "quantiles": dict(dataset.get("quantiles") or {}),
         "sync": _sync(clips),
         "languages": _languages(clips),
@@ -226,7 +225,7 @@ def _funnel(
     return steps
 
 
-def _rules(clips: pd.DataFrame, broken: pd.DataFrame, thresholds: Thresholds) -> list[dict[str, Any]]:
+def _rules(clips: pd.DataFrame, broken: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
     """For every rule that is on or that some clip breaks: whom it stops first, at all, and alone."""
     first, several = first_broken(broken), broken.sum(axis=1)
     stopped = clips["stopped_by"].notna()
@@ -234,14 +233,14 @@ def _rules(clips: pd.DataFrame, broken: pd.DataFrame, thresholds: Thresholds) ->
     rows = []
     for code in broken.columns:
         rule, hit = known.get(code), broken[code]
-        threshold = getattr(thresholds, rule.threshold) if rule else None
+        threshold = getattr(config.thresholds, rule.threshold) if rule else None
         if threshold is None and not hit.any():
             continue
         only = hit & several.eq(1) & clips["failure"].isna()
         rows.append(
             {
                 "code": code,
-                **threshold_of(rule, thresholds),
+                **threshold_of(rule, config),
                 "first": tally(clips[first == code]),
                 "any": tally(clips[hit]),
                 "only": tally(clips[only & ~stopped]),

@@ -79,16 +79,18 @@ def test_all_problems_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     (
-        ("optim: {lrate: 1}", [], r"train\.yaml: optim\.lrate: Extra inputs are not permitted, found 1"),
-        ("", ["run.stage=both"], r"run\.stage: Input should be 'clip' or 'frame', found 'both'"),
+        ("optim: {lrate: 1}", [], r"train\.yaml: line 1, optim\.lrate: unknown key \(did you mean lr\?\)$"),
+        ("", ["run.stage=both"], r"run\.stage: expected 'clip' or 'frame', found \"both\""),
         ("", ["data.num_frames=80"], r"data: .*80"),
         ("", ["data.shorter_spans=[48]"], r"data: .*48"),
         ("", ["data.shorter_spans=[49, 49]"], r"data: .*num_frames = 81, and differ, found \[49, 49\]"),
         ("", ["data.shorter_spans=[85]"], r"data: .*shorter than num_frames = 81, and differ, found \[85\]"),
         ("", ["data.sizes=[[60, 64]]"], r"data: .*multiples of 16 px, found 60 x 64"),
         ("", ["data.sizes=[]"], r"data: .*at least one size"),
-        ("", ["run.precision=fp16"], r"run\.precision: Input should be 'no' or 'bf16'"),
-        ("", ["nothing.at=all"], r"nothing: Extra inputs"),
+        ("", ["run.precision=fp16"], r"run\.precision: expected 'no' or 'bf16', found \"fp16\""),
+        ("", ["nothing.at=all"], r"nothing: unknown key \(known here: model, adapters, .*, run\)"),
+        ("", ["data.sizes=[[64]]"], r"data\.sizes\.0\.1: expected a value, found nothing"),
+        ("run: {steps: 1, steps: 2}", [], r"train\.yaml: line 1: run\.steps is there twice"),
     ),
 )
 def test_what_is_not_known_is_refused_in_one_line(

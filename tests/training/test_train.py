@@ -317,7 +317,7 @@ def test_the_command_trains_and_reports(
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     (
-        (["optim.lrate=1"], 2, "talkforge: .*optim.lrate: Extra inputs are not permitted"),
+        (["optim.lrate=1"], 2, r"talkforge: .*optim\.lrate: unknown key \(did you mean lr\?\)"),
         (["run.steps"], 2, "talkforge: --set run.steps: expected section.key=value"),
         (["data.shards=nowhere/train-000000.tar"], 2, "talkforge: data.shards: no shard"),
     ),

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
+from talkforge.schemas import yaml_text
 from talkforge.schemas.errors import CommandError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Facts
@@ -197,16 +197,15 @@ def read(folder: Path) -> Checkpoint:
         data = json.loads(path.read_text(encoding="utf-8"))
         progress = Progress(**{**data, "facts": Facts(**data["facts"])})
         path = folder / "config.yaml"
-        config = TrainConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        config = TrainConfig.model_validate(yaml_text.load(path.read_text(encoding="utf-8"))[0])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"checkpoint {path}: cannot be read: {one_line(error)}") from None
     return Checkpoint(folder, progress, config)
 
 
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as a file that `--config` takes."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
+    return yaml_text.dump(config.model_dump(mode="json"))
 
 
 def load_trained(
