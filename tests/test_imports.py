@@ -18,12 +18,16 @@ ROOMS = {
     "curation": ("weights", "media", "face", "body", "picture", "audio", "shots", "sync"),
     "training": ("data", "wan", "objective", "run", "encode"),
     "pipeline": ("report",),
+    "talkforge": ("cli",),
 }
 """The rooms inside a folder, from the ground up. Files beside the rooms stand above them, but for
 those of GROUND."""
 
 GROUND = {"training/config.py", "pipeline/store.py"}
 """Files beside the rooms that rooms may import."""
+
+EVERYWHERE = {"talkforge/display.py"}
+"""Files that only need schemas, and that every folder but schemas may import."""
 
 AT_HOME_ONLY = {"ray": "pipeline", "accelerate": "training", "diffusers": "training", "typer": "talkforge"}
 
@@ -94,6 +98,8 @@ def arrows(file: str) -> set[str]:
 
 def height(file: str) -> tuple[int, int]:
     """Floor of the file's folder, and of its room inside it; files beside the rooms stand above them."""
+    if file in EVERYWHERE:
+        return FLOORS.index("schemas"), 1
     folder, *rest = file.split("/")
     rooms = ROOMS.get(folder, ())
     if file in GROUND:
@@ -118,7 +124,7 @@ def test_second_names_are_seen_in_imports_and_in_strings() -> None:
 def test_names_are_found_as_files() -> None:
     assert file_of("talkforge.curation.media.frames.read_frames") == "curation/media/frames.py"
     assert file_of("talkforge.curation.media.read_audio") == "curation/media/__init__.py"
-    assert file_of("talkforge.cli.main") == "talkforge/cli.py"
+    assert file_of("talkforge.cli.main") == "talkforge/cli/__init__.py"
     assert file_of("numpy.typing.NDArray") is None
 
 

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 BUILD, LOOK, ADD, TRAIN, SETUP = "Build a data set", "Look at it", "Add text", "Train", "Set up"
 """Groups of commands in the help."""
+
+TERMINAL = "terminal"
+"""Name of the log handler that writes to stderr."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 """Of the lines in `--log-file`."""
@@ -98,23 +102,143 @@ def set_up_output(quiet: bool, verbose: bool, log_file: Path | None) -> None:
         CommandError: the log file cannot be written.
     """
     notes.quiet = quiet
-    if verbose:
-        logging.getLogger("talkforge").setLevel(logging.INFO)
+    ours = logging.getLogger("talkforge")
+    if verbose and ours.getEffectiveLevel() > logging.INFO:
+        ours.setLevel(logging.INFO)
+        for handler in logging.getLogger().handlers:
+            if handler.name == TERMINAL:
+                handler.setLevel(logging.INFO)
     if log_file is None:
         return
     try:
-        handler = logging.FileHandler(log_file, encoding="utf-8")
+        file = logging.FileHandler(log_file, encoding="utf-8")
     except OSError as error:
         raise CommandError(f"--log-file {log_file}: cannot be written ({error.strerror})") from None
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
-    root, ours = logging.getLogger(), logging.getLogger("talkforge")
-    for other in root.handlers:  # what the terminal shows does not grow by the file
-        other.setLevel(ours.getEffectiveLevel())
+    file.setFormatter(logging.Formatter(LOG_FORMAT))
+    ours.addHandler(file)
     ours.setLevel(logging.DEBUG)
-    ours.addHandler(handler)
-    log.info("command: %s", " ".join(sys.argv))
+    log.info("talkforge %s", " ".join(sys.argv[1:]))
 
 
 def print_json(document: object) -> None:
     """One JSON document on stdout."""
     out.file.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def all_of(*checks: Callable[[], Any]) -> list[Any]:
+    """What every check answers; the mistakes of all of them are told at once.
+
+    Raises:
+        CommandError: at least one check refused.
+    """
+    answers, problems = [], []
+    for check in checks:
+        try:
+            answers.append(check())
+        except CommandError as error:
+            problems.append(str(error))
+    if problems:
+        raise CommandError("; ".join(problems))
+    return answers
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        out.print(f"talkforge {version('talkforge')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def talkforge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Raw talking-head footage in, training data for audio-driven portrait video out; trains on it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line: every error becomes one line and an exit code."""
+    if sys.stderr is sys.__stderr__ and os.environ.get("TALKFORGE_LOG", "").upper() != "DEBUG":
+        _hush_libraries()
+    with _logging():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Exit code of a command; what went wrong is on stderr by then."""
+    try:
+        code = int(app(arguments, prog_name="talkforge", standalone_mode=False) or 0)
+    except typer.Exit as request:
+        code = request.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except TalkforgeError as error:
+        log.debug("refused" if isinstance(error, CommandError) else "failed", exc_info=True)
+        say_error(str(error))
+        code = 2 if isinstance(error, CommandError) else 1
+    except Exception as error:
+        code = _click_or_bug(error)
+    if code == 130:  # also what typer makes of a KeyboardInterrupt
+        err.print("interrupted; the same command goes on from here")
+    return code
+
+
+def say_error(text: str) -> None:
+    """One line on stderr, marked as ours."""
+    err.print(f"talkforge: {text}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _click_or_bug(error: Exception) -> int:
+    """Exit code of an error of the command line's own library (2), or of one of ours (1)."""
+    describe = getattr(error, "format_message", None)
+    if callable(describe):
+        if text := describe().strip():  # nothing where no command was given: help was shown
+            say_error(f"{text} (see --help)")
+        return int(getattr(error, "exit_code", 2))
+    log.debug("unexpected", exc_info=True)
+    text = " ".join(str(error).split())
+    say_error(f"unexpected {type(error).__name__}: {text} (TALKFORGE_LOG=DEBUG shows where)")
+    return 1
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Warnings to stderr, more with TALKFORGE_LOG; what a command adds is taken back afterwards."""
+    level = os.environ.get("TALKFORGE_LOG", "WARNING").upper()
+    root, ours = logging.getLogger(), logging.getLogger("talkforge")
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    terminal.name = TERMINAL
+    before = root.level
+    try:
+        root.setLevel(level)
+        terminal.setLevel(level)
+    except ValueError:
+        terminal.setLevel(logging.WARNING)
+    root.addHandler(terminal)
+    for noisy in ("huggingface_hub", "transformers"):  # what matters of theirs arrives as an error
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.removeHandler(terminal)
+        root.setLevel(before)
+        for handler in list(ours.handlers):
+            ours.removeHandler(handler)
+            handler.close()
+        ours.setLevel(logging.NOTSET)
+
+
+def _hush_libraries() -> None:
+    """MediaPipe and TFLite chat on descriptor 2 whatever they are told: give it to nobody, and write
+    what we have to say to a copy."""
+    sys.stderr.flush()
+    ours = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    sys.stderr = os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace")

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from talkforge import display
+from talkforge.cli import output
 from talkforge.curation import media, trace
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import FetchProgress, ProgressCallback
@@ -258,9 +259,9 @@ def test_the_table_of_weights_is_readable_in_a_hundred_columns(
     monkeypatch.setenv("TALKFORGE_MODELS", str(tmp_path))
     (tmp_path / registry.MODELS["scrfd"].file).write_bytes(b"<html>")
     text = io.StringIO()
-    display.weights_table(Console(file=text, width=200), registry.describe())
+    output.weights_table(Console(file=text, width=200), registry.describe())
     lines = text.getvalue().splitlines()
-    assert max(map(len, lines)) <= display.WEIGHTS_WIDTH
+    assert max(map(len, lines)) <= output.WEIGHTS_WIDTH
     heads = [line.split() for line in lines if line.strip() and line.strip().split()[0] in registry.MODELS]
     assert [head[0] for head in heads] == list(registry.MODELS)
     first = {head[0]: head[1:4] for head in heads}
@@ -290,7 +291,7 @@ def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch:
     for command in (("--fetch", "scrfd", "w600k_r50"), ("--fetch", "scrfd", "--fetch", "w600k_r50")):
         code, out, err = run("models", *command)
         assert (code, out) == (0, f"scrfd: {tmp_path / 'scrfd'}\nw600k_r50: {tmp_path / 'w600k_r50'}\n")
-        assert err.splitlines() == [
+        assert [line.partition("] ")[2] for line in err.splitlines()] == [
             "fetching https://host/scrfd.onnx",
             "fetching https://host/scrfd.onnx: 1.0 of 1.0 MB",
             "fetching https://host/w600k_r50.onnx",
@@ -301,7 +302,7 @@ def test_several_weights_are_fetched_in_one_command(tmp_path: Path, monkeypatch:
 
 def test_on_a_terminal_fetching_is_a_bar() -> None:
     text = io.StringIO()
-    with display.Fetching(Console(file=text, force_terminal=True, width=100)) as fetching:
-        fetching.show(FetchProgress("https://host/folder/w.onnx", 500_000, 2_000_000))
+    with display.Display(Console(file=text, force_terminal=True, width=100)) as shown:
+        shown.show(output.fetching(FetchProgress("https://host/w.onnx", 500_000, 2_000_000)))
     assert "w.onnx" in text.getvalue()
-    assert "0.5/2.0 MB" in text.getvalue()
+    assert "0.5 of 2.0 MB" in text.getvalue()
