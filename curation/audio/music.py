@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from talkforge.curation.audio.mel import mel_filters
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
@@ -50,7 +50,7 @@ class MusicDetector:
         label = f"fireredvad_aed: {path.name}"
         bundle = _Bundle(path.read_bytes(), label)
         self._mean, self._scale = bundle.mean, bundle.scale
-        self._session = session_of(_graph(bundle), label)
+        self._session = open_onnx(_graph(bundle), label)
 
     def fraction(self, samples: Floats) -> float:
         """Share of samples [N] at 16 kHz in which there is music, 0 to 1, under speech or alone; 0 where

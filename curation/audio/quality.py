@@ -15,7 +15,7 @@ import scipy.signal
 
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
@@ -136,7 +136,7 @@ def bandwidth_hz(samples: Floats) -> float | None:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
-    session = session_of(path, f"dnsmos: {path}")
+    session = open_onnx(path, f"dnsmos: {path}")
     shapes = [list(i.shape)[1:] for i in session.get_inputs()]
     if shapes != [[DNSMOS_SAMPLES]]:
         raise ModelError(f"dnsmos: {path}: expected input [any, {DNSMOS_SAMPLES}], found {shapes}")

@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.records import Speech
 from talkforge.schemas.units import samples_from_seconds, seconds_from_samples
@@ -49,7 +49,7 @@ SILENCE_DBFS = -120.0
 @functools.lru_cache(maxsize=1)
 def _detector() -> onnxruntime.InferenceSession:
     path = registry.weights("silero_vad")
-    return session_of(path, f"silero_vad: {path.name}")
+    return open_onnx(path, f"silero_vad: {path.name}")
 
 
 def speech_probabilities(samples: Floats) -> NDArray[np.float64]:

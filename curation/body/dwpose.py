@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from rtmlib import RTMPose
 
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import ModelError
 
@@ -61,7 +61,7 @@ class DwPose:
 
     def __init__(self, path: Path) -> None:
         label = f"dwpose: {path}"
-        session = session_of(path, label)
+        session = open_onnx(path, label)
         _check(session, label)
         self._network = _Network(session)
 

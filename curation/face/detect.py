@@ -14,7 +14,7 @@ import onnxruntime
 from scipy.optimize import linear_sum_assignment
 
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError, one_line
@@ -150,7 +150,7 @@ def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             if axis != 1:
                 dimension.dim_param = f"{value.name}_{axis}"
-    return session_of(model.SerializeToString(), f"{name}: {path}")
+    return open_onnx(model.SerializeToString(), f"{name}: {path}")
 
 
 def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:

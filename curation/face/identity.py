@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
 from talkforge.schemas.config import IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError, one_line
@@ -289,7 +289,7 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def _session(name: str, path: Path) -> onnxruntime.InferenceSession:
-    session = session_of(path, f"{name}: {path}")
+    session = open_onnx(path, f"{name}: {path}")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = list(inputs[0].shape)
     if len(inputs) != 1 or len(shape) != 4 or shape[1:] != [3, ALIGNED_PX, ALIGNED_PX]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from talkforge.curation.weights.onnx import session_of
+from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.errors import ModelError
 
@@ -46,7 +46,7 @@ class TextDetector:
     """
 
     def __init__(self, path: Path) -> None:
-        self._session = session_of(path, f"text detector: {path}")
+        self._session = open_onnx(path, f"text detector: {path}")
         shapes = [list(i.shape) for i in self._session.get_inputs()]
         fixed = [[size if isinstance(size, int) else None for size in shape][1:] for shape in shapes]
         if fixed != [[3, None, None]]:

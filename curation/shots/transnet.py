@@ -9,7 +9,6 @@ Importing this module imports torch.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from talkforge.curation.shots.network import HEIGHT_PX, WIDTH_PX
-from talkforge.curation.weights.torch import inference
+from talkforge.curation.weights.torch import inference, load_weights
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
-from talkforge.schemas.errors import ModelError, one_line
 
 WINDOW_FRAMES = 100
 MARGIN_FRAMES = 25
@@ -46,14 +44,7 @@ class TransNet:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
         self._network = _Network()
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self._network.load_state_dict(state, strict=True)
-        except (OSError, RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-            reason = one_line(error, 200)
-            raise ModelError(
-                f"transnetv2: {path}: expected the weights of TransNet V2, found: {reason}"
-            ) from None
+        load_weights(self._network, path, self.name)
         self._network.eval().to(self._device)
 
     def boundaries(self, frames: Bytes) -> Floats:

@@ -1,4 +1,4 @@
-"""ONNX models as sessions that give one result for one input."""
+"""ONNX models: opened in onnxruntime on one thread, so that equal inputs give equal outputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnxruntime
 from talkforge.schemas.errors import ModelError, one_line
 
 ERRORS_ONLY = 3
-"""onnxruntime's severity of errors; its warnings speak of exports, not of results."""
+"""onnxruntime's log level for errors. Its warnings are about how a model was exported, not about results."""
 
 
-def session_of(model: Path | bytes, label: str) -> onnxruntime.InferenceSession:
-    """A session on the CPU with one thread: the order in which threads add up is not fixed.
+def open_onnx(model: Path | bytes, label: str) -> onnxruntime.InferenceSession:
+    """A session on the CPU with one thread, because the order in which threads add up is not fixed.
 
     Args:
-        model: a file, or the bytes of one.
+        model: path of an ONNX file, or its content.
         label: names the model in the error.
 
     Raises:

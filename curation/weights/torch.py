@@ -1,23 +1,24 @@
-"""Networks of our own layers with published weights: loaded strictly, run so that results repeat.
+"""Torch: choice of the device, strict loading of published weights, and repeatable inference.
 
-Torch is imported when it is needed: it takes seconds and hundreds of megabytes.
+Importing this module does not import torch, which takes seconds and hundreds of megabytes. Its functions do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import ModelError, one_line
 
 
 def torch_device(name: str, option: str) -> Any:
-    """The torch device of a name; for 'auto' CUDA where there is any, else the CPU.
+    """The torch device of a name.
 
     Args:
-        option: where the name was given, for messages.
+        name: a device as torch writes it, or "auto": CUDA where torch sees it, else the CPU.
+        option: the option that the user gave the name in, for the error.
 
     Raises:
         ModelError: no such device, or CUDA where torch sees none.
@@ -35,24 +36,47 @@ def torch_device(name: str, option: str) -> Any:
     return device
 
 
-def load_strictly(network: Any, path: Path, name: str) -> None:
-    """Fill a network with the tensors of a file, which must be its own to the last name and shape.
+def read_torch_file(path: Path, label: str) -> dict[str, Any]:
+    """A dictionary from a torch file, on the CPU. Only tensors and plain values are unpickled.
 
-    Batch normalisation's `num_batches_tracked` alone may be missing: files older than torch 0.4.1
-    have none, and it serves training.
+    Args:
+        path: the file.
+        label: names the file in the error.
 
     Raises:
-        ModelError: not a file of tensors by name, or others than the network's; one line.
+        ModelError: not such a file; one line.
     """
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # files of any kind can be under that name, and fail in any way
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ModelError(f"{name}: {path}: expected a torch state dict: {reason}") from None
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ModelError(f"{name}: {path}: expected a torch state dict, found {type(state).__name__}")
+        raise ModelError(f"{label}: expected a torch state dict: {one_line(error, 200)}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{label}: expected a torch state dict, found {type(found).__name__}")
+    return found
+
+
+def load_weights(network: Any, path: Path, name: str) -> None:
+    """Fill a network with the tensors of a torch file, whose names and shapes must be exactly its own.
+
+    Only `num_batches_tracked` of batch normalisation may be missing: files older than torch 0.4.1 have
+    none, and inference does not use it.
+
+    Args:
+        network: the torch module to fill.
+        path: file with a state dict.
+        name: of the model, for the error.
+
+    Raises:
+        ModelError: not a file of tensors by name, or other tensors than the network's; one line.
+    """
+    import torch
+
+    label = f"{name}: {path}"
+    state = read_torch_file(path, label)
+    if not all(torch.is_tensor(value) for value in state.values()):
+        raise ModelError(f"{label}: expected a torch state dict, found other values than tensors in it")
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {str(key): tuple(value.shape) for key, value in state.items()}
     missing = sorted(k for k in expected.keys() - found.keys() if not k.endswith(".num_batches_tracked"))
@@ -63,14 +87,18 @@ def load_strictly(network: Any, path: Path, name: str) -> None:
     faults = {"missing": missing, "unexpected": unexpected, "other shapes": other}
     if any(faults.values()):
         listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
-        raise ModelError(f"{name}: {path}: is not this model's state dict: {listed}")
-    network.load_state_dict(dict(state))
+        raise ModelError(f"{label}: is not this model's state dict: {listed}")
+    # Not strict, because of `num_batches_tracked`; everything else has been checked.
+    network.load_state_dict(state, strict=False)
 
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """Without gradients, and so that one input gives one result: on a CPU the order in which threads
-    add up is not fixed, and on CUDA some kernels and roundings are chosen anew each time."""
+    """Run torch without gradients and repeatably: equal inputs give equal outputs.
+
+    On a CPU it runs on one thread, because the order in which threads add up is not fixed. On CUDA it
+    neither picks kernels by timing nor rounds to TF32.
+    """
     import torch
 
     threads = torch.get_num_threads()

@@ -75,7 +75,7 @@ ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
 TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
     "light_asd": (LightAsd, "expected a torch state dict"),
     "syncnet_v2": (syncnet.SyncNet, "expected a torch state dict"),
-    "transnetv2": (transnet.TransNet, "expected the weights of TransNet V2"),
+    "transnetv2": (transnet.TransNet, "expected a torch state dict"),
 }
 
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -83,6 +83,8 @@ def test_anything_but_a_state_dict_is_refused_and_never_run(
     assert not (tmp_path / "unpickled").exists()
     torch.save([torch.zeros(3)], path)
     assert _refusal(path) == "expected a torch state dict, found list"
+    torch.save({"epoch": 3}, path)
+    assert _refusal(path) == "expected a torch state dict, found other values than tensors in it"
 
 
 # --------------------------------------------------------------------------- speaking faces
