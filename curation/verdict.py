@@ -1,8 +1,11 @@
-"""Is this clip good enough? Applies every rule and names every one that fails.
+"""The rules that accept or reject a clip, and the table of all reasons for a rejection.
 
-A rule looks at one measured field and one threshold of `schemas.config.Thresholds`. A clip whose
-measuring was stopped at a gate is judged by what is known of it; the rest is unknown, and the
-gate's own code is among the reasons, so such a clip is never accepted.
+`REJECTIONS` is the one table of reason codes: the report, the documentation and `judge` read it. Most
+codes belong to a `Rule`, which compares one measured ledger column with one threshold of
+`schemas.config.Thresholds`. Codes are stored in data sets, so they are never renamed.
+
+A clip whose measuring was stopped at a gate is judged by what is known of it. The code of the gate is
+then always among its reasons, so such a clip is never accepted.
 """
 
 from __future__ import annotations
@@ -12,19 +15,44 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from talkforge.curation.sync.active_speaker import SPEAKING_FRACTION
-from talkforge.schemas.config import Thresholds
+from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import Reason, Verdict
+
+Stage = Literal["probe", "vad", "scan", "trace", "transcribe", "select"]
+"""What measures a column: the probe of the file, voice activity detection, the sparse pass, the dense pass,
+speech recognition, or the selection over all clips."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """`field` must be `at_least` or `at_most` the threshold named `threshold`.
+class Rejection:
+    """One reason for which a clip is rejected.
 
-    `needed`: a clip without this measurement fails; otherwise the rule is passed over.
+    Attributes:
+        code: what the ledger holds, such as "too_short".
+        field: the ledger column that is judged.
+        stage: what measures that column.
+        meaning: the reason in words, as the report shows it.
+        passed: what is true of the clips that pass, as the report's funnel shows it.
     """
 
     code: str
     field: str
+    stage: Stage
+    meaning: str
+    passed: str
+
+
+@dataclass(frozen=True)
+class Rule(Rejection):
+    """A rejection that is decided by one threshold.
+
+    Attributes:
+        threshold: name of the field in `Thresholds`; where that is None the rule is off.
+        side: whether the column must be at least, or at most, the threshold.
+        needed: whether a clip without this measurement fails. Otherwise the rule is skipped for it.
+        absolute: whether the magnitude of the column is compared, without its sign.
+    """
+
     threshold: str
     side: Literal["at_least", "at_most"]
     needed: bool = True
@@ -32,62 +60,134 @@ class Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("too_short", "duration_s", "min_duration_s", "at_least"),
-    Rule("too_long", "duration_s", "max_duration_s", "at_most"),
-    Rule("low_frame_rate", "source_fps", "min_source_fps", "at_least"),
-    Rule("no_speech", "speech_fraction", "min_speech_fraction", "at_least"),
-    Rule("audio_clipped", "clipped_fraction", "max_clipped_fraction", "at_most"),
-    Rule("face_small", "face_px", "min_face_px", "at_least"),
-    Rule("low_confidence", "face_confidence", "min_face_confidence", "at_least"),
-    Rule("multiple_faces", "faces_max", "max_faces", "at_most"),
-    Rule("lips_not_traced", "lip_valid_fraction", "min_lip_valid_fraction", "at_least"),
-    Rule("face_turned", "yaw_p95_deg", "max_yaw_p95_deg", "at_most"),
-    Rule("face_blurred", "face_blur", "min_face_blur", "at_least"),
-    Rule("face_dark", "face_dark_fraction", "max_face_dark_fraction", "at_most", needed=False),
-    Rule("face_overexposed", "face_bright_fraction", "max_face_bright_fraction", "at_most", needed=False),
-    Rule("black_bars", "black_bar_fraction", "max_black_bar_fraction", "at_most", needed=False),
-    Rule("picture_poor", "face_brisque", "max_face_brisque", "at_most", needed=False),
-    Rule("text_in_picture", "text_fraction", "max_text_fraction", "at_most", needed=False),
-    Rule("text_over_mouth", "mouth_text_fraction", "max_mouth_text_fraction", "at_most", needed=False),
-    Rule("hand_over_mouth", "mouth_hand_fraction", "max_mouth_hand_fraction", "at_most", needed=False),
-    Rule("noisy", "snr_db", "min_snr_db", "at_least", needed=False),
-    Rule("sound_poor", "dnsmos_overall", "min_dnsmos_overall", "at_least", needed=False),
-    Rule("music", "music_fraction", "max_music_fraction", "at_most", needed=False),
-    Rule(
-        "out_of_sync", "sync_offset_frames", "max_abs_sync_offset_frames", "at_most",
-        needed=False, absolute=True,
-    ),
-    Rule("sync_weak", "sync_confidence", "min_sync_confidence", "at_least", needed=False),
-    Rule("mouth_idle", "speaking_fraction", "min_speaking_fraction", "at_least", needed=False),
-    Rule("sync_c_low", "sync_c", "min_sync_c", "at_least", needed=False),
-    Rule("speech_slow", "words_per_s", "min_words_per_s", "at_least", needed=False),
-    Rule("speech_fast", "words_per_s", "max_words_per_s", "at_most", needed=False),
+    Rule("too_short", "duration_s", "scan",
+         "Too short", "Long enough", "min_duration_s", "at_least"),
+    Rule("too_long", "duration_s", "scan",
+         "Too long", "Not too long", "max_duration_s", "at_most"),
+    Rule("low_frame_rate", "source_fps", "probe",
+         "Source has too few frames per second", "Enough frames per second", "min_source_fps", "at_least"),
+    Rule("no_speech", "speech_fraction", "vad",
+         "Too little speech", "Enough speech", "min_speech_fraction", "at_least"),
+    Rule("audio_clipped", "clipped_fraction", "vad",
+         "Audio is clipped", "Audio not clipped", "max_clipped_fraction", "at_most"),
+    Rule("face_small", "face_px", "scan",
+         "Face is too small", "Face large enough", "min_face_px", "at_least"),
+    Rule("low_confidence", "face_confidence", "scan",
+         "Face detector is not sure enough", "Detector sure of the face", "min_face_confidence", "at_least"),
+    Rule("multiple_faces", "faces_max", "scan",
+         "More than one face in view", "A single face in view", "max_faces", "at_most"),
+    Rule("lips_not_traced", "lip_valid_fraction", "trace",
+         "Lips could not be traced", "Lips traced", "min_lip_valid_fraction", "at_least"),
+    Rule("face_turned", "yaw_p95_deg", "trace",
+         "Face is turned away", "Face towards the camera", "max_yaw_p95_deg", "at_most"),
+    Rule("face_blurred", "face_blur", "trace",
+         "Face is blurred", "Face sharp", "min_face_blur", "at_least"),
+    Rule("face_dark", "face_dark_fraction", "trace",
+         "Face is in the dark", "Face not in the dark", "max_face_dark_fraction", "at_most", needed=False),
+    Rule("face_overexposed", "face_bright_fraction", "trace",
+         "Face is overexposed", "Face not overexposed", "max_face_bright_fraction", "at_most", needed=False),
+    Rule("black_bars", "black_bar_fraction", "trace",
+         "Picture has black bars", "No black bars", "max_black_bar_fraction", "at_most", needed=False),
+    Rule("picture_poor", "face_brisque", "trace",
+         "Picture is poor", "Picture good, where judged", "max_face_brisque", "at_most", needed=False),
+    Rule("text_in_picture", "text_fraction", "trace",
+         "Text in the picture", "Little text in the picture, where looked for",
+         "max_text_fraction", "at_most", needed=False),
+    Rule("text_over_mouth", "mouth_text_fraction", "trace",
+         "Text lies over the mouth", "No text over the mouth, where looked for",
+         "max_mouth_text_fraction", "at_most", needed=False),
+    Rule("hand_over_mouth", "mouth_hand_fraction", "trace",
+         "A hand lies over the mouth", "No hand over the mouth, where looked for",
+         "max_mouth_hand_fraction", "at_most", needed=False),
+    Rule("noisy", "snr_db", "trace",
+         "Speech is noisy", "Little noise, where it can be heard", "min_snr_db", "at_least", needed=False),
+    Rule("sound_poor", "dnsmos_overall", "trace",
+         "Sound is poor", "Sound good, where scored", "min_dnsmos_overall", "at_least", needed=False),
+    Rule("music", "music_fraction", "trace",
+         "There is music", "Little music, where measured", "max_music_fraction", "at_most", needed=False),
+    Rule("out_of_sync", "sync_offset_frames", "trace",
+         "Audio and mouth are out of sync", "In sync, where scored",
+         "max_abs_sync_offset_frames", "at_most", needed=False, absolute=True),
+    Rule("sync_weak", "sync_confidence", "trace",
+         "Sync evidence is weak", "Sync evidence strong, where scored",
+         "min_sync_confidence", "at_least", needed=False),
+    Rule("mouth_idle", "speaking_fraction", "trace",
+         "Face is not seen to speak", "Seen to speak, where measured",
+         "min_speaking_fraction", "at_least", needed=False),
+    Rule("sync_c_low", "sync_c", "trace",
+         "Sync-C is low", "Sync-C high enough, where measured", "min_sync_c", "at_least", needed=False),
+    Rule("speech_slow", "words_per_s", "transcribe",
+         "Speech is slow", "Speech fast enough, where transcribed",
+         "min_words_per_s", "at_least", needed=False),
+    Rule("speech_fast", "words_per_s", "transcribe",
+         "Speech is fast", "Speech slow enough, where transcribed",
+         "max_words_per_s", "at_most", needed=False),
 )  # fmt: skip
-"""In the order of the funnel: the cheapest question first."""
+"""The rules with a threshold, in the order of the funnel: what is cheapest to measure comes first."""
 
-REPEATED = "near_duplicate"
-"""Code of a clip that fulfils every rule and repeats a better one; see `curation.duplicates`."""
-
-CODES: tuple[str, ...] = (
-    *(rule.code for rule in RULES), "other_language", "forbidden_words", "sync_unscored", "not_speaking",
-    REPEATED,
+OTHER_LANGUAGE = Rejection(
+    "other_language", "language_probability", "transcribe",
+    "In another language", "In a language to keep, where transcribed",
 )  # fmt: skip
+FORBIDDEN_WORDS = Rejection(
+    "forbidden_words", "num_forbidden_words", "transcribe",
+    "A forbidden word is said", "Without forbidden words, where transcribed",
+)  # fmt: skip
+SYNC_UNSCORED = Rejection(
+    "sync_unscored", "sync_offset_frames", "trace", "Sync could not be scored", "Sync scored"
+)
+NOT_SPEAKING = Rejection(
+    "not_speaking", "sync_zero_confidence", "trace", "Another face in view speaks", "The one who speaks"
+)
+NEAR_DUPLICATE = Rejection(
+    "near_duplicate", "duplicate_of", "select",
+    "Shows the same moment as a better clip", "Not a copy of a better clip",
+)  # fmt: skip
+"""Given by the selection to a clip that passes every rule and repeats a better one, see
+`curation.duplicates`."""
+
+REJECTIONS: tuple[Rejection, ...] = (
+    *RULES, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING, NEAR_DUPLICATE,
+)  # fmt: skip
+"""Every reason for a rejection, in the order of the funnel."""
+
+CODES: tuple[str, ...] = tuple(rejection.code for rejection in REJECTIONS)
+
+
+def gate(duration_s: float, speech_fraction: float, face_px: float, config: MeasureConfig) -> str | None:
+    """The code of the gate that ends the measuring of a clip before the dense pass, or None.
+
+    Args:
+        duration_s: length of the clip.
+        speech_fraction: fraction of the clip with speech, 0..1.
+        face_px: median height of the face in source pixels.
+        config: its `clip.min_s` and `gates` are the limits.
+    """
+    if duration_s < config.clip.min_s:
+        return "too_short"
+    if speech_fraction < config.gates.min_speech_fraction:
+        return "no_speech"
+    if face_px < config.gates.min_face_px:
+        return "face_small"
+    return None
 
 
 def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
-    """Verdict on one ledger row (a mapping from column name to value; None: not measured).
+    """The verdict on one clip, with all its reasons in the order of the funnel.
 
-    Besides the rules' fields, `clip_id`, `stopped_by` (the code of the gate that ended measuring,
-    or None), `active_speaker` (False where another face in view speaks), `language` and
-    `num_forbidden_words` are read.
+    Args:
+        row: the clip's ledger row, from column name to value; None: not measured. Besides the columns of
+            the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
+            `active_speaker` (False where another face in view speaks), `language` and
+            `num_forbidden_words`.
+        thresholds: limits of the rules; None switches a rule off.
     """
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
     if stopped and all(reason.code != stopped for reason in reasons):
-        field = next(rule.field for rule in RULES if rule.code == stopped)
-        reasons.append(Reason(code=stopped, field=field, value=row.get(field), threshold=None))
+        reasons.append(_reason(next(rule for rule in RULES if rule.code == stopped), row))
     if not stopped:
-        reasons += _text_reasons(row, thresholds)
+        reasons += _transcript_reasons(row, thresholds)
         reasons += _sync_reasons(row, thresholds)
     return Verdict(clip_id=row["clip_id"], accepted=not reasons, reasons=tuple(reasons))
 
@@ -112,27 +212,32 @@ def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped:
     )
 
 
-def _text_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
-    """Where there is a transcript; one without speech is in no language."""
+def _reason(
+    rejection: Rejection, row: Mapping[str, Any], field: str | None = None, threshold: float | None = None
+) -> Reason:
+    """The reason with the value of the column `field` as evidence, by default the rejection's own column."""
+    field = field or rejection.field
+    return Reason(code=rejection.code, field=field, value=row.get(field), threshold=threshold)
+
+
+def _transcript_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
+    """Reasons from the transcript. A clip without one, or without speech, has no language and passes."""
     reasons = []
-    language, forbidden = row.get("language"), row.get("num_forbidden_words")
+    language = row.get("language")
     if thresholds.languages and language is not None and language not in thresholds.languages:
-        field = "language_probability"
-        reasons.append(Reason(code="other_language", field=field, value=row.get(field), threshold=None))
-    if forbidden:
-        reasons.append(
-            Reason(code="forbidden_words", field="num_forbidden_words", value=forbidden, threshold=0)
-        )
+        reasons.append(_reason(OTHER_LANGUAGE, row))
+    if row.get("num_forbidden_words"):
+        reasons.append(_reason(FORBIDDEN_WORDS, row, threshold=0))
     return reasons
 
 
 def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
     reasons = []
     if thresholds.require_sync_score and row.get("sync_offset_frames") is None:
-        reasons.append(Reason(code="sync_unscored", field="sync_offset_frames", value=None, threshold=None))
+        reasons.append(_reason(SYNC_UNSCORED, row))
     if thresholds.require_speaker and row.get("active_speaker") is False:
-        seen = row.get("speaking_fraction")
-        silent = seen is not None and seen <= SPEAKING_FRACTION
-        field = "speaking_fraction" if silent else "sync_zero_confidence"
-        reasons.append(Reason(code="not_speaking", field=field, value=row.get(field), threshold=None))
+        # The evidence is the network's where it saw no speech, else that of the sync at zero lag.
+        speaking = row.get("speaking_fraction")
+        silent = speaking is not None and speaking <= SPEAKING_FRACTION
+        reasons.append(_reason(NOT_SPEAKING, row, "speaking_fraction" if silent else None))
     return reasons

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md and docs/training-configuration.md from the configurations' own fields:
+"""Writes docs/configuration.md, docs/training-configuration.md and docs/rejections.md from the code:
 `python -m docs.make_configuration`."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from talkforge.curation.verdict import REJECTIONS, Rule
 from talkforge.schemas.config import GATES, Config
 from talkforge.training.config import TrainConfig
 
@@ -48,6 +49,19 @@ This page is written from `training/config.py` by `python -m docs.make_configura
 together.
 """
 
+REJECTIONS_HEAD = """# Reasons for a rejection
+
+Every code that the columns `reasons` and `stopped_by` of [ledger.parquet](dataset.md) can hold, in the order
+of the report's funnel. A rule compares one column of the ledger with one threshold
+([configuration.md](configuration.md)). A clip that was not measured for it fails a rule marked "yes" under
+"needed", and passes the others.
+This page is written from `curation/verdict.py` by `python -m docs.make_configuration`; a test keeps the two
+together.
+
+| code | meaning | column | measured by | threshold | needed |
+|---|---|---|---|---|---|
+"""
+
 
 def page() -> str:
     """Text of configuration.md."""
@@ -58,6 +72,21 @@ def page() -> str:
 def training_page() -> str:
     """Text of training-configuration.md."""
     return TRAINING_HEAD + "".join(_tables(TrainConfig, "TrainConfig", "", sources=False))
+
+
+def rejections_page() -> str:
+    """Text of rejections.md."""
+    lines = []
+    for one in REJECTIONS:
+        threshold, needed = "", ""
+        if isinstance(one, Rule):
+            side = f"{'magnitude ' if one.absolute else ''}{one.side.replace('_', ' ')}"
+            threshold = f"{side} `thresholds.{one.threshold}`"
+            needed = "yes" if one.needed else "no"
+        lines.append(
+            f"| `{one.code}` | {one.meaning} | `{one.field}` | {one.stage} | {threshold} | {needed} |\n"
+        )
+    return REJECTIONS_HEAD + "".join(lines)
 
 
 def _tables(section: type[BaseModel], title: str, prefix: str, *, sources: bool = True) -> list[str]:
@@ -84,3 +113,4 @@ if __name__ == "__main__":
     folder = Path(__file__).parent
     (folder / "configuration.md").write_text(page(), encoding="utf-8")
     (folder / "training-configuration.md").write_text(training_page(), encoding="utf-8")
+    (folder / "rejections.md").write_text(rejections_page(), encoding="utf-8")

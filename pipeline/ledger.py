@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from talkforge.curation import words
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, ridge
-from talkforge.curation.verdict import REPEATED, judge
+from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import shards, tables
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.near_duplicates import find_near_duplicates
@@ -189,10 +189,10 @@ def _reject_near_duplicates(
         accepted[key][0].update(
             accepted=False,
             duplicate_of=kept,
-            reasons=(REPEATED,),
-            reason_details=(f"{REPEATED} (of {kept})",),
+            reasons=(NEAR_DUPLICATE.code,),
+            reason_details=(f"{NEAR_DUPLICATE.code} (of {kept})",),
         )
-    reason = Reason(code=REPEATED, field="duplicate_of", value=None, threshold=None)
+    reason = Reason(code=NEAR_DUPLICATE.code, field=NEAR_DUPLICATE.field, value=None, threshold=None)
     return {key: Verdict(clip_id=key, accepted=False, reasons=(reason,)) for key in found}
 
 

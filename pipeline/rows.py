@@ -10,10 +10,11 @@ import numpy as np
 
 from talkforge.curation import clips, scan
 from talkforge.curation.audio import vad
+from talkforge.curation.verdict import gate
 from talkforge.pipeline.parts import Window
 from talkforge.schemas.arrays import Audio, FaceTrack, Floats
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Speech, Track, Video
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Track, Video
 from talkforge.schemas.units import samples_from_frames, samples_from_seconds
 
 Spans = Sequence[clips.Segment]
@@ -36,7 +37,8 @@ def cheap_measures(
     face = _face(clip, track, scanned)
     samples = clip_audio(scanned.audio, clip)
     speech = vad.measure(samples, scanned.segments, clip.start_s, clip.end_s)
-    return ClipMeasures(clip=clip, stopped_by=_gate(clip, face, speech, config), face=face, speech=speech)
+    stopped_by = gate(clip.duration_s, speech.speech_fraction, face.face_px, config)
+    return ClipMeasures(clip=clip, stopped_by=stopped_by, face=face, speech=speech)
 
 
 def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
@@ -52,16 +54,6 @@ def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
         face_confidence_min=round(float(track.scores[inside].min()), 4),
         faces_max=scan.faces_visible(scanned.seen.detections, clip.start_s, clip.end_s),
     )
-
-
-def _gate(clip: Clip, face: Face, speech: Speech, config: MeasureConfig) -> str | None:
-    if clip.duration_s < config.clip.min_s:
-        return "too_short"
-    if speech.speech_fraction < config.gates.min_speech_fraction:
-        return "no_speech"
-    if face.face_px < config.gates.min_face_px:
-        return "face_small"
-    return None
 
 
 def clip_audio(audio: Audio, clip: Clip) -> Floats:

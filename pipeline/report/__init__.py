@@ -19,6 +19,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from talkforge.curation.verdict import REJECTIONS
 from talkforge.pipeline.report.charts import histogram_svg
 from talkforge.pipeline.report.statistics import (
     broken_rules,
@@ -50,77 +51,12 @@ STEPS = {
     "with_candidates": "With candidate clips",
     "candidates": "Candidate clips",
     "measured": "Measured without an error",
-    "too_short": "Long enough",
-    "too_long": "Not too long",
-    "low_frame_rate": "Enough frames per second",
-    "no_speech": "Enough speech",
-    "audio_clipped": "Audio not clipped",
-    "face_small": "Face large enough",
-    "low_confidence": "Detector sure of the face",
-    "multiple_faces": "A single face in view",
-    "lips_not_traced": "Lips traced",
-    "face_turned": "Face towards the camera",
-    "face_blurred": "Face sharp",
-    "face_dark": "Face not in the dark",
-    "face_overexposed": "Face not overexposed",
-    "black_bars": "No black bars",
-    "picture_poor": "Picture good, where judged",
-    "text_in_picture": "Little text in the picture, where looked for",
-    "text_over_mouth": "No text over the mouth, where looked for",
-    "hand_over_mouth": "No hand over the mouth, where looked for",
-    "noisy": "Little noise, where it can be heard",
-    "sound_poor": "Sound good, where scored",
-    "music": "Little music, where measured",
-    "out_of_sync": "In sync, where scored",
-    "sync_weak": "Sync evidence strong, where scored",
-    "mouth_idle": "Seen to speak, where measured",
-    "sync_c_low": "Sync-C high enough, where measured",
-    "speech_slow": "Speech fast enough, where transcribed",
-    "speech_fast": "Speech slow enough, where transcribed",
-    "other_language": "In a language to keep, where transcribed",
-    "forbidden_words": "Without forbidden words, where transcribed",
-    "sync_unscored": "Sync scored",
-    "not_speaking": "The one who speaks",
-    "near_duplicate": "Not a copy of a better clip",
+    **{rejection.code: rejection.passed for rejection in REJECTIONS},
     "accepted": "Accepted",
 }
 """What is left after each step of the funnel, in words; a step that is a rule has the rule's code."""
 
-REASONS = {
-    "too_short": "Too short",
-    "too_long": "Too long",
-    "low_frame_rate": "Source has too few frames per second",
-    "no_speech": "Too little speech",
-    "audio_clipped": "Audio is clipped",
-    "face_small": "Face is too small",
-    "low_confidence": "Face detector is not sure enough",
-    "multiple_faces": "More than one face in view",
-    "lips_not_traced": "Lips could not be traced",
-    "face_turned": "Face is turned away",
-    "face_blurred": "Face is blurred",
-    "face_dark": "Face is in the dark",
-    "face_overexposed": "Face is overexposed",
-    "black_bars": "Picture has black bars",
-    "picture_poor": "Picture is poor",
-    "text_in_picture": "Text in the picture",
-    "text_over_mouth": "Text lies over the mouth",
-    "hand_over_mouth": "A hand lies over the mouth",
-    "noisy": "Speech is noisy",
-    "sound_poor": "Sound is poor",
-    "music": "There is music",
-    "out_of_sync": "Audio and mouth are out of sync",
-    "sync_weak": "Sync evidence is weak",
-    "mouth_idle": "Face is not seen to speak",
-    "sync_c_low": "Sync-C is low",
-    "speech_slow": "Speech is slow",
-    "speech_fast": "Speech is fast",
-    "other_language": "In another language",
-    "forbidden_words": "A forbidden word is said",
-    "sync_unscored": "Sync could not be scored",
-    "not_speaking": "Another face in view speaks",
-    "near_duplicate": "Shows the same moment as a better clip",
-}
-"""What each reason means, in words."""
+REASONS = {rejection.code: rejection.meaning for rejection in REJECTIONS}
 
 PLAIN_UNITS = ("share", "0..1", "faces", "see ")
 """Units that begin like this say nothing beside a number."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from talkforge.curation.verdict import CODES, RULES, judge
-from talkforge.schemas.config import Thresholds
+from talkforge.curation.verdict import CODES, REJECTIONS, RULES, gate, judge
+from talkforge.schemas.config import MeasureConfig, Thresholds
+from talkforge.schemas.records import LedgerRow
 
 GOOD: dict[str, Any] = {
     "clip_id": "aaaaaaaaaaaa_00000000_00004000_t0",
@@ -106,6 +107,30 @@ def test_the_codes_are_those_that_can_occur() -> None:
     special = ["other_language", "forbidden_words", "sync_unscored", "not_speaking", "near_duplicate"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
+
+
+def test_the_table_of_rejections_names_columns_thresholds_and_distinct_words() -> None:
+    assert {one.field for one in REJECTIONS} <= set(LedgerRow.model_fields)
+    assert {rule.threshold for rule in RULES} <= set(Thresholds.model_fields)
+    for words in ([one.meaning for one in REJECTIONS], [one.passed for one in REJECTIONS]):
+        assert "" not in words and len(set(words)) == len(words)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "speech_fraction", "face_px", "code"),
+    [
+        (1.0, 0.05, 48.0, None),
+        (0.96, 0.0, 0.0, "too_short"),
+        (1.0, 0.04, 0.0, "no_speech"),
+        (1.0, 0.05, 47.0, "face_small"),
+    ],
+)
+def test_the_first_gate_that_a_clip_fails_ends_its_measuring(
+    duration_s: float, speech_fraction: float, face_px: float, code: str | None
+) -> None:
+    gates = {"min_speech_fraction": 0.05, "min_face_px": 48.0}
+    config = MeasureConfig.model_validate({"clip": {"min_s": 1.0}, "gates": gates})
+    assert gate(duration_s, speech_fraction, face_px, config) == code
 
 
 @pytest.mark.parametrize(

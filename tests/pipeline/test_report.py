@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from talkforge.pipeline.report import REASONS, STEPS, render, span, statistics, visible, write_report
+from talkforge.pipeline.report import render, span, statistics, visible, write_report
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash
 from talkforge.schemas.errors import DatasetError
@@ -418,13 +418,6 @@ def test_an_empty_data_set_has_a_report(tables: Tables) -> None:
     assert "No clip was accepted." in page(nothing)
     bare = (pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), tables[3])
     assert statistics(*bare) == numbers
-
-
-def test_every_code_of_the_verdict_has_words() -> None:
-    from talkforge.curation.verdict import CODES
-
-    assert set(CODES) == set(REASONS)
-    assert set(CODES) < set(STEPS)
 
 
 @pytest.mark.parametrize(
