@@ -19,12 +19,11 @@ import cv2
 import numpy as np
 import torch
 import typer
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
 from talkforge.curation import media
 from talkforge.curation.face.detect import FaceDetector, load_detector
 from talkforge.curation.media import probe
-from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, CutDetector
+from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, CutDetector, pyscenedetect
 from talkforge.curation.shots.network import network_frame, transitions
 from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
@@ -192,13 +191,13 @@ MAKERS = (different, one_studio, punched_in, jumped, native, gradual, flashed)
 # --- detectors ---------------------------------------------------------------------------------------
 
 
-def by_scenedetect(make: Callable[[], SceneDetector]) -> Callable[[Bytes], list[int]]:
+def by_scenedetect(name: str) -> Callable[[Bytes], list[int]]:
     def find(frames: Bytes) -> list[int]:
-        detector, cuts = make(), []
+        detector, cuts = getattr(pyscenedetect(), name)(), []
         for index, rgb in enumerate(frames):
             small = cv2.resize(rgb, (COLOUR_EDGE_PX, COLOUR_EDGE_PX * rgb.shape[0] // rgb.shape[1]))
-            cuts += detector.process_frame(FrameTimecode(index, fps=FPS), small[..., ::-1].copy())
-        return [cut.frame_num for cut in cuts]
+            cuts += detector.process_frame(index, small[..., ::-1].copy())
+        return [int(cut) for cut in cuts]
 
     return find
 
@@ -238,8 +237,8 @@ class Detectors:
         marks, network_s = timed(self._probabilities, frames)
         at = {t: [change.first for change in transitions(marks, t)] for t in (0.5, 0.4, 0.2)}
         return {
-            "PySceneDetect content": timed(by_scenedetect(ContentDetector), frames),
-            "PySceneDetect adaptive": timed(by_scenedetect(AdaptiveDetector), frames),
+            "PySceneDetect content": timed(by_scenedetect("ContentDetector"), frames),
+            "PySceneDetect adaptive": timed(by_scenedetect("AdaptiveDetector"), frames),
             "adaptive + faces": (faces, faces_s),
             **{f"TransNet V2 at {threshold}": (cuts, network_s) for threshold, cuts in at.items()},
             "adaptive + faces + TransNet V2 at 0.5": (either(faces, at[0.5]), faces_s + network_s),

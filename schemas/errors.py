@@ -22,6 +22,10 @@ class ModelError(TalkforgeError):
     """Weights are missing, altered or of the wrong kind."""
 
 
+class MissingExtraError(TalkforgeError):
+    """A package is not installed that an extra of Talkforge brings."""
+
+
 class DatasetError(TalkforgeError):
     """A data set on disk is not what its marker files promise."""
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-import mediapipe as mp
 import numpy as np
-from mediapipe.tasks.python import BaseOptions, vision
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.weights.mediapipe_bundles import load_task
@@ -33,6 +31,8 @@ knuckle" and "thumb #2 knuckle"; 31 and 32, "foot index", are the tips of the fe
 
 def _joint_mapping() -> tuple[list[int], list[int]]:
     """Which of `JOINTS` are given, and by which of the 33 points."""
+    from mediapipe.tasks.python import vision
+
     points = {point.name.lower(): int(point) for point in vision.PoseLandmark}
     given = {}
     for joint, name in enumerate(JOINTS):
@@ -41,9 +41,6 @@ def _joint_mapping() -> tuple[list[int], list[int]]:
         if theirs in points:
             given[joint] = points[theirs]
     return list(given), list(given.values())
-
-
-_GIVEN, _POINTS = _joint_mapping()
 
 
 class MediaPipePose:
@@ -59,12 +56,8 @@ class MediaPipePose:
     min_score = MIN_JOINT_SCORE
 
     def __init__(self, task: Path) -> None:
-        options = vision.PoseLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(task)),
-            running_mode=vision.RunningMode.IMAGE,
-            num_poses=MAX_POSES,
-        )
-        self._landmarker = load_task(vision.PoseLandmarker, options, task)
+        self._detect = load_task("PoseLandmarker", task, num_poses=MAX_POSES)
+        self._given, self._points = _joint_mapping()
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
         """Poses [n <= 3, 65, 3], see `PoseEstimator`; the score is MediaPipe's visibility."""
@@ -72,12 +65,11 @@ class MediaPipePose:
         scale = min(1.0, REGION_EDGE_PX / max(right - left, bottom - top))
         size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
         small = cv2.resize(rgb[top:bottom, left:right], size, interpolation=cv2.INTER_AREA)
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(small))
-        found = self._landmarker.detect(image).pose_landmarks
+        found = self._detect(small).pose_landmarks
         poses = np.full((len(found), len(JOINTS), 3), np.nan, np.float32)
         if found:
             points = np.array([[(p.x, p.y, p.visibility) for p in pose] for pose in found], np.float32)
             points[..., :2] *= (right - left, bottom - top)
             points[..., :2] += (left - 0.5, top - 0.5)
-            poses[:, _GIVEN] = points[:, _POINTS]
+            poses[:, self._given] = points[:, self._points]
         return poses

@@ -15,7 +15,6 @@ sequence" and of the DWPose body-joint sequence, and leaves open what is taken o
 from __future__ import annotations
 
 import numpy as np
-from mediapipe.tasks.python import vision
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.body.pose import CameraMotion, Doubles
@@ -34,16 +33,14 @@ RIGHT_EYE, LEFT_EYE, FOREHEAD, NOSE_BASE = (33, 133), (362, 263), 10, 2
 """The person's eye corners (outer and inner), top of the forehead, and foot of the nose."""
 
 _IRISES = set(range(468, NUM_LANDMARKS))
-_EYELIDS = {
-    end
-    for connections in (
-        vision.FaceLandmarksConnections.FACE_LANDMARKS_LEFT_EYE,
-        vision.FaceLandmarksConnections.FACE_LANDMARKS_RIGHT_EYE,
-    )
-    for connection in connections
-    for end in (connection.start, connection.end)
-}
-EXPRESSION_POINTS = tuple(sorted(set(range(NUM_LANDMARKS)) - _IRISES - _EYELIDS))
+# fmt: off
+EYELIDS = (7, 33, 133, 144, 145, 153, 154, 155, 157, 158, 159, 160, 161, 163, 173, 246,
+           249, 263, 362, 373, 374, 380, 381, 382, 384, 385, 386, 387, 388, 390, 398, 466)
+# fmt: on
+"""Outlines of both eyes. Source: MediaPipe, FaceLandmarksConnections.FACE_LANDMARKS_LEFT_EYE and
+FACE_LANDMARKS_RIGHT_EYE."""
+
+EXPRESSION_POINTS = tuple(sorted(set(range(NUM_LANDMARKS)) - _IRISES - set(EYELIDS)))
 """All points but eyelids and irises."""
 
 UPPER_BODY = tuple(

@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import mediapipe as mp
 import numpy as np
-from mediapipe.tasks.python import BaseOptions, vision
 
 from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
@@ -69,22 +67,20 @@ class FaceLandmarker:
     """
 
     def __init__(self, path: Path) -> None:
-        options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(path)),
-            running_mode=vision.RunningMode.IMAGE,
+        self._detect = load_task(
+            "FaceLandmarker",
+            path,
             num_faces=1,
             output_face_blendshapes=True,
             output_facial_transformation_matrixes=True,
         )
-        self._landmarker = load_task(vision.FaceLandmarker, options, path)
 
     def detect(self, rgb: Bytes) -> DetectedFace | None:
         """The most prominent face of a picture uint8 [H, W, 3], or None.
 
         Pixel centres are whole numbers; z has the scale of x, negative towards the viewer.
         """
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
-        result = self._landmarker.detect(image)
+        result = self._detect(rgb)
         if not result.face_landmarks:
             return None
         height_px, width_px = rgb.shape[:2]

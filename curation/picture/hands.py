@@ -8,13 +8,13 @@ frames with the same hands beside the face.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
-import mediapipe as mp
 import numpy as np
-from mediapipe.tasks.python import BaseOptions, vision
 
 from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Bytes, Floats
@@ -35,13 +35,8 @@ make up a hand, and what lies between is covered by the line's own width. Source
 
 
 @lru_cache(maxsize=1)
-def _landmarker(path: Path) -> vision.HandLandmarker:
-    options = vision.HandLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(path)),
-        running_mode=vision.RunningMode.IMAGE,
-        num_hands=MAX_HANDS,
-    )
-    return load_task(vision.HandLandmarker, options, path)
+def _landmarker(path: Path) -> Callable[[Bytes], Any]:
+    return load_task("HandLandmarker", path, num_hands=MAX_HANDS)
 
 
 class HandDetector:
@@ -53,7 +48,7 @@ class HandDetector:
     """
 
     def __init__(self, task: Path) -> None:
-        self._landmarker = _landmarker(task)
+        self._detect = _landmarker(task)
 
     def detect(self, rgb: Bytes, points: Floats) -> list[Floats]:
         """Hands near a face: [21, 2] each, in pixels of `rgb`, uint8 [H, W, 3].
@@ -67,10 +62,9 @@ class HandDetector:
         region = rgb[y0:y1, x0:x1]
         if min(region.shape[:2]) < 2:
             return []
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(region))
         size = np.array([region.shape[1], region.shape[0]], np.float32)
         corner = np.array([x0 - 0.5, y0 - 0.5], np.float32)
-        hands = self._landmarker.detect(image).hand_landmarks
+        hands = self._detect(region).hand_landmarks
         return [np.array([(p.x, p.y) for p in hand], np.float32) * size + corner for hand in hands]
 
 

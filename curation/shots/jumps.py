@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+from unittest import mock
 
 import cv2
 import numpy as np
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
 from talkforge.curation.face.detect import displacements
 from talkforge.schemas.arrays import Bytes, Floats
@@ -70,9 +70,6 @@ FACE_GROWTH = 1.15
 
 FACE_MARGIN = 0.15
 """Share of the face box left away on each side where the face itself is compared: background."""
-
-_CLOCK_HZ = 25.0
-"""Rate of the frame counter shown to PySceneDetect, which only ever sees frame numbers."""
 
 OpenedBy = Literal["start", "picture", "face_jump", "transnet"]
 
@@ -140,8 +137,8 @@ class CutDetector:
         assert self._detector is not None
         index = self._num_detected
         self._num_detected += 1
-        for cut in self._detector.process_frame(FrameTimecode(index, fps=_CLOCK_HZ), bgr):
-            self._picture_cuts.add(cut.frame_num - ADAPTIVE_WINDOW_FRAMES)
+        for cut in self._detector.process_frame(index, bgr):
+            self._picture_cuts.add(int(cut) - ADAPTIVE_WINDOW_FRAMES)
 
     def _decide(self, frame: int) -> None:
         """Place a cut at `frame` if there is evidence for one."""
@@ -189,16 +186,27 @@ def scenes(video_id: str, start_s: float, end_s: float, cuts: Sequence[Cut]) -> 
     )
 
 
-def _picture_detector(config: ScanConfig) -> SceneDetector | None:
+def pyscenedetect() -> Any:
+    """The package scenedetect, imported so that it starts no program.
+
+    Its import runs `ffmpeg` to see whether there is one. That program reads the terminal, and the
+    system stops a background job that does. Nothing here needs it: we only hand over frames.
+    """
+    with mock.patch("subprocess.call", return_value=0):
+        import scenedetect
+    return scenedetect
+
+
+def _picture_detector(config: ScanConfig) -> Any:
     """PySceneDetect's detector. No least length of a scene: a cut left out would lie inside a
     clip, while a scene that is too short only gives a clip that is too short."""
     if config.scene_detector == "none":
         return None
     if config.scene_detector == "content":
         threshold = CONTENT_THRESHOLD if config.scene_threshold is None else config.scene_threshold
-        return ContentDetector(threshold=threshold, min_scene_len=0)
+        return pyscenedetect().ContentDetector(threshold=threshold, min_scene_len=0)
     threshold = ADAPTIVE_THRESHOLD if config.scene_threshold is None else config.scene_threshold
-    return AdaptiveDetector(threshold, min_scene_len=0, window_width=ADAPTIVE_WINDOW_FRAMES)
+    return pyscenedetect().AdaptiveDetector(threshold, min_scene_len=0, window_width=ADAPTIVE_WINDOW_FRAMES)
 
 
 def _peak_ratio(changes: Sequence[float], index: int, quiet: float) -> float:

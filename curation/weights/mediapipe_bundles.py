@@ -3,6 +3,8 @@
 `PoseLandmarker` and `HandLandmarker` want one `.task`: a zip, stored and 4-byte aligned so that it can
 be mapped, of a detector and a landmark model, each of which names the range of its input in TFLite
 metadata. The wheel's landmark model of the pose lacks that, because the older graph set the range itself.
+
+MediaPipe is imported where it is used: it takes a second, and brings matplotlib along.
 """
 
 from __future__ import annotations
@@ -10,17 +12,15 @@ from __future__ import annotations
 import ctypes
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
-from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
-from mediapipe.tasks.metadata import schema_py_generated as schema
-from mediapipe.tasks.python import vision
+import numpy as np
 
+from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import ModelError, one_line
-
-Task = TypeVar("Task", vision.FaceLandmarker, vision.PoseLandmarker, vision.HandLandmarker)
 
 _ALIGNMENT_BYTES = 4
 _METADATA_NAME = b"TFLITE_METADATA"
@@ -30,26 +30,42 @@ _ZIP_HEADER_BYTES = 30
 """Length of a zip member's local header without its name. Source: PKWARE APPNOTE 4.3.7."""
 
 
-def load_task(kind: type[Task], options: Any, path: Path) -> Task:
-    """A MediaPipe task from its bundle, kept until the process ends.
+def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
+    """A MediaPipe task for single pictures, from its bundle, kept until the process ends.
 
     Args:
-        kind: class of the task.
-        options: of that class, with the bundle's path in them.
-        path: the bundle, for the message of an error.
+        name: class of the task in `mediapipe.tasks.python.vision`, such as "FaceLandmarker".
+        path: the bundle.
+        options: further fields of the task's options.
+
+    Returns:
+        A function from a picture, uint8 RGB [H, W, 3], to the task's result.
 
     Raises:
         ModelError: the file is not a bundle of this kind.
     """
+    import mediapipe as mp
+    from mediapipe.tasks.python import BaseOptions, vision
+
     try:
-        task = kind.create_from_options(options)
+        task = getattr(vision, name).create_from_options(
+            getattr(vision, f"{name}Options")(
+                base_options=BaseOptions(model_asset_path=str(path)),
+                running_mode=vision.RunningMode.IMAGE,
+                **options,
+            )
+        )
     except (OSError, RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
-        raise ModelError(f"{path}: expected a bundle for {kind.__name__}: {reason}") from None
+        raise ModelError(f"{path}: expected a bundle for {name}: {reason}") from None
     # The task is never finalised: at the interpreter's end MediaPipe closes its thread before its
     # tasks, and each task that is left complains on stderr.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
-    return task
+
+    def detect(rgb: Bytes) -> Any:
+        return task.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
+
+    return detect
 
 
 def build_bundle(detector: bytes, landmarks: bytes) -> bytes:
@@ -92,6 +108,8 @@ def _padding(num_bytes: int) -> bytes:
 
 def with_input_range(tflite: bytes, mean: float, deviation: float) -> bytes:
     """The model with metadata that say: input = (grey level - mean) / deviation, RGB."""
+    from mediapipe.tasks.metadata import schema_py_generated as schema
+
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(tflite, 0))
     described = _describe(len(model.subgraphs[0].outputs), mean, deviation)
     model.metadata = [entry for entry in model.metadata or [] if entry.name != _METADATA_NAME]
@@ -108,6 +126,8 @@ def with_input_range(tflite: bytes, mean: float, deviation: float) -> bytes:
 
 def _describe(num_outputs: int, mean: float, deviation: float) -> bytes:
     """Metadata flatbuffer of a model with one image input and `num_outputs` plain outputs."""
+    from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
+
     scaling = metadata.NormalizationOptionsT()
     scaling.mean, scaling.std = [mean], [deviation]
     unit = metadata.ProcessUnitT()

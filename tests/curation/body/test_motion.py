@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mediapipe.tasks.python import vision
 from scipy.spatial.transform import Rotation
 
 from talkforge.curation.body import motion, pose
@@ -149,3 +150,9 @@ def test_measure_says_what_is_missing() -> None:
         "omega_body_raw": None,
         "joints_valid_fraction": 0.0,
     }
+
+
+def test_eyelids_are_those_of_mediapipe() -> None:
+    sides = vision.FaceLandmarksConnections
+    edges = [*sides.FACE_LANDMARKS_LEFT_EYE, *sides.FACE_LANDMARKS_RIGHT_EYE]
+    assert sorted(motion.EYELIDS) == sorted({end for edge in edges for end in (edge.start, edge.end)})
