@@ -46,6 +46,7 @@ GOOD: dict[str, Any] = {
 }
 
 STRICT = Thresholds(
+    min_face_confidence=0.9,
     min_face_blur=50.0, min_snr_db=15.0, min_dnsmos_overall=2.5, max_music_fraction=0.1,
     min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
     min_words_per_s=1.0, max_words_per_s=6.0, languages=("en", "de"), forbidden_words=("damn",),
