@@ -93,7 +93,7 @@ def scan(
             samples.detect(index)
             grid = int((until_s - _EPSILON_S - start_s) // config.sample_s) + 1
     if begin_s is None or until_s is None:
-        raise MediaError(f"{video.uri!r}: expected pictures in {start_s:g}..{end_s:g} s, found none")
+        raise MediaError(f"{video.uri!r}: expected frames in {start_s:g}..{end_s:g} s, found none")
     samples.detect(samples.num_frames - 1)
     cuts = transition_detector.finish(cut_detector.finish()) if transition_detector else cut_detector.finish()
     found = scenes(video.video_id, begin_s, min(until_s, end_s), cuts)

@@ -1,6 +1,6 @@
-"""Media files: decoding and encoding of video and audio, and what a file is.
+"""Decoding and encoding of video and audio files, and probing them.
 
-Nothing outside this room uses PyAV on a media file.
+No module outside this package opens a media file with PyAV.
 """
 
 from talkforge.curation.media.audio import read_audio

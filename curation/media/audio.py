@@ -1,6 +1,6 @@
-"""Reading sound: any window of a file, at any rate, each sample in its place.
+"""Audio decoding: any window of a file, at any sample rate, with every sample at its source time.
 
-Reached through `curation.media`.
+Use it through `curation.media`.
 """
 
 from __future__ import annotations
@@ -21,32 +21,44 @@ from talkforge.schemas.records import Video
 from talkforge.schemas.units import AUDIO_HZ
 
 PREROLL_S = 0.5
-"""Audio decoded and dropped after a seek: covers AAC overlap, Opus convergence (80 ms, RFC 7845)
-and the bit reservoir of MP3."""
+"""Audio that is decoded and dropped after a seek. It covers the overlap of AAC frames, the convergence of
+Opus (80 ms, RFC 7845) and the bit reservoir of MP3."""
 
 JITTER_S = 0.05
-"""Audio timestamps off by less than this are rounding; more is a gap, filled with silence."""
+"""An audio timestamp that is off by at most this is a rounding error. A larger step is a gap, which is
+filled with silence."""
 
 JUMP_S = 1.0
-"""Timestamps that jump back by more than this have been reset: the audio goes on."""
+"""Timestamps that jump back by more than this were reset by the muxer, and the audio continues."""
 
 
 def read_audio(
     path: Path, video: Video, start_s: float, end_s: float, hz: int = AUDIO_HZ, channels: int = 1
 ) -> Floats:
-    """Sound of [start_s, end_s) as float32 in [-1, 1]: [N] for one channel, [N, 2] for two.
+    """The audio of [start_s, end_s), with silence where the file has none.
 
-    N is exactly (end_s - start_s) * hz, rounded half up; silence where there is no sound, gaps
-    kept in place. Sample 0 sounds at `start_s` to within one sample and one tick of the
-    container's clock (1 ms in Matroska). One channel is the mean of a stereo pair; of more
-    channels, swresample's matrix (ITU-R BS.775) makes what is asked for, without clipping.
+    Sample 0 lies at `start_s` to within one sample and one tick of the container's clock (1 ms in
+    Matroska). Mono is the mean of a stereo pair. More than two channels are mixed by swresample's
+    matrix (ITU-R BS.775), scaled so that it does not clip.
+
+    Args:
+        path: local copy of the file.
+        video: what the probe found of it.
+        start_s: start of the window in source seconds.
+        end_s: end of the window in source seconds, exclusive.
+        hz: sample rate of the result.
+        channels: 1 (mono) or 2 (stereo).
+
+    Returns:
+        float32 in [-1, 1], [N] for one channel and [N, 2] for two. N is (end_s - start_s) * hz, rounded
+        half up.
 
     Raises:
         MediaError: the file cannot be opened, or reading fails.
     """
     out = np.zeros((max(0, math.floor((end_s - start_s) * hz + 0.5)), channels), np.float32)
     if video.audio_start_s is not None:
-        chunks = _covering(_steady(_sounds(path, video, start_s, channels)), start_s, end_s)
+        chunks = _covering(_monotonic(_decoded(path, video, start_s, channels)), start_s, end_s)
         done = 0
         for samples in _resampled(chunks, hz):
             part = samples[: len(out) - done]
@@ -56,48 +68,55 @@ def read_audio(
 
 
 def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
-    """All the sound of a file, with or without pictures, from its first sample on; as `read_audio`.
+    """All audio of a video or audio file, from its first sample to its last; format as in `read_audio`.
 
     Raises:
-        MediaError: the file cannot be opened or read, or holds no sound.
+        MediaError: the file cannot be opened or read, or holds no audio.
     """
-    sounds = _sounds_from(path, path.name, 0.0, None, channels)
-    chunks = list(_resampled(((samples, rate) for samples, rate, _ in _steady(sounds)), hz))
+    decoded = _decoded_from(path, path.name, 0.0, None, channels)
+    chunks = list(_resampled(((samples, rate) for samples, rate, _ in _monotonic(decoded)), hz))
     if not chunks:
-        raise MediaError(f"{path.name!r}: expected sound, found none")
+        raise MediaError(f"{path.name!r}: expected audio, found none")
     out: Floats = np.clip(np.concatenate(chunks), -1, 1)
     return out[:, 0] if channels == 1 else out
 
 
-class _Sound(NamedTuple):
-    """Samples [n, channels] at `hz`, the first of which sounds at `time_s`."""
+class _Chunk(NamedTuple):
+    """Decoded samples [n, channels] at `hz`; the first lies at `time_s`."""
 
     samples: Floats
     hz: int
     time_s: float
 
 
-def _sounds(path: Path, video: Video, start_s: float, channels: int) -> Iterator[_Sound]:
-    """Decoded sound from well before `start_s`, or from the first sound."""
+def _decoded(path: Path, video: Video, start_s: float, channels: int) -> Iterator[_Chunk]:
+    """Decoded chunks from well before `start_s` on, or from the start of the audio."""
     assert video.audio_start_s is not None
     for back_s in SEEK_BACK_S:
         target_s = start_s - PREROLL_S - back_s
         if target_s <= video.audio_start_s or video.container in UNSEEKABLE:
             break
-        sounds = _sounds_from(path, video.uri, video.audio_start_s, target_s, channels)
-        first = next(sounds, None)
+        chunks = _decoded_from(path, video.uri, video.audio_start_s, target_s, channels)
+        first = next(chunks, None)
         if first is not None and first.time_s <= start_s - PREROLL_S / 2:
             yield first
-            yield from sounds
+            yield from chunks
             return
-    yield from _sounds_from(path, video.uri, video.audio_start_s, None, channels)
+    yield from _decoded_from(path, video.uri, video.audio_start_s, None, channels)
 
 
-def _sounds_from(
+def _decoded_from(
     path: Path, uri: str, first_s: float, seek_s: float | None, channels: int
-) -> Iterator[_Sound]:
-    """Decoded sound with the wanted channels, all at the rate of its first frame, which sounds at
-    `first_s` where the container does not say."""
+) -> Iterator[_Chunk]:
+    """Decoded chunks with the wanted channels, all at the sample rate of the first frame.
+
+    Args:
+        path: local copy of the file.
+        uri: its name in messages.
+        first_s: time of the first frame where the container does not give one.
+        seek_s: where to seek to. None: decode from the start.
+        channels: 1 or 2.
+    """
     with opened(path, uri) as file:
         stream = file.audio
         if stream is None or (seek_s is not None and not file.seek(stream, seek_s)):
@@ -110,27 +129,27 @@ def _sounds_from(
                 time_s = file.seconds(stream, frame.pts)
             if time_s is None:
                 return
-            # Mono is doubled here: swresample would make it 3 dB quieter on its way to stereo.
+            # Mono is copied to both channels here, because swresample would make it 3 dB quieter.
             mixed_channels = min(channels, frame.layout.nb_channels)
             if setup != (setup := (frame.format.name, frame.layout.name, frame.sample_rate)):
                 mixer = _mixer(mixed_channels, hz)
             for mixed in mixer.resample(frame):
                 samples = mixed.to_ndarray().reshape(-1, mixed_channels)
                 samples = np.repeat(samples, channels // mixed_channels, axis=1)
-                yield _Sound(samples, hz, time_s)
+                yield _Chunk(samples, hz, time_s)
                 time_s += len(samples) / hz
 
 
 def _mixer(channels: int, hz: int) -> Any:
-    """Converts to float and mixes; the matrix is normalised, which swresample omits for float."""
+    """Converts to float and mixes. The matrix is normalised, which swresample does not do for float."""
     layout = "mono" if channels == 1 else "stereo"
     return av.AudioResampler("flt", layout, hz, options={"rematrix_maxval": "1"})
 
 
-def _steady(sounds: Iterator[_Sound]) -> Iterator[tuple[Floats, int, int]]:
-    """(samples, hz, index of the first on the source's clock), in order and without overlap."""
+def _monotonic(chunks: Iterator[_Chunk]) -> Iterator[tuple[Floats, int, int]]:
+    """(samples, hz, index of the first sample on the source's clock), in order and without overlap."""
     expected: int | None = None
-    for samples, hz, time_s in sounds:
+    for samples, hz, time_s in chunks:
         index = math.floor(time_s * hz + 0.5)
         if expected is not None:
             late_s = (index - expected) / hz
@@ -143,13 +162,13 @@ def _steady(sounds: Iterator[_Sound]) -> Iterator[tuple[Floats, int, int]]:
 
 
 def _covering(
-    sounds: Iterator[tuple[Floats, int, int]], start_s: float, end_s: float
+    chunks: Iterator[tuple[Floats, int, int]], start_s: float, end_s: float
 ) -> Iterator[tuple[Floats, int]]:
-    """(samples, hz) from `start_s` on without holes, a little past `end_s` or to the last sound."""
+    """(samples, hz) without holes from `start_s` to a little past `end_s`, or to the end of the audio."""
     at: int | None = None
-    for samples, hz, index in sounds:
+    for samples, hz, index in chunks:
         at = math.floor(start_s * hz + 0.5) if at is None else at
-        # The resampler looks ahead: give it what sounds just after the end.
+        # The resampler looks ahead, so it also needs the samples just after the end.
         if index >= (end_s + PREROLL_S) * hz:
             return
         samples, index = samples[max(0, at - index) :], max(index, at)
@@ -162,7 +181,7 @@ def _covering(
 
 
 def _resampled(chunks: Iterator[tuple[Floats, int]], hz: int) -> Iterator[Floats]:
-    """Chunks [n, channels] of one rate -> chunks [m, channels] at `hz`."""
+    """Chunks [n, channels] of one sample rate, resampled to chunks [m, channels] at `hz`."""
     resampler = av.AudioResampler("flt", rate=hz)
     channels = 1
     for samples, from_hz in chunks:

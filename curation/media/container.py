@@ -1,13 +1,13 @@
-"""Opening media files with PyAV: which streams are used, their clock, their packets and frames.
+"""Opening media files with PyAV: the streams that are used, their clock, packets and frames.
 
-Only `curation.media` and its neighbours, and `curation.media.probe`, need this module.
+Only the other modules of `curation.media` need this one.
 
-Damage: a packet that cannot be decoded is skipped, and for pictures all up to the next key
-frame; a file cut short ends where its data end.
-Both are logged as warnings and what came before survives.
+Damaged files are used as far as they go. A packet that cannot be decoded is skipped, and in a video so
+is everything up to the next key frame. A truncated file ends where its data end. Both are logged as
+warnings.
 
-Everything runs on one thread: memory stays small, bytes never depend on the machine's load, and
-parallelism belongs to the workers (docs/decoding.md has the figures).
+Everything runs on one thread. That keeps memory small and the decoded bytes independent of the machine's
+load, and the workers already run in parallel (docs/decoding.md has the figures).
 """
 
 from __future__ import annotations
@@ -29,31 +29,41 @@ from talkforge.schemas.errors import MediaError
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 16384 * 8640
-"""Largest picture that is decoded, 16K; a header that asks for more is taken for nonsense."""
+"""Largest frame that is decoded, 16K. A header that asks for more is treated as damaged."""
 
 DEMUXERS = (
     "mov,matroska,mpeg,mpegts,avi,flv,asf,ogg,mxf,rm,dv,wtv,nut,ivf,yuv4mpegpipe,gif,"
     "h264,hevc,m4v,mpegvideo,mp3,wav,w64,flac,aac,ac3,aiff,caf,amr"
 )
-"""What may read a file: no playlists, subtitles or devices, some of which open further files."""
+"""Demuxers that may read a file. Playlists, subtitles and devices are left out, because some of them open
+further files."""
 
 SEEK_BACK_S = (0.0, 2.0, 10.0, 60.0)
-"""How far before the wanted instant to try seeking, before decoding from the start."""
+"""Seek targets that are tried one after the other, as time before the wanted instant. If none works, the
+file is decoded from its start."""
 
 UNSEEKABLE = ("mpeg",)
-"""Containers that are always read from the start: MPEG program streams have few timestamps, and
-after a seek those that FFmpeg fills in are off by up to half a frame."""
+"""Containers that are always read from the start. MPEG program streams have few timestamps, and those that
+FFmpeg fills in after a seek are off by up to half a frame."""
 
 _REASONS = {
     av.error.InvalidDataError: "data in no known media format",
-    av.error.EOFError: "a file cut short before its first picture",
+    av.error.EOFError: "a file cut short before its first frame",
     av.error.ArgumentError: "a kind of file that holds no video",
 }
 
 
 @dataclass(frozen=True)
 class MediaFile:
-    """An open file and what of it is used; `origin_s` is where source second 0 lies on its clock."""
+    """An open media file and the streams of it that are used.
+
+    Attributes:
+        uri: name of the file in messages.
+        container: PyAV's input container.
+        video: the video stream, or None.
+        audio: the audio stream, or None.
+        origin_s: time of source second 0 on the file's own clock, in seconds.
+    """
 
     uri: str
     container: Any
@@ -66,7 +76,7 @@ class MediaFile:
         return float(stamp * stream.time_base - self.origin_s)
 
     def seek(self, stream: Any, time_s: float) -> bool:
-        """Go to the key frame before `time_s`, or near it; False where the container cannot."""
+        """Seek to the key frame before `time_s`, or near it. Returns False where the container cannot."""
         try:
             stamp = math.floor((Fraction(time_s) + self.origin_s) / stream.time_base)
             self.container.seek(stamp, stream=stream)
@@ -75,10 +85,10 @@ class MediaFile:
         return True
 
     def packets(self, stream: Any) -> Iterator[Any]:
-        """Packets of one stream that hold data; the demuxer skips every other stream.
+        """Packets of one stream that hold data. The demuxer skips every other stream.
 
         Raises:
-            MediaError: reading fails, other than by the file's being cut short.
+            MediaError: reading fails for another reason than a truncated file.
         """
         for other in self.container.streams:
             if other is not stream:
@@ -93,8 +103,8 @@ class MediaFile:
     def frames(self, stream: Any) -> Iterator[Any]:
         """Decoded frames of one stream, without those of damaged packets.
 
-        After damage pictures are left out up to the next key frame: what a decoder makes up in
-        between smears one picture over another.
+        After damage, video frames are dropped up to the next key frame, because a decoder fills them in
+        with remains of earlier frames.
 
         Raises:
             MediaError: see `packets`.
@@ -118,15 +128,20 @@ class MediaFile:
 
     def _packets_and_end(self, stream: Any) -> Iterator[Any]:
         yield from self.packets(stream)
-        yield None  # makes the decoder give what it still holds, also where the file is cut short
+        yield None  # makes the decoder return the frames that it still holds
 
 
 @contextmanager
 def opened(path: Path, uri: str, demuxers: str = DEMUXERS) -> Iterator[MediaFile]:
-    """Open a media file and choose its streams; touches no other file and no network.
+    """Open a media file and choose its streams. No other file and no network is touched.
+
+    Args:
+        path: local path of the file.
+        uri: its name in messages.
+        demuxers: names of FFmpeg's demuxers that may read it, separated by commas.
 
     Raises:
-        MediaError: not a file that one of `demuxers` reads.
+        MediaError: none of `demuxers` reads the file.
     """
     try:
         container = av.open(
@@ -144,7 +159,7 @@ def opened(path: Path, uri: str, demuxers: str = DEMUXERS) -> Iterator[MediaFile
 
 
 def reason(error: Exception) -> str:
-    """What the system or FFmpeg says, in a few words."""
+    """The error of the system or of FFmpeg in a few words."""
     for kind, words in _REASONS.items():
         if isinstance(error, kind):
             return words
@@ -152,13 +167,13 @@ def reason(error: Exception) -> str:
 
 
 def _best_video(container: Any) -> Any | None:
-    """The default stream, else the largest, else the first; a cover picture is no video."""
+    """The default stream, else the largest, else the first. A cover image does not count as video."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     return max(streams, key=lambda s: (_is_default(s), _area_px(s)), default=None)
 
 
 def _best_audio(container: Any) -> Any | None:
-    """The default stream, else the first, of those that can be decoded."""
+    """Of the streams that can be decoded, the default one, else the first."""
     streams = [s for s in container.streams.audio if s.codec_context and s.codec_context.sample_rate]
     return max(streams, key=_is_default, default=None)
 

@@ -1,6 +1,7 @@
-"""The encoder: clips as MP4, speech as FLAC, of which the same input gives the same bytes.
+"""Encoding of clips as MP4 and of speech as FLAC, with the same bytes for the same input.
 
-One thread, no dates, no version strings of the muxer; reached through `curation.media`.
+For that, the encoders run on one thread, and neither a date nor the muxer's version is written. Use it
+through `curation.media`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CLIP_AUDIO_HZ = 48_000
 """Rate of the audio track of an encoded clip, Hz."""
 
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-"""How pictures are converted and scaled: the same bytes whatever vector units the machine has."""
+"""swscale flags for converting and scaling frames. They give the same bytes on every CPU."""
 
 BT709 = 1
 """Colour matrix, primaries and transfer of ITU-R BT.709, in FFmpeg's numbers."""
@@ -65,30 +66,30 @@ def encode_mp4(
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     try:
         with av.open(str(out), "w", format="mp4", container_options=options) as container:
-            picture_stream = _video_stream(container, rate, crf, preset)
-            sound = _Sound(container, audio) if audio is not None else None
+            video_stream = _video_stream(container, rate, crf, preset)
+            audio_track = _AacTrack(container, audio) if audio is not None else None
             count = 0
             for rgb in frames:
                 if count == 0:
                     expect_shape("frame", rgb, (None, None, 3))
-                    picture_stream.height, picture_stream.width = rgb.shape[:2]
-                container.mux(picture_stream.encode(_yuv(rgb, count, rate)))
+                    video_stream.height, video_stream.width = rgb.shape[:2]
+                container.mux(video_stream.encode(_yuv(rgb, count, rate)))
                 count += 1
-                if sound is not None:
-                    sound.write_until(float(count / rate))
+                if audio_track is not None:
+                    audio_track.write_until(float(count / rate))
             if not count:
                 raise ValueError(f"{out.name}: expected frames, found none")
-            container.mux(picture_stream.encode(None))
-            if sound is not None:
-                sound.close()
+            container.mux(video_stream.encode(None))
+            if audio_track is not None:
+                audio_track.close()
     except BaseException:
         out.unlink(missing_ok=True)
         raise
 
 
 def _video_stream(container: Any, rate: Fraction, crf: int, preset: str) -> Any:
-    # Macroblock trees read memory that was never written where pictures are narrow (under 320 px):
-    # 40 encodes of one film at 160x192 gave six different files.
+    # With macroblock trees x264 reads uninitialised memory for frames narrower than 320 px: 40 encodes of
+    # one video at 160x192 gave six different files.
     options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     stream = container.add_stream("libx264", rate=rate, options=options)
     stream.pix_fmt = "yuv420p"
@@ -109,8 +110,8 @@ def _yuv(rgb: Bytes, index: int, rate: Fraction) -> Any:
     return frame
 
 
-class _Sound:
-    """The AAC track of a clip, written alongside the pictures so that neither piles up."""
+class _AacTrack:
+    """The AAC track of a clip, interleaved with the frames so that neither is buffered for long."""
 
     def __init__(self, container: Any, samples: Floats) -> None:
         expect_shape("audio", samples, (None, 2))
@@ -158,7 +159,7 @@ def decode_mp4(data: bytes) -> Bytes:
 
 
 def encode_flac(samples: Floats) -> bytes:
-    """FLAC bytes, 16 bit at 16 kHz, of float32 samples [N] in [-1, 1]; louder is clipped.
+    """FLAC bytes, 16 bit at 16 kHz, of float32 samples [N]. Samples outside of [-1, 1] are clipped.
 
     Raises:
         ValueError: no samples.
@@ -179,10 +180,10 @@ def encode_flac(samples: Floats) -> bytes:
 
 
 def decode_flac(data: bytes) -> Floats:
-    """float32 samples [N] in [-1, 1) of 16 bit mono FLAC at 16 kHz: `encode_flac` undone.
+    """Inverse of `encode_flac`: float32 samples [N] in [-1, 1) of 16 bit mono FLAC at 16 kHz.
 
     Raises:
-        MediaError: not FLAC, or another format.
+        MediaError: the data are not FLAC, or of another format.
     """
     try:
         with av.open(io.BytesIO(data), format="flac") as container:

@@ -1,11 +1,10 @@
-"""Video decoding: frames by timestamp.
+"""Video decoding: frames by timestamp, upright and with square pixels.
 
-Pictures come by timestamp, upright and with square pixels, whatever the file does: variable
-rate, rotation, sample aspect ratio, 10 bits, odd sizes, late or early audio, damage. Times are
-source seconds: 0 is the earliest start of the file's video and audio streams.
+Variable frame rates, rotation, sample aspect ratios, 10-bit formats, odd sizes, an audio offset and damage
+are all handled here. Times are source seconds: 0 is the earliest start of the file's video and audio streams.
 
-`MediaError` is raised where nothing at all can be decoded, or where reading itself fails; a
-file cut short gives what it holds.
+`MediaError` is raised where nothing can be decoded or where reading fails. A truncated file gives the
+frames that it holds.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video
 
 TOLERANCE_S = 0.6e-3
-"""A picture counts as shown this much before its timestamp. Matroska and FLV round timestamps to
-whole milliseconds; without it a picture of a 30 fps file could miss its own instant."""
+"""A frame counts as shown this long before its timestamp. Matroska and FLV round timestamps to whole
+milliseconds, so without it a frame of a 30 fps file could miss its own instant."""
 
 _BT601 = 5
 _MATRICES = (BT709, 4, _BT601, 6, 7, 9)
@@ -37,7 +36,7 @@ _MATRICES = (BT709, 4, _BT601, 6, 7, 9)
 
 
 class _DecodedFrame(NamedTuple):
-    """A decoded frame and its place on the source's clock."""
+    """A decoded frame with its time on the source's clock."""
 
     raw: Any
     time_s: float
@@ -46,10 +45,10 @@ class _DecodedFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class _Scaler:
-    """Turns decoded frames into upright RGB; keeps its swscale contexts from frame to frame.
+    """Converts decoded frames to upright RGB and keeps its swscale contexts from frame to frame.
 
-    Scales in 4:2:0 and converts to RGB afterwards: both have fast and exact code in swscale,
-    while doing both at once is several times slower or two grey levels too dark.
+    It scales in 4:2:0 and converts to RGB afterwards. swscale has fast and exact code for each of these
+    steps, while doing both at once is several times slower or two grey levels too dark.
     """
 
     video: Video
@@ -62,7 +61,7 @@ class _Scaler:
         try:
             rgb = self._converted(raw, size)
         except FFmpegError as error:
-            raise MediaError(f"{self.video.uri!r}: a picture cannot be converted: {reason(error)}") from error
+            raise MediaError(f"{self.video.uri!r}: a frame cannot be converted: {reason(error)}") from error
         return np.ascontiguousarray(np.rot90(rgb, -(self.video.rotation_deg // 90)))
 
     def _converted(self, raw: Any, size: tuple[int, int]) -> Bytes:
@@ -82,7 +81,7 @@ class _Scaler:
 
 
 def _matrix(raw: Any) -> int:
-    """Colour matrix of a frame; where it does not say, BT.709 for HD and BT.601 below.
+    """Colour matrix of a frame. If it names none, this is BT.709 for HD and BT.601 below.
 
     Source: the guess of mpv (mp_csp_guess_colorspace): HD is 1280 wide or over 576 high.
     """
@@ -93,7 +92,7 @@ def _matrix(raw: Any) -> int:
 
 @dataclass(frozen=True)
 class Frame:
-    """A decoded picture, in force during [time_s, until_s) of source time."""
+    """A decoded frame, shown during [time_s, until_s) of source time."""
 
     time_s: float
     until_s: float
@@ -103,10 +102,13 @@ class Frame:
     def rgb(
         self, width_px: int | None = None, height_px: int | None = None, longest_edge_px: int | None = None
     ) -> Bytes:
-        """Upright RGB uint8 [H, W, 3] with square pixels, by default in the video's display size.
+        """The frame as upright RGB, uint8 [H, W, 3], with square pixels. Every call converts again.
 
-        `width_px` and `height_px` set the size; given one, the other keeps the shape.
-        `longest_edge_px` scales down to that edge, never up. Every call converts anew.
+        Args:
+            width_px: width of the result; with this alone the height follows from the aspect ratio.
+            height_px: height of the result; with this alone the width follows.
+            longest_edge_px: scales down to this longest edge, never up. Without any of the three the result
+                has the video's display size.
         """
         video = self._scaler.video
         scale = 1.0
@@ -122,14 +124,19 @@ class Frame:
 
 
 def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Frame]:
-    """Every decoded picture in force somewhere in [start_s, end_s), in order of time.
+    """Every decoded frame that is shown at some time in [start_s, end_s), in order of time.
 
-    Seeks to a key frame before `start_s`; what comes out is the same as without seeking. Holds
-    two decoded frames besides those that the codec refers to. The last picture of the file is
-    in force for its own duration.
+    Seeking to a key frame before `start_s` does not change the result. Two decoded frames are held, besides
+    the reference frames of the codec. The last frame of the file is shown for its own duration.
+
+    Args:
+        path: local copy of the video.
+        video: what the probe found of it.
+        start_s: start of the span in source seconds.
+        end_s: end of the span in source seconds, exclusive.
 
     Raises:
-        MediaError: the file cannot be opened, reading fails, or no picture can be decoded.
+        MediaError: the file cannot be opened, reading fails, or no frame can be decoded.
     """
     scaler = _Scaler(video)
     held: _DecodedFrame | None = None
@@ -140,7 +147,7 @@ def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = m
             return
         held = frame
     if held is None:
-        raise MediaError(f"{video.uri!r}: expected pictures, found none that can be decoded")
+        raise MediaError(f"{video.uri!r}: expected frames, found none that can be decoded")
     until_s = held.time_s + held.duration_s
     if until_s > start_s:
         yield Frame(held.time_s, until_s, held.raw, scaler)
@@ -155,7 +162,7 @@ def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_Deco
         for frame in frames:
             if frame.time_s > start_s:
                 break
-            # Between the landing point and a key frame, pictures lack what they refer to.
+            # Frames between the landing point of the seek and a key frame lack their reference frames.
             if frame.raw.key_frame:
                 yield frame
                 yield from frames
@@ -166,8 +173,8 @@ def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_Deco
 def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_DecodedFrame]:
     """Decoded frames with strictly increasing times, from near `seek_s` or from the start.
 
-    A frame without a timestamp, or with one that does not advance, comes one nominal frame
-    duration after the one before; after a seek there must be a timestamp to start with.
+    A frame without a timestamp, or with one that does not advance, is placed one frame duration after the
+    frame before it. After a seek the first frame must have a timestamp.
     """
     with opened(path, video.uri) as file:
         stream = file.video
@@ -186,10 +193,16 @@ def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_De
 
 
 def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> range:
-    """Output frames k of a clip for which `frame` is in force at `start_s + k / fps`.
+    """Indices k of a clip's frames for which `frame` is shown at `start_s + k / fps`.
 
-    Consecutive pictures give consecutive ranges, so that each k belongs to one picture at most.
-    A picture counts from `TOLERANCE_S` before its timestamp.
+    Consecutive frames of the video give consecutive ranges, so each k belongs to one of them at most. A frame
+    counts from `TOLERANCE_S` before its timestamp.
+
+    Args:
+        frame: a decoded frame of the video.
+        start_s: start of the clip in source seconds.
+        fps: frame rate of the clip.
+        num_frames: length of the clip.
     """
 
     def first_at(time_s: float) -> int:
@@ -199,7 +212,7 @@ def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> r
 
 
 def clip_size(video: Video, longest_edge_px: int) -> tuple[int, int]:
-    """(width_px, height_px) of a clip: even, scaled down to `longest_edge_px`, never up."""
+    """(width_px, height_px) of a clip. Both are even; the longest edge is at most `longest_edge_px`."""
     scale = min(1.0, longest_edge_px / max(video.width_px, video.height_px))
 
     def even(size_px: int) -> int:

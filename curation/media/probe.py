@@ -1,4 +1,7 @@
-"""What a file is, from its headers and its first picture: cheap, and suspicious."""
+"""Probe of a video file: its facts from the headers and one decoded frame.
+
+Headers are checked before they are believed, because many are wrong.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from talkforge.schemas.records import Input, Video
 
 log = logging.getLogger(__name__)
 
-STILL_PICTURES = (
+STILL_IMAGES = (
     "image2,png_pipe,jpeg_pipe,jpegxl_pipe,bmp_pipe,tiff_pipe,webp_pipe,svg_pipe,psd_pipe,qoi_pipe,exr_pipe"
 )
-"""Demuxers of still pictures."""
+"""Demuxers of still images."""
 
 STILL_BRANDS = ("heic", "heix", "mif1", "avif")
-"""Major brands of ISO files that hold still pictures. Source: ISO/IEC 23008-12."""
+"""Major brands of ISO files that hold still images. Source: ISO/IEC 23008-12."""
 
 MAX_SAMPLE_ASPECT_RATIO = 8.0
-"""Pixels longer than this either way come from a damaged header and are taken for square."""
+"""A pixel that is longer than this, either way, comes from a damaged header and is taken for square."""
 
 TAIL_S = 10.0
-"""How far before the end the last packets are looked for, s."""
+"""How long before the end of the file the search for the last packet starts."""
 
 
 def content_hash(path: Path) -> str:
@@ -47,12 +50,17 @@ def content_hash(path: Path) -> str:
 
 
 def probe(path: Path, given: Input, sha256: str) -> Video:
-    """Facts of one video file. Reads headers, decodes one picture, allocates nothing absurd.
+    """The facts of one video file. It reads the headers and decodes one frame.
+
+    Args:
+        path: local copy of the file.
+        given: the input as the user listed it: uri, source, licence and consent.
+        sha256: its `content_hash`.
 
     Raises:
-        MediaError: with one line that names the file and says what was found instead of a video:
-            an empty file, something that is no regular file, no permission, another format, a
-            still picture, no video stream, a picture of absurd size, no picture at all.
+        MediaError: the file is not a video that can be decoded. The message is one line that names the
+            file and says what was found instead: an empty file, no regular file, no permission, another
+            format, a still image, no video stream, an absurd frame size, or no frame at all.
     """
     uri = given.uri
     num_bytes = _expect_file(path, uri)
@@ -91,7 +99,7 @@ def probe(path: Path, given: Input, sha256: str) -> Video:
 
 
 def _expect_file(path: Path, uri: str) -> int:
-    """Size of a regular file that is not empty; opening anything else could wait for ever."""
+    """Size in bytes of a regular file that is not empty. Opening anything else could block for ever."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -108,28 +116,28 @@ def _expect_file(path: Path, uri: str) -> int:
 
 @contextmanager
 def _opened_video(path: Path, uri: str) -> Iterator[MediaFile]:
-    """The file, known to be no still picture and to have a video stream that has a decoder."""
+    """The opened file, once it is known to be no still image and to have a video stream with a decoder."""
     try:
         stack = ExitStack()
         file = stack.enter_context(opened(path, uri))
     except MediaError:
-        if _is_still_picture(path, uri):
-            raise MediaError(f"{uri!r}: expected a video file, found a still picture") from None
+        if _is_still_image(path, uri):
+            raise MediaError(f"{uri!r}: expected a video file, found a still image") from None
         raise
     with stack:
         if file.container.metadata.get("major_brand") in STILL_BRANDS:
-            raise MediaError(f"{uri!r}: expected a video file, found a still picture")
+            raise MediaError(f"{uri!r}: expected a video file, found a still image")
         if file.video is None:
-            found = "sound only" if file.container.streams.audio else "none"
+            found = "audio only" if file.container.streams.audio else "none"
             raise MediaError(f"{uri!r}: expected a video stream, found {found}")
         if file.video.codec_context is None:
             raise MediaError(f"{uri!r}: expected a known video codec, found one without a decoder")
         yield file
 
 
-def _is_still_picture(path: Path, uri: str) -> bool:
+def _is_still_image(path: Path, uri: str) -> bool:
     try:
-        with opened(path, uri, STILL_PICTURES):
+        with opened(path, uri, STILL_IMAGES):
             return True
     except MediaError:
         return False
@@ -141,13 +149,13 @@ def _expect_size(stream: Any, uri: str) -> None:
         return
     # FFmpeg itself refuses sizes beyond the limit that it was opened with, and reports none.
     found = f"{width_px}x{height_px}" if width_px else "none, or one larger than that"
-    raise MediaError(f"{uri!r}: expected a picture size of at most {MAX_PIXELS} pixels, found {found}")
+    raise MediaError(f"{uri!r}: expected a frame size of at most {MAX_PIXELS} pixels, found {found}")
 
 
 def _first_frame(file: MediaFile) -> Any:
     for frame in file.frames(file.video):
         return frame
-    raise MediaError(f"{file.uri!r}: expected pictures, found none that can be decoded")
+    raise MediaError(f"{file.uri!r}: expected frames, found none that can be decoded")
 
 
 def _start_s(file: MediaFile, stream: Any, stamp: int | None) -> float:
@@ -182,18 +190,18 @@ def _rotation_deg(frame: Any, uri: str) -> int:
 
 
 def _display_size(width_px: int, height_px: int, ratio: float, rotation_deg: int) -> tuple[int, int]:
-    """Size with square pixels, made by stretching the shorter side of the pixel: no detail is lost."""
+    """Size with square pixels. The shorter side of a pixel is stretched, so no detail is lost."""
     wide = max(1, math.floor(width_px * max(ratio, 1.0) + 0.5))
     high = max(1, math.floor(height_px * max(1 / ratio, 1.0) + 0.5))
     return (high, wide) if rotation_deg in (90, 270) else (wide, high)
 
 
 def _end_s(path: Path, file: MediaFile, frame_s: float) -> float:
-    """End of the last video packet, which needs no decoding.
+    """End of the last video packet in source seconds, found without decoding.
 
-    Looks from `TAIL_S` before the end as the header tells it, and, where that finds nothing, as
-    in a file cut short, at all packets. Headers alone will not do: they are guesses in MPEG
-    streams, promise too much in a cut file, and too little in MP4 with a variable rate.
+    The search starts `TAIL_S` before the end that the header gives. If no packet lies there, as in a
+    truncated file, all packets are read. The header alone is not enough: it is a guess in MPEG streams, too
+    late in a truncated file, and too early in an MP4 with a variable frame rate.
     """
     about_s = file.container.duration / 1e6 if file.container.duration else 0.0
     for from_s in sorted({max(0.0, about_s - TAIL_S), 0.0}, reverse=True):
@@ -211,13 +219,13 @@ def _end_s(path: Path, file: MediaFile, frame_s: float) -> float:
                 promised_s = about_s if stream.frames else last
                 if last < promised_s - 1 and not from_s:
                     log.warning("%r: cut short at %.2f s of %.2f s", file.uri, last, promised_s)
-                # Elementary streams have neither a duration nor timestamps: count.
+                # Elementary streams have neither a duration nor timestamps, so the packets are counted.
                 return last if about_s else max(last, num_packets * frame_s)
     return about_s
 
 
 def _audio_facts(file: MediaFile) -> dict[str, Any]:
-    """Fields of `Video` about its sound; none where there is no stream that can be decoded."""
+    """Fields of `Video` about its audio. Empty where no audio stream can be decoded."""
     stream = file.audio
     if stream is None:
         return {}

@@ -180,7 +180,7 @@ def test_twice_gives_the_same_bytes(two_shots: tuple[Path, Video]) -> None:
 
 
 def test_a_window_beyond_the_end_is_an_error(two_shots: tuple[Path, Video]) -> None:
-    with pytest.raises(MediaError, match=r"two_shots\.mp4.*expected pictures in 7\.\.9 s, found none"):
+    with pytest.raises(MediaError, match=r"two_shots\.mp4.*expected frames in 7\.\.9 s, found none"):
         scan(*two_shots, 7, 9, ScanConfig(), Squares())
 
 

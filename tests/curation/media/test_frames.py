@@ -220,7 +220,7 @@ def test_nothing_decodable(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures(steady(25)))
     video = probed(path)
     write_media(path, Pictures([]), Sounds([(0, 1)]))
-    with pytest.raises(MediaError, match=r"'a.mkv': expected pictures, found none"):
+    with pytest.raises(MediaError, match=r"'a.mkv': expected frames, found none"):
         list(read_frames(path, video))
 
 

@@ -185,17 +185,17 @@ def test_not_a_video(tmp_path: Path, name: str) -> None:
 def test_still_picture(tmp_path: Path, name: str) -> None:
     picture = np.full((48, 64, 3), 90, np.uint8)
     (tmp_path / name).write_bytes(cv2.imencode(".jpg" if name == "a.mp4" else Path(name).suffix, picture)[1])
-    assert refusal(tmp_path / name).endswith("expected a video file, found a still picture")
+    assert refusal(tmp_path / name).endswith("expected a video file, found a still image")
 
 
 def test_sound_only(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Sounds([(0, 1)], codec="aac"))
-    assert refusal(path).endswith("expected a video stream, found sound only")
+    assert refusal(path).endswith("expected a video stream, found audio only")
 
 
 def test_no_pictures(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures([]), Sounds([(0, 1)]))
-    assert refusal(path).endswith("expected pictures, found none that can be decoded")
+    assert refusal(path).endswith("expected frames, found none that can be decoded")
 
 
 @pytest.mark.parametrize("edge", [20_000, 65_535])
@@ -214,7 +214,7 @@ def test_absurd_size_is_refused_before_decoding(
     decoded: list[Any] = []
     monkeypatch.setattr(container.MediaFile, "frames", lambda *_: decoded.append(1))
     line = refusal(path)
-    assert "expected a picture size of at most 141557760 pixels, found none, or one larger" in line
+    assert "expected a frame size of at most 141557760 pixels, found none, or one larger" in line
     assert not decoded
 
 
