@@ -117,7 +117,7 @@ def plan(rows: Sequence[LedgerRow], orders: Mapping[str, Order], config: ShardCo
 
 
 def _content_hash(order: Order) -> str:
-    return hashlib.sha256(sample.to_json(order.meta) + order.text.encode()).hexdigest()
+    return hashlib.sha256(sample.meta_json(order.meta) + order.text.encode()).hexdigest()
 
 
 def cut_shard(store: Store, shard: ShardPlan, orders: Sequence[Order], config: ShardConfig) -> CutShard:

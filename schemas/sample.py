@@ -12,20 +12,31 @@ from __future__ import annotations
 import io
 import json
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from talkforge.schemas import units
 from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
 from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.records import Clip, ClipMeasures, Record, Verdict
 
-VERSION = 1
-"""Version of the layout of a sample and of a shard's manifest."""
+VERSION = 2
+"""Version of the layout of a sample. In version 1 the `json` member had null where nothing was measured."""
+
+VERSIONS = (1, 2)
+"""Versions that are read."""
+
+NO_NUMBER, NO_TEXT = -9999.0, ""
+"""What stands in the `json` member for a number or a text that is not there. Nothing measured has this value.
+
+Readers such as `load_dataset("webdataset")` take the type of each key from the first few samples, and cannot
+read on where those have null. With these every key has one type in every sample.
+"""
 
 Members = dict[str, bytes]
 """Member name -> bytes, in the order of `MEMBERS`."""
@@ -74,7 +85,7 @@ class Provenance(Record):
 class SampleMeta(Record):
     """The `json` member: the clip, everything measured of it, the verdict and the provenance."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     measures: ClipMeasures
     omega_face: float | None
     """Motion intensity of the face (omega_l), 0 to 1 by the data set's quantiles."""
@@ -83,6 +94,16 @@ class SampleMeta(Record):
     person_id: str | None
     verdict: Verdict
     provenance: Provenance
+    source: dict[str, str] = Field(default_factory=dict)
+    """Further columns of the list that named the input. Every sample of a data set has the same ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_stored(cls, data: Any) -> Any:
+        """Takes the `json` member of any version; see `meta_json`."""
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            return data
+        return _with_nulls(cls, data)
 
     @property
     def clip(self) -> Clip:
@@ -190,7 +211,7 @@ def encode(
         "flac": flac,
         "identity.npy": _npy(sample.identity),
         "joints.npz": npz_bytes(points=sample.joints),
-        "json": to_json(meta),
+        "json": meta_json(meta),
         "landmarks.npz": npz_bytes(points=sample.landmarks),
         "lips.npz": npz_bytes(mask=mask_bits, valid=sample.lip_valid, contour=sample.contour),
         "mp4": mp4,
@@ -295,8 +316,68 @@ def npz_bytes(**arrays: np.ndarray) -> bytes:
 
 def to_json(record: Record) -> bytes:
     """Canonical JSON of a record: sorted keys, UTF-8, one line."""
-    data = record.model_dump(mode="json")
+    return _canonical(record.model_dump(mode="json"))
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def meta_json(meta: SampleMeta) -> bytes:
+    """The `json` member: every key is there, and has one type in every sample.
+
+    A number that is not there is `NO_NUMBER`, a text `NO_TEXT`, and a section that was not measured has
+    nothing else. `provenance.models` is a list of names with sha256, because its names differ. `source` is
+    left out where the data set has no such columns.
+    """
+    return _canonical(_without_nulls(SampleMeta, meta.model_dump(mode="json")) | {"version": VERSION})
+
+
+def _without_nulls(model: type[Record], data: dict[str, Any] | None) -> dict[str, Any]:
+    stored: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        kind, value = _kind(info.annotation), data.get(name) if data else None
+        if isinstance(kind, type) and issubclass(kind, Record):
+            stored[name] = _without_nulls(kind, value)
+        elif name == "models":
+            stored[name] = [{"name": key, "sha256": sha256} for key, sha256 in sorted((value or {}).items())]
+        elif kind == dict[str, str]:
+            stored |= {name: value} if value else {}
+        elif value is None:
+            stored[name] = {float: NO_NUMBER, int: int(NO_NUMBER)}.get(kind, NO_TEXT)
+        else:
+            stored[name] = value
+    return stored
+
+
+def _with_nulls(model: type[Record], stored: dict[str, Any]) -> dict[str, Any]:
+    """Undoes `_without_nulls`; keys that the model does not know stay, to be refused by it."""
+    found = dict(stored)
+    for name, info in model.model_fields.items():
+        kind, optional, value = _kind(info.annotation), _is_optional(info.annotation), stored.get(name)
+        if isinstance(kind, type) and issubclass(kind, Record) and isinstance(value, dict):
+            found[name] = None if optional and _nowhere(value) else _with_nulls(kind, value)
+        elif name == "models" and isinstance(value, list):
+            found[name] = {entry["name"]: entry["sha256"] for entry in value}
+        elif optional and value in (NO_NUMBER, NO_TEXT):
+            found[name] = None
+    return found
+
+
+def _nowhere(section: dict[str, Any]) -> bool:
+    return all(_nowhere(v) if isinstance(v, dict) else v in (NO_NUMBER, NO_TEXT) for v in section.values())
+
+
+def _is_optional(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)
+
+
+def _kind(annotation: Any) -> Any:
+    """The annotation without its None."""
+    if not _is_optional(annotation):
+        return annotation
+    (kind,) = (inner for inner in typing.get_args(annotation) if inner is not type(None))
+    return kind
 
 
 def _expect(key: str, what: str, found: Any, expected: Any) -> None:

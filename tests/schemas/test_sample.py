@@ -6,16 +6,26 @@ import io
 import json
 import zipfile
 from fractions import Fraction
+from typing import Any, Literal, get_args, get_origin
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from talkforge.schemas import sample, units
 from talkforge.schemas.arrays import ClipArrays
 from talkforge.schemas.errors import DatasetError
-from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Verdict
-from talkforge.schemas.sample import Provenance, SampleMeta, decode, encode, pack_mask, unpack_mask
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Record, Speaker, Sync, Verdict
+from talkforge.schemas.sample import (
+    Provenance,
+    SampleMeta,
+    decode,
+    encode,
+    meta_json,
+    pack_mask,
+    unpack_mask,
+)
 
 KEY = "0123456789ab_00001000_00001400_t0"
 FRAMES, WIDTH_PX, HEIGHT_PX, FPS = 10, 22, 14, 25.0
@@ -400,8 +410,8 @@ BROKEN = {
         "json: more: Extra inputs are not permitted",
     ),
     "json of another version": (
-        lambda: {**members(), "json": members()["json"].replace(b'"version":1', b'"version":2')},
-        "json: version: Input should be 1",
+        lambda: {**members(), "json": members()["json"].replace(b'"version":2', b'"version":3')},
+        "json: version: Input should be 1 or 2",
     ),
 }
 
@@ -432,3 +442,108 @@ def test_encode_makes_the_same_checks() -> None:
         )
     with pytest.raises(DatasetError, match="expected a key"):
         encode(meta("a.b"), arrays(), pack_mask(mask()), mp4=MP4, flac=flac_header(SAMPLES), face_jpg=JPG)
+
+
+# --------------------------------------------------------------------------- the json member
+
+
+def full(kind: Any, number: int = 1) -> Any:
+    """A value for every field of a record, optional ones included."""
+    values: dict[Any, Any] = {str: f"t{number}", int: number, float: number + 0.5, bool: True}
+    if kind in values:
+        return values[kind]
+    arguments = [inner for inner in get_args(kind) if inner is not type(None)]
+    if get_origin(kind) is Literal:
+        return arguments[-1]
+    if kind == dict[str, str]:
+        return {f"m{number}": "ab"}
+    if get_origin(kind) is tuple:
+        return ()
+    if isinstance(kind, type) and issubclass(kind, Record):
+        return kind.model_validate(
+            {name: full(field.annotation, number) for name, field in kind.model_fields.items()}
+        )
+    (inner,) = arguments
+    return full(inner, number)
+
+
+EVERYTHING = full(SampleMeta)
+NOTHING = EVERYTHING.model_copy(
+    update={
+        "measures": ClipMeasures(clip=EVERYTHING.clip, stopped_by=None, face=meta().measures.face),
+        "omega_face": None,
+        "omega_body": None,
+        "person_id": None,
+        "provenance": full(Provenance, 2),
+    }
+)
+PARTLY = EVERYTHING.model_copy(
+    update={
+        "measures": EVERYTHING.measures.model_copy(
+            update={
+                "sync": Sync(
+                    sync_method="ridge",
+                    sync_offset_frames=None,
+                    sync_confidence=None,
+                    sync_zero_confidence=0.0,
+                ),
+                "speaker": None,
+            }
+        )
+    }
+)
+
+
+@pytest.mark.parametrize("written", [EVERYTHING, NOTHING, PARTLY])
+def test_the_json_member_is_read_as_it_was_written(written: SampleMeta) -> None:
+    assert SampleMeta.model_validate_json(meta_json(written)) == written
+    assert SampleMeta.model_validate(json.loads(meta_json(written))) == written
+    assert b"null" not in meta_json(written)
+
+
+def test_every_key_of_the_json_member_has_one_type_from_the_first_sample_on() -> None:
+    """What `load_dataset("webdataset")` does: the types are those of the first five samples."""
+    tables = [
+        pa.Table.from_pylist([json.loads(meta_json(written))]) for written in (NOTHING, EVERYTHING, PARTLY)
+    ]
+    first = pa.concat_tables([tables[0]] * 5, promote_options="default").schema
+    assert [table.schema for table in tables] == [first] * 3
+    # Accepted clips have no reasons; no type that is unknown is left beside theirs.
+    leaves = pa.concat_tables(tables).flatten().flatten().flatten().schema
+    assert [field.name for field in leaves if "null" in str(field.type)] == ["verdict.reasons"]
+
+
+def test_what_was_not_measured_is_a_number_that_nothing_measures() -> None:
+    stored = json.loads(meta_json(NOTHING))
+    assert stored["version"] == 2
+    assert stored["measures"]["sync"] == {
+        "sync_method": "",
+        "sync_offset_frames": -9999,
+        "sync_confidence": -9999.0,
+        "sync_zero_confidence": -9999.0,
+    }
+    assert (stored["omega_face"], stored["person_id"], stored["measures"]["stopped_by"]) == (-9999.0, "", "")
+    assert stored["provenance"]["models"] == [{"name": "m2", "sha256": "ab"}]
+
+
+def test_columns_of_lists_are_in_the_json_member_where_there_are_any() -> None:
+    assert json.loads(meta_json(EVERYTHING))["source"] == {"m1": "ab"}
+    without = EVERYTHING.model_copy(update={"source": {}})
+    assert "source" not in json.loads(meta_json(without))
+    assert SampleMeta.model_validate_json(meta_json(without)) == without
+
+
+def test_a_section_of_which_nothing_could_be_measured_is_read_as_none() -> None:
+    nothing = Speaker(speaking_fraction=None, sync_c=None, sync_d=None, sync_net_offset_frames=None)
+    measures = EVERYTHING.measures.model_copy(update={"speaker": nothing})
+    written = meta_json(EVERYTHING.model_copy(update={"measures": measures}))
+    assert SampleMeta.model_validate_json(written).measures.speaker is None
+
+
+def test_the_json_member_of_version_1_is_still_read() -> None:
+    old = NOTHING.model_dump(mode="json") | {"version": 1}
+    assert old["measures"]["sync"] is None and old["provenance"]["models"] == {"m2": "ab"}
+    text = json.dumps(old)
+    assert SampleMeta.model_validate_json(text) == NOTHING.model_copy(update={"version": 1})
+    changed = {**members(), "json": json.dumps(meta().model_dump(mode="json") | {"version": 1}).encode()}
+    assert decode(KEY, changed).meta == meta().model_copy(update={"version": 1})

@@ -218,9 +218,10 @@ def prepare(
 
 def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
     data: dict[str, Any] = json.loads(members["json"])
-    if data.get("version") != sample.VERSION:
+    if data.get("version") not in sample.VERSIONS:
+        expected = " or ".join(map(str, sample.VERSIONS))
         raise BadSampleError(
-            "other_version", f"{key}: expected sample version {sample.VERSION}, found {data.get('version')}"
+            "other_version", f"{key}: expected sample version {expected}, found {data.get('version')}"
         )
     return SampleMeta.model_validate(data)
 

@@ -127,7 +127,7 @@ SPEECH = np.zeros((60, SPEECH_DIM), np.float16)
 LIPS = {"valid": SHOWN.valid(), "contour": np.zeros((30, 4, 2), np.float32)}
 
 BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
-    ("json", changed_json(version=2), "other_version", "expected sample version 1, found 2"),
+    ("json", changed_json(version=3), "other_version", "expected sample version 1 or 2, found 3"),
     ("json", b"{", "unreadable", "JSONDecodeError"),
     ("json", b"[]", "unreadable", "AttributeError"),
     ("json", changed_json(measures=None), "unreadable", "ValidationError"),
