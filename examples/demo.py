@@ -1,4 +1,4 @@
-"""`make demo`: generates videos with known truth, curates them, and compares what came out."""
+"""`make demo`: generates videos with known truth, curates them beside real ones, and checks what came out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> int:
     videos, dataset = OUT / "videos", OUT / "dataset"
     shutil.rmtree(OUT, ignore_errors=True)
     begin_s = time.monotonic()
-    console.print(f"1. generating talking videos with known truth in {videos}")
+    console.print(f"1. generating talking videos with known truth in {videos}, beside four real ones")
     demo_videos.make(videos)
     console.print(f"2. talkforge curate {videos} --out {dataset} --config {CONFIG}")
     talkforge = Path(sys.executable).with_name("talkforge")

@@ -1,8 +1,9 @@
 """The videos of `make demo`: `python -m examples.demo_videos FOLDER`.
 
-Ten small files with known truth, good and bad. `truth.json` beside them says of each what it is
-(rate, frames, cuts, how late the audio is, boxes of the faces and who speaks) and what curation
-should make of it: the status of the source and, of every face in every shot, the reason codes.
+Fourteen small files, good and bad: ten that are generated with known truth, and four sentences of real
+speakers (see `examples/clips`). `truth.json` beside them says what curation should make of each: the status
+of the source and, for every face in every shot, the reason codes. For generated videos it also says what they
+are: rate, frames, cuts, how late the audio is, boxes of the faces and who speaks.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ AUDIO_LATE_S = 0.48
 BROKEN_BYTES = 2_000
 """What there is of `broken.mp4`: not even its index is whole."""
 
+CLIPS = Path(__file__).with_name("clips")
+"""The real speakers, under a licence of their own."""
+
 _COLLINS = partial(
     speak,
     "Good morning, and welcome aboard. Today we will look at how a mouth moves when people speak. "
@@ -54,9 +58,11 @@ class Demo:
     """One file of the set.
 
     Attributes:
-        take: what it shows; None where the file is no video.
-        expected: status of the source, and one list of reason codes for each face of each shot;
-            an empty list is a clip that is accepted.
+        what: a description for people.
+        take: what it shows; None where the file is copied or is no video.
+        status: status of the source that is expected.
+        expected: one list of reason codes for each face of each shot; an empty list is a clip that is
+            accepted.
         audio_late_s: how much later than the mouth its audio is.
         sound: whether it has an audio stream.
     """
@@ -147,9 +153,19 @@ def _bad(size_px: int) -> dict[str, Demo]:
     }
 
 
+def _real() -> dict[str, Demo]:
+    kept = ((),)
+    return {
+        "grid_bbaf2n.mpg": Demo("a real man speaking", None, "measured", kept),
+        "grid_brbk7n.mpg": Demo("a real woman speaking", None, "measured", kept),
+        "grid_id2_swwp2s.mpg": Demo("another real man speaking", None, "measured", kept),
+        "grid_lrwp9a.mpg": Demo("another real woman speaking", None, "measured", kept),
+    }
+
+
 def demos(size_px: int = SIZE_PX) -> dict[str, Demo]:
     """The set: file name -> what it is. Nothing is rendered yet."""
-    return _good(size_px) | _bad(size_px)
+    return _good(size_px) | _bad(size_px) | _real()
 
 
 def make(folder: Path, size_px: int = SIZE_PX) -> dict[str, Demo]:
@@ -160,6 +176,8 @@ def make(folder: Path, size_px: int = SIZE_PX) -> dict[str, Demo]:
         if demo.take is not None:
             log.info("%s: %s", name, demo.what)
             write(folder / name, demo.take, audio_offset_s=demo.audio_late_s, sound=demo.sound)
+    for name in _real():
+        shutil.copyfile(CLIPS / name, folder / name)
     original = folder / "speaker_one.mp4"
     shutil.copyfile(original, folder / "the same again.mp4")
     (folder / "broken.mp4").write_bytes(original.read_bytes()[:BROKEN_BYTES])

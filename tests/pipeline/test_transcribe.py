@@ -26,6 +26,7 @@ from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, ModelError, RunError
 from talkforge.schemas.records import Input, TranscriptRow, Turn, Word
+from tests.conftest import RealClip
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_worker.py")
@@ -246,8 +247,8 @@ SENTENCES = {
 }
 
 
-def test_whisperx_hears_what_is_said(asr_python: Path, tiny_en: Path, clips_dir: Path) -> None:
-    clips = {name: sound(clips_dir / f"{name}.mpg") for name in SENTENCES}
+def test_whisperx_hears_what_is_said(asr_python: Path, tiny_en: Path, real_clip: RealClip) -> None:
+    clips = {name: sound(real_clip(f"{name}.mpg")) for name in SENTENCES}
     clips |= {"silent": np.zeros(32_000, np.float32)}
     found = heard(asr_python, Options(model=str(tiny_en)), clips)
     wrong = {name: errors(said, found[name].text) for name, said in SENTENCES.items()}
@@ -263,14 +264,14 @@ def test_whisperx_hears_what_is_said(asr_python: Path, tiny_en: Path, clips_dir:
 
 
 def test_whisperx_aligns_and_tells_voices_apart(
-    asr_python: Path, tiny_en: Path, clips_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asr_python: Path, tiny_en: Path, real_clip: RealClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With random weights: what is asked for is run, and its answer has the right form."""
     maker = Path(__file__).with_name("make_asr_models.py")
     subprocess.run([asr_python, "-I", maker, tmp_path], check=True, capture_output=True)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))
     options = Options(model=str(tiny_en), align=str(tmp_path / "aligner"), diarize=str(tmp_path / "voices"))
-    row = heard(asr_python, options, {"x": sound(clips_dir / "grid_lrwp9a.mpg")})["x"]
+    row = heard(asr_python, options, {"x": sound(real_clip("grid_lrwp9a.mpg"))})["x"]
     assert (row.failure, row.word_times, row.text) == (None, "aligned", "Lay red with P9 again.")
     assert [word.word for word in row.words] == ["Lay", "red", "with", "P9", "again."]
     assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(row.words))
@@ -279,8 +280,8 @@ def test_whisperx_aligns_and_tells_voices_apart(
 
 
 def test_without_an_alignment_model_words_have_times_of_attention(
-    asr_python: Path, tiny_en: Path, clips_dir: Path, tmp_path: Path
+    asr_python: Path, tiny_en: Path, real_clip: RealClip, tmp_path: Path
 ) -> None:
     options = Options(model=str(tiny_en), align=str(tmp_path))
-    row = heard(asr_python, options, {"x": sound(clips_dir / "grid_lrwp9a.mpg")})["x"]
+    row = heard(asr_python, options, {"x": sound(real_clip("grid_lrwp9a.mpg"))})["x"]
     assert (row.failure, row.word_times, len(row.words)) == (None, "attention", 5)

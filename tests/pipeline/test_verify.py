@@ -24,6 +24,7 @@ from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, pack_mask
+from tests.conftest import RealClip
 
 FRAMES, WIDTH_PX, HEIGHT_PX, FPS = 30, 64, 48, 25.0
 SAMPLES = 19_200
@@ -482,11 +483,11 @@ def test_level() -> None:
 
 
 @pytest.mark.parametrize("name", ["grid_bbaf2n.mpg", "st_katie.mp4"])
-def test_real_speech_through_both_codecs_is_alike_and_aligned(clips_dir: Path, name: str) -> None:
+def test_real_speech_through_both_codecs_is_alike_and_aligned(real_clip: RealClip, name: str) -> None:
     from talkforge.curation.media.probe import content_hash, probe
     from talkforge.schemas.records import Input
 
-    path = clips_dir / name
+    path = real_clip(name)
     video = probe(path, Input(uri=name), content_hash(path))
     stereo = media.read_audio(path, video, 1.0, 2.2, 48_000, 2)
     mono = media.read_audio(path, video, 1.0, 2.2)

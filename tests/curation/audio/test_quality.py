@@ -16,6 +16,7 @@ from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import AudioQuality, Input
 from talkforge.schemas.units import AUDIO_HZ
+from tests.conftest import Packaged, RealClip
 
 WITH_DNSMOS = AudioQualityConfig(dnsmos=True)
 
@@ -98,18 +99,18 @@ def test_bandwidth_of_everything_and_of_nothing() -> None:
 
 
 def test_scores_are_those_of_the_published_script(
-    scorer: AudioScorer, clips_dir: Path, monkeypatch: pytest.MonkeyPatch
+    scorer: AudioScorer, real_clip: RealClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signal 3.451, background 3.545, overall 2.942: speechmos 0.0.1.1 on the same samples."""
     monkeypatch.setattr(quality, "DNSMOS_HOP_S", 1.0)
-    found = scorer.measure(*heard(clips_dir / "st_katie.mp4"), 0.0)
+    found = scorer.measure(*heard(real_clip("st_katie.mp4")), 0.0)
     assert found.dnsmos_signal == pytest.approx(3.451, abs=0.005)
     assert found.dnsmos_background == pytest.approx(3.545, abs=0.005)
     assert found.dnsmos_overall == pytest.approx(2.942, abs=0.005)
 
 
-def test_noise_lowers_the_ratio_and_the_background_score(scorer: AudioScorer, clips_dir: Path) -> None:
-    samples, spans = heard(clips_dir / "grid_id2_swwp2s.mpg")
+def test_noise_lowers_the_ratio_and_the_background_score(scorer: AudioScorer, real_clip: RealClip) -> None:
+    samples, spans = heard(real_clip("grid_id2_swwp2s.mpg"))
     clean = scorer.measure(samples, spans, 0.0)
     noisy = scorer.measure(samples + noise(len(samples) / AUDIO_HZ, 0.05), spans, 0.0)
     assert clean.snr_db is not None and noisy.snr_db is not None
@@ -118,9 +119,9 @@ def test_noise_lowers_the_ratio_and_the_background_score(scorer: AudioScorer, cl
     assert clean.dnsmos_background > 4 > 2.5 > noisy.dnsmos_background
 
 
-def test_a_noisy_stage_scores_below_a_studio(scorer: AudioScorer, clips_dir: Path) -> None:
-    stage = scorer.measure(*heard(clips_dir / "fr_hamilton.mp4"), 0.0).dnsmos_overall
-    studio = scorer.measure(*heard(clips_dir / "grid_brbk7n.mpg"), 0.0).dnsmos_overall
+def test_a_noisy_stage_scores_below_a_studio(scorer: AudioScorer, real_clip: RealClip) -> None:
+    stage = scorer.measure(*heard(real_clip("fr_hamilton.mp4")), 0.0).dnsmos_overall
+    studio = scorer.measure(*heard(real_clip("grid_brbk7n.mpg")), 0.0).dnsmos_overall
     assert stage is not None and studio is not None
     assert stage < 2 < studio
 
@@ -133,9 +134,12 @@ def test_silence_has_no_scores(scorer: AudioScorer) -> None:
     )  # fmt: skip
 
 
-def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry, "weights", lambda _: weights_dir / "MobileFaceNet.onnx")
-    with pytest.raises(ModelError, match=r"dnsmos: \S+MobileFaceNet\.onnx: expected input \[any, 144160\]"):
+def test_another_model_is_refused(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = packaged("centerface")
+    monkeypatch.setattr(registry, "weights", lambda _: other)
+    with pytest.raises(ModelError, match=r"dnsmos: \S+centerface\.onnx: expected input \[any, 144160\]"):
         AudioScorer(WITH_DNSMOS)
     page = tmp_path / "page.onnx"
     page.write_text("<html>Not found</html>")
@@ -144,12 +148,12 @@ def test_another_model_is_refused(weights_dir: Path, monkeypatch: pytest.MonkeyP
         AudioScorer(WITH_DNSMOS)
 
 
-def test_music_is_measured_where_it_is_asked_for(clips_dir: Path) -> None:
+def test_music_is_measured_where_it_is_asked_for(real_clip: RealClip) -> None:
     try:
         scorer = AudioScorer(AudioQualityConfig(music=True))
     except ModelError as error:
         pytest.skip(str(error))
-    found = scorer.measure(*heard(clips_dir / "lp_s18.mp4"), 0.0)
+    found = scorer.measure(*heard(real_clip("lp_s18.mp4")), 0.0)
     assert (found.music_fraction, found.dnsmos_overall) == (pytest.approx(0.968, abs=0.005), None)
 
 

@@ -14,6 +14,7 @@ from talkforge.curation.media import probe
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
+from tests.conftest import RealClip
 
 RNG = np.random.default_rng(7)
 
@@ -71,10 +72,10 @@ def test_silence_and_nothing_hold_no_speech() -> None:
     assert vad.segments(noise(3 * AUDIO_HZ), 0.0) == []
 
 
-def test_segments_lie_on_the_source_clock_and_leave_no_state_behind(clips_dir: Path) -> None:
-    samples = mono(clips_dir / "grid_brbk7n.mpg")
+def test_segments_lie_on_the_source_clock_and_leave_no_state_behind(real_clip: RealClip) -> None:
+    samples = mono(real_clip("grid_brbk7n.mpg"))
     first = vad.segments(samples, 0.0)
-    vad.segments(mono(clips_dir / "vr_1.mp4"), 0.0)
+    vad.segments(mono(real_clip("grid_lrwp9a.mpg")), 0.0)
     assert vad.segments(samples, 0.0) == first
     later = vad.segments(samples, 100.0)
     np.testing.assert_allclose(later, np.add(first, 100.0))
@@ -82,8 +83,8 @@ def test_segments_lie_on_the_source_clock_and_leave_no_state_behind(clips_dir: P
     assert all(b < c for (_, b), (c, _) in pairwise(first))
 
 
-def test_speech_moves_with_the_silence_before_it(clips_dir: Path) -> None:
-    samples = mono(clips_dir / "grid_id2_swwp2s.mpg")
+def test_speech_moves_with_the_silence_before_it(real_clip: RealClip) -> None:
+    samples = mono(real_clip("grid_id2_swwp2s.mpg"))
     lead = np.zeros(62 * 512, np.float32)
     plain, moved = vad.segments(samples, 0.0), vad.segments(np.concatenate([lead, samples]), 0.0)
     shift_s = len(lead) / AUDIO_HZ
@@ -100,17 +101,17 @@ def test_speech_moves_with_the_silence_before_it(clips_dir: Path) -> None:
     ],
 )
 def test_segments_are_those_of_the_network_for_single_chunks(
-    clips_dir: Path, clip: str, spans: list[tuple[int, int]]
+    real_clip: RealClip, clip: str, spans: list[tuple[int, int]]
 ) -> None:
     """Samples, from silero-vad 6.2.3's `silero_vad_16k_op15.onnx`, one chunk of 512 a call."""
-    found = vad.segments(mono(clips_dir / clip), 0.0)
+    found = vad.segments(mono(real_clip(clip)), 0.0)
     assert [(round(a * AUDIO_HZ), round(b * AUDIO_HZ)) for a, b in found] == spans
 
 
 def test_probabilities_do_not_depend_on_how_the_sound_is_divided(
-    clips_dir: Path, monkeypatch: pytest.MonkeyPatch
+    real_clip: RealClip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = mono(clips_dir / "vr_1.mp4")
+    samples = mono(real_clip("grid_lrwp9a.mpg"))
     whole = vad.speech_probabilities(samples)
     assert len(whole) == -(-len(samples) // 512)
     assert whole.min() >= 0 and whole.max() > 0.9
@@ -130,8 +131,8 @@ def test_probabilities_do_not_depend_on_how_the_sound_is_divided(
         ("ls_demo3.mp4", 0.85, 1.0),
     ],
 )
-def test_speech_fraction_of_real_clips(clips_dir: Path, clip: str, least: float, most: float) -> None:
-    samples = mono(clips_dir / clip)
+def test_speech_fraction_of_real_clips(real_clip: RealClip, clip: str, least: float, most: float) -> None:
+    samples = mono(real_clip(clip))
     end_s = len(samples) / AUDIO_HZ
     fraction = vad.measure(samples, vad.segments(samples, 0.0), 0.0, end_s).speech_fraction
     assert least <= fraction <= most

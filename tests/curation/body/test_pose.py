@@ -17,6 +17,7 @@ from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 from tests.records import clip_of
 
 FPS = 25.0
@@ -134,9 +135,9 @@ def real_body(path: Path, box: tuple[float, float, float, float], model: PoseEst
     return motion.omega_body(tracer.finish(), tracer.camera())
 
 
-def test_gestures_stand_out_from_a_still_speaker(clips_dir: Path, model: MediaPipePose) -> None:
-    still = real_body(clips_dir / "grid_bbaf2n.mpg", (100, 98, 207, 255), model)
-    gesturing = real_body(clips_dir / "ls_demo3.mp4", (260, 272, 366, 410), model)
+def test_gestures_stand_out_from_a_still_speaker(real_clip: RealClip, model: MediaPipePose) -> None:
+    still = real_body(real_clip("grid_bbaf2n.mpg"), (100, 98, 207, 255), model)
+    gesturing = real_body(real_clip("ls_demo3.mp4"), (260, 272, 366, 410), model)
     assert still is not None
     assert gesturing is not None
     assert gesturing > 10 * still

@@ -16,6 +16,7 @@ from talkforge.schemas.arrays import Detections
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Scene
+from tests.conftest import RealClip
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ def test_centerface_decodes_its_maps(tmp_path: Path) -> None:
     assert boxes[1].tolist() == pytest.approx([36, 11, 52, 35], abs=1e-4)
 
 
-def test_centerface_finds_one_speaker(detector: detect.FaceDetector, clips_dir: Path) -> None:
-    rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
+def test_centerface_finds_one_speaker(detector: detect.FaceDetector, real_clip: RealClip) -> None:
+    rgb = first_frame(real_clip("grid_bbaf2n.mpg"))
     boxes, scores = detector.detect(rgb)
     assert len(boxes) == 1
     assert scores[0] > 0.8
@@ -97,8 +98,8 @@ def test_centerface_finds_one_speaker(detector: detect.FaceDetector, clips_dir: 
     assert abs((x0 + x1) / 2 - 180) < 30  # the speaker sits in the middle of 360 pixels
 
 
-def test_centerface_box_follows_the_face(detector: detect.FaceDetector, clips_dir: Path) -> None:
-    rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
+def test_centerface_box_follows_the_face(detector: detect.FaceDetector, real_clip: RealClip) -> None:
+    rgb = first_frame(real_clip("grid_bbaf2n.mpg"))
     padded = np.full((321, 461, 3), 128, np.uint8)
     padded[33:, 101:] = rgb
     (before,), _ = detector.detect(rgb)
@@ -106,8 +107,8 @@ def test_centerface_box_follows_the_face(detector: detect.FaceDetector, clips_di
     assert after - before == pytest.approx([101, 33, 101, 33], abs=6)
 
 
-def test_centerface_finds_two_side_by_side(detector: detect.FaceDetector, clips_dir: Path) -> None:
-    rgb = first_frame(clips_dir / "grid_bbaf2n.mpg")
+def test_centerface_finds_two_side_by_side(detector: detect.FaceDetector, real_clip: RealClip) -> None:
+    rgb = first_frame(real_clip("grid_bbaf2n.mpg"))
     boxes, _ = detector.detect(np.concatenate([rgb, rgb[:, ::-1]], axis=1))
     assert len(boxes) == 2
 
@@ -119,8 +120,8 @@ def test_centerface_finds_nobody_in_noise(detector: detect.FaceDetector) -> None
     assert scores.shape == (0,)
 
 
-def test_detecting_twice_gives_the_same_bytes(detector: detect.FaceDetector, clips_dir: Path) -> None:
-    rgb = first_frame(clips_dir / "grid_brbk7n.mpg")
+def test_detecting_twice_gives_the_same_bytes(detector: detect.FaceDetector, real_clip: RealClip) -> None:
+    rgb = first_frame(real_clip("grid_brbk7n.mpg"))
     again = detect.load_detector(ScanConfig()).detect(rgb)
     for a, b in zip(detector.detect(rgb), again, strict=True):
         assert a.tobytes() == b.tobytes()

@@ -22,15 +22,14 @@ from talkforge.curation.weights import registry
 from talkforge.schemas.config import IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import Packaged, RealClip
 
 FRAMES_PER_CLIP = 6
 
 # A square in the upright picture in which the landmarker finds the face by itself: x, y, edge in pixels.
-PEOPLE = {
-    "grid_bbaf2n.mpg": (60, 44, 244),
-    "grid_brbk7n.mpg": (60, 44, 244),
-    "grid_id2_swwp2s.mpg": (60, 44, 244),
-    "grid_lrwp9a.mpg": (60, 44, 244),
+GRID = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg", "grid_id2_swwp2s.mpg", "grid_lrwp9a.mpg")
+GRID_SQUARE = (60, 44, 244)
+OTHERS = {
     "st_katie.mp4": (0, 0, 512),
     "vr_1.mp4": (100, 0, 500),
 }
@@ -254,12 +253,10 @@ def test_without_dlib_auto_passes_it_over_and_its_name_says_what_to_install(
 # --------------------------------------------------------------------------- real people
 
 
-def crops_of(path: Path, square: tuple[int, int, int]) -> np.ndarray:
+def crops_of(path: Path, square: tuple[int, int, int], bundle: Path) -> np.ndarray:
     """Aligned faces of frames spread over a clip."""
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
-    options = vision.FaceLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(registry.weights("face_landmarker")))
-    )
+    options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
     x, y, edge = square
     crops = []
     with vision.FaceLandmarker.create_from_options(options) as landmarker:
@@ -273,10 +270,17 @@ def crops_of(path: Path, square: tuple[int, int, int]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def crops(clips_dir: Path, weights_dir: Path) -> dict[str, np.ndarray]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TALKFORGE_MODELS", str(weights_dir))
-        return {clip: crops_of(clips_dir / clip, square) for clip, square in PEOPLE.items()}
+def grid_crops(real_clip: RealClip, packaged: Packaged) -> dict[str, np.ndarray]:
+    bundle = packaged("face_landmarker")
+    return {clip: crops_of(real_clip(clip), GRID_SQUARE, bundle) for clip in GRID}
+
+
+@pytest.fixture(scope="module")
+def crops(
+    grid_crops: dict[str, np.ndarray], real_clip: RealClip, packaged: Packaged
+) -> dict[str, np.ndarray]:
+    bundle = packaged("face_landmarker")
+    return grid_crops | {clip: crops_of(real_clip(clip), square, bundle) for clip, square in OTHERS.items()}
 
 
 @pytest.fixture
@@ -294,15 +298,15 @@ def test_auto_takes_mobilefacenet_where_it_is_all_there_is(embedder: identity.Em
 
 
 def test_aligned_eyes_are_where_the_template_has_them(
-    crops: dict[str, np.ndarray], weights_dir: Path
+    grid_crops: dict[str, np.ndarray], packaged: Packaged
 ) -> None:
     """The landmarker, run anew on the enlarged crop, finds the five points near the template."""
     options = vision.FaceLandmarkerOptions(
-        base_options=BaseOptions(model_asset_path=str(weights_dir / "face_landmarker.task"))
+        base_options=BaseOptions(model_asset_path=str(packaged("face_landmarker")))
     )
     with vision.FaceLandmarker.create_from_options(options) as landmarker:
-        for clip in ("grid_bbaf2n.mpg", "grid_lrwp9a.mpg"):
-            large = cv2.copyMakeBorder(crops[clip][0], 40, 40, 40, 40, cv2.BORDER_REPLICATE)
+        for clip in GRID:
+            large = cv2.copyMakeBorder(grid_crops[clip][0], 40, 40, 40, 40, cv2.BORDER_REPLICATE)
             large = cv2.resize(large, (768, 768))
             (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, large)).face_landmarks
             five = np.array([[found[i].x, found[i].y] for i in identity.FIVE_POINTS]) * 192 - 40
@@ -327,7 +331,7 @@ def test_one_person_is_alike_and_different_people_are_not(
 def test_a_vector_depends_neither_on_its_batch_nor_on_the_number_of_threads(
     crops: dict[str, np.ndarray], embedder: identity.Embedder, tmp_path: Path
 ) -> None:
-    faces = crops["st_katie.mp4"]
+    faces = crops["grid_bbaf2n.mpg"]
     together = embedder.embed(faces)
     assert np.concatenate([embedder.embed(face[None]) for face in faces]).tobytes() == together.tobytes()
     np.save(tmp_path / "faces.npy", faces)

@@ -20,6 +20,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.arrays import Bytes, FaceTrack, Landmarks
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input, Video
+from tests.conftest import Packaged, RealClip
 from tests.records import clip_of
 
 FPS = 25.0
@@ -38,8 +39,8 @@ def still_track(box: tuple[float, float, float, float], end_s: float = 100.0) ->
 
 
 @pytest.fixture(scope="module")
-def landmarker(weights_dir: Path) -> FaceLandmarker:
-    return FaceLandmarker(weights_dir / "face_landmarker.task")
+def landmarker(packaged: Packaged) -> FaceLandmarker:
+    return FaceLandmarker(packaged("face_landmarker"))
 
 
 def trace(
@@ -93,23 +94,23 @@ def test_angles_are_those_of_three_turns_in_order() -> None:
     ],
 )
 def test_a_frontal_speaker_is_seen_throughout(
-    name: str, box: tuple[float, float, float, float], clips_dir: Path, landmarker: FaceLandmarker
+    name: str, box: tuple[float, float, float, float], real_clip: RealClip, landmarker: FaceLandmarker
 ) -> None:
-    found = trace(clips_dir / name, box, 29, landmarker, fps=10)
+    found = trace(real_clip(name), box, 29, landmarker, fps=10)
     assert found.seen.all()
     assert np.abs(found.angles_deg).max() < 8
     assert ((found.blendshapes >= 0) & (found.blendshapes <= 1)).all()
 
 
-def test_a_small_face_in_a_tall_picture_is_seen(clips_dir: Path, landmarker: FaceLandmarker) -> None:
-    found = trace(clips_dir / "ls_demo3.mp4", (480, 512, 690, 770), 30, landmarker, fps=10)
+def test_a_small_face_in_a_tall_picture_is_seen(real_clip: RealClip, landmarker: FaceLandmarker) -> None:
+    found = trace(real_clip("ls_demo3.mp4"), (480, 512, 690, 770), 30, landmarker, fps=10)
     assert found.seen.mean() >= 0.95
     height_px = np.ptp(found.points[found.seen, :, 1], axis=1)
     assert 90 < np.median(height_px) < 130  # of a clip that is 1024 px tall
 
 
-def test_a_turning_head_turns_the_right_way(clips_dir: Path, landmarker: FaceLandmarker) -> None:
-    found = trace(clips_dir / "st_katie.mp4", (130, 101, 390, 467), 48, landmarker, fps=6)
+def test_a_turning_head_turns_the_right_way(real_clip: RealClip, landmarker: FaceLandmarker) -> None:
+    found = trace(real_clip("st_katie.mp4"), (130, 101, 390, 467), 48, landmarker, fps=6)
     assert found.seen.all()
     nose, sides = found.points[:, 1, 0], found.points[:, [234, 454], 0]
     aside = (nose - sides.mean(1)) / np.ptp(sides, axis=1)  # positive: nose to the viewer's right
@@ -123,20 +124,22 @@ def test_a_turning_head_turns_the_right_way(clips_dir: Path, landmarker: FaceLan
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_came_before(
-    clips_dir: Path, weights_dir: Path, landmarker: FaceLandmarker
+    real_clip: RealClip, packaged: Packaged, landmarker: FaceLandmarker
 ) -> None:
-    path, box = clips_dir / "grid_bbaf2n.mpg", (100.0, 98.0, 207.0, 255.0)
-    trace(clips_dir / "st_katie.mp4", (130, 101, 390, 467), 5, landmarker)
+    path, box = real_clip("grid_bbaf2n.mpg"), (100.0, 98.0, 207.0, 255.0)
+    trace(real_clip("grid_lrwp9a.mpg"), (126, 83, 249, 260), 5, landmarker)
     used = trace(path, box, 10, landmarker)
-    fresh = trace(path, box, 10, FaceLandmarker(weights_dir / "face_landmarker.task"))
+    fresh = trace(path, box, 10, FaceLandmarker(packaged("face_landmarker")))
     assert used.points.tobytes() == fresh.points.tobytes()
     assert used.blendshapes.tobytes() == fresh.blendshapes.tobytes()
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_points_are_in_pixels_of_the_clip(scale: float, clips_dir: Path, landmarker: FaceLandmarker) -> None:
+def test_points_are_in_pixels_of_the_clip(
+    scale: float, real_clip: RealClip, landmarker: FaceLandmarker
+) -> None:
     """The same picture at another size, framed alike: the points scale, pixel centres whole numbers."""
-    rgb = first_rgb(clips_dir / "grid_bbaf2n.mpg")
+    rgb = first_rgb(real_clip("grid_bbaf2n.mpg"))
     height, width = rgb.shape[:2]
     box = (100.0, 98.0, 207.0, 255.0)
     size = round(width * scale), round(height * scale)
@@ -153,9 +156,9 @@ def test_points_are_in_pixels_of_the_clip(scale: float, clips_dir: Path, landmar
     assert np.abs(found[1] - wanted).mean() < 0.6 * scale
 
 
-def test_a_mirrored_face_gives_mirrored_points(clips_dir: Path, landmarker: FaceLandmarker) -> None:
+def test_a_mirrored_face_gives_mirrored_points(real_clip: RealClip, landmarker: FaceLandmarker) -> None:
     """Tells whether the points count from pixel centres: otherwise the mean is off by a pixel."""
-    rgb = first_rgb(clips_dir / "grid_bbaf2n.mpg")
+    rgb = first_rgb(real_clip("grid_bbaf2n.mpg"))
     crop = cv2.resize(rgb[40:300, 20:280][:248, :248], (LANDMARKER_PX, LANDMARKER_PX))
     straight, mirrored = landmarker.detect(crop), landmarker.detect(crop[:, ::-1])
     assert straight is not None

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.schemas.arrays import FaceTrack, Landmarks, LipTrace
 from talkforge.schemas.config import LipsConfig
 from talkforge.schemas.records import Clip, Video
+from tests.conftest import Packaged
 
 PLAIN = LipsConfig(dilation=0, smoothing_frames=1)
 CENTRE = np.array([100.0, 80.0])
@@ -164,7 +163,7 @@ def test_measure_counts_codes_and_area() -> None:
 
 
 @pytest.mark.parametrize("name", ["collins", "hopper"])
-def test_masks_of_a_talking_portrait_fit_its_known_mouth(name: str, weights_dir: Path) -> None:
+def test_masks_of_a_talking_portrait_fit_its_known_mouth(name: str, packaged: Packaged) -> None:
     take = talk(frame(name, 480, 480), speak("Many people walk over the harbour.", duration_s=2.0), seed=1)
     (face,) = take.faces
     shown = clip(take.num_frames, 480, 480)
@@ -189,7 +188,7 @@ def test_masks_of_a_talking_portrait_fit_its_known_mouth(name: str, weights_dir:
     )
     every = np.arange(0, take.num_frames, 12)
     track = FaceTrack(0, 0, 0, shown.end_s, every / FPS, face.box[every], np.ones(len(every), np.float32), "")
-    tracer = LandmarkTracer(FaceLandmarker(weights_dir / "face_landmarker.task"), track, shown, video)
+    tracer = LandmarkTracer(FaceLandmarker(packaged("face_landmarker")), track, shown, video)
     for k, rgb in enumerate(take.frames()):
         tracer.push(k, rgb)
     trace = lips.trace(tracer.finish(), LipsConfig(dilation=0))

@@ -25,6 +25,7 @@ from talkforge.curation.media import (
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
+from tests.conftest import RealClip
 from tests.media_files import (
     Pictures,
     Sounds,
@@ -102,29 +103,33 @@ def test_seeking_changes_nothing(tmp_path: Path, suffix: str) -> None:
         assert all(np.array_equal(a[2], b[2]) for a, b in zip(part, want, strict=True))
 
 
-def test_seeking_changes_nothing_on_real_clips(clips_dir: Path) -> None:
-    for path in map(clips_dir.joinpath, REAL_COUNTS):
-        video = probed(path)
-        whole = [(p.time_s, p.until_s) for p in read_frames(path, video)]
-        start_s = video.end_s - 1.3
-        part = [(p.time_s, p.until_s) for p in read_frames(path, video, start_s)]
-        assert part == [p for p in whole if p[1] > start_s], path.name
-        assert all(a[1] == b[0] for a, b in itertools.pairwise(whole)), path.name
-        assert whole[0][0] == video.start_s, path.name
-        assert whole[-1][1] == pytest.approx(video.end_s, abs=1e-6), path.name
+@pytest.mark.parametrize("name", REAL_COUNTS)
+def test_seeking_changes_nothing_on_real_clips(real_clip: RealClip, name: str) -> None:
+    path = real_clip(name)
+    video = probed(path)
+    whole = [(p.time_s, p.until_s) for p in read_frames(path, video)]
+    start_s = video.end_s - 1.3
+    part = [(p.time_s, p.until_s) for p in read_frames(path, video, start_s)]
+    assert part == [p for p in whole if p[1] > start_s]
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(whole))
+    assert whole[0][0] == video.start_s
+    assert whole[-1][1] == pytest.approx(video.end_s, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", REAL_COUNTS)
-def test_every_picture_of_real_clips(clips_dir: Path, name: str) -> None:
-    path = clips_dir / name
+def test_every_picture_of_real_clips(real_clip: RealClip, name: str) -> None:
+    path = real_clip(name)
     assert sum(1 for _ in read_frames(path, probed(path))) == REAL_COUNTS[name]
 
 
-def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path, clips_dir: Path) -> None:
+def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.85)), Sounds([(0, 2)], [0.85, 1.2]))
     assert shown(path)[0] == (0, 0.85, 0.89)
     assert clicks_heard(read_audio(path, probed(path), 0, 2), 16_000) == pytest.approx([0.85, 1.2], abs=1e-3)
-    hamilton = clips_dir / "fr_hamilton.mp4"
+
+
+def test_late_video_of_a_real_clip_keeps_its_distance_from_the_sound(real_clip: RealClip) -> None:
+    hamilton = real_clip("fr_hamilton.mp4")
     first = next(read_frames(hamilton, probed(hamilton)))
     assert first.time_s == pytest.approx(10214 / 11988 - 353 / 44100, abs=1e-12)
 
@@ -311,16 +316,16 @@ def test_sound_stays_with_the_pictures(tmp_path: Path, suffix: str) -> None:
         assert clicks_heard(window, 16_000) == pytest.approx(want, abs=2e-3)
 
 
-def test_window_equals_part_of_the_whole(clips_dir: Path) -> None:
-    for name in ("ls_demo3.mp4", "grid_bbaf2n.mpg", "vr_1.mp4"):
-        path = clips_dir / name
-        video = probed(path)
-        whole = read_audio(path, video, 0, video.end_s)
-        part = read_audio(path, video, 2.0, 2.5)
-        lags = range(-2, 3)
-        errors = [np.abs(part[100:-100] - whole[32_100 + lag : 39_900 + lag]).max() for lag in lags]
-        assert lags[int(np.argmin(errors))] == 0, name
-        assert min(errors) < 0.02 * np.abs(whole).max() + 1e-3, name
+@pytest.mark.parametrize("name", ["ls_demo3.mp4", "grid_bbaf2n.mpg", "vr_1.mp4"])
+def test_window_equals_part_of_the_whole(real_clip: RealClip, name: str) -> None:
+    path = real_clip(name)
+    video = probed(path)
+    whole = read_audio(path, video, 0, video.end_s)
+    part = read_audio(path, video, 2.0, 2.5)
+    lags = range(-2, 3)
+    errors = [np.abs(part[100:-100] - whole[32_100 + lag : 39_900 + lag]).max() for lag in lags]
+    assert lags[int(np.argmin(errors))] == 0
+    assert min(errors) < 0.02 * np.abs(whole).max() + 1e-3
 
 
 def test_gaps_and_late_starts_are_silence(tmp_path: Path) -> None:

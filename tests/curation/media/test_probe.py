@@ -16,6 +16,7 @@ from talkforge.curation.media import container
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
+from tests.conftest import RealClip
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 
@@ -47,8 +48,8 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_clips(clips_dir: Path, name: str) -> None:
-    video = probed(clips_dir / name)
+def test_real_clips(real_clip: RealClip, name: str) -> None:
+    video = probed(real_clip(name))
     size, codec, fps, nominal, start_s, end_s, audio_start_s, hz, channels = REAL[name]
     assert (video.width_px, video.height_px) == size
     assert video.video_codec == codec

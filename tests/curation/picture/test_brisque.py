@@ -17,6 +17,7 @@ from talkforge.curation.picture.brisque import Brisque
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 
 TOY = "svm_type epsilon_svr\nkernel_type rbf\ngamma 0.5\nnr_class 2\ntotal_sv 2\nrho -7\nSV\n"
 
@@ -96,11 +97,11 @@ def test_flat_or_tiny_pictures_are_not_judged(judge: Brisque) -> None:
     assert judge.score(portrait_face()[:31, :64]) is None
 
 
-def test_a_good_clip_scores_below_a_poor_one(judge: Brisque, clips_dir: Path) -> None:
+def test_a_good_clip_scores_below_a_poor_one(judge: Brisque, real_clip: RealClip) -> None:
     landmarker = FaceLandmarker(registry.weights("face_landmarker"))
     scores = {}
     for name in ("st_katie.mp4", "vr_1.mp4"):
-        path = clips_dir / name
+        path = real_clip(name)
         video = probe(path, Input(uri=name), content_hash(path))
         rgb = next(read_frames(path, video, 1.0, 1.1)).rgb(512, 512)
         found = landmarker.detect(rgb)

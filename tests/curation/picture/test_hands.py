@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from talkforge.curation.picture.scorer import covered
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def detector() -> HandDetector:
 
 
 @pytest.fixture(scope="module")
-def cut_out(clips_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+def cut_out(real_clip: RealClip) -> tuple[np.ndarray, np.ndarray]:
     """An open hand before a white shirt, RGB, and where it is: what is redder than cloth."""
-    path = clips_dir / "ls_demo3.mp4"
+    path = real_clip("ls_demo3.mp4")
     video = probe(path, Input(uri=path.name), content_hash(path))
     rgb = next(read_frames(path, video, 4.0, 4.1)).rgb(576, 1024)[498:625, 352:466]
     red = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., 1]

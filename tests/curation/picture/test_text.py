@@ -13,6 +13,7 @@ from talkforge.curation.picture import text
 from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
+from tests.conftest import Packaged
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +88,11 @@ def test_a_small_picture_keeps_its_size_and_a_large_one_does_not(detector: TextD
     assert detector.detect(np.zeros((1080, 1920, 3), np.uint8)).shape == (256, 480)
 
 
-def test_another_model_is_refused(weights_dir: Path, tmp_path: Path) -> None:
+def test_another_model_is_refused(packaged: Packaged, tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"text detector: \S+MobileFaceNet\.onnx: expected input \[any, 3, any, any\]"
+        ModelError, match=r"text detector: \S+sig_bak_ovr\.onnx: expected input \[any, 3, any, any\]"
     ):
-        TextDetector(weights_dir / "MobileFaceNet.onnx")
+        TextDetector(packaged("dnsmos"))
     page = tmp_path / "page.onnx"
     page.write_text("<html>")
     with pytest.raises(ModelError, match=r"text detector: \S+page\.onnx: is not an ONNX model that runs"):

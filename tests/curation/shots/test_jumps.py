@@ -14,6 +14,7 @@ from talkforge.curation.face.detect import load_detector
 from talkforge.curation.shots.jumps import Cut, CutDetector, scenes
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError
+from tests.conftest import RealClip
 
 WIDTH_PX, HEIGHT_PX = 320, 180
 Face = tuple[float, float, float]
@@ -233,8 +234,8 @@ def zoomed(picture: np.ndarray, zoom: float, shift: float = 0.0) -> np.ndarray:
     return cv2.warpAffine(picture, matrix, (width_px, height_px), borderMode=cv2.BORDER_REPLICATE)
 
 
-def test_the_stage_has_four_shots(clips_dir: Path) -> None:
-    assert [frame for frame, _ in looked_at(real(clips_dir / "fr_hamilton.mp4"))] == [20, 82, 211]
+def test_the_stage_has_four_shots(real_clip: RealClip) -> None:
+    assert [frame for frame, _ in looked_at(real(real_clip("fr_hamilton.mp4")))] == [20, 82, 211]
 
 
 @pytest.mark.parametrize(
@@ -252,14 +253,14 @@ def test_the_stage_has_four_shots(clips_dir: Path) -> None:
         "sk_bigbuckbunny.mp4",
     ],
 )
-def test_a_continuous_shot_has_no_cut(clips_dir: Path, name: str) -> None:
-    assert looked_at(real(clips_dir / name, 256)) == []
+def test_a_continuous_shot_has_no_cut(real_clip: RealClip, name: str) -> None:
+    assert looked_at(real(real_clip(name), 256)) == []
 
 
-def test_speakers_of_one_studio_cut_together(clips_dir: Path) -> None:
+def test_speakers_of_one_studio_cut_together(real_clip: RealClip) -> None:
     names = ["grid_bbaf2n", "grid_lrwp9a", "grid_id2_swwp2s", "grid_brbk7n"]
     spans = [(0, 31), (20, 57), (5, 48), (30, 75)]
-    pictures = [p for n, (a, b) in zip(names, spans, strict=True) for p in real(clips_dir / f"{n}.mpg")[a:b]]
+    pictures = [p for n, (a, b) in zip(names, spans, strict=True) for p in real(real_clip(f"{n}.mpg"))[a:b]]
     assert [frame for frame, _ in looked_at(pictures)] == [31, 68, 111]
 
 
@@ -269,15 +270,15 @@ def test_speakers_of_one_studio_cut_together(clips_dir: Path) -> None:
     ids=["punch in", "pull out", "aside"],
 )
 def test_a_second_camera_that_colours_do_not_show(
-    clips_dir: Path, before: tuple[float, float], after: tuple[float, float]
+    real_clip: RealClip, before: tuple[float, float], after: tuple[float, float]
 ) -> None:
-    pictures = real(clips_dir / "grid_brbk7n.mpg")
+    pictures = real(real_clip("grid_brbk7n.mpg"))
     cut = [zoomed(p, *(before if f < 33 else after)) for f, p in enumerate(pictures)]
     assert looked_at(cut) == [(33, "face_jump")]
 
 
-def test_a_punch_in_by_half_is_found(clips_dir: Path) -> None:
-    for name in ("grid_bbaf2n.mpg", "st_katie.mp4"):
-        pictures = real(clips_dir / name, 360)[:75]
-        cut = [p if f < 41 else zoomed(p, 1.5) for f, p in enumerate(pictures)]
-        assert [frame for frame, _ in looked_at(cut)] == [41]
+@pytest.mark.parametrize("name", ["grid_bbaf2n.mpg", "st_katie.mp4"])
+def test_a_punch_in_by_half_is_found(real_clip: RealClip, name: str) -> None:
+    pictures = real(real_clip(name), 360)[:75]
+    cut = [p if f < 41 else zoomed(p, 1.5) for f, p in enumerate(pictures)]
+    assert [frame for frame, _ in looked_at(cut)] == [41]

@@ -18,6 +18,7 @@ from talkforge.curation.shots.transnet import TransNet
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 
 
 class Stowaway:
@@ -123,11 +124,13 @@ def test_what_is_not_its_weights_is_refused_in_one_line(
 # --- published weights on real footage ---------------------------------------------------------------
 
 
-def test_the_cuts_of_a_stage_recording_are_found_to_the_frame(published: TransNet, clips_dir: Path) -> None:
-    found = shots.transitions(published.boundaries(small_frames(clips_dir / "fr_hamilton.mp4")))
+def test_the_cuts_of_a_stage_recording_are_found_to_the_frame(
+    published: TransNet, real_clip: RealClip
+) -> None:
+    found = shots.transitions(published.boundaries(small_frames(real_clip("fr_hamilton.mp4"))))
     assert found == (Transition(19, 20), Transition(81, 82), Transition(210, 211))
 
 
-def test_one_shot_has_no_transition(published: TransNet, clips_dir: Path) -> None:
-    probabilities = published.boundaries(small_frames(clips_dir / "grid_bbaf2n.mpg"))
+def test_one_shot_has_no_transition(published: TransNet, real_clip: RealClip) -> None:
+    probabilities = published.boundaries(small_frames(real_clip("grid_bbaf2n.mpg")))
     assert float(probabilities.max()) < 0.1

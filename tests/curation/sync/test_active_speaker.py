@@ -21,6 +21,7 @@ from talkforge.curation.sync.active_speaker import LightAsd, speaker, speaking_f
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 
 FILE = "lightasd_finetuning_TalkSet.model"
 LENGTH_S = 3
@@ -30,13 +31,27 @@ Clip = tuple[np.ndarray, np.ndarray]
 # --------------------------------------------------------------------------- weights
 
 
-@pytest.fixture(scope="session")
-def state(weights_dir: Path) -> dict[str, Any]:
-    return dict(torch.load(weights_dir / FILE, map_location="cpu", weights_only=True))
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("light_asd") / "random.model"
+    torch.save(active_speaker._light_asd().state_dict(), path)
+    return path
 
 
-@pytest.fixture(scope="session")
-def model(weights_dir: Path) -> LightAsd:
+@pytest.fixture(scope="module")
+def state(random_weights: Path) -> dict[str, Any]:
+    return dict(torch.load(random_weights, weights_only=True))
+
+
+@pytest.fixture(scope="module")
+def model(random_weights: Path) -> LightAsd:
+    """For what holds with any weights."""
+    return LightAsd(random_weights)
+
+
+@pytest.fixture(scope="module")
+def published(weights_dir: Path) -> LightAsd:
     return LightAsd(weights_dir / FILE)
 
 
@@ -71,11 +86,11 @@ def test_a_count_of_batches_may_be_missing(state: dict[str, Any], tmp_path: Path
 
 
 def test_anything_but_a_state_dict_is_refused_and_never_run(
-    weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.model"
-    for content in (b"", b"<!DOCTYPE html>\n<html></html>", (weights_dir / FILE).read_bytes()[:100_000]):
+    for content in (b"", b"<!DOCTYPE html>\n<html></html>", random_weights.read_bytes()[:100_000]):
         path.write_bytes(content)
         assert _refusal(path).startswith("expected a torch state dict: ")
     torch.save(_Code(), path)
@@ -90,14 +105,14 @@ def test_anything_but_a_state_dict_is_refused_and_never_run(
 # --------------------------------------------------------------------------- speaking faces
 
 
-@pytest.fixture(scope="session")
-def clip(clips_dir: Path) -> Callable[[str], Clip]:
-    """The first three seconds of a shared clip: faces [75, 112, 112] and samples."""
+@pytest.fixture(scope="module")
+def clip(real_clip: RealClip) -> Callable[[str], Clip]:
+    """The first three seconds of a real clip: faces [75, 112, 112] and samples."""
     detector, done = load_detector(ScanConfig(sample_s=1.0)), {}
 
     def cut(name: str) -> Clip:
         if name not in done:
-            path = clips_dir / name
+            path = real_clip(name)
             video = probe.probe(path, Input(uri=name), probe.content_hash(path))
             track = scan(path, video, 0, LENGTH_S, ScanConfig(sample_s=1.0), detector).tracks[0]
             count = LENGTH_S * 25
@@ -112,9 +127,9 @@ def clip(clips_dir: Path) -> Callable[[str], Clip]:
     return cut
 
 
-def test_a_speaking_face_scores_above_a_silent_one(model: LightAsd, clip: Callable[[str], Clip]) -> None:
+def test_a_speaking_face_scores_above_a_silent_one(published: LightAsd, clip: Callable[[str], Clip]) -> None:
     talking, silent = clip("grid_brbk7n.mpg"), clip("lp_s18.mp4")
-    spoken, unspoken = model.score_batch([talking, silent])
+    spoken, unspoken = published.score_batch([talking, silent])
     assert spoken.dtype == np.float32
     assert spoken.shape == unspoken.shape == (75,)
     assert spoken.min() > 0 > unspoken.max()
@@ -151,12 +166,12 @@ def test_another_rate_gives_a_score_for_each_frame(model: LightAsd, clip: Callab
     assert scores.shape == (150,)
 
 
-def test_of_two_faces_the_one_that_speaks_is_named(model: LightAsd, clip: Callable[[str], Clip]) -> None:
+def test_of_two_faces_the_one_that_speaks_is_named(published: LightAsd, clip: Callable[[str], Clip]) -> None:
     (talking, sound), (silent, _) = clip("grid_brbk7n.mpg"), clip("lp_s18.mp4")
     heard = np.zeros(75, bool)
     heard[14:52] = True
     fractions = {
-        name: speaking_fraction(model.score(faces, sound), heard)
+        name: speaking_fraction(published.score(faces, sound), heard)
         for name, faces in (("talking", talking), ("silent", silent))
     }
     assert fractions == {"talking": 1.0, "silent": 0.0}
@@ -164,12 +179,12 @@ def test_of_two_faces_the_one_that_speaks_is_named(model: LightAsd, clip: Callab
 
 
 def test_resting_lips_may_pass_for_speaking_and_then_nobody_is_named(
-    model: LightAsd, clip: Callable[[str], Clip]
+    published: LightAsd, clip: Callable[[str], Clip]
 ) -> None:
     """A known limit: a speaker's own lips at rest, with another's voice, score above 0."""
     (talking, sound), (other, _) = clip("grid_bbaf2n.mpg"), clip("grid_brbk7n.mpg")
     resting = other[np.abs((np.arange(75) % 20) - 10)]  # to and fro through the 0.4 s before her sentence
-    scores = model.score_batch([(talking, sound), (resting, sound)])
+    scores = published.score_batch([(talking, sound), (resting, sound)])
     heard = np.ones(75, bool)
     fractions = {str(i): speaking_fraction(row, heard) for i, row in enumerate(scores)}
     assert scores[0].mean() > scores[1].mean() > 0

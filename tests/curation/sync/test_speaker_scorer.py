@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from talkforge.curation.face.crops import to_asd
-from talkforge.curation.sync import speaker_scorer
+from talkforge.curation.sync import active_speaker, speaker_scorer
 from talkforge.curation.sync.speaker_scorer import SpeakerScorer, heard
 from talkforge.curation.sync.syncnet import SyncScore
 from talkforge.curation.weights import registry
@@ -31,8 +32,16 @@ def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
 
 
-def test_nothing_is_used_unless_it_is_asked_for(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights of Light-ASD, as if they were the published ones."""
+    torch.manual_seed(0)
+    torch.save(active_speaker._light_asd().state_dict(), tmp_path / "random.model")
+    monkeypatch.setattr(registry, "weights", {"light_asd": tmp_path / "random.model"}.__getitem__)
+
+
+@pytest.mark.usefixtures("here")
+def test_nothing_is_used_unless_it_is_asked_for() -> None:
     assert speaker_scorer.load(SpeakerConfig()) is None
 
 
@@ -41,8 +50,8 @@ def test_what_is_asked_for_and_absent_is_named() -> None:
         speaker_scorer.load(BOTH)
 
 
-def test_what_is_asked_for_and_here_is_used(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TALKFORGE_MODELS", str(weights_dir))
+@pytest.mark.usefixtures("here")
+def test_what_is_asked_for_and_here_is_used() -> None:
     scorer = speaker_scorer.load(SpeakerConfig(active_speaker=True))
     assert scorer is not None
     assert scorer.light_asd is not None

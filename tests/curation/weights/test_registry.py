@@ -28,6 +28,7 @@ from talkforge.curation.weights.download import FetchProgress
 from talkforge.curation.weights.registry import Model, Piece
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 from tests.curation.web_server import Server
 
 CONTENT = bytes(range(256)) * 40
@@ -533,8 +534,16 @@ def test_the_rows_tell_what_is_here_and_fetch_nothing(
 # --------------------------------------------------------------------------- the pose bundle
 
 
+NOSE_AND_SHOULDERS = {
+    "ls_demo3.mp4": [[572, 650], [812, 915], [352, 925]],
+    "grid_bbaf2n.mpg": [[157, 180], [265, 285], [42, 285]],
+}
+"""Pixels x, y of the nose, the left and the right shoulder, 3 s into the clip or at its last frame."""
+
+
 @pytest.mark.usefixtures("own_cache")
-def test_the_pose_bundle_finds_the_shoulders(clips_dir: Path) -> None:
+@pytest.mark.parametrize("name", NOSE_AND_SHOULDERS)
+def test_the_pose_bundle_finds_the_shoulders(real_clip: RealClip, name: str) -> None:
     bundle = registry.pose_task()
     with zipfile.ZipFile(bundle) as file:
         assert file.namelist() == ["pose_detector.tflite", "pose_landmarks_detector.tflite"]
@@ -543,14 +552,15 @@ def test_the_pose_bundle_finds_the_shoulders(clips_dir: Path) -> None:
             assert info.compress_type == zipfile.ZIP_STORED
             start = whole.index(file.read(info)[:64], info.header_offset)
             assert start % 4 == 0
-    path = clips_dir / "ls_demo3.mp4"
+    path = real_clip(name)
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
-    rgb = next(media.read_frames(path, video, 3.0, 3.1)).rgb()
+    *_, frame = media.read_frames(path, video, 0.0, 3.01)
+    rgb = frame.rgb()
     options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
     with vision.PoseLandmarker.create_from_options(options) as landmarker:
         (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(rgb))).pose_landmarks
-    joints = np.array([[found[i].x * 1080, found[i].y * 1920] for i in (0, 11, 12)])
-    np.testing.assert_allclose(joints, [[572, 650], [812, 915], [352, 925]], atol=40)
+    joints = np.array([[found[i].x * video.width_px, found[i].y * video.height_px] for i in (0, 11, 12)])
+    np.testing.assert_allclose(joints, NOSE_AND_SHOULDERS[name], atol=0.037 * video.width_px)
     assert min(found[i].visibility for i in (11, 12)) > 0.9
 
 
