@@ -1,1 +1,1 @@
-"""Faces: detection and tracking, landmarks, lip masks, identity, crops, sharpness."""
+"""Faces: detection and tracking, landmarks, lip masks, identity, crops and image quality."""

@@ -1,4 +1,4 @@
-"""Which faces are where: detection in single frames, and linking of sparse samples into tracks."""
+"""Face detection in single frames, and linking of the detections of sparse samples into tracks."""
 
 from __future__ import annotations
 
@@ -21,44 +21,48 @@ from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.records import Scene
 
 NMS_OVERLAP = 0.3
-"""Boxes that overlap a better one by more than this IoU are the same face. Source: CenterFace's
-published demo; faces of two people side by side overlap less."""
+"""A box that overlaps a better one by more than this IoU is the same face. Source: CenterFace's published
+demo. Faces of two people side by side overlap less."""
 
 STRIDE_PX = 4
-"""Pixels of the picture per cell of CenterFace's maps. Source: arXiv 1911.03599, section 3.1."""
+"""Pixels of the frame per cell of CenterFace's maps. Source: arXiv 1911.03599, section 3.1."""
 
 MULTIPLE_PX = 32
-"""CenterFace's deepest features have this stride: sides are padded to multiples of it."""
+"""Stride of CenterFace's deepest features. Both sides of a frame are padded to multiples of it."""
 
 MAX_STEP = 1.0
-"""Farthest that a face moves between two sightings, centre to centre in face sizes (square root
-of the box's area). Source: ours; leaning and turning speakers move up to 0.5 sizes in 0.5 s."""
+"""Largest distance that a face moves between two samples, from centre to centre, in face sizes (square root
+of the box's area). Source: ours. Speakers who lean or turn move up to 0.5 sizes in 0.5 s."""
 
 MAX_GROWTH = 1.6
-"""Largest ratio of a face's sizes in two sightings. Source: ours, as above; zooms are slower."""
+"""Largest ratio of a face's sizes in two samples. Source: ours, as above. Zooms are slower."""
 
 MAX_MISSED_SAMPLES = 2
-"""Samples in a row in which a face may go undetected without its track ending."""
+"""Consecutive samples in which a face may be missed without ending its track."""
 
 
 SCRFD_OUTPUTS = (6, 9, 10, 15)
-"""Numbers of outputs that SCRFD's models have: scores and boxes, with or without points, at three or
-five strides. Source: InsightFace's own class, which runs no other."""
+"""Possible numbers of outputs of an SCRFD model: scores and boxes, with or without points, at three or five
+strides. Source: InsightFace's class, which runs no other."""
 
 
 class FaceDetector(Protocol):
-    """Finds the faces in one picture."""
+    """Detects the faces in one frame."""
 
     @property
     def name(self) -> str: ...
 
     def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
-        """Boxes [n, 4] (x0, y0, x1, y1 in pixels of `rgb`) and scores [n] in 0..1, best first."""
+        """Boxes and scores of the faces in `rgb`, uint8 [H, W, 3], the best first.
+
+        Returns:
+            Boxes float32 [n, 4] as x0, y0, x1, y1 in pixels of `rgb`, and scores float32 [n] in 0..1.
+        """
         ...
 
 
 class CenterFace:
-    """CenterFace on one core: a heat map of face centres with a size and an offset in every cell.
+    """CenterFace on one core. It gives a heat map of face centres, with a size and an offset in every cell.
 
     Source: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point",
     arXiv 1911.03599.
@@ -95,7 +99,7 @@ class Scrfd:
     name = "scrfd"
 
     def __init__(self, path: Path, min_score: float) -> None:
-        # Imported here because the package pulls in much that CenterFace does not need.
+        # Imported here because insightface imports much that CenterFace does not need.
         from insightface.model_zoo.scrfd import SCRFD
 
         session = _session(path, self.name)
@@ -113,10 +117,10 @@ class Scrfd:
 
 
 def load_detector(config: ScanConfig) -> FaceDetector:
-    """The detector that the configuration names, ready to run on one core.
+    """The face detector that the configuration names, on one core.
 
     Raises:
-        ModelError: the weights are missing, altered, or no such detector's.
+        ModelError: the weights are missing, altered, or belong to another model.
     """
     path = registry.weights(config.detector)
     if config.detector == "scrfd":
@@ -125,27 +129,27 @@ def load_detector(config: ScanConfig) -> FaceDetector:
 
 
 def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
-    """An ONNX model on one core, for pictures of any size.
+    """A session of an ONNX model on one core, for frames of any size.
 
     Raises:
-        ModelError: not an ONNX model, or none with one input [any, 3, any, any]; one line.
+        ModelError: the file is not an ONNX model with one input [any, 3, any, any]. The message is one line.
     """
     try:
         model = onnx.load(str(path))
-    except Exception as error:  # files of any kind can be under that name, and fail in any way
+    except Exception as error:  # the file can hold anything, and fail in any way
         reason = one_line(error)
         raise ModelError(f"{name}: {path}: is not an ONNX model that runs: {reason}") from None
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
-    # Weights listed as inputs are not constants to the runtime, which then cannot fold the batch
-    # normalisation into the convolutions: CenterFace runs 1.5 times as long.
+    # Weights that are listed as inputs are not constants for the runtime. It then cannot fold the batch
+    # normalisation into the convolutions, and CenterFace takes 1.5 times as long.
     inputs = [value for value in graph.input if value.name not in constants]
     shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] != 3:
         raise ModelError(f"{name}: {path}: expected one input [any, 3, any, any], found {shapes}")
     del graph.input[:]
     graph.input.extend(inputs)
-    # Sizes frozen at export (batch 10, 32 x 32) are not those of the pictures.
+    # The sizes fixed at export (batch 10, 32 x 32) are replaced by free ones.
     for value in [*graph.input, *graph.output]:
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             if axis != 1:
@@ -154,7 +158,7 @@ def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
 
 
 def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:
-    """Boxes without lesser ones of the same face, best first."""
+    """Non-maximum suppression: one box for each face, the best first."""
     corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
     kept = cv2.dnn.NMSBoxes(corner_and_size.tolist(), scores.tolist(), min_score, NMS_OVERLAP)
     order = np.asarray(kept, np.intp).reshape(-1)
@@ -162,11 +166,15 @@ def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floa
 
 
 def displacements(before: Floats, after: Floats) -> tuple[Floats, Floats]:
-    """How far apart two sets of boxes are, pair by pair.
+    """Distance and change of size between every pair of boxes of two sets.
+
+    Args:
+        before: [n, 4] x0, y0, x1, y1.
+        after: [m, 4], likewise.
 
     Returns:
-        Distance of the centres in face sizes (square root of the smaller box's area), and ratio
-        of the sizes (at least 1); both [n before, n after].
+        Distance of the centres, in square roots of the smaller box's area, and ratio of the larger size to
+        the smaller. Both are float32 [n, m].
     """
     sizes = [np.sqrt(np.maximum(np.prod(b[:, 2:] - b[:, :2], axis=1), 1.0)) for b in (before, after)]
     centres = [(b[:, :2] + b[:, 2:]) / 2 for b in (before, after)]
@@ -178,7 +186,7 @@ def displacements(before: Floats, after: Floats) -> tuple[Floats, Floats]:
 
 @dataclass
 class _OpenTrack:
-    """A track while it is being linked: indices of samples and of boxes therein."""
+    """A track that is being linked: the samples it was seen in, and its box and score in each."""
 
     samples: list[int] = field(default_factory=list)
     boxes: list[Floats] = field(default_factory=list)
@@ -191,21 +199,23 @@ class _OpenTrack:
 
 
 def link(detections: Sequence[Detections], scenes: Sequence[Scene], detector: str) -> tuple[FaceTrack, ...]:
-    """Faces of sparse samples joined into tracks, none of which crosses a cut.
+    """Link the faces of sparse samples into tracks, none of which crosses a cut.
 
-    A face continues the track it is nearest to (best assignment over all faces of the sample),
-    if it moved at most `MAX_STEP` and grew at most `MAX_GROWTH`, and went unseen for at most
-    `MAX_MISSED_SAMPLES` samples in a row. Every detection ends up in exactly one track; one
-    sample is enough for a track. A track seen in the first (last) sample of its scene reaches to the scene's
-    start (end); otherwise half way to the nearest sample in which the face was not seen.
+    The faces of a sample are assigned to the open tracks by minimum total cost. A face continues a track
+    only if it moved by at most `MAX_STEP`, changed its size by at most `MAX_GROWTH`, and was missed in at
+    most `MAX_MISSED_SAMPLES` consecutive samples. Every detection belongs to exactly one track, and one
+    sample is enough for a track.
+
+    A track that was seen in the first sample of its scene starts with the scene. Otherwise it starts half
+    way between its first sample and the sample before. Its end is found in the same way.
 
     Args:
-        detections: of the sampled frames, in order of time.
-        scenes: in order of time.
-        detector: name of the detector.
+        detections: faces of the sampled frames, in order of time.
+        scenes: the scenes, in order of time.
+        detector: name of the detector, kept in each track.
 
     Returns:
-        Tracks numbered from 0 by first sighting, then from left to right.
+        Tracks, numbered from 0 by their first sample, then from left to right.
     """
     tracks: list[FaceTrack] = []
     for scene in scenes:
@@ -216,7 +226,7 @@ def link(detections: Sequence[Detections], scenes: Sequence[Scene], detector: st
 
 
 def _link_scene(samples: Sequence[Detections]) -> list[_OpenTrack]:
-    """Tracks of one scene in order of first sighting, then from left to right."""
+    """Tracks of one scene in order of their first sample, then from left to right."""
     tracks: list[_OpenTrack] = []
     for index, seen in enumerate(samples):
         open_tracks = [t for t in tracks if index - t.samples[-1] <= MAX_MISSED_SAMPLES + 1]
@@ -231,12 +241,13 @@ def _link_scene(samples: Sequence[Detections]) -> list[_OpenTrack]:
 
 
 def _assign(tracks: Sequence[_OpenTrack], boxes: Floats) -> list[tuple[int, int]]:
-    """Pairs of track and box that continue each other."""
+    """Which box continues which track, as pairs of indices (track, box)."""
     if not tracks or not len(boxes):
         return []
     distance, growth = displacements(np.array([t.boxes[-1] for t in tracks], np.float32), boxes)
     allowed = (distance <= MAX_STEP) & (growth <= MAX_GROWTH)
-    # A forbidden pair costs more than any number of allowed ones, so that it is never preferred.
+    # Moving by one face size costs as much as growing by a factor of e. A forbidden pair costs more than
+    # any number of allowed ones, so the assignment never prefers it.
     cost = np.where(allowed, distance + np.log(growth), 1e3)
     rows, columns = linear_sum_assignment(cost)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if allowed[r, c]]

@@ -1,4 +1,4 @@
-"""Whose face it is, as far as an embedding can tell."""
+"""Face identity: alignment, embedders, and when two clips show one person."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
     np.float64,
 )
-"""Where the eyes, the tip of the nose and the corners of the mouth go, the viewer's left first, in
-pixels of the crop. Source: ArcFace's five points, `insightface.utils.face_align.arcface_dst`."""
+"""Positions of the eyes, the tip of the nose and the corners of the mouth in the aligned crop, the viewer's
+left first, in pixels. Source: ArcFace's five points, `insightface.utils.face_align.arcface_dst`."""
 
 FIVE_POINTS = (468, 473, 1, 61, 291)
-"""The same five among MediaPipe's 478: centres of the irises, tip of the nose, corners of the mouth."""
+"""Indices of the same five points among MediaPipe's 478."""
 
 EMBEDDERS = ("w600k_r50", "mobilefacenet", "dlib")
-"""Names in the model registry that embed faces, the preferred one first."""
+"""Face embedders by their name in the model registry, the preferred one first."""
 
 SAME_PERSON_SIMILARITY = {"w600k_r50": 0.5, "mobilefacenet": 0.5, "dlib": 0.94}
-"""Cosine similarity from which two clips show one person, for each embedder; see docs/identity.md.
+"""Least cosine similarity of two clips of one person, for each embedder. See docs/identity.md.
 
-Source: w600k_r50, Immich's default for the same weights (cosine distance 0.5). mobilefacenet, measured:
-one person 0.84 and more, different people at most 0.30. dlib, the distance of 0.5 at which its own
-example `face_clustering.py` joins two faces, at the usual length of its vectors (1.45):
-1 - 0.5**2 / (2 * 1.45**2).
+Source for w600k_r50: Immich's default for the same weights (cosine distance 0.5). For mobilefacenet it was
+measured: one person has 0.84 or more, different people at most 0.30. dlib's example `face_clustering.py`
+joins two faces at a Euclidean distance of 0.5. Vectors of length r at distance d have the cosine
+1 - d**2 / (2 * r**2), and r is about 1.45 here.
 """
 
 DLIB_CHIP_PX = 150
-"""Edge of a face as dlib's network wants it, pixels."""
+"""Edge of the input of dlib's network, pixels."""
 
 _DLIB_UNIT_POINTS = np.array(
     [[0.85957, 0.21350], [0.64606, 0.22897], [0.12058, 0.21373], [0.33409, 0.22906], [0.49011, 0.62780]]
 )
 DLIB_TEMPLATE = (_DLIB_UNIT_POINTS + 0.25) / 1.5 * DLIB_CHIP_PX
-"""Where dlib puts the corners of the eyes (outer and inner of the viewer's right, then of the left) and
-the base of the nose, in pixels of its chip. Source: dlib, `get_face_chip_details` with padding 0.25."""
+"""Positions of the eye corners (outer and inner of the viewer's right eye, then of the left) and of the base
+of the nose in dlib's input, in pixels. Source: dlib, `get_face_chip_details` with padding 0.25."""
 
 DLIB_POINTS = np.array([[80.0, 52.2], [65.2, 52.8], [32.0, 52.2], [46.8, 52.8], [56.0, 77.3]])
-"""Where the same points lie in an aligned face. Source: means over 94 faces of the shared clips, as
-dlib's own landmark model finds them, made symmetric."""
+"""Positions of the same points in our aligned crop. Source: means over 94 faces of real clips, as dlib's own
+landmark model finds them, made symmetric."""
 
 # --------------------------------------------------------------------------- alignment
 
 
 def align(rgb: Bytes, points: Floats) -> Bytes:
-    """The face cut out upright at a standard size and place; black beyond the picture.
+    """The aligned face: upright, with its five points as near to `TEMPLATE` as a similarity can bring them.
 
     Args:
-        rgb: picture, uint8 [H, W, 3].
-        points: [478, 2 or 3] MediaPipe landmarks, or [5, 2 or 3] in the order of `TEMPLATE`, in
-            pixels of `rgb`.
+        rgb: frame, uint8 [H, W, 3].
+        points: MediaPipe's landmarks [478, 2 or 3], or five points [5, 2 or 3] in the order of `TEMPLATE`,
+            in pixels of `rgb`.
 
     Returns:
-        uint8 [112, 112, 3].
+        uint8 [112, 112, 3], black beyond the frame.
 
     Raises:
-        ValueError: other shapes, points that are not finite, or that fall together.
+        ValueError: the shapes are different, or the points are not finite or coincide.
     """
-    expect_shape("picture", rgb, (None, None, 3))
+    expect_shape("frame", rgb, (None, None, 3))
     five = np.asarray(points, np.float64)[..., :2]
     if len(five) == NUM_LANDMARKS:
         five = five[list(FIVE_POINTS)]
@@ -89,13 +89,20 @@ def align(rgb: Bytes, points: Floats) -> Bytes:
 
 
 def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The [2, 3] similarity (scale, rotation, shift) that takes `source` [n, 2] nearest to `target`.
+    """The similarity (scale, rotation, shift) that maps `source` nearest to `target` in least squares.
 
-    Least squares over a, b, x, y of [[a, -b, x], [b, a, y]]. Source: Umeyama 1991, eq. 40-43, of
-    which this is the plane case without reflection.
+    In the plane it has the form [[a, -b, x], [b, a, y]]. Source: Umeyama 1991, eq. 40-43, for the plane
+    and without reflection.
+
+    Args:
+        source: points [n, 2].
+        target: points [n, 2].
+
+    Returns:
+        The matrix [2, 3], to be applied to (x, y, 1).
 
     Raises:
-        ValueError: `target` is not finite or one single point.
+        ValueError: `target` is not finite, or all its points coincide.
     """
     source_mean, target_mean = source.mean(0), target.mean(0)
     p, q = source - source_mean, target - target_mean
@@ -108,8 +115,10 @@ def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64
 
 
 def _shrink(rgb: Bytes, to_source: NDArray[np.float64], step: int) -> tuple[Bytes, NDArray[np.float64]]:
-    """The part of the picture that the crop needs, averaged over `step` x `step` pixels, and the
-    place of its first pixel: a face much larger than the crop would alias otherwise."""
+    """The part of the frame that the crop needs, averaged over `step` x `step` pixels, and its first pixel.
+
+    Without averaging, a face much larger than the crop would alias.
+    """
     if step == 1:
         return rgb, np.zeros(2)
     edge = float(ALIGNED_PX)
@@ -127,11 +136,12 @@ def _shrink(rgb: Bytes, to_source: NDArray[np.float64], step: int) -> tuple[Byte
 
 
 class Embedder(Protocol):
-    """Face embedding.
+    """A face embedder.
 
     Attributes:
-        name: its name in the model registry. dim: D, numbers in one vector.
-        sha256: of the weights.
+        name: its name in the model registry.
+        dim: D, the dimension of its vectors.
+        sha256: hash of the weights.
     """
 
     name: str
@@ -143,14 +153,14 @@ class Embedder(Protocol):
 
 
 class ArcFace:
-    """An ArcFace-style ONNX model behind InsightFace's own class, one crop and one thread at a time.
+    """An ArcFace-style ONNX model, run by InsightFace's class on one thread, one crop at a time.
 
-    Input is RGB scaled by (x - 127.5) / 127.5, unless the model scales by itself: InsightFace's
-    class tells which. MobileFaceNet was trained with ImageNet's mean and deviation, which is
-    nearly the same map, and separates people as well under this one.
+    The input is RGB scaled by (x - 127.5) / 127.5, unless the model scales by itself, which InsightFace's
+    class finds out. MobileFaceNet was trained with ImageNet's mean and standard deviation. That is nearly
+    the same map, and it separates people as well with this one.
 
     Raises:
-        ModelError: not an ONNX model with one input [1, 3, 112, 112] and one output [1, D].
+        ModelError: the file is not an ONNX model with one input [1, 3, 112, 112] and one output [1, D].
     """
 
     def __init__(self, name: str, path: Path, sha256: str) -> None:
@@ -171,14 +181,13 @@ class ArcFace:
 
 
 class Dlib:
-    """dlib's face network (ResNet-29, 128 numbers), one face and one thread at a time.
+    """dlib's face network (ResNet-29, 128 dimensions) on one thread, one face at a time.
 
-    It sees its own cut of the face out of the aligned crop, always the same one: that tells people
-    apart as well as dlib's cut out of the whole picture does (docs/identity.md), and every embedder
-    is fed by the same crops.
+    Its input is cut from the aligned crop by a fixed map. That tells people apart as well as dlib's own cut
+    from the whole frame (docs/identity.md), and all embedders can share the same crops.
 
     Raises:
-        ModelError: dlib is not installed, or does not take the weights.
+        ModelError: dlib is not installed, or cannot load the weights.
     """
 
     dim = 128
@@ -203,7 +212,7 @@ class Dlib:
 
 
 def dlib_chips(crops: Bytes) -> Bytes:
-    """Aligned faces [n, 112, 112, 3] as dlib cuts faces out: uint8 [n, 150, 150, 3]."""
+    """Aligned faces [n, 112, 112, 3] as inputs of dlib's network, uint8 [n, 150, 150, 3]."""
     expect_shape("crops", crops, (None, ALIGNED_PX, ALIGNED_PX, 3))
     to_crop = similarity_transform(DLIB_TEMPLATE, DLIB_POINTS)
     size, flags = (DLIB_CHIP_PX, DLIB_CHIP_PX), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -212,13 +221,13 @@ def dlib_chips(crops: Bytes) -> Bytes:
 
 
 def embedder_name(config: IdentityConfig) -> str | None:
-    """Name of the embedder to use, here or not; None for 'none'.
+    """Name of the embedder that the configuration asks for; None for 'none'.
 
-    'auto' is the first of `EMBEDDERS` whose weights are here, dlib only where it is installed; where
-    none are, the first of all.
+    'auto' is the first of `EMBEDDERS` whose weights are present, and dlib only where it is installed. If no
+    weights are present, it is the first of all, so that the user is told how to get them.
 
     Raises:
-        ModelError: no such embedder, no dlib for it, or weights are here and are not what they should be.
+        ModelError: there is no such embedder, dlib is not installed, or present weights are altered.
     """
     if config.model == "none":
         return None
@@ -233,10 +242,10 @@ def embedder_name(config: IdentityConfig) -> str | None:
 
 
 def load_embedder(config: IdentityConfig) -> Embedder | None:
-    """The embedder that `embedder_name` names; None for 'none', or where 'auto' finds no weights.
+    """The embedder that `embedder_name` gives. None for 'none', and where 'auto' finds no weights.
 
     Raises:
-        ModelError: no such embedder, its weights are missing, or they are not what they should be.
+        ModelError: there is no such embedder, or its weights are missing or altered.
     """
     name = embedder_name(config)
     if name is None or (config.model == "auto" and not _is_here(name)):
@@ -246,7 +255,7 @@ def load_embedder(config: IdentityConfig) -> Embedder | None:
 
 
 def same_person_threshold(config: ShardConfig, model: str | None) -> float:
-    """Cosine similarity from which two clips show one person: as configured, else the embedder's own.
+    """Least cosine similarity of two clips of one person: as configured, else the embedder's own.
 
     Args:
         config: its `same_person` wins, where it is set.
@@ -266,14 +275,14 @@ def _has_dlib() -> bool:
 
 
 def summarise(vectors: Floats) -> tuple[Floats, float]:
-    """One vector for a clip, and how well its frames agree.
+    """One vector for a clip, and how consistent its frames are.
 
     Args:
         vectors: float32 [n, D] of unit length, n at least 1.
 
     Returns:
-        The median over the frames at unit length [D], and the least cosine similarity of a frame
-        to it, in -1..1.
+        The median over the frames, scaled to unit length, float32 [D]; and the least cosine similarity of a
+        frame to it, in -1..1.
     """
     expect_shape("vectors", vectors, (None, None))
     if not len(vectors):

@@ -1,12 +1,12 @@
-"""Dense face landmarks: MediaPipe's 478 points on a crop that follows one face.
+"""Dense face landmarks: MediaPipe's 478 points, detected in a crop that follows one face.
 
-The landmarker misses small faces in whole frames, so it sees a square crop of fixed size:
-its cost does not depend on the size of the picture. It runs in image mode. Video mode would
-save the detector (about a tenth of the time), but it filters the points over time, which puts
-them a quarter of a frame late, and makes them depend on the frames seen before the clip.
+The landmarker misses small faces in whole frames, so it gets a square crop of fixed size. Its cost then does
+not depend on the frame size either. It runs in image mode. Video mode would save the detector, about a tenth
+of the time. But it filters the points over time, which delays them by a quarter of a frame and makes them
+depend on the frames before the clip.
 
-The crop stays where it is while the face is well inside, so a still head is measured
-through a still crop, and is put anew around the last points once it has drifted.
+The crop stays in place while the face is well inside, so that a still head is measured through a still crop.
+Once the face has drifted, the crop is placed anew around its last landmarks.
 """
 
 from __future__ import annotations
@@ -26,33 +26,40 @@ from talkforge.schemas.units import seconds_from_frames
 NUM_BLENDSHAPES = 52
 
 LANDMARKER_PX = 256
-"""Side of the crop as the landmarker sees it. Source: its mesh network's own input."""
+"""Edge of the crop that the landmarker gets. Source: the input size of its mesh network."""
 
 FOLLOW_MARGIN = 1.6
-"""Side of a crop put around the last points, in units of their longer side."""
+"""Edge of a crop around the last landmarks, in units of the longer side of their box."""
 
 ANCHOR_MARGINS = (1.8, 1.2)
-"""Sides of the crops tried around the track's box when the face is lost, in units of its longer side."""
+"""Edges of the crops that are tried around the track's box when the face is lost, in units of its longer
+side."""
 
 DRIFT_SHIFT, DRIFT_SCALE = 0.08, 1.15
-"""A crop is put anew once the face has moved by this share of the crop's side, or has grown or
-shrunk by this factor, from where it was when the crop was put."""
+"""A crop is placed anew once the face has moved by this fraction of the crop's edge, or has grown or shrunk
+by this factor, since the crop was placed."""
 
 STRAY_SHIFT, STRAY_SCALE = 0.6, 2.0
-"""Points whose centre is farther from the track's box than this share of the larger of both
-sizes, or that differ in size by more than this factor, are another face's."""
+"""Landmarks belong to another face if their centre is farther from the track's box than this fraction of the
+larger of both sizes, or if the sizes differ by more than this factor."""
 
 PATIENCE_FRAMES, RETRY_FRAMES = 5, 3
-"""A face that was not found in this many frames in a row is lost, and from then on is looked for only
-in every third frame: a face turned away costs little, and is found again at most two frames late.
-Source: ours; gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
+"""A face that was not found in this many consecutive frames is lost. From then on it is searched only in
+every `RETRY_FRAMES`-th frame, so a face that is turned away costs little and is found again at most two frames
+late. Source: ours. Gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
 
 MOUTH = (61, 291, 0, 17)
-"""Corners, upper and lower edge of the lips."""
+"""Landmarks of the corners and of the upper and lower edge of the lips."""
 
 
 class DetectedFace(NamedTuple):
-    """One face in a picture: points [478, 3] in pixels of it, blendshapes [52], angles [3]."""
+    """One face that the landmarker found.
+
+    Attributes:
+        points: float32 [478, 3] in pixels of the image.
+        blendshapes: float32 [52] in 0..1.
+        angles_deg: float32 [3], yaw, pitch and roll, see `head_angles`.
+    """
 
     points: Floats
     blendshapes: Floats
@@ -60,10 +67,10 @@ class DetectedFace(NamedTuple):
 
 
 class FaceLandmarker:
-    """MediaPipe's face landmarker for single pictures: keeps nothing from one to the next.
+    """MediaPipe's face landmarker for single images. It keeps no state between them.
 
     Raises:
-        ModelError: the file is not a face landmarker's task bundle.
+        ModelError: the file is not the task bundle of a face landmarker.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,9 +83,9 @@ class FaceLandmarker:
         )
 
     def detect(self, rgb: Bytes) -> DetectedFace | None:
-        """The most prominent face of a picture uint8 [H, W, 3], or None.
+        """The most prominent face of an image uint8 [H, W, 3], or None.
 
-        Pixel centres are whole numbers; z has the scale of x, negative towards the viewer.
+        Pixel centres are whole numbers. z has the scale of x and is negative towards the viewer.
         """
         result = self._detect(rgb)
         if not result.face_landmarks:
@@ -86,20 +93,22 @@ class FaceLandmarker:
         height_px, width_px = rgb.shape[:2]
         points = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], np.float32)
         points *= np.array([width_px, height_px, width_px], np.float32)
-        # The points come as distances from the picture's edge; a mirrored crop of LANDMARKER_PX gives
-        # mirrored points within 0.03 px under this reading.
+        # MediaPipe measures from the image's edge, where pixel centres lie at k + 0.5. With this shift a
+        # mirrored crop gives mirrored points within 0.03 px.
         points[:, :2] -= 0.5
         shapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
         return DetectedFace(points, shapes, head_angles(result.facial_transformation_matrixes[0]))
 
 
 def head_angles(matrix: np.ndarray) -> Floats:
-    """Yaw, pitch and roll [3] in degrees of a facial transformation matrix [4, 4].
+    """Yaw, pitch and roll float32 [3], in degrees, of a facial transformation matrix [4, 4].
 
-    Yaw is positive when the face turns to the viewer's right, pitch when it looks up, roll
-    when the head leans clockwise in the picture. Source: MediaPipe's metric space has x to the
-    right, y up, z towards the viewer; yaw about y, then pitch about x, then roll about z.
+    Yaw is positive when the face turns to the viewer's right, pitch when it looks up, and roll when the head
+    leans clockwise in the image. Source: MediaPipe's metric space has x to the right, y up and z towards the
+    viewer. The rotation is yaw about y, then pitch about x, then roll about z.
     """
+    # The third column is where the face's own z axis points. Its x and z give the yaw, its y the pitch. The
+    # second row holds the vertical parts of the face's axes, which give the roll.
     side, up = matrix[:3, 2], matrix[1, :3]
     yaw = np.arctan2(side[0], side[2])
     pitch = np.arctan2(side[1], np.hypot(side[0], side[2]))
@@ -109,7 +118,7 @@ def head_angles(matrix: np.ndarray) -> Floats:
 
 @dataclass(frozen=True)
 class _SquareCrop:
-    """A square of the picture: left and top edge and side in whole clip pixels."""
+    """A square of the frame: left and top edge and side in whole clip pixels."""
 
     left_px: int
     top_px: int
@@ -122,7 +131,7 @@ class _SquareCrop:
         return cls(round(x - side / 2), round(y - side / 2), side)
 
     def cut(self, rgb: Bytes) -> Bytes:
-        """The square at LANDMARKER_PX; black where it lies outside of the picture."""
+        """The square scaled to `LANDMARKER_PX`, black where it lies outside of the frame."""
         height, width = rgb.shape[:2]
         x0, y0 = max(self.left_px, 0), max(self.top_px, 0)
         x1, y1 = min(self.left_px + self.side_px, width), min(self.top_px + self.side_px, height)
@@ -133,12 +142,15 @@ class _SquareCrop:
             if x1 > x0 and y1 > y0:
                 top, left = y0 - self.top_px, x0 - self.left_px
                 whole[top : top + y1 - y0, left : left + x1 - x0] = rgb[y0:y1, x0:x1]
-        # Averaging costs up to 2 ms, and below a factor of two changes nothing measurable.
+        # Area averaging costs up to 2 ms, and below a factor of two it changes nothing measurable.
         how = cv2.INTER_AREA if self.side_px > 2 * LANDMARKER_PX else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(whole, (LANDMARKER_PX, LANDMARKER_PX), interpolation=how), np.uint8)
 
     def to_frame(self, points: Floats) -> Floats:
-        """Points [n, 3] of the cut square, in pixels of the picture."""
+        """Points [n, 3] of the scaled square, in pixels of the frame.
+
+        Pixel k has its centre at k and its edges at k - 0.5 and k + 0.5, so the edges are what is mapped.
+        """
         scale = self.side_px / LANDMARKER_PX
         corner = np.array([self.left_px - 0.5 + 0.5 * scale, self.top_px - 0.5 + 0.5 * scale, 0])
         return np.asarray(points * scale + corner, np.float32)
@@ -160,10 +172,10 @@ class LandmarkTracer:
     """Landmarks of one track through one clip, frame by frame.
 
     Args:
-        landmarker: shared by any number of tracers.
-        track: boxes in source pixels, to start from and to come back to.
-        clip: says which frames there are and how large.
-        video: gives the size of the pictures that the track's boxes are in.
+        landmarker: may be shared by any number of tracers.
+        track: boxes of the face in source pixels, where the search starts and restarts.
+        clip: gives the number, rate and size of the frames.
+        video: gives the size of the source frames, in which the track's boxes are.
     """
 
     def __init__(self, landmarker: FaceLandmarker, track: FaceTrack, clip: Clip, video: Video) -> None:
@@ -173,7 +185,7 @@ class LandmarkTracer:
         scale_x, scale_y = clip.width_px / video.width_px, clip.height_px / video.height_px
         self._scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
         self._crop: _SquareCrop | None = None
-        self._anchor: Floats | None = None  # the points' box when the crop was put around it
+        self._anchor: Floats | None = None  # box of the landmarks around which the crop was placed
         self._missed_frames = 0
         frames = clip.num_frames
         self._points = np.full((frames, NUM_LANDMARKS, 3), np.nan, np.float32)
@@ -181,10 +193,15 @@ class LandmarkTracer:
         self._angles_deg = np.full((frames, 3), np.nan, np.float32)
 
     def push(self, k: int | range, rgb: Bytes) -> Floats | None:
-        """Measure one picture, uint8 [clip height, clip width, 3], shown as frame(s) `k`.
+        """Measure one decoded frame. Frames must come in ascending order.
 
-        Frames come in rising order. Returns the points [478, 3] in clip pixels, or None where
-        the face was not found, or was not looked for because it is lost.
+        Args:
+            k: index or indices of the clip's frames that show it.
+            rgb: uint8 [clip height, clip width, 3].
+
+        Returns:
+            The landmarks [478, 3] in clip pixels. None if the face was not found, or not searched because
+            it is lost.
         """
         frames = range(k, k + 1) if isinstance(k, int) else k
         if not frames:
@@ -207,7 +224,7 @@ class LandmarkTracer:
         return self._missed_frames >= PATIENCE_FRAMES
 
     def _is_due(self, num_frames: int) -> bool:
-        """Whether to look for the face in a picture that is shown in the next `num_frames`."""
+        """Whether to search the face in a decoded frame that is shown in the next `num_frames`."""
         lost_frames = self._missed_frames - PATIENCE_FRAMES + 1
         return not self.lost or any((lost_frames + i) % RETRY_FRAMES == 0 for i in range(num_frames))
 
@@ -217,7 +234,7 @@ class LandmarkTracer:
         return np.asarray(self._track.box_at(start_s) * self._scale, np.float32)
 
     def finish(self) -> Landmarks:
-        """What was measured; NaN in frames not pushed or without the face."""
+        """The landmarks of the clip, NaN in frames that were not pushed or do not show the face."""
         return Landmarks(self._points, self._blendshapes, self._angles_deg)
 
     def _find(self, rgb: Bytes, track_box: Floats) -> DetectedFace | None:
@@ -248,7 +265,7 @@ def _same_face(box: Floats, track_box: Floats) -> bool:
 
 
 def _mouth_inside(points: Floats, rgb: Bytes) -> bool:
-    """Whether the mouth's centre lies in the picture: points outside of it are guesses."""
+    """Whether the mouth's centre lies inside the frame. Landmarks outside of it are guesses."""
     x, y = points[list(MOUTH), :2].mean(0)
     height, width = rgb.shape[:2]
     return bool(-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5)

@@ -1,8 +1,8 @@
-"""The lip-tracing mask: the outline of the outer lips, frame by frame, and its filled polygon.
+"""The lip-tracing mask: the outline of the outer lips in every frame, and its filled polygon.
 
     landmarks -> 20 outer-lip points -> smoothed in time -> closed curve of 40 points -> dilated
 
-Every step is defined frame by frame or is symmetric in time, so the outline never lags.
+Every step works on single frames or is symmetric in time, so the outline never lags behind the mouth.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ OUTER_LIPS = (
     291, 375, 321, 405, 314, 17, 84, 181, 91, 146,
 )
 # fmt: on
-"""The outer lips clockwise in the picture, from the corner at the viewer's left.
+"""Landmarks of the outer lips, clockwise in the image, from the corner at the viewer's left.
 Source: MediaPipe, FACE_LANDMARKS_LIPS."""
 
 RIGHT_CORNER = OUTER_LIPS.index(291)
 
 NUM_CONTOUR_POINTS = 40
-"""P: the twenty points and one between each two."""
+"""P: the twenty lip points and one more between each two."""
 
 MAX_YAW_DEG = 60.0
-"""Beyond this the far half of the mouth is hidden, and its points are guesses: such a frame counts
-as missing. Source: ours, the default of `thresholds.max_yaw_p95_deg`."""
+"""A frame with more yaw counts as missing, because the far half of the mouth is hidden and its landmarks are
+guesses. Source: ours, the default of `thresholds.max_yaw_p95_deg`."""
 
 SMOOTHING_ORDER = 2
-"""Order of the Savitzky-Golay polynomial: with the default 5 frames at 25 fps, motion at 4 Hz keeps
+"""Order of the Savitzky-Golay polynomial. With the default window of 5 frames at 25 fps, motion at 4 Hz keeps
 93 % of its amplitude. Source: the filter's frequency response, (17 + 24 cos w - 6 cos 2w) / 35."""
 
 SUBPIXELS = 4
-"""The polygon is filled on a grid this many times finer, then a pixel is in if most of it is."""
+"""The polygon is filled on a grid that is this many times finer. A pixel belongs to the mask if more than
+half of it is covered."""
 
 _SHIFT_BITS = 4  # cv2 takes sixteenths of a pixel
 
@@ -59,11 +60,16 @@ _SHIFT_BITS = 4  # cv2 takes sixteenths of a pixel
 def trace(landmarks: Landmarks, config: LipsConfig) -> LipTrace:
     """Outline of the outer lips in every frame where it is known.
 
-    A frame is measured (2) where the face was seen and turned by at most `MAX_YAW_DEG`; at most
-    `config.max_gap_frames` frames between two measured ones are interpolated linearly (1); all
-    others are missing (0, NaN). The points are smoothed over each run of measured frames by a
-    symmetric Savitzky-Golay filter in picture coordinates: it is linear and exact for motion
-    of constant acceleration, so a moving head is neither delayed nor pulled back.
+    A frame is measured (2) where the face was seen and is turned by at most `MAX_YAW_DEG`. Gaps of at most
+    `config.max_gap_frames` frames between two measured ones are interpolated linearly (1). All other frames
+    are missing (0) and NaN.
+
+    The points of each run of measured frames are smoothed in frame coordinates by a symmetric Savitzky-Golay
+    filter. It is exact for motion of constant acceleration, so a moving head is neither delayed nor damped.
+
+    Args:
+        landmarks: of the clip's F frames, in clip pixels.
+        config: smoothing, gaps and dilation.
     """
     with np.errstate(invalid="ignore"):
         measured = landmarks.seen & (np.abs(landmarks.angles_deg[:, 0]) <= MAX_YAW_DEG)
@@ -88,7 +94,7 @@ def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def _smooth(points: NDArray[np.float64], window_frames: int) -> NDArray[np.float64]:
-    """Points [n, K, 2] smoothed over n; short runs take a shorter window, an even one is widened."""
+    """Points [n, K, 2] smoothed over n. An even window is widened by one, a long one shortened to n."""
     window = min(window_frames | 1, (len(points) - 1) | 1)
     if window > len(points) or window <= SMOOTHING_ORDER + 1:
         return points
@@ -96,7 +102,10 @@ def _smooth(points: NDArray[np.float64], window_frames: int) -> NDArray[np.float
 
 
 def _curve_matrix() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[P, 20] each: points and tangents of the closed cubic spline through the lip points."""
+    """Two matrices [P, 20] that map the lip points to points and tangents of the closed spline through them.
+
+    A cubic spline is linear in its knots, so evaluating the splines of the 20 unit vectors gives the matrix.
+    """
     knots = len(OUTER_LIPS)
     closed = np.vstack([np.eye(knots), np.eye(knots)[:1]])
     spline = CubicSpline(np.arange(knots + 1), closed, bc_type="periodic")
@@ -108,10 +117,10 @@ _CURVE, _TANGENT = _curve_matrix()
 
 
 def _dilate(lips: NDArray[np.float64], dilation: float) -> NDArray[np.float64]:
-    """Contours [F, P, 2]: the spline moved outwards by `dilation` x the distance of the corners."""
+    """Contours [F, P, 2] of the lips [F, 20, 2], moved outwards by `dilation` x the width of the mouth."""
     curve = np.einsum("pk,fkc->fpc", _CURVE, lips)
     tangent = np.einsum("pk,fkc->fpc", _TANGENT, lips)
-    # Walking clockwise with y down, the outside is on the left hand.
+    # The points run clockwise with y down, so (y, -x), the tangent (x, y) turned left, points outwards.
     outward = np.stack([tangent[..., 1], -tangent[..., 0]], axis=-1)
     outward /= np.maximum(np.linalg.norm(outward, axis=-1, keepdims=True), 1e-9)
     width = np.linalg.norm(lips[:, RIGHT_CORNER] - lips[:, 0], axis=-1)
@@ -119,9 +128,12 @@ def _dilate(lips: NDArray[np.float64], dilation: float) -> NDArray[np.float64]:
 
 
 def rasterise(contour: Floats, height_px: int, width_px: int) -> NDArray[np.bool_]:
-    """The filled contour [P, 2] as a mask [height_px, width_px], cut off at the picture's edges.
+    """The filled contour as a mask bool [height_px, width_px], clipped at the frame's edges.
 
-    A contour of NaN (a missing frame) gives an empty mask.
+    Args:
+        contour: [P, 2] in clip pixels. NaN (a missing frame) gives an empty mask.
+        height_px: height of the mask.
+        width_px: width of the mask.
     """
     expect_shape("contour", contour, (None, 2))
     mask = np.zeros((height_px, width_px), np.bool_)
@@ -142,7 +154,7 @@ def rasterise(contour: Floats, height_px: int, width_px: int) -> NDArray[np.bool
 
 
 def measure(trace: LipTrace, clip: Clip) -> Lips:
-    """How well the trace is founded; the area is the mean over frames that have a contour."""
+    """Fractions of measured and interpolated frames, and the mean area of the mask where there is one."""
     have = np.flatnonzero(trace.valid)
     areas = [rasterise(trace.contour[k], clip.height_px, clip.width_px).sum() for k in have]
     pixels = clip.height_px * clip.width_px

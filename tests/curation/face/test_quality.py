@@ -63,7 +63,7 @@ def test_half_a_face_in_shadow_is_half() -> None:
 
 def test_hair_and_background_in_the_corners_do_not_count() -> None:
     face = flat(0)
-    face[quality.FACE] = 120
+    face[quality.FACE_MASK] = 120
     assert quality.measure(face).face_dark_fraction == 0
 
 
