@@ -45,8 +45,8 @@ larger of both sizes, or if the sizes differ by more than this factor."""
 
 PATIENCE_FRAMES, RETRY_FRAMES = 5, 3
 """A face that was not found in this many consecutive frames is lost. From then on it is searched only in
-every `RETRY_FRAMES`-th frame, so a face that is turned away costs little and is found again at most two frames
-late. Source: ours. Gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
+every `RETRY_FRAMES`-th frame, so a face that is turned away costs little and is found again at most two
+frames late. Source: ours. Gaps longer than `lips.max_gap_frames` (4) are not interpolated anyway."""
 
 MOUTH = (61, 291, 0, 17)
 """Landmarks of the corners and of the upper and lower edge of the lips."""
