@@ -15,7 +15,6 @@ from typing import Generic, TypeVar
 from talkforge.pipeline import shards, tables
 from talkforge.pipeline.ledger import Committed, CommittedClip
 from talkforge.pipeline.store import Store
-from talkforge.pipeline.verify import read_samples
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.records import Annotation, CaptionRow, Failure, TranscriptRow
 
@@ -61,8 +60,7 @@ def read(store: Store, kind: Kind[Row]) -> dict[str, Row]:
     names = [table] if store.exists(table) else []
     rows: dict[str, Row] = {}
     for name in [*names, *store.list(kind.name)]:
-        found = tables.from_table(kind.row, tables.from_bytes(store.read(name), name))
-        rows |= {row.clip_id: row for row in found}
+        rows |= {row.clip_id: row for row in tables.read(store, name, kind.row)}
     return rows
 
 
@@ -101,7 +99,7 @@ def annotate(
                 on_progress(done + failed, len(wanted))
         finally:
             if rows:
-                _write(store, kind, f"{kind.name}/{rows[0].clip_id}.parquet", rows)
+                tables.write(store, f"{kind.name}/{rows[0].clip_id}.parquet", kind.row, rows)
     _settle(store, kind)
     return Counts(annotated=done, before=len(keys) - len(wanted), failed=failed)
 
@@ -113,7 +111,7 @@ def _batches(store: Store, kind: Kind[Row], wanted: set[str]) -> Iterator[Clips]
         tar = f"{shards.FOLDER}/{manifest.name}.tar"
         batch: list[tuple[str, bytes]] = []
         try:
-            for key, members in read_samples(store, tar):
+            for key, members in shards.read_samples(store, tar):
                 if key in wanted:
                     batch.append((key, members[kind.member]))
                 if len(batch) == PIECE_CLIPS:
@@ -130,13 +128,9 @@ def _settle(store: Store, kind: Kind[Row]) -> None:
     pieces = store.list(kind.name)
     if pieces:
         rows = read(store, kind)
-        _write(store, kind, f"{kind.name}.parquet", [rows[key] for key in sorted(rows)])
+        tables.write(store, f"{kind.name}.parquet", kind.row, [rows[key] for key in sorted(rows)])
         for piece in pieces:
             store.delete(piece)
-
-
-def _write(store: Store, kind: Kind[Row], name: str, rows: Sequence[Row]) -> None:
-    store.write(name, tables.to_bytes(tables.to_table(kind.row, rows)))
 
 
 def annotated(store: Store, committed: Committed) -> Committed:

@@ -42,7 +42,7 @@ def calibrate(store: Store, committed: Committed) -> bool:
     store.delete(MARKER)
     rows = rescore(committed)
     if rows:
-        store.write(TABLE, tables.to_bytes(tables.to_table(Rescored, rows)))
+        tables.write(store, TABLE, Rescored, rows)
     else:
         store.delete(TABLE)
     store.write(MARKER, json.dumps({"state": state}).encode())
@@ -76,8 +76,7 @@ def read_calibrated(store: Store) -> Committed:
 def calibrated(store: Store, committed: Committed) -> Committed:
     """The same with sync by the data set's own map where there is one."""
     if store.exists(MARKER) and store.exists(TABLE):
-        rows = tables.from_table(Rescored, tables.from_bytes(store.read(TABLE), TABLE))
-        own = {row.clip_id: row.sync for row in rows}
+        own = {row.clip_id: row.sync for row in tables.read(store, TABLE, Rescored)}
         clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
         return replace(committed, clips=clips)
     return committed

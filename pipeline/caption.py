@@ -18,7 +18,7 @@ from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.config import config_hash
-from talkforge.schemas.errors import DatasetError, MediaError, ModelError, one_line
+from talkforge.schemas.errors import DatasetError, MediaError, ModelError, class_and_message, one_line
 from talkforge.schemas.records import CaptionRow, Input, Record
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Captioner:
                 text = self.caption(shown(key, mp4, self._options.num_pictures))
             except (MediaError, DatasetError, ValueError, RuntimeError) as error:
                 log.debug("caption %s", key, exc_info=True)
-                failure = f"{type(error).__name__}: {one_line(error)}"
+                failure = class_and_message(error)
             yield CaptionRow(
                 clip_id=key, failure=failure, text=text, model=self.name, model_sha256=self.sha256,
                 fingerprint=self.fingerprint, prompt=self._options.prompt,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, TextSource
 from talkforge.schemas.errors import DatasetError, RunError
+from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
 
@@ -193,31 +193,22 @@ def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:
 def read_arrays(store: Store, part: str, clip_id: str, identity: Floats) -> ClipArrays:
     """The arrays of a clip that was traced and embedded.
 
+    Args:
+        store: the data set.
+        part: name of the part that holds the clip.
+        clip_id: the clip.
+        identity: its face embedding [D], which the part stores elsewhere; empty where none was measured.
+
     Raises:
         DatasetError: a file is missing or not readable; names it.
     """
-    traced = _load(store, f"parts/{part}/{clip_id}.npz")
-    spoken = _load(store, f"parts/{part}/{clip_id}.speech.npz")
+    dense, spoken = f"parts/{part}/{clip_id}.npz", f"parts/{part}/{clip_id}.speech.npz"
+    names = ("landmarks", "contour", "lip_valid", "joints", "face_rgb")
+    arrays = read_npz(store.read(dense), dense, names) | read_npz(store.read(spoken), spoken, ("speech",))
     try:
-        return ClipArrays(
-            landmarks=traced["landmarks"],
-            contour=traced["contour"],
-            lip_valid=traced["lip_valid"],
-            joints=traced["joints"],
-            face_rgb=traced["face_rgb"],
-            speech=spoken["speech"],
-            identity=identity,
-        )
-    except (KeyError, ValueError) as error:
-        raise DatasetError(f"parts/{part}/{clip_id}.npz: {error}") from None
-
-
-def _load(store: Store, name: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError) as error:
-        raise DatasetError(f"{name}: not a readable npz file ({error})") from None
+        return ClipArrays(**arrays, identity=identity)
+    except ValueError as error:
+        raise DatasetError(f"{dense}: {error}") from None
 
 
 def _jpeg(rgb: np.ndarray) -> bytes:

@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
 
 import filelock
-from pydantic import Field
 
 from talkforge.curation.audio.speech_encoders import SpeechEncoder
 from talkforge.pipeline import parts, tables
@@ -17,52 +15,9 @@ from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash, differences
-from talkforge.schemas.errors import CommandError, DatasetError
-from talkforge.schemas.records import Record, Video
-
-SCHEMA_VERSION = 1
-"""Version of everything on disk but the samples, which carry their own."""
-
-
-class ModelUse(Record):
-    """One model that had a part in the measurements."""
-
-    name: str
-    needed_by: str
-    sha256: str
-    licence: str
-    commercial_use: bool
-
-
-class ModelAbsence(Record):
-    """One model that was asked for, was not to be had, and was optional: it measured nothing."""
-
-    name: str
-    needed_by: str
-    why: str
-
-
-class Dataset(Record):
-    """`dataset.json`: what the data set is and what made it.
-
-    `config.measure` never changes once it is written; `thresholds` and `shards` are those of the
-    last selection, `quantiles` its percentiles of the raw motion variances.
-    """
-
-    schema_version: int
-    tool_version: str
-    config: Config
-    config_hash: str
-    """sha256 of the measuring configuration."""
-    models: tuple[ModelUse, ...]
-    models_absent: tuple[ModelAbsence, ...] = ()
-    joints: tuple[str, ...]
-    """Names of the body joints, in the order of `joints.npz`."""
-    speech_encoder: str | None = None
-    """What `speech.npy` holds, as its encoder is named; None in data sets begun before this was kept."""
-    speech_dim: int | None = None
-    """Numbers in one speech feature: D of `speech.npy`."""
-    quantiles: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+from talkforge.schemas.dataset import SCHEMA_VERSION, Dataset, ModelAbsence, ModelUse, parse_dataset
+from talkforge.schemas.errors import CommandError, one_line
+from talkforge.schemas.records import Video
 
 
 def tool_version() -> str:
@@ -79,14 +34,7 @@ def load_dataset(store: Store) -> Dataset:
     """
     if not store.exists("dataset.json"):
         raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
-    try:
-        data: dict[str, Any] = json.loads(store.read("dataset.json"))
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
-        return Dataset.model_validate(data)
-    except (ValueError, AttributeError) as error:
-        raise DatasetError(f"dataset.json: {' '.join(str(error).split())[:300]}") from None
+    return parse_dataset(store.read("dataset.json"))
 
 
 def save_dataset(store: Store, dataset: Dataset) -> None:
@@ -154,7 +102,7 @@ def exclusive(store: Store) -> Iterator[None]:
     except filelock.Timeout:
         raise CommandError(f"{store.root}: another run is at work on this data set") from None
     except OSError as error:
-        raise CommandError(f"{store.root}: cannot be written to ({error.strerror})") from None
+        raise CommandError(f"{store.root}: cannot be written to ({one_line(error)})") from None
     try:
         yield
     finally:
@@ -165,14 +113,14 @@ def load_ingested(store: Store) -> list[IngestRow]:
     """Every input so far; empty before the first plan."""
     if not store.exists("plan.parquet"):  # written last: without it the intake is not complete
         return []
-    return tables.from_table(IngestRow, tables.from_bytes(store.read("intake.parquet"), "intake.parquet"))
+    return tables.read(store, "intake.parquet", IngestRow)
 
 
 def load_plan(store: Store) -> list[Part]:
     """The parts planned so far."""
     if not store.exists("plan.parquet"):
         return []
-    return tables.from_table(Part, tables.from_bytes(store.read("plan.parquet"), "plan.parquet"))
+    return tables.read(store, "plan.parquet", Part)
 
 
 def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[list[IngestRow], list[Part]]:
@@ -196,8 +144,8 @@ def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[
     plan = [part for old in plan if (part := _refreshed(old, videos)).windows]
     covered = {window.video.video_id for part in plan for window in part.windows}
     plan += parts.plan([video for key, video in videos.items() if key not in covered], part_s, number)
-    store.write("intake.parquet", tables.to_bytes(tables.to_table(IngestRow, rows)))
-    store.write("plan.parquet", tables.to_bytes(tables.to_table(Part, plan)))
+    tables.write(store, "intake.parquet", IngestRow, rows)
+    tables.write(store, "plan.parquet", Part, plan)
     return rows, plan
 
 

@@ -29,7 +29,7 @@ from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
-from talkforge.schemas.errors import RunError, TalkforgeError
+from talkforge.schemas.errors import RunError, TalkforgeError, one_line
 from talkforge.schemas.records import Input
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class RayExecutor:
             ray.shutdown()
             raise
         except Exception as error:
-            raise RunError(f"Ray does not start: {' '.join(str(error).split())}") from None
+            raise RunError(f"Ray does not start: {one_line(error)}") from None
         self._ray = ray
         self._config = config
         self._gpu_share = config.run.gpu_share if ray.cluster_resources().get("GPU") else 0.0

@@ -20,7 +20,7 @@ from pydantic import model_validator
 
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.store import local_copy
-from talkforge.schemas.errors import CommandError, MediaError, RunError
+from talkforge.schemas.errors import CommandError, MediaError, RunError, one_line
 from talkforge.schemas.records import Failure, Input, Record, Video
 
 EXTRA_SUFFIXES = frozenset(
@@ -155,7 +155,7 @@ def read_list(path: Path) -> list[Input]:
         else:
             rows = _text_rows(path.read_text(encoding="utf-8"), path.suffix.lower())
     except (OSError, ValueError, csv.Error) as error:
-        raise CommandError(f"list {path}: {' '.join(str(error).split())}") from None
+        raise CommandError(f"list {path}: {one_line(error)}") from None
     if not rows:
         raise CommandError(f"list {path}: names no videos")
     unknown = sorted(set(rows[0]) - LIST_COLUMNS, key=str)
@@ -237,14 +237,13 @@ def _is_utf8(text: str) -> bool:
 
 def failed(given: Input, stamp: str, stage: str, error: BaseException) -> IngestRow:
     """Row of an input that cannot be used, with the reason in one line."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     failure = Failure(
         stage=stage,
         key=given.uri,
         video_id="",
         uri=given.uri,
         error="MediaError" if isinstance(error, MediaError) else type(error).__name__,
-        message=" ".join(text.split()),
+        message=one_line(error),
     )
     return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from talkforge.curation.weights import download
 from talkforge.pipeline import annotate, cut, inspect_clip, ledger, shards, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
-    Dataset,
     describe,
     exclusive,
     extend_plan,
@@ -38,6 +36,7 @@ from talkforge.pipeline.parts import Part
 from talkforge.pipeline.report import write_report
 from talkforge.pipeline.store import Store, local_copy
 from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import ClipMeasures, Input
 
@@ -234,8 +233,7 @@ def shard(
 
 def report(store: Store) -> str:
     """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
-    load_dataset(store)
-    dataset = json.loads(store.read("dataset.json"))
+    dataset = load_dataset(store)
     write_report(
         store,
         ledger=tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").to_pandas(),

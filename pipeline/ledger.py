@@ -8,8 +8,6 @@ sorted order, so the ledger's bytes depend on nothing else.
 from __future__ import annotations
 
 import functools
-import io
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -29,6 +27,7 @@ from talkforge.pipeline.people import FaceClip, describe_people
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, Thresholds
 from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import (
     CaptionRow,
     ClipMeasures,
@@ -71,7 +70,6 @@ class Committed:
     clips: list[CommittedClip] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    cpu_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,38 +104,31 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
     seen: set[str] = set()
     for part in committed_parts(store):
         folder = f"parts/{part}"
-        failures = _rows(store, f"{folder}/failures.parquet", Failure)
+        failures = tables.read(store, f"{folder}/failures.parquet", Failure)
         by_key = {failure.key: failure for failure in failures}
         features = _features(store, f"{folder}/features.npz", arrays)
-        for measures in _rows(store, f"{folder}/clips.parquet", ClipMeasures):
+        for measures in tables.read(store, f"{folder}/clips.parquet", ClipMeasures):
             key = measures.clip.clip_id
             if key in seen:  # a window that was measured twice, because its part was cut up anew
                 continue
             seen.add(key)
             found.clips.append(CommittedClip(part, measures, features.get(key, {}), by_key.get(key)))
-        found.outcomes += _rows(store, f"{folder}/outcomes.parquet", Outcome)
+        found.outcomes += tables.read(store, f"{folder}/outcomes.parquet", Outcome)
         found.failures += failures
-        for stage, seconds in json.loads(store.read(f"{folder}/part.json"))["cpu_s"].items():
-            found.cpu_s[stage] = found.cpu_s.get(stage, 0.0) + seconds
     found.clips.sort(key=lambda clip: clip.measures.clip.clip_id)
     found.failures.sort(key=lambda failure: (failure.uri, failure.key))
     return found
 
 
-def _rows(store: Store, name: str, model: type[tables.R]) -> list[tables.R]:
-    return tables.from_table(model, tables.from_bytes(store.read(name), name))
-
-
 def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[str, dict[str, NDArray[Any]]]:
+    """Clip id -> name -> array, of those whose name is `wanted`."""
     features: dict[str, dict[str, NDArray[Any]]] = {}
-    try:
-        with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
-            for key in arrays.files:
-                clip, _, what = key.partition("/")
-                if wanted is None or what in wanted:
-                    features.setdefault(clip, {})[what] = arrays[key]
-    except (ValueError, OSError) as error:
-        raise DatasetError(f"{name}: not a readable npz file ({error})") from None
+    stored = read_npz(
+        store.read(name), name, wanted=lambda key: not wanted or key.partition("/")[2] in wanted
+    )
+    for key, array in stored.items():
+        clip, _, what = key.partition("/")
+        features.setdefault(clip, {})[what] = array
     return features
 
 
@@ -379,9 +370,9 @@ def with_failures(selection: Selection, failures: Sequence[Failure]) -> Selectio
 
 
 def thumbnails(store: Store) -> Callable[[str], bytes | None]:
-    """Looks up the JPEG picture of a clip by its id, or of its face by `<id>/face`; None where there is none.
+    """Looks up the JPEG image of a clip by its id, or of its face by `<id>/face`; None where there is none.
 
-    Only the pictures of the part asked last are held in memory.
+    Only the images of the part that was read last are held in memory.
     """
     where: dict[str, str] = {}
     for part in committed_parts(store):
@@ -390,13 +381,12 @@ def thumbnails(store: Store) -> Callable[[str], bytes | None]:
             where[clip["clip_id"]] = f"parts/{part}/thumbnails.npz"
 
     @functools.lru_cache(maxsize=1)
-    def pictures(name: str) -> dict[str, bytes]:
-        with np.load(io.BytesIO(store.read(name)), allow_pickle=False) as arrays:
-            return {key: arrays[key].tobytes() for key in arrays.files}
+    def images(name: str) -> dict[str, bytes]:
+        return {key: array.tobytes() for key, array in read_npz(store.read(name), name).items()}
 
     def look_up(name: str) -> bytes | None:
         file = where.get(name.partition("/")[0])
-        return pictures(file).get(name) or None if file else None
+        return images(file).get(name) or None if file else None
 
     return look_up
 
@@ -422,16 +412,7 @@ def check_conservation(selection: Selection, ingested: Sequence[IngestRow]) -> N
 
 def write_ledger(store: Store, selection: Selection) -> None:
     """Write `ledger.parquet`, `people.parquet`, `sources.parquet` and `failures.parquet`."""
-    store.write("failures.parquet", tables.to_bytes(tables.to_table(Failure, selection.failures)))
-    store.write("people.parquet", tables.to_bytes(tables.to_table(PersonRow, selection.people)))
-    store.write("sources.parquet", tables.to_bytes(tables.to_table(SourceRow, selection.sources)))
-    store.write("ledger.parquet", tables.to_bytes(tables.to_table(LedgerRow, selection.rows)))
-
-
-def read_ledger(store: Store) -> list[LedgerRow]:
-    """Rows of `ledger.parquet`.
-
-    Raises:
-        DatasetError: there is no ledger yet, or it cannot be read.
-    """
-    return _rows(store, "ledger.parquet", LedgerRow)
+    tables.write(store, "failures.parquet", Failure, selection.failures)
+    tables.write(store, "people.parquet", PersonRow, selection.people)
+    tables.write(store, "sources.parquet", SourceRow, selection.sources)
+    tables.write(store, "ledger.parquet", LedgerRow, selection.rows)

@@ -17,8 +17,8 @@ from talkforge.curation.picture import scorer
 from talkforge.curation.sync import ridge as sync
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
-from talkforge.pipeline.dataset import ModelAbsence, ModelUse
 from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.dataset import ModelAbsence, ModelUse
 from talkforge.schemas.errors import ModelError
 
 BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": ("dwpose",), "none": ()}

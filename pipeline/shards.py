@@ -22,17 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from talkforge.pipeline.people import FaceClip, name_people
 from talkforge.pipeline.store import Store, sha256_of
-from talkforge.schemas import sample
+from talkforge.schemas import sample, tar
 from talkforge.schemas.config import ShardConfig
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.sample import Members, ShardManifest
-from talkforge.schemas.tar import tar_writer, write_sample
 
 log = logging.getLogger(__name__)
 
@@ -226,18 +224,27 @@ def write_shard(
 
 
 def read_manifest(store: Store, name: str) -> ShardManifest:
-    """Manifest of the shard `name`.
+    """Manifest of the shard `name`, such as `train-000000`.
 
     Raises:
         DatasetError: there is none, or it is not a manifest.
     """
     path = f"{FOLDER}/{name}.json"
-    try:
-        return ShardManifest.model_validate_json(store.read(path))
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DatasetError(f"{path}: expected a shard manifest, found {where}: {first['msg']}") from None
+    return sample.read_manifest(store.read(path), path)
+
+
+def read_samples(store: Store, file: str) -> Iterator[tuple[str, Members]]:
+    """(key, members) of a shard in order, members exactly as they lie in the tar file.
+
+    Args:
+        store: the data set.
+        file: the tar file, such as `shards/train-000000.tar`.
+
+    Raises:
+        DatasetError: the tar file is missing, damaged, or holds something else than samples.
+    """
+    with store.open(file) as stream:
+        yield from tar.read_samples(stream)
 
 
 def manifests(store: Store) -> list[ShardManifest]:
@@ -267,13 +274,13 @@ def _write_tar(
     with (
         store.reporting_errors("write", shard.tar),
         path.open("wb") as stream,
-        tar_writer(stream) as out,
+        tar.tar_writer(stream) as out,
     ):
         for key, members in samples:
             if key not in planned:  # consumes the plan up to the key, so order counts as well
                 raise DatasetError(f"shard {shard.name}: expected its planned keys in order, found {key}")
             sample.check_members(key, members)
-            write_sample(out, key, members)
+            tar.write_sample(out, key, members)
             keys.append(key)
     return keys
 

@@ -48,11 +48,22 @@ from talkforge.pipeline.rows import (
     seconds,
     track_row,
 )
-from talkforge.pipeline.store import Store, local_copy, npz_bytes
+from talkforge.pipeline.store import Store, local_copy
 from talkforge.schemas.arrays import Audio, Bytes
 from talkforge.schemas.config import MeasureConfig, ScanConfig
 from talkforge.schemas.errors import ModelError, RunError
-from talkforge.schemas.records import Clip, ClipMeasures, Failure, Identity, Outcome, Scene, Speaker, Track
+from talkforge.schemas.npz import npz_bytes
+from talkforge.schemas.records import (
+    Clip,
+    ClipMeasures,
+    Failure,
+    Identity,
+    Outcome,
+    Record,
+    Scene,
+    Speaker,
+    Track,
+)
 from talkforge.schemas.units import features_from_frames
 
 log = logging.getLogger(__name__)
@@ -282,15 +293,16 @@ def commit(result: PartResult, store: Store) -> float:
     """Stage 7: write the part's tables, and `part.json` last. Returns the seconds committed."""
     folder = f"parts/{result.part.name}"
     files = dict(result.files)
-    for name, table in (
-        ("windows.parquet", tables.to_table(Window, result.part.windows)),
-        ("outcomes.parquet", tables.to_table(Outcome, result.outcomes)),
-        ("scenes.parquet", tables.to_table(Scene, result.scenes)),
-        ("tracks.parquet", tables.to_table(Track, result.tracks)),
-        ("clips.parquet", tables.to_table(ClipMeasures, [item.measures for item in result.clips])),
-        ("failures.parquet", tables.to_table(Failure, result.failures)),
-    ):
-        files[name] = store.write(f"{folder}/{name}", tables.to_bytes(table))
+    rows: dict[str, tuple[type[Record], Sequence[Record]]] = {
+        "windows.parquet": (Window, result.part.windows),
+        "outcomes.parquet": (Outcome, result.outcomes),
+        "scenes.parquet": (Scene, result.scenes),
+        "tracks.parquet": (Track, result.tracks),
+        "clips.parquet": (ClipMeasures, [item.measures for item in result.clips]),
+        "failures.parquet": (Failure, result.failures),
+    }
+    for name, (model, records) in rows.items():
+        files[name] = tables.write(store, f"{folder}/{name}", model, records)
     named = {item.measures.clip.clip_id: item for item in result.clips}
     features = {
         f"{key}/{what}": array for key, item in named.items() for what, array in item.features.items()

@@ -34,7 +34,6 @@ from talkforge.schemas.errors import (
     TalkforgeError,
     one_line,
 )
-from talkforge.schemas.sample import npz_bytes as npz_bytes
 
 TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from talkforge.schemas.errors import DatasetError
+from talkforge.pipeline.store import Store
+from talkforge.schemas.errors import DatasetError, first_invalid
 from talkforge.schemas.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -74,3 +76,21 @@ def from_bytes(data: bytes, name: str) -> pa.Table:
         return pq.read_table(io.BytesIO(data))
     except pa.ArrowException as error:
         raise DatasetError(f"{name}: not a readable Parquet file ({error})") from None
+
+
+def read(store: Store, name: str, model: type[R]) -> list[R]:
+    """Records in the Parquet file `name` of a data set.
+
+    Raises:
+        DatasetError: it is missing, not Parquet, or holds other records; names the file.
+    """
+    table = from_bytes(store.read(name), name)
+    try:
+        return from_table(model, table)
+    except ValidationError as error:
+        raise DatasetError(f"{name}: expected {model.__name__} rows, found {first_invalid(error)}") from None
+
+
+def write(store: Store, name: str, model: type[R], records: Iterable[R]) -> str:
+    """Write records as the Parquet file `name` of a data set; the sha256 (hex) of its bytes."""
+    return store.write(name, to_bytes(to_table(model, records)))

@@ -27,7 +27,14 @@ from talkforge.curation.media.encode import decode_flac
 from talkforge.pipeline.annotate import TRANSCRIPTS, Clips, Counts, annotate
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import config_hash
-from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
+from talkforge.schemas.errors import (
+    CommandError,
+    MediaError,
+    ModelError,
+    RunError,
+    class_and_message,
+    one_line,
+)
 from talkforge.schemas.records import Record, Transcript, TranscriptRow, Turn, Word
 from talkforge.schemas.units import seconds_from_samples
 
@@ -250,7 +257,7 @@ class Transcriber:
                 raise RunError(f"{self._deaths} times in a row {error}") from None
             return self._failed(key, f"WorkerGoneError: {error}")
         except (MediaError, LookupError, ValueError, TypeError) as error:
-            return self._failed(key, f"{type(error).__name__}: {one_line(error)}")
+            return self._failed(key, class_and_message(error))
         finally:
             self._free.put(worker)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ from scipy.signal import correlate, correlation_lags
 
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.pipeline.shards import FOLDER, read_manifest
+from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.shards import FOLDER, read_manifest, read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.errors import DatasetError, MediaError
+from talkforge.schemas.errors import DatasetError, MediaError, one_line
 from talkforge.schemas.records import Clip, Input, Video
 from talkforge.schemas.sample import Members, ShardManifest
 from talkforge.schemas.units import AUDIO_HZ, samples_from_frames, seconds_from_frames
@@ -78,18 +78,22 @@ def verify(store: Store) -> list[Problem]:
 
 
 def _problems(store: Store) -> Iterator[Problem]:
-    yield from _check_json(store, "dataset.json")
+    yield from _check_description(store)
     yield from _check_parts(store)
     found: dict[str, str] = {}
     yield from _check_shards(store, found)
     yield from _check_ledger(store, found)
 
 
-def _check_json(store: Store, name: str) -> Iterator[Problem]:
+def _check_description(store: Store) -> Iterator[Problem]:
+    name = "dataset.json"
+    if not store.exists(name):
+        yield Problem(name, "missing")
+        return
     try:
-        _read_object(store, name)
+        load_dataset(store)
     except DatasetError as error:
-        yield Problem(name, str(error))
+        yield Problem(name, str(error).removeprefix(f"{name}: "))
 
 
 def _read_object(store: Store, name: str) -> dict[str, Any]:
@@ -208,33 +212,6 @@ def _key_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
     return "expected its samples in the order of the manifest, found another order"
 
 
-def read_samples(store: Store, tar: str) -> Iterator[tuple[str, Members]]:
-    """(key, members) of a shard in order, members exactly as they lie in the tar file.
-
-    Raises:
-        DatasetError: the tar file is damaged or holds something else than samples.
-    """
-    key, members = "", Members()
-    try:
-        with store.open(tar) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for entry in archive:
-                found, _, member = entry.name.partition(".")
-                if not entry.isfile() or "/" in entry.name or not member:
-                    raise DatasetError(f"expected files named <key>.<member> only, found {entry.name!r}")
-                if members and found != key:
-                    yield key, members
-                    members = {}
-                key = found
-                if member in members:
-                    raise DatasetError(f"sample {key}: expected {member} once, found it twice")
-                content = archive.extractfile(entry)
-                members[member] = content.read() if content else b""
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"expected a whole tar file, found a damaged one ({error})") from None
-    if members:
-        yield key, members
-
-
 # ------------------------------------------------------------------------------- samples
 
 
@@ -336,7 +313,7 @@ def _check_ledger(store: Store, found: dict[str, str]) -> Iterator[Problem]:
         with store.open(name) as file:
             table = pq.read_table(file, columns=["clip_id", "accepted", "shard"])
     except (pa.ArrowException, ValueError, OSError) as error:
-        yield Problem(name, f"expected the columns clip_id, accepted, shard; found {_first_line(error)}")
+        yield Problem(name, f"expected the columns clip_id, accepted, shard; found {one_line(error)}")
         return
     rows = {row["clip_id"]: row for row in table.to_pylist()}
     if len(rows) != table.num_rows:
@@ -353,7 +330,3 @@ def _check_ledger(store: Store, found: dict[str, str]) -> Iterator[Problem]:
             )
         elif promised and not rows[key]["accepted"]:
             yield Problem(f"{name}: {key}", f"not accepted, but a sample in {promised}: shard again")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,9 +1,11 @@
-"""The exception tree, and what an exception says.
+"""Exceptions of the project, and the one line in which any exception is reported.
 
 Messages name the record, what was expected and what was found.
 """
 
 from __future__ import annotations
+
+from pydantic import ValidationError
 
 
 class TalkforgeError(Exception):
@@ -35,10 +37,28 @@ class RunError(TalkforgeError):
 
 
 def one_line(error: BaseException, longest: int | None = None) -> str:
-    """What an error says, in one line and without numbers that mean nothing to the reader.
+    """The message of an error in one line, never empty; of an OSError without its number and path.
 
     Args:
-        longest: characters at most; None: any number.
+        error: any exception.
+        longest: most characters; None means any number.
     """
     text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return " ".join(str(text).split())[:longest] or type(error).__name__
+
+
+def class_and_message(error: BaseException) -> str:
+    """`<class>: <message>` in one line, as tables state a failure."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def first_invalid(error: ValidationError, root: str = "the document") -> str:
+    """`<field>: <what is wrong>` of the first field that pydantic refused.
+
+    Args:
+        error: what pydantic raised.
+        root: name of the record itself, where the record and none of its fields is refused.
+    """
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or root
+    return f"{where}: {first['msg']}"

@@ -1,7 +1,8 @@
-"""One shard sample, encoded and decoded side by side, and the manifest of a shard.
+"""The shard sample: its members, encoded and decoded side by side, and the manifest of a shard.
 
 A sample is a key and some members; in a shard the file `<key>.<member>` holds each. The key is
-the clip's id. Pictures and sound come and go as encoded bytes: no codec is needed here.
+the clip's id. `decode` reads and checks a whole sample; `read_meta`, `read_lips` and their like read and
+check a single member. Video, audio and face crop stay encoded bytes: no codec is needed here.
 
 Legend: F frames of the clip, H x W its size in pixels, P contour points, J joints, L speech
 features at 50 Hz, D their width.
@@ -9,20 +10,20 @@ features at 50 Hz, D their width.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from talkforge.schemas import units
 from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
-from talkforge.schemas.errors import DatasetError, one_line
+from talkforge.schemas.errors import DatasetError, first_invalid
+from talkforge.schemas.npz import npy_bytes, npz_bytes, read_npy, read_npz
 from talkforge.schemas.records import Clip, ClipMeasures, Record, Verdict
 
 VERSION = 2
@@ -160,12 +161,29 @@ class ShardSample:
         check_key(self.key)
         _expect(self.key, "json clip_id", self.meta.clip.clip_id, self.key)
         _expect(self.key, "json verdict clip_id", self.meta.verdict.clip_id, self.key)
-        _check_shapes(self)
-        _check_values(self)
+        arrays: dict[str, np.ndarray] = {
+            "lips.npz mask": self.mask_bits,
+            "lips.npz valid": self.lip_valid,
+            "lips.npz contour": self.contour,
+            "landmarks.npz points": self.landmarks,
+            "joints.npz points": self.joints,
+            "speech.npy": self.speech,
+            "identity.npy": self.identity,
+        }
+        for name, array in arrays.items():
+            _check_array(self.key, name, array, self.meta.clip)
+        _check_lips(self.key, LipArrays(self.mask_bits, self.lip_valid, self.contour))
+        _check_speech(self.key, self.speech)
+        _check_identity(self.key, self.identity)
         _check_encoded(self)
 
     def masks(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Lip masks of frames [first, last): bool [n, H, W]."""
+        """Lip masks of frames [first, last): bool [n, H, W].
+
+        Args:
+            first: the first frame.
+            last: the frame after the last one; None means the end.
+        """
         clip = self.meta.clip
         return unpack_mask(self.mask_bits[first:last], clip.height_px, clip.width_px)
 
@@ -209,13 +227,13 @@ def encode(
     members = {
         "face.jpg": face_jpg,
         "flac": flac,
-        "identity.npy": _npy(sample.identity),
+        "identity.npy": npy_bytes(sample.identity),
         "joints.npz": npz_bytes(points=sample.joints),
         "json": meta_json(meta),
         "landmarks.npz": npz_bytes(points=sample.landmarks),
         "lips.npz": npz_bytes(mask=mask_bits, valid=sample.lip_valid, contour=sample.contour),
         "mp4": mp4,
-        "speech.npy": _npy(sample.speech),
+        "speech.npy": npy_bytes(sample.speech),
         "txt": text.encode("utf-8"),
     }
     if not len(sample.identity):
@@ -223,35 +241,166 @@ def encode(
     return members
 
 
+class VersionError(DatasetError):
+    """A sample is of another layout than `VERSION`."""
+
+
+class ShapeError(DatasetError):
+    """An array of a sample has another shape or type than its clip asks for."""
+
+
+class LipArrays(NamedTuple):
+    """What `lips.npz` holds; see `ShardSample`."""
+
+    mask_bits: Bytes
+    valid: Bytes
+    contour: Floats
+
+
 def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
     """The sample in `members`.
 
     Raises:
-        DatasetError: a member is missing, unknown or unreadable, or a shape or a clock does not
-            fit the clip; names key, expected and found.
+        VersionError: it is of another version.
+        ShapeError: an array does not fit the clip.
+        DatasetError: a member is missing, unknown or unreadable, or a clock does not fit the clip;
+            names key, expected and found.
     """
     check_members(key, members)
-    lips = _arrays(key, "lips.npz", members, ("mask", "valid", "contour"))
+    lips = _lips(key, members["lips.npz"])
     identity = np.zeros(0, np.float32)
     if "identity.npy" in members:
-        identity = _array(key, "identity.npy", members)
-        if not len(identity):
-            raise DatasetError(f"sample {key}: identity.npy: expected a vector, found none")
+        identity = _vector(key, members["identity.npy"])
     return ShardSample(
         key=key,
-        meta=_meta(key, members["json"]),
+        meta=read_meta(key, members["json"]),
         mp4=members["mp4"],
         flac=members["flac"],
         face_jpg=members["face.jpg"],
-        mask_bits=lips["mask"],
-        contour=lips["contour"],
-        lip_valid=lips["valid"],
-        landmarks=_arrays(key, "landmarks.npz", members, ("points",))["points"],
-        joints=_arrays(key, "joints.npz", members, ("points",))["points"],
-        speech=_array(key, "speech.npy", members),
+        mask_bits=lips.mask_bits,
+        contour=lips.contour,
+        lip_valid=lips.valid,
+        landmarks=_points(key, "landmarks.npz", members),
+        joints=_points(key, "joints.npz", members),
+        speech=read_npy(members["speech.npy"], f"sample {key}: speech.npy"),
         identity=identity,
-        text=_text(key, members["txt"]),
+        text=read_text(key, members["txt"]),
     )
+
+
+def read_meta(key: str, data: bytes) -> SampleMeta:
+    """The member `json`.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+
+    Raises:
+        VersionError: it is of another version.
+        DatasetError: it is not readable, or speaks of another clip.
+    """
+    try:
+        described = json.loads(data)
+        version = described.get("version") if isinstance(described, dict) else None
+        if version not in VERSIONS:
+            expected = " or ".join(map(str, VERSIONS))
+            raise VersionError(f"sample {key}: json: expected version {expected}, found {version}")
+        meta = SampleMeta.model_validate_json(data)
+    except ValidationError as error:
+        raise DatasetError(f"sample {key}: json: {first_invalid(error)}") from None
+    except ValueError as error:
+        raise DatasetError(f"sample {key}: json: expected JSON, found {error}") from None
+    _expect(key, "json clip_id", meta.clip.clip_id, key)
+    _expect(key, "json verdict clip_id", meta.verdict.clip_id, key)
+    return meta
+
+
+def read_lips(key: str, data: bytes, clip: Clip) -> LipArrays:
+    """The member `lips.npz`.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+        clip: from the member `json`.
+
+    Raises:
+        ShapeError: an array does not fit the clip.
+        DatasetError: it is not readable, or contour and mask are not there where `valid` says so.
+    """
+    lips = _lips(key, data)
+    _check_array(key, "lips.npz mask", lips.mask_bits, clip)
+    _check_array(key, "lips.npz valid", lips.valid, clip)
+    _check_array(key, "lips.npz contour", lips.contour, clip)
+    _check_lips(key, lips)
+    return lips
+
+
+def read_speech(key: str, data: bytes, clip: Clip) -> np.ndarray:
+    """The member `speech.npy`, [L, D] float16.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+        clip: from the member `json`.
+
+    Raises:
+        ShapeError: it does not fit the clip.
+        DatasetError: it is not readable, or not of numbers.
+    """
+    speech = read_npy(data, f"sample {key}: speech.npy")
+    _check_array(key, "speech.npy", speech, clip)
+    _check_speech(key, speech)
+    return speech
+
+
+def read_identity(key: str, data: bytes, clip: Clip) -> Floats:
+    """The member `identity.npy`, [D] float32 of unit length.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+        clip: from the member `json`.
+
+    Raises:
+        ShapeError: it is no vector.
+        DatasetError: it is not readable, or not of unit length.
+    """
+    identity = _vector(key, data)
+    _check_array(key, "identity.npy", identity, clip)
+    _check_identity(key, identity)
+    return identity
+
+
+def read_text(key: str, data: bytes) -> str:
+    """The member `txt`.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+
+    Raises:
+        DatasetError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DatasetError(f"sample {key}: txt: expected UTF-8, found other bytes") from None
+
+
+def read_manifest(data: bytes, file: str) -> ShardManifest:
+    """The manifest of a shard.
+
+    Args:
+        data: content of `shards/<name>.json`.
+        file: what messages call it.
+
+    Raises:
+        DatasetError: it is no manifest, or one of another version.
+    """
+    try:
+        return ShardManifest.model_validate_json(data)
+    except ValidationError as error:
+        raise DatasetError(f"{file}: expected a shard manifest, found {first_invalid(error)}") from None
 
 
 def check_key(key: str) -> None:
@@ -301,17 +450,6 @@ def flac_facts(data: bytes) -> tuple[int, int, int]:
         raise ValueError("not a FLAC file")
     packed = int.from_bytes(data[18:26], "big")
     return packed >> 44, (packed >> 41 & 0b111) + 1, packed & (1 << 36) - 1
-
-
-def npz_bytes(**arrays: np.ndarray) -> bytes:
-    """Compressed npz of named arrays, readable with plain `numpy.load`.
-
-    Numpy dates every entry 1980-01-01, so that the bytes depend on nothing but the arrays.
-    """
-    stream = io.BytesIO()
-    contiguous: dict[str, Any] = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    np.savez_compressed(stream, **contiguous)
-    return stream.getvalue()
 
 
 def to_json(record: Record) -> bytes:
@@ -385,49 +523,55 @@ def _expect(key: str, what: str, found: Any, expected: Any) -> None:
         raise DatasetError(f"sample {key}: {what}: expected {expected}, found {found}")
 
 
-def _check_shapes(sample: ShardSample) -> None:
-    clip = sample.meta.clip
+def _expected_arrays(clip: Clip) -> dict[str, tuple[Any, tuple[int | None, ...]]]:
+    """Type and shape of every array of the clip's sample; None stands for any length."""
     frames = clip.num_frames
     mask_bytes = -(-clip.height_px * clip.width_px // 8)
-    features = units.features_from_frames(frames, clip.fps)
-    wanted: dict[str, tuple[np.ndarray, Any, tuple[int | None, ...]]] = {
-        "lips.npz mask": (sample.mask_bits, np.uint8, (frames, mask_bytes)),
-        "lips.npz valid": (sample.lip_valid, np.uint8, (frames,)),
-        "lips.npz contour": (sample.contour, np.float32, (frames, None, 2)),
-        "landmarks.npz points": (sample.landmarks, np.float32, (frames, NUM_LANDMARKS, 3)),
-        "joints.npz points": (sample.joints, np.float32, (frames, None, 3)),
-        "speech.npy": (sample.speech, np.float16, (features, None)),
-        "identity.npy": (sample.identity, np.float32, (None,)),
+    return {
+        "lips.npz mask": (np.uint8, (frames, mask_bytes)),
+        "lips.npz valid": (np.uint8, (frames,)),
+        "lips.npz contour": (np.float32, (frames, None, 2)),
+        "landmarks.npz points": (np.float32, (frames, NUM_LANDMARKS, 3)),
+        "joints.npz points": (np.float32, (frames, None, 3)),
+        "speech.npy": (np.float16, (units.features_from_frames(frames, clip.fps), None)),
+        "identity.npy": (np.float32, (None,)),
     }
-    for name, (array, dtype, shape) in wanted.items():
-        fits = array.dtype == dtype and array.ndim == len(shape)
-        fits = fits and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
-        if not fits:
-            sizes = ", ".join("any" if n is None else str(n) for n in shape)
-            _expect(
-                sample.key,
-                name,
-                f"{array.dtype} {list(array.shape)}",
-                f"{np.dtype(dtype)} [{sizes}] for {frames} frames at {clip.fps:g} fps",
-            )
 
 
-def _check_values(sample: ShardSample) -> None:
-    valid, key = sample.lip_valid, sample.key
+def _check_array(key: str, name: str, array: np.ndarray, clip: Clip) -> None:
+    dtype, shape = _expected_arrays(clip)[name]
+    fits = array.dtype == dtype and array.ndim == len(shape)
+    fits = fits and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
+    if not fits:
+        sizes = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ShapeError(
+            f"sample {key}: {name}: expected {np.dtype(dtype)} [{sizes}] for {clip.num_frames} frames at "
+            f"{clip.fps:g} fps, found {array.dtype} {list(array.shape)}"
+        )
+
+
+def _check_lips(key: str, lips: LipArrays) -> None:
+    valid = lips.valid
     if not np.isin(valid, (MISSING, INTERPOLATED, MEASURED)).all():
         _expect(key, "lips.npz valid", f"{int(valid.max())}", "0, 1 or 2 in every frame")
-    finite = np.isfinite(sample.contour).all(axis=(1, 2))
-    nowhere = np.isnan(sample.contour).all(axis=(1, 2))
+    finite = np.isfinite(lips.contour).all(axis=(1, 2))
+    nowhere = np.isnan(lips.contour).all(axis=(1, 2))
     if (wrong := np.flatnonzero(np.where(valid == MISSING, ~nowhere, ~finite))).size:
         frame = int(wrong[0])
         expected = "NaN" if valid[frame] == MISSING else "numbers"
         _expect(key, f"lips.npz contour of frame {frame} (valid {valid[frame]})", "others", expected)
-    if (wrong := np.flatnonzero(sample.mask_bits.any(axis=1) & (valid == MISSING))).size:
+    if (wrong := np.flatnonzero(lips.mask_bits.any(axis=1) & (valid == MISSING))).size:
         _expect(key, f"lips.npz mask of frame {int(wrong[0])} (valid 0)", "pixels", "no pixels")
-    if not np.isfinite(sample.speech).all():
+
+
+def _check_speech(key: str, speech: np.ndarray) -> None:
+    if not np.isfinite(speech).all():
         _expect(key, "speech.npy", "NaN or infinity", "numbers")
-    if len(sample.identity):
-        length = float(np.linalg.norm(sample.identity.astype(np.float64)))
+
+
+def _check_identity(key: str, identity: Floats) -> None:
+    if len(identity):
+        length = float(np.linalg.norm(identity.astype(np.float64)))
         if not abs(length - 1) < 1e-3:
             _expect(key, "identity.npy", f"length {length:.4g}", "length 1")
 
@@ -447,46 +591,22 @@ def _check_encoded(sample: ShardSample) -> None:
         _expect(key, "face.jpg", f"{len(sample.face_jpg)} other bytes", "a JPEG file")
 
 
-def _meta(key: str, data: bytes) -> SampleMeta:
-    try:
-        return SampleMeta.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DatasetError(f"sample {key}: json: {where}: {first['msg']}") from None
-
-
-def _text(key: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DatasetError(f"sample {key}: txt: expected UTF-8, found other bytes") from None
-
-
 def _on_grid(array: np.ndarray) -> Floats:
     rounded: Floats = np.round(array.astype(np.float32) * STEPS_PER_PX) / np.float32(STEPS_PER_PX)
     return rounded + np.float32(0)  # -0 and +0 are one place, and should be the same bytes
 
 
-def _npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
-    return stream.getvalue()
+def _lips(key: str, data: bytes) -> LipArrays:
+    stored = read_npz(data, f"sample {key}: lips.npz", ("mask", "valid", "contour"))
+    return LipArrays(stored["mask"], stored["valid"], stored["contour"])
 
 
-def _array(key: str, member: str, members: Mapping[str, bytes]) -> np.ndarray:
-    try:
-        return np.asarray(np.load(io.BytesIO(members[member]), allow_pickle=False))
-    except Exception as error:  # damaged bytes make numpy raise almost anything
-        raise DatasetError(f"sample {key}: {member}: expected an array, found {one_line(error)}") from None
+def _points(key: str, member: str, members: Mapping[str, bytes]) -> Floats:
+    return read_npz(members[member], f"sample {key}: {member}", ("points",))["points"]
 
 
-def _arrays(
-    key: str, member: str, members: Mapping[str, bytes], names: tuple[str, ...]
-) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(members[member]), allow_pickle=False) as stored:
-            return {name: stored[name] for name in names}
-    except Exception as error:  # likewise numpy and zipfile
-        wanted = ", ".join(names)
-        raise DatasetError(f"sample {key}: {member}: expected {wanted}, found {one_line(error)}") from None
+def _vector(key: str, data: bytes) -> Floats:
+    identity = read_npy(data, f"sample {key}: identity.npy")
+    if not identity.size:
+        raise DatasetError(f"sample {key}: identity.npy: expected a vector, found none")
+    return identity

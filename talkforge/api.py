@@ -15,9 +15,9 @@ from talkforge.samples import Sample, read_shard
 if TYPE_CHECKING:
     import pandas as pd
 
-    from talkforge.pipeline.dataset import Dataset
     from talkforge.pipeline.jobs import MeasureProgress
     from talkforge.pipeline.store import Store
+    from talkforge.schemas.dataset import Dataset
     from talkforge.schemas.sample import ShardManifest
     from talkforge.torch_dataset import ClipDataset
 

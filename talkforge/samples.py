@@ -109,7 +109,7 @@ def read_shard(store: Store, url: str) -> Iterator[Sample]:
         store: the data set.
         url: the tar file's path or URI, below the data set's.
     """
-    from talkforge.pipeline.verify import read_samples
+    from talkforge.pipeline.shards import read_samples
     from talkforge.schemas import sample
 
     name = url.removeprefix(f"{store.root}/")

@@ -29,6 +29,7 @@ from talkforge.pipeline.report.statistics import (
     statistics,
 )
 from talkforge.pipeline.store import Store
+from talkforge.schemas.dataset import Dataset
 
 __all__ = ["render", "statistics", "write_report"]
 
@@ -69,9 +70,8 @@ def write_report(
     ledger: pd.DataFrame,
     sources: pd.DataFrame,
     failures: pd.DataFrame,
-    dataset: Mapping[str, Any],
+    dataset: Dataset,
     thumbnails: Thumbnails,
-    timings: Mapping[str, float] | None = None,
     people: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Write `report/statistics.json` and `report/index.html`; returns the statistics.
@@ -83,7 +83,7 @@ def write_report(
     Raises:
         DatasetError: the tables do not add up; nothing is written then.
     """
-    numbers = statistics(ledger, sources, failures, dataset, timings, people)
+    numbers = statistics(ledger, sources, failures, dataset, people)
     page = render(numbers, ledger, sources, failures, thumbnails)
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())

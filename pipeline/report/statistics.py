@@ -7,7 +7,6 @@ face once, so that two people in one picture make two hours of clips in one hour
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from talkforge.curation.verdict import CODES, RULES
 from talkforge.pipeline.report.people import people_statistics, people_table
 from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
 from talkforge.schemas.config import Config
+from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.units import seconds_from_frames
 
@@ -30,16 +30,14 @@ def statistics(
     ledger: pd.DataFrame,
     sources: pd.DataFrame,
     failures: pd.DataFrame,
-    dataset: Mapping[str, Any],
-    timings: Mapping[str, float] | None = None,
+    dataset: Dataset,
     people: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Everything the report shows in numbers, ready for JSON; the order of rows does not matter.
 
     Args:
         ledger: one row per candidate clip. sources: one row per input. failures: `Failure` rows.
-        dataset: content of `dataset.json`.
-        timings: seconds of work by stage, where the caller wants them in the answer.
+        dataset: description of the data set.
         people: one row per person; None where the data set has no such table yet.
 
     Raises:
@@ -47,29 +45,28 @@ def statistics(
     """
     clips, inputs = clips_table(ledger), sources_table(sources)
     counts = conservation(clips, inputs)
-    config = Config.model_validate(dataset["config"])
+    config = dataset.config
     broken = broken_rules(clips)
     rules = _rules(clips, broken, config)
     return {
-        "schema_version": dataset["schema_version"],
-        "tool_version": dataset["tool_version"],
-        "config_hash": dataset["config_hash"],
+        "schema_version": dataset.schema_version,
+        "tool_version": dataset.tool_version,
+        "config_hash": dataset.config_hash,
         "conservation": counts,
         "headline": _headline(clips, inputs),
         "funnel": _funnel(clips, inputs, broken, [rule["code"] for rule in rules]),
         "rules": rules,
         "what_if": [w for rule in RULES if (w := what_if(rule, clips, broken, config))],
         "measures": [m for measure in MEASURES if (m := histogram(measure, clips, config))],
-        "quantiles": dict(dataset.get("quantiles") or {}),
+        "quantiles": {name: list(values) for name, values in dataset.quantiles.items()},
         "sync": _sync(clips),
         "languages": _languages(clips),
         "identity": _identity(clips),
-        "people": people_statistics(clips, people_table(people), config.shards),
+        "people": people_statistics(clips, people_table(people), dataset.config.shards),
         "provenance": _provenance(clips, inputs),
-        "models": sorted(map(dict, dataset["models"]), key=lambda model: str(model["name"])),
-        "models_absent": [dict(absent) for absent in dataset.get("models_absent") or ()],
+        "models": [use.model_dump() for use in sorted(dataset.models, key=lambda use: use.name)],
+        "models_absent": [absent.model_dump() for absent in dataset.models_absent],
         "failures": _failures(failures),
-        "timings_s": {stage: round(float(s), 3) for stage, s in sorted((timings or {}).items())},
     }
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from talkforge.curation import media, trace
+from talkforge.pipeline import tables
 from talkforge.pipeline.annotate import CAPTIONS, TRANSCRIPTS, Clips, Counts, annotate
-from talkforge.pipeline.ledger import read_ledger
+from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.store import Store
-from talkforge.pipeline.verify import read_samples
 from talkforge.schemas import sample
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.records import CaptionRow, LedgerRow, Transcript, TranscriptRow
@@ -62,7 +62,7 @@ def store(curated: Any) -> Store:
 
 
 def ledger(store: Store) -> list[LedgerRow]:
-    return [row for row in read_ledger(store) if row.stopped_by is None]
+    return [row for row in tables.read(store, "ledger.parquet", LedgerRow) if row.stopped_by is None]
 
 
 def texts(store: Store) -> dict[str, bytes]:

@@ -15,10 +15,11 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import cut, jobs
 from talkforge.pipeline.cut import Order
 from talkforge.pipeline.dataset import load_dataset, load_ingested
-from talkforge.pipeline.store import Store, npz_bytes
+from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig, apply_settings
 from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Input, Verdict, Video, clip_id
 from talkforge.schemas.sample import Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, frames_from_seconds
@@ -134,7 +135,7 @@ def test_arrays_that_are_gone_are_named(film: tuple[Path, Video], tmp_path: Path
         cut.cut(store, order_of(video, clip), path, ShardConfig())
     store_arrays(store, clip)
     store.write(name, b"no npz")
-    with pytest.raises(DatasetError, match=f"{name}: not a readable npz file"):
+    with pytest.raises(DatasetError, match=f"{name}: expected an npz file, found other bytes"):
         cut.cut(store, order_of(video, clip), path, ShardConfig())
     store.write(name, npz_bytes(landmarks=np.zeros((25, 478, 3), np.float32)))
     with pytest.raises(DatasetError, match=f"{name}: .*contour"):

@@ -10,7 +10,6 @@ import pytest
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.pipeline import dataset
 from talkforge.pipeline.dataset import (
-    ModelUse,
     describe,
     exclusive,
     extend_plan,
@@ -20,6 +19,7 @@ from talkforge.pipeline.dataset import (
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
+from talkforge.schemas.dataset import ModelUse
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.records import Input
 from tests.records import video

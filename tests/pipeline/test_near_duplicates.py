@@ -15,14 +15,14 @@ import pytest
 
 from examples.talking_heads import SPEECH_HZ, Take, cut, varied_take, write
 from talkforge.curation import media, trace
-from talkforge.pipeline import jobs
+from talkforge.pipeline import jobs, tables
 from talkforge.pipeline.calibrate import MARKER
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
-from talkforge.pipeline.ledger import read_ledger
 from talkforge.pipeline.near_duplicates import rank
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import apply_settings
+from talkforge.schemas.records import LedgerRow
 from tests.conftest import Curated
 
 
@@ -121,4 +121,4 @@ def test_copies_are_found_and_let_in_without_decoding(
     assert [row.accepted for row in rows] == [True] * 6
     jobs.select(store, dataset, ingested)
     assert store.read("ledger.parquet") == before
-    assert read_ledger(store) == list(selection.rows)
+    assert tables.read(store, "ledger.parquet", LedgerRow) == list(selection.rows)

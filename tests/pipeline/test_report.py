@@ -13,7 +13,8 @@ import pytest
 
 from talkforge.pipeline.report import render, span, statistics, visible, write_report
 from talkforge.pipeline.store import Store
-from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.config import Config, apply_settings, config_hash
+from talkforge.schemas.dataset import Dataset, ModelAbsence, ModelUse
 from talkforge.schemas.errors import DatasetError
 
 A, B = "a" * 12, "b" * 12
@@ -44,7 +45,7 @@ def source(uri: str, video: str | None, status: str, seconds: float, **more: Any
     return row | more
 
 
-Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, dict[str, Any]]
+Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Dataset]
 
 
 @pytest.fixture
@@ -74,17 +75,18 @@ def tables() -> Tables:
     return pd.DataFrame(ledger), pd.DataFrame(sources), pd.DataFrame(failures, columns=columns), dataset()
 
 
-def dataset() -> dict[str, Any]:
+def dataset(config: Config | None = None) -> Dataset:
     free = {"name": "free", "sha256": "ab" * 32, "licence": "MIT", "commercial_use": True}
     research = {"name": "bound", "sha256": "cd" * 32, "licence": "research only", "commercial_use": False}
-    return {
-        "schema_version": 1,
-        "tool_version": "0.1.0",
-        "config": Config().model_dump(mode="json"),
-        "config_hash": config_hash(Config()),
-        "models": [m | {"needed_by": "scan", "present": True} for m in (free, research)],
-        "quantiles": {"omega_face": [0.1, 0.2]},
-    }
+    return Dataset(
+        schema_version=1,
+        tool_version="0.1.0",
+        config=config or Config(),
+        config_hash=config_hash(Config()),
+        models=tuple(ModelUse.model_validate(m | {"needed_by": "scan"}) for m in (free, research)),
+        joints=(),
+        quantiles={"omega_face": (0.1, 0.2)},
+    )
 
 
 def no_pictures(_: str) -> bytes | None:
@@ -105,9 +107,8 @@ def page(tables: Tables) -> str:
 
 def test_models_that_were_asked_for_and_absent_are_named(tables: Tables) -> None:
     assert statistics(*tables)["models_absent"] == []
-    about = dataset()
     absent = {"name": "syncnet_v2", "needed_by": "trace: Sync-C", "why": "no <package> carries it"}
-    about["models_absent"] = [absent]
+    about = dataset().model_copy(update={"models_absent": (ModelAbsence.model_validate(absent),)})
     tables = (*tables[:3], about)
     assert statistics(*tables)["models_absent"] == [absent]
     text = page(tables)
@@ -363,8 +364,7 @@ def test_people_who_may_be_one_or_two_are_named(tables: Tables) -> None:
     assert [(p["person_id"], p["similarity"], p["odd_clip_id"]) for p in found["mixed"]] == [
         ("p2", 0.41, "c21"), ("p0", 0.44, "c01"),
     ]  # fmt: skip
-    about = dataset()
-    about["config"]["shards"]["same_person"] = 0.8
+    about = dataset(apply_settings({}, ["shards.same_person=0.8"]))
     stricter = statistics(ledger, *rest[:2], about, people=pd.DataFrame(rows))["people"]
     assert (stricter["same_person"], stricter["near_count"], stricter["mixed_count"]) == (0.8, 0, 2)
 

@@ -9,16 +9,21 @@ from PIL import Image
 
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import identity
-from talkforge.pipeline import stages
+from talkforge.pipeline import stages, tables
 from talkforge.pipeline.dataset import load_dataset
-from talkforge.pipeline.ledger import read_ledger, thumbnails
+from talkforge.pipeline.ledger import thumbnails
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.records import LedgerRow
 from tests.conftest import Curated
 
 
 def test_the_sound_of_every_traced_clip_is_measured(measured: Curated) -> None:
-    rows = [row for row in read_ledger(Store(str(measured.dataset))) if row.stopped_by is None]
+    rows = [
+        row
+        for row in tables.read(Store(str(measured.dataset)), "ledger.parquet", LedgerRow)
+        if row.stopped_by is None
+    ]
     assert len(rows) == 2
     for row in rows:
         assert row.bandwidth_hz is not None and 1000 < row.bandwidth_hz <= 8000
@@ -31,7 +36,11 @@ def test_the_data_set_says_what_its_speech_features_are(measured: Curated) -> No
 
 
 def test_the_picture_of_every_traced_clip_is_measured(measured: Curated) -> None:
-    rows = [row for row in read_ledger(Store(str(measured.dataset))) if row.stopped_by is None]
+    rows = [
+        row
+        for row in tables.read(Store(str(measured.dataset)), "ledger.parquet", LedgerRow)
+        if row.stopped_by is None
+    ]
     assert len(rows) == 2
     for row in rows:
         assert row.black_bar_fraction == 0
@@ -44,7 +53,7 @@ def test_the_picture_of_every_traced_clip_is_measured(measured: Curated) -> None
 def test_every_traced_clip_has_a_picture_of_its_face(measured: Curated) -> None:
     store = Store(str(measured.dataset))
     look_up = thumbnails(store)
-    for row in read_ledger(store):
+    for row in tables.read(store, "ledger.parquet", LedgerRow):
         picture, face = look_up(row.clip_id), look_up(f"{row.clip_id}/face")
         assert picture is not None
         assert (face is not None) == (row.stopped_by is None)

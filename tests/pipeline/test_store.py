@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 
 from talkforge.pipeline import store as store_module
-from talkforge.pipeline.store import TEMPORARY, Store, local_copy, npz_bytes, sha256_of
+from talkforge.pipeline.store import TEMPORARY, Store, local_copy, sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError, MediaError, RunError
 
 
@@ -216,12 +215,6 @@ def test_errors_of_a_cloud_library_are_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "pipe_file", fail)
     with pytest.raises(RunError, match=r"^cannot write a in memory://x: Unable to locate credentials$"):
         Store("memory://x").write("a", b"")
-
-
-def test_npz_bytes_depend_on_the_arrays_only() -> None:
-    arrays = {"a/b": np.arange(5), "c": np.zeros((2, 0), np.float32)}
-    assert npz_bytes(**arrays) == npz_bytes(**arrays)
-    assert npz_bytes(**arrays) != npz_bytes(**{**arrays, "c": np.ones(1)})
 
 
 def test_local_copy_of_a_local_file_is_the_file(tmp_path: Path) -> None:

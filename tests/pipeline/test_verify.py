@@ -16,12 +16,14 @@ import pytest
 
 from talkforge.curation import media
 from talkforge.pipeline import shards
+from talkforge.pipeline.dataset import save_dataset
 from talkforge.pipeline.shards import ShardClip
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import alignment, check_sample, level_dbfs, verify
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays, Floats
-from talkforge.schemas.config import ShardConfig
+from talkforge.schemas.config import Config, ShardConfig
+from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, pack_mask
 from tests.conftest import RealClip
@@ -145,7 +147,10 @@ def write_shards(store: Store) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     store = Store(str(root))
-    store.write("dataset.json", b'{"schema_version": 1}')
+    description = Dataset(
+        schema_version=1, tool_version="0", config=Config(), config_hash="", models=(), joints=()
+    )
+    save_dataset(store, description)
     write_part(store, "000000")
     write_part(store, "000001")
     write_shards(store)
@@ -215,6 +220,8 @@ def test_dataset_json(store: Store) -> None:
     assert line.startswith("dataset.json: expected JSON, found Expecting property name")
     store.write("dataset.json", b"[]")
     assert said(store) == ["dataset.json: expected a JSON object, found list"]
+    store.write("dataset.json", b'{"schema_version": 1}')
+    assert said(store) == ["dataset.json: tool_version: Field required"]
     store.delete("dataset.json")
     assert said(store) == ["dataset.json: missing"]
 

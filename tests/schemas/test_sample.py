@@ -16,6 +16,7 @@ import pytest
 from talkforge.schemas import sample, units
 from talkforge.schemas.arrays import ClipArrays
 from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Record, Speaker, Sync, Verdict
 from talkforge.schemas.sample import (
     Provenance,
@@ -121,7 +122,7 @@ def npz(data: bytes) -> dict[str, np.ndarray]:
 
 
 def repacked(data: bytes, **changes: np.ndarray) -> bytes:
-    return sample.npz_bytes(**{**npz(data), **changes})
+    return npz_bytes(**{**npz(data), **changes})
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -389,7 +390,7 @@ BROKEN = {
         "identity.npy: expected a vector, found none",
     ),
     "array missing": (
-        lambda: {**members(), "lips.npz": sample.npz_bytes(mask=np.zeros(1))},
+        lambda: {**members(), "lips.npz": npz_bytes(mask=np.zeros(1))},
         "lips.npz: expected mask, valid, contour, found",
     ),
     "damaged npz": (
@@ -404,14 +405,14 @@ BROKEN = {
         lambda: {**members(), "txt": b"gr\xfc\xdf"},
         "txt: expected UTF-8, found other bytes",
     ),
-    "no json": (lambda: {**members(), "json": b"{"}, "json: the document: Invalid JSON"),
+    "no json": (lambda: {**members(), "json": b"{"}, "json: expected JSON, found "),
     "json with an unknown field": (
         lambda: {**members(), "json": members()["json"][:-1] + b',"more":1}'},
         "json: more: Extra inputs are not permitted",
     ),
     "json of another version": (
         lambda: {**members(), "json": members()["json"].replace(b'"version":2', b'"version":3')},
-        "json: version: Input should be 1 or 2",
+        "json: expected version 1 or 2, found 3",
     ),
 }
 

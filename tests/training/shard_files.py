@@ -21,6 +21,7 @@ from talkforge.pipeline.shards import ShardPlan, write_shard
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, samples_from_frames
@@ -194,4 +195,4 @@ def write_latents(
                     "empty_text": np.full((1, 2), 9, np.float16),
                     "image": np.full((len(starts), 5, 4), number + 0.5, np.float16),
                 }
-            tar.write({"__key__": f"clip{number:02d}", "latents.npz": sample.npz_bytes(**arrays)})
+            tar.write({"__key__": f"clip{number:02d}", "latents.npz": npz_bytes(**arrays)})

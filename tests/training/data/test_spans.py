@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talkforge.schemas.sample import npz_bytes
+from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.units import features_from_frames
 from talkforge.training.data.batch import Facts
 from talkforge.training.data.frames import BadSampleError

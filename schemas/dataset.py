@@ -1,0 +1,75 @@
+"""The description of a data set, `dataset.json`: configuration, models, and what the arrays are."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import Field, ValidationError
+
+from talkforge.schemas.config import Config
+from talkforge.schemas.errors import DatasetError, first_invalid
+from talkforge.schemas.records import Record
+
+SCHEMA_VERSION = 1
+"""Version of everything on disk but the samples, which carry their own."""
+
+
+class ModelUse(Record):
+    """One model that had a part in the measurements."""
+
+    name: str
+    needed_by: str
+    sha256: str
+    licence: str
+    commercial_use: bool
+
+
+class ModelAbsence(Record):
+    """One model that was asked for, was not to be had, and was optional: it measured nothing."""
+
+    name: str
+    needed_by: str
+    why: str
+
+
+class Dataset(Record):
+    """`dataset.json`: what the data set is and what made it.
+
+    `config.measure` never changes once it is written; `thresholds` and `shards` are those of the
+    last selection, `quantiles` its percentiles of the raw motion variances.
+    """
+
+    schema_version: int
+    tool_version: str
+    config: Config
+    config_hash: str
+    """sha256 of the measuring configuration."""
+    models: tuple[ModelUse, ...]
+    models_absent: tuple[ModelAbsence, ...] = ()
+    joints: tuple[str, ...]
+    """Names of the body joints, in the order of `joints.npz`."""
+    speech_encoder: str | None = None
+    """What `speech.npy` holds, as its encoder is named; None in data sets begun before this was kept."""
+    speech_dim: int | None = None
+    """Numbers in one speech feature: D of `speech.npy`."""
+    quantiles: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+def parse_dataset(data: bytes) -> Dataset:
+    """The description in the bytes of a `dataset.json`.
+
+    Raises:
+        DatasetError: it is not readable or of another schema version.
+    """
+    try:
+        described = json.loads(data)
+    except ValueError as error:
+        raise DatasetError(f"dataset.json: expected JSON, found {error}") from None
+    if not isinstance(described, dict):
+        raise DatasetError(f"dataset.json: expected a JSON object, found {type(described).__name__}")
+    if (version := described.get("schema_version")) != SCHEMA_VERSION:
+        raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
+    try:
+        return Dataset.model_validate(described)
+    except ValidationError as error:
+        raise DatasetError(f"dataset.json: {first_invalid(error)}") from None
