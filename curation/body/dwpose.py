@@ -1,11 +1,11 @@
-"""Joints by DWPose, as the paper takes them: its network, run by rtmlib.
+"""Pose estimation by DWPose, as in the paper. rtmlib runs its network.
 
-The published pipeline finds people with YOLOX-L and hands each box to the pose network. Here the
-box is the region around the face that is followed, for three reasons. It says whose body is meant.
-The network is trained on boxes of half to one and a half times the person's, shifted, and on upper
-bodies, and such a region is one (mmpose, rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288:
-RandomBBoxTransform, RandomHalfBody, UBody). And YOLOX-L would cost eight times what the pose network
-does: 78 against 10.1 thousand million multiplications, by their authors' tables.
+The published pipeline detects people with YOLOX-L and passes each box to the pose network. Here the box is
+the region around the tracked face, for three reasons. It belongs to the person who is meant. The network was
+trained on shifted boxes of 0.5 to 1.5 times the person's size and on upper bodies, so such a region is in its
+range (mmpose, rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288: RandomBBoxTransform, RandomHalfBody, UBody).
+And YOLOX-L would cost eight times as much as the pose network: 78 against 10.1 billion multiplications, by
+their authors' tables.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from talkforge.schemas.errors import ModelError
 WIDTH_PX, HEIGHT_PX = 288, 384
 NUM_POINTS = 133
 BINS_PER_PX = 2
-"""Bins of the network's answer for each pixel of its input. Source: DWPose, simcc_split_ratio."""
+"""Bins of the network's output for each pixel of its input. Source: DWPose, simcc_split_ratio."""
 
 MIN_JOINT_SCORE = 0.3
-"""Source: IDEA-Research/DWPose hides points below it."""
+"""Least score of a joint that counts as seen. Source: IDEA-Research/DWPose hides points below it."""
 
 MEAN_LEVELS, STD_LEVELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of red, green and blue, which the network is trained on in this order. Source: ImageNet's."""
+"""Mean and standard deviation of red, green and blue in the network's training. Source: ImageNet's."""
 
 _BODY_POINTS = (*range(23), *range(91, NUM_POINTS))
-"""COCO-WholeBody's keypoints that are `curation.body.joints.JOINTS`: all but the face's."""
+"""Indices of the COCO-WholeBody keypoints that are in `curation.body.joints.JOINTS`: all but the face's."""
 
 
 class _Network(RTMPose):  # type: ignore[misc]  # rtmlib has no types
-    """rtmlib's crop, network and decoding, in a session of one thread; its own constructor would
-    take all cores, print, and look for a file that is missing on the web."""
+    """rtmlib's crop, network and decoding, in a session on one thread.
+
+    rtmlib's own constructor is not called: it takes all cores, prints, and downloads a missing file.
+    """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
@@ -48,13 +50,13 @@ class _Network(RTMPose):  # type: ignore[misc]  # rtmlib has no types
 
 
 class DwPose:
-    """DWPose for single pictures.
+    """DWPose for single frames.
 
     Args:
-        path: the network, see `dwpose` in `curation.weights.registry`.
+        path: the ONNX network, see `dwpose` in `curation.weights.registry`.
 
     Raises:
-        ModelError: it is no ONNX model, or its input or outputs are not DWPose's.
+        ModelError: the file is not an ONNX model with DWPose's input and outputs.
     """
 
     min_score = MIN_JOINT_SCORE
@@ -66,14 +68,14 @@ class DwPose:
         self._network = _Network(session)
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
-        """The one pose [1, 65, 3] that the network sees in the region, see `PoseEstimator`."""
+        """The one pose [1, 65, 3] in the region, see `PoseEstimator`."""
         points, scores = self._network(rgb, [region])
         poses = np.concatenate([points, np.clip(scores, 0, 1)[..., None]], axis=-1)
         return np.asarray(poses[:, _BODY_POINTS], np.float32)
 
 
 def _check(session: onnxruntime.InferenceSession, label: str) -> None:
-    """Run it once: the outputs of some exports have no fixed shape until then."""
+    """Check the input and, by running the network once, the outputs, whose shapes some exports leave open."""
     expected = [3, HEIGHT_PX, WIDTH_PX]
     inputs = [value.shape[1:] for value in session.get_inputs()]
     if inputs != [expected]:

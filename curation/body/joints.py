@@ -1,7 +1,8 @@
-"""The joints of a person's body: one order, whichever model finds them.
+"""The body joints and their order, which is the same for every pose estimator.
 
-It is COCO-WholeBody's, which DWPose gives, without its 68 points of the face: those are in the
-landmarks, better and in every frame. MediaPipe Pose gives 27 of these 65; the others are NaN.
+The order is that of COCO-WholeBody, which DWPose follows, without its 68 points of the face. The face
+landmarks are more exact and cover every frame. MediaPipe Pose gives 27 of these 65 joints, and the others are
+NaN.
 """
 
 from __future__ import annotations
@@ -24,23 +25,31 @@ JOINTS = (
     *(f"{side}_{name}" for side in ("left", "right") for name in _FOOT),
     *(f"{side}_{name}" for side in ("left", "right") for name in _HAND),
 )
-"""Names of the 65 joints: 17 of the body, 6 of the feet, 21 of each hand, each finger from its root
-to its tip. Left is the person's. Source: COCO-WholeBody's keypoints 0 to 22 and 91 to 132."""
+"""Names of the 65 joints: 17 of the body, 6 of the feet and 21 of each hand, where each finger goes from its
+root to its tip. Left is the person's left. Source: COCO-WholeBody's keypoints 0 to 22 and 91 to 132."""
 
 HEAD = tuple(range(len(_HEAD)))
-"""Joints whose mean is the head's centre."""
+"""Indices of the joints whose mean is the centre of the head."""
 
 
 class PoseEstimator(Protocol):
-    """Finds the joints of the people in a region of a picture; keeps nothing between pictures."""
+    """Detects the joints of the people in a region of a frame. It keeps no state between frames."""
 
     @property
     def min_score(self) -> float:
-        """Joints that score less are not seen."""
+        """Least score, 0..1, of a joint that counts as seen."""
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
-        """Poses [n, 65, 3] in uint8 [H, W, 3]: x, y in its pixels, score 0..1; a joint that the model
-        does not give is NaN. `region`: left, top, right, bottom, whole pixels within the picture."""
+        """The poses of the people in a region.
+
+        Args:
+            rgb: frame, uint8 [H, W, 3].
+            region: left, top, right and bottom in whole pixels, inside the frame.
+
+        Returns:
+            float32 [n, 65, 3]: x, y in pixels of `rgb`, and score 0..1. A joint that the model does not
+            know is NaN.
+        """
 
 
 def no_joints(num_frames: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Joints by MediaPipe Pose: a detector and a landmark network, of which 33 points come."""
+"""Pose estimation by MediaPipe Pose: a detector and a landmark network that gives 33 points."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Bytes, Floats
 
 MIN_JOINT_SCORE = 0.5
-"""Source: MediaPipe Pose's default confidences."""
+"""Least score of a joint that counts as seen. Source: MediaPipe Pose's default confidences."""
 
 REGION_EDGE_PX = 384
-"""Longest edge of the region as the pose landmarker sees it (its networks take 224 and 256)."""
+"""Longest edge of the region as it is passed to the pose landmarker, whose networks take 224 and 256."""
 
 MAX_POSES = 3
 
@@ -25,12 +25,12 @@ _OTHER_NAMES = {
     "forefinger1": "index",
     "pinky_finger1": "pinky",
 }
-"""Ours to MediaPipe's. Source: MediaPipe's pose landmarks 17 to 22 are "pinky #1 knuckle", "index #1
-knuckle" and "thumb #2 knuckle"; 31 and 32, "foot index", are the tips of the feet."""
+"""MediaPipe's names of joints that we name differently. Source: MediaPipe's pose landmarks 17 to 22 are
+"pinky #1 knuckle", "index #1 knuckle" and "thumb #2 knuckle". 31 and 32, "foot index", are the toe tips."""
 
 
 def _joint_mapping() -> tuple[list[int], list[int]]:
-    """Which of `JOINTS` are given, and by which of the 33 points."""
+    """Indices of the joints that MediaPipe gives, and of its 33 points that give them."""
     from mediapipe.tasks.python import vision
 
     points = {point.name.lower(): int(point) for point in vision.PoseLandmark}
@@ -44,13 +44,13 @@ def _joint_mapping() -> tuple[list[int], list[int]]:
 
 
 class MediaPipePose:
-    """MediaPipe's pose landmarker for single pictures.
+    """MediaPipe's pose landmarker for single frames.
 
     Args:
-        task: pose bundle, see `curation.weights.registry.pose_task`.
+        task: the pose bundle, see `curation.weights.registry.pose_task`.
 
     Raises:
-        ModelError: `task` is not a pose landmarker's bundle.
+        ModelError: `task` is not the bundle of a pose landmarker.
     """
 
     min_score = MIN_JOINT_SCORE
@@ -60,7 +60,7 @@ class MediaPipePose:
         self._given, self._points = _joint_mapping()
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
-        """Poses [n <= 3, 65, 3], see `PoseEstimator`; the score is MediaPipe's visibility."""
+        """At most `MAX_POSES` poses, see `PoseEstimator`. The score is MediaPipe's visibility."""
         left, top, right, bottom = region
         scale = min(1.0, REGION_EDGE_PX / max(right - left, bottom - top))
         size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)

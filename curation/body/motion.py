@@ -1,15 +1,14 @@
-"""How strongly does the face move, and the body? The paper's omega_l and omega_b, before normalising.
+"""Motion intensity of face and body: the paper's omega_l and omega_b, before normalisation.
 
-Definitions. FantasyTalking (section 3.4) takes "the variance of the MediaPipe facial-landmark
-sequence" and of the DWPose body-joint sequence, and leaves open what is taken out of them. Ours:
+FantasyTalking (section 3.4) takes "the variance of the MediaPipe facial-landmark sequence" and of the DWPose
+body-joint sequence. It does not say which other motion is removed before. Our definitions:
 
-* omega_face: variance over time of the face's points in the face's own frame. Each frame is laid
-  over the clip's mean face by the similarity that fits the points that no expression moves, so
-  nods, turns, steps and zooms count nothing. Eyelids and irises are left out: blinks and gaze are
-  no expression of speech. The tracker's jitter, as seen in the second differences of the
-  typical point, is subtracted.
-* omega_body: variance over time of the visible upper-body joints in a frame that stands still with
-  the background, so a panning or zooming camera counts nothing.
+* omega_face is the variance over time of the landmarks in the face's own coordinates. Each face is aligned to
+  the clip's mean face by a similarity that is fitted to points which no expression moves. So nods, turns,
+  steps and zooms do not count. Eyelids and irises are left out, because blinks and gaze are no expression of
+  speech. The jitter of the landmarker, estimated from second differences, is subtracted.
+* omega_body is the variance over time of the visible upper-body joints in coordinates that are fixed to the
+  background. So a panning or zooming camera does not count.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ from talkforge.schemas.arrays import NUM_LANDMARKS, Floats, Landmarks, expect_sh
 from talkforge.schemas.records import Motion
 
 MIN_FACE_FRAMES = 12
-"""Fewer frames with the face give no omega_face: about half a second at 25 fps."""
+"""Least number of frames with the face for omega_face, about half a second at 25 fps."""
 
 # fmt: off
 RIGID_POINTS = (10, 109, 338, 67, 297, 151, 9, 8, 168, 6, 197, 195, 5, 4, 33, 133, 362, 263)
 # fmt: on
-"""Forehead, ridge of the nose and corners of the eyes: they move with the skull, not with speech."""
+"""Landmarks of the forehead, the ridge of the nose and the corners of the eyes. They move with the skull, not
+with speech."""
 
 RIGHT_EYE, LEFT_EYE, FOREHEAD, NOSE_BASE = (33, 133), (362, 263), 10, 2
-"""The person's eye corners (outer and inner), top of the forehead, and foot of the nose."""
+"""Landmarks of the person's eye corners (outer, inner), the top of the forehead and the base of the nose."""
 
 _IRISES = set(range(468, NUM_LANDMARKS))
 # fmt: off
@@ -41,24 +41,24 @@ EYELIDS = (7, 33, 133, 144, 145, 153, 154, 155, 157, 158, 159, 160, 161, 163, 17
 FACE_LANDMARKS_RIGHT_EYE."""
 
 EXPRESSION_POINTS = tuple(sorted(set(range(NUM_LANDMARKS)) - _IRISES - set(EYELIDS)))
-"""All points but eyelids and irises."""
+"""All landmarks but those of eyelids and irises."""
 
 UPPER_BODY = tuple(
     JOINTS.index(f"{side}_{name}")
     for name in ("ear", "shoulder", "elbow", "wrist", "hip")
     for side in ("left", "right")
 )
-"""Joints of omega_body, all of which both models give. Source: ours; legs are out of nearly every
-talking-head picture."""
+"""Joints of omega_body. Both pose estimators give all of them. Source: ours. Legs are outside of nearly every
+talking-head frame."""
 
 LEFT_SHOULDER, RIGHT_SHOULDER = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
 MIN_BODY_MEASUREMENTS = 4
 MIN_JOINT_FRACTION = 0.25
-"""A joint counts where it is visible in this many of the measured frames, and in this share."""
+"""A joint counts if it is visible in at least this number and this fraction of the measured frames."""
 
 
 def omega_face(landmarks: Landmarks) -> float | None:
-    """Mean over points of var x + var y in the face's own frame, over squared inter-ocular distance.
+    """Mean over landmarks of var x + var y, in the face's own coordinates and squared inter-ocular distances.
 
     None where the face was seen in fewer than `MIN_FACE_FRAMES` frames.
     """
@@ -72,11 +72,12 @@ def omega_face(landmarks: Landmarks) -> float | None:
 
 
 def _jitter_variance(points: Doubles) -> Doubles:
-    """[2]: variance of the tracker's white noise in x and y, of the median point.
+    """Variance [2] of the landmarker's white noise in x and y, that of the median point.
 
-    The second difference of noise of variance s has variance 6 s; most points lie far from the
-    mouth and move too slowly to add to it. The median of squares (a normal variable's is 0.4549 of
-    its variance) leaves out jumps and frames shown twice.
+    The second difference x[t - 1] - 2 x[t] + x[t + 1] of white noise of variance s has variance
+    (1 + 4 + 1) s = 6 s. Real motion hardly adds to it, because most landmarks lie far from the mouth and move
+    slowly. The variance is taken from the median of the squares, which ignores jumps and repeated frames. The
+    median of the square of a normal variable is 0.4549 times its variance.
     """
     second = np.diff(points, 2, axis=0)
     squares = second[np.isfinite(second).all((1, 2))] ** 2
@@ -86,12 +87,13 @@ def _jitter_variance(points: Doubles) -> Doubles:
 
 
 def _in_face_frame(points: Doubles) -> Doubles:
-    """Faces [n, 478, 3] without pose and scale, [n, 478, 2], in units of the inter-ocular distance.
+    """Faces [n, 478, 3] with pose and scale removed: [n, 478, 2] in units of the inter-ocular distance.
 
-    x points from the person's right eye to the left, y from the forehead to the nose.
+    x points from the person's right eye to the left eye, y from the forehead to the nose.
     """
     steady = points[:, RIGID_POINTS]
     mean = steady[0]
+    # Procrustes analysis: fit every face to the mean, take the mean of the fitted faces, and repeat.
     for _ in range(3):
         scale, rotation, shift = _similarities(steady, mean)
         mean = _moved(steady, scale, rotation, shift).mean(0)
@@ -100,15 +102,17 @@ def _in_face_frame(points: Doubles) -> Doubles:
     eyes = average[list(LEFT_EYE)].mean(0) - average[list(RIGHT_EYE)].mean(0)
     x = eyes / np.linalg.norm(eyes)
     down = average[NOSE_BASE] - average[FOREHEAD]
-    y = down - (down @ x) * x
+    y = down - (down @ x) * x  # the part of `down` that is perpendicular to x
     axes = np.stack([x, y / np.linalg.norm(y)], axis=1)
     return np.asarray(face @ axes / np.linalg.norm(eyes))
 
 
 def _similarities(shapes: Doubles, target: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """Scale [n], rotation [n, 3, 3] and shift [n, 3] that lay shapes [n, K, 3] over `target` [K, 3].
+    """Scale [n], rotation [n, 3, 3] and shift [n, 3] that fit shapes [n, K, 3] to `target` [K, 3].
 
-    Source: Umeyama, Least-squares estimation of transformation parameters (PAMI 1991), eq. 40-42.
+    The rotation comes from the singular value decomposition of the covariance between shape and target. The
+    sign of its last column excludes reflections. Source: Umeyama, Least-squares estimation of transformation
+    parameters (PAMI 1991), eq. 40-42.
     """
     centres, target_centre = shapes.mean(1), target.mean(0)
     centred = shapes - centres[:, None]
@@ -128,25 +132,30 @@ def _moved(shapes: Doubles, scale: Doubles, rotation: Doubles, shift: Doubles) -
 
 
 def omega_body(joints: Floats, camera: CameraMotion) -> float | None:
-    """Mean over upper-body joints of var x + var y, camera motion removed, over squared shoulder width.
+    """Mean over upper-body joints of var x + var y without camera motion, in squared shoulder widths.
 
-    It is the smaller of the motion against the background and the motion in the picture. Against a
-    pan or a zoom the first is right; where the camera travels round a still person the background
-    moves on its own, and the second is.
+    It is the smaller of the motion against the background and the motion in the frame. The first is right
+    when the camera pans or zooms. The second is right when the camera travels around a still person, because
+    then the background moves by itself.
 
-    Only the frames of `camera` count, which were measured. The shoulder width is the median over the
-    frames. None where the shoulders do not count (see `MIN_JOINT_FRACTION`).
+    Args:
+        joints: [F, 65, 3] x, y in clip pixels and score; NaN where not visible.
+        camera: motion of the background. Only its frames are used, because only they were measured.
+
+    Returns:
+        None if the shoulders are visible too rarely, see `MIN_JOINT_FRACTION`. The shoulder width is the
+        median over the frames.
     """
     expect_shape("joints", joints, (None, len(JOINTS), 3))
-    in_picture = joints[camera.frames, :, :2].astype(np.float64)
-    turned = np.einsum("nij,nkj->nki", camera.to_first[:, :, :2], in_picture)
-    measured = [_variance(turned + camera.to_first[:, None, :, 2]), _variance(in_picture)]
+    in_frame = joints[camera.frames, :, :2].astype(np.float64)
+    turned = np.einsum("nij,nkj->nki", camera.to_first[:, :, :2], in_frame)
+    measured = [_variance(turned + camera.to_first[:, None, :, 2]), _variance(in_frame)]
     known = [value for value in measured if value is not None]
     return min(known) if known else None
 
 
 def _variance(points: Doubles) -> float | None:
-    """Of joints [n, 65, 2], over squared shoulder width."""
+    """Mean variance of the upper-body joints [n, 65, 2], in squared shoulder widths."""
     visible = np.isfinite(points[..., 0]).sum(0)
     counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_FRACTION * len(points))
     shoulders = np.linalg.norm(points[:, LEFT_SHOULDER] - points[:, RIGHT_SHOULDER], axis=1)
@@ -159,7 +168,13 @@ def _variance(points: Doubles) -> float | None:
 
 
 def measure(landmarks: Landmarks, joints: Floats, camera: CameraMotion | None) -> Motion:
-    """Both variances; without a camera the body was not measured."""
+    """Motion of face and body.
+
+    Args:
+        landmarks: of the clip's F frames.
+        joints: [F, 65, 3] x, y in clip pixels and score.
+        camera: motion of the background. None: the body was not measured.
+    """
     seen = np.isfinite(joints[:, :, 0]).any(1)
     return Motion(
         omega_face_raw=omega_face(landmarks),

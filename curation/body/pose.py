@@ -1,7 +1,7 @@
-"""Where are the joints of one person, and how does the camera move? Both every few frames of a clip.
+"""Body joints of one person and camera motion, measured every few frames of a clip.
 
-Joints are looked for in a region around the face, so that the body found is that of the person
-meant; the camera from corners of the background, followed from one measured frame to the next.
+Joints are detected in a region around the face, so that they are those of the same person. The camera motion
+is that of the background, whose corners are tracked from one measured frame to the next.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from talkforge.schemas.records import Clip
 Doubles = NDArray[np.float64]
 
 REACH_SIDE, REACH_UP, REACH_DOWN = 3.0, 1.0, 5.0
-"""Region in which the person's body is looked for: beyond the face's centre to each side, above and
-below the face's box, in units of its longer side. Source: ours; an arm is about three faces long."""
+"""Region in which the body is detected: its extent to each side of the face's centre, above the face's box
+and below it, in units of the box's longer side. Source: ours. An arm is about three faces long."""
 
 HEAD_SHIFT = 0.75
-"""A pose is the person's if the centre of its head lies within this many face sizes of the face."""
+"""A pose belongs to the person if the centre of its head lies within this many face sizes of the face."""
 
 CAMERA_EDGE_PX = 320
-"""Longest edge of the grey pictures in which the background is followed."""
+"""Longest edge of the grey frames in which the background is tracked."""
 
 MAX_CORNERS, MIN_CORNERS = 200, 12
-"""Background points followed at most; with fewer than the least the camera is taken to stand still."""
+"""Most background points that are tracked, and the least: with fewer the camera counts as still."""
 
 
 @dataclass(frozen=True)
 class CameraMotion:
-    """The background's motion: `to_first` [n, 2, 3] maps pixels of clip frame `frames` [n] to where
-    the same background lies in the first of them."""
+    """Motion of the background over the measured frames.
+
+    Attributes:
+        frames: int64 [n], indices of the clip's frames.
+        to_first: [n, 2, 3], maps pixels of each of these frames to the same background in the first of them.
+    """
 
     frames: NDArray[np.int64]
     to_first: Doubles
@@ -49,10 +53,10 @@ class CameraMotion:
 
 
 def load_estimator(config: MotionConfig) -> PoseEstimator | None:
-    """The model that finds the joints; None where the body is not measured.
+    """The pose estimator that the configuration names. None where the body is not measured.
 
     Raises:
-        ModelError: its weights are missing, or are not that model's.
+        ModelError: its weights are missing or belong to another model.
     """
     if config.body == "mediapipe":
         return MediaPipePose(registry.pose_task())
@@ -69,13 +73,17 @@ class PoseTracer:
         self._joints = no_joints(clip.num_frames)
         self._frames: list[int] = []
         self._to_first: list[Doubles] = []
-        self._last: tuple[Bytes, Bytes] | None = None  # grey picture, mask of its background
+        self._last: tuple[Bytes, Bytes] | None = None  # grey frame, mask of its background
 
     def push(self, k: int | range, rgb: Bytes, face_box: Floats) -> None:
-        """See one picture, uint8 [clip height, clip width, 3], shown as frame(s) `k`, rising.
+        """Measure one decoded frame, if it is due. Frames must come in ascending order.
 
-        Pictures between two strides are passed over; the clip's last frame is always measured.
-        `face_box` [4], clip pixels, says whose body is meant.
+        Every `stride_frames`-th frame and the last frame of the clip are due.
+
+        Args:
+            k: index or indices of the clip's frames that show it.
+            rgb: uint8 [clip height, clip width, 3].
+            face_box: [4] x0, y0, x1, y1 of the person's face in clip pixels.
         """
         shown = range(k, k + 1) if isinstance(k, int) else k
         last = self._clip.num_frames - 1
@@ -90,9 +98,10 @@ class PoseTracer:
             self._joints[due] = joints
 
     def finish(self) -> Floats:
-        """Joints [F, 65, 3]: x, y in clip pixels, score 0..1, in the order of `curation.body.joints`.
+        """Joints [F, 65, 3]: x, y in clip pixels and score 0..1, in the order of `curation.body.joints`.
 
-        Linear between two measured frames in both of which the joint is visible; NaN elsewhere.
+        Frames between two measured ones are interpolated linearly if the joint is visible in both. Elsewhere
+        the joints are NaN.
         """
         joints = self._joints.copy()
         for a, b in zip(self._frames, self._frames[1:], strict=False):
@@ -106,7 +115,7 @@ class PoseTracer:
         return CameraMotion(np.array(self._frames, np.int64), to_first)
 
     def _find(self, rgb: Bytes, face_box: Floats) -> Floats | None:
-        """Joints [65, 3] of the pose whose head lies at the face; NaN for those not visible."""
+        """Joints [65, 3] of the pose whose head lies at the face, NaN where not visible. None without one."""
         region = _region(face_box, rgb.shape[1], rgb.shape[0])
         if region[2] - region[0] < 2 or region[3] - region[1] < 2:
             return None
@@ -121,7 +130,7 @@ class PoseTracer:
         return np.where(joints[:, 2:] >= self._model.min_score, joints, np.float32(np.nan))
 
     def _camera(self, rgb: Bytes, person: Floats) -> Doubles:
-        """[2, 3]: from this picture to the first one seen."""
+        """The map [2, 3] from this frame to the first measured one."""
         height, width = rgb.shape[:2]
         scale = min(1.0, CAMERA_EDGE_PX / max(height, width))
         size = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -134,12 +143,12 @@ class PoseTracer:
         if previous is None:
             return np.eye(2, 3)
         step = _background_motion(*previous, grey, mask)
-        step[:, 2] /= scale
+        step[:, 2] /= scale  # the shift was found in the smaller frame
         return _chain(self._to_first[-1], step)
 
 
 def _region(face_box: Floats, width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """Where the person's body may be: left, top, right, bottom within the picture."""
+    """Region in which the person's body may be: left, top, right and bottom inside the frame."""
     x0, y0, x1, y1 = (float(v) for v in face_box)
     size, middle = _size(face_box), (x0 + x1) / 2
     left, right = middle - REACH_SIDE * size, middle + REACH_SIDE * size
@@ -153,7 +162,7 @@ def _region(face_box: Floats, width_px: int, height_px: int) -> tuple[int, int, 
 
 
 def _person_box(joints: Floats | None, face_box: Floats) -> Floats:
-    """Box [4] that holds the head, the trunk below it to the picture's foot, and the visible joints."""
+    """Box [4] of the head, the trunk below it down to the frame's edge, and the visible joints."""
     x0, y0, x1, y1 = face_box
     size = np.float32(_size(face_box))
     boxes = [np.array([x0 - 1.2 * size, y0 - 0.7 * size, x1 + 1.2 * size, y1 + 9 * size])]
@@ -169,10 +178,10 @@ def _size(box: Floats) -> float:
 
 
 def _background_motion(old: Bytes, old_mask: Bytes, new: Bytes, new_mask: Bytes) -> Doubles:
-    """Similarity [2, 3] from the new picture to the old one, fitted to the background by RANSAC.
+    """Similarity [2, 3] from the new frame to the old one, fitted to the background by RANSAC.
 
-    Corners found in the new picture outside of the person are followed back into the old one.
-    The identity where too few can be followed.
+    Corners outside of the person are detected in the new frame and tracked back into the old one. If too few
+    can be tracked, the result is the identity.
     """
     still = np.eye(2, 3)
     corners = cv2.goodFeaturesToTrack(new, MAX_CORNERS, 0.01, 5, mask=new_mask)
