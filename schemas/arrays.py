@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from talkforge.schemas.units import AUDIO_HZ
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 NUM_LANDMARKS = 478

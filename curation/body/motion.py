@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.body.pose import CameraMotion, Doubles
-from talkforge.schemas.arrays import NUM_LANDMARKS, Floats, Landmarks, expect_shape
+from talkforge.curation.body.pose import CameraMotion
+from talkforge.schemas.arrays import NUM_LANDMARKS, Doubles, Floats, Landmarks, expect_shape
 from talkforge.schemas.records import Motion
 
 MIN_FACE_FRAMES = 12

@@ -16,11 +16,9 @@ from talkforge.curation.body.dwpose import DwPose
 from talkforge.curation.body.joints import HEAD, PoseEstimator, no_joints
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.weights import registry
-from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.arrays import Bytes, Doubles, Floats, expect_shape
 from talkforge.schemas.config import MotionConfig
 from talkforge.schemas.records import Clip
-
-Doubles = NDArray[np.float64]
 
 REACH_SIDE, REACH_UP, REACH_DOWN = 3.0, 1.0, 5.0
 """Region in which the body is detected: its extent to each side of the face's centre, above the face's box

@@ -1,1 +1,1 @@
-"""Visual quality of a clip: black bars, text, hands over the mouth, BRISQUE."""
+"""Picture quality of a clip: black bars, text, hands over the mouth, BRISQUE."""

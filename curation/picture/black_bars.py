@@ -1,7 +1,7 @@
-"""How much of the picture is black bars: letterbox, pillarbox, or both?
+"""Black bars: the fraction of the picture under a letterbox, a pillarbox or both.
 
-A bar is black in every frame and ends along a straight edge. A dark scene is neither: what moves or
-is lit shows, at some time, and its outline is not straight.
+A bar is black in every frame and ends at a straight edge. That tells it from a dark scene, where something
+becomes visible at some time, with an outline that is not straight.
 """
 
 from __future__ import annotations
@@ -13,37 +13,39 @@ from numpy.typing import NDArray
 from talkforge.schemas.arrays import Bytes, expect_shape
 
 BLACK_LUMA = 24
-"""Luma up to which a pixel is black, 0 to 255. Source: ours; black of limited range taken for full
+"""Luma, 0 to 255, up to which a pixel is black. Source: ours. Black of limited range that is taken for full
 range is 16, and codecs ring by a few levels beside the picture."""
 
 BAR_FRACTION = 0.9
-"""Least share of black pixels in a bar: there may be a subtitle or a logo in it. Source: ours."""
+"""Least fraction of black pixels in a bar, which may hold a subtitle or a logo. Source: ours."""
 
 EDGE_FRACTION, INSIDE_FRACTION, EDGE_PX = 0.98, 0.6, 4
-"""A bar's last line is black to this share; within so many pixels behind it comes a line that is black to
-no more than that one. Source: ours; the lit part of a dark stage touches such a line in a few places
-only."""
+"""At least `EDGE_FRACTION` of a bar's last line is black. Within the next `EDGE_PX` lines there is one of
+which at most `INSIDE_FRACTION` is black. Source: ours. The lit part of a dark stage changes more gradually."""
 
 MAX_DEPTH_FRACTION = 0.45
-"""Deepest bar at one edge, share of the picture."""
+"""Greatest depth of a bar at one edge, as fraction of the picture."""
 
 MIN_DEPTH_PX = 2
 
 
 class BlackBarDetector:
-    """Black bars of one clip, from some of its pictures; all must have one size."""
+    """Black bars of one clip, from some of its frames, which must all have the same size.
+
+    It keeps the brightest value that each pixel had in any frame.
+    """
 
     def __init__(self) -> None:
         self._brightest: Bytes | None = None
 
     def push(self, rgb: Bytes) -> None:
-        """See a picture, uint8 [H, W, 3]."""
-        expect_shape("picture", rgb, (None, None, 3))
+        """Take one frame, uint8 [H, W, 3]."""
+        expect_shape("frame", rgb, (None, None, 3))
         grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
         self._brightest = grey if self._brightest is None else np.maximum(self._brightest, grey)
 
     def finish(self) -> float | None:
-        """Share of the picture's area under bars, 0 to 1; None if no picture was seen."""
+        """Fraction of the picture's area under bars, 0..1. None without a frame."""
         if self._brightest is None:
             return None
         black = self._brightest <= BLACK_LUMA
@@ -57,7 +59,11 @@ class BlackBarDetector:
 
 
 def bar_depth(fractions: NDArray[np.float64]) -> int:
-    """Lines of the bar at the beginning of [n] fractions of black pixels, one a line; 0: there is none."""
+    """Depth in lines of the bar at the beginning of the picture, 0 if there is none.
+
+    Args:
+        fractions: [n] fraction of black pixels in each line, from the picture's edge inwards.
+    """
     best, within = 0, np.cumsum(fractions) / np.arange(1, len(fractions) + 1)
     for count in range(MIN_DEPTH_PX, int(MAX_DEPTH_FRACTION * len(fractions)) + 1):
         ends = (

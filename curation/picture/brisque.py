@@ -1,7 +1,7 @@
-"""BRISQUE: how natural does a picture look, without a reference? Low is good, about 0 to 100.
+"""BRISQUE, a quality score without a reference: about 0 to 100, where low is good.
 
-OpenCV computes the 36 features; the regression is the one that the authors trained on the LIVE database.
-It answers to blur, compression and strong noise; a little noise on a soft picture looks sharper to it.
+OpenCV computes the 36 features. The regression is the one that the authors trained on the LIVE database. The
+score rises with blur, compression and strong noise. A little noise on a soft image lowers it.
 Source: Mittal, Moorthy, Bovik, No-Reference Image Quality Assessment in the Spatial Domain (TIP 2012).
 """
 
@@ -11,21 +11,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.arrays import Bytes, Doubles, Floats, expect_shape
 from talkforge.schemas.errors import ModelError
-
-Doubles = NDArray[np.float64]
 
 NUM_FEATURES = 36
 
 FACE_MARGIN = 1.3
-"""Side of the square that is judged, in units of the longer side of the landmarks' box. Source: ours; the
-background is left out, because one out of focus is no fault."""
+"""Edge of the square that is scored, in units of the longer side of the landmarks' box. Source: ours. The
+background is left out, because it may be out of focus."""
 
 MIN_EDGE_PX = 32
-"""Smaller pictures are not judged: at half of that there is too little for the statistics."""
+"""Least edge of an image that is scored. At half of it the statistics have too few pixels."""
 
 # fmt: off
 _LEAST = np.array([
@@ -41,14 +38,15 @@ _MOST = np.array([
     0.402398, 1.041992, 0.093209, 0.623516, 0.532925, 1.042992, 0.093714, 0.621958, 0.534484,
 ])
 # fmt: on
-"""Range of each feature over the training pictures. Source: the authors' C++ release, computescore.cpp."""
+"""Least and largest value of each feature over the training images. Source: the authors' C++ release,
+computescore.cpp."""
 
 
 class Brisque:
-    """The regression, read from LIBSVM's text format.
+    """The support vector regression of BRISQUE, read from LIBSVM's text format.
 
     Raises:
-        ModelError: the file is not a radial regression over 36 features.
+        ModelError: the file is not an epsilon regression over 36 features with a radial kernel.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,8 +62,8 @@ class Brisque:
             raise ModelError(f"brisque: {path}: expected {wanted}: {error}") from None
 
     def score(self, rgb: Bytes) -> float | None:
-        """BRISQUE of a picture, uint8 [H, W, 3]; None where it is too small, or flat."""
-        expect_shape("picture", rgb, (None, None, 3))
+        """BRISQUE of an image, uint8 [H, W, 3]. None if it is too small or of one colour."""
+        expect_shape("image", rgb, (None, None, 3))
         if min(rgb.shape[:2]) < MIN_EDGE_PX:
             return None
         bgr = np.ascontiguousarray(rgb[..., ::-1])
@@ -75,14 +73,18 @@ class Brisque:
         return self.regress(features)
 
     def regress(self, features: Doubles) -> float:
-        """Score of the 36 features of a picture."""
+        """Score of the features [36] of an image.
+
+        The features are scaled to -1..1. The score is the sum of w_i exp(-gamma |v_i - x|^2) over the support
+        vectors v_i, minus rho.
+        """
         scaled = 2 * (features - _LEAST) / (_MOST - _LEAST) - 1
         kernel = np.exp(-self._gamma * np.square(self._vectors - scaled).sum(axis=1))
         return float(self._weights @ kernel) - self._rho
 
 
 def _vectors(body: str) -> tuple[Doubles, Doubles]:
-    """Weights [n] and support vectors [n, 36]; indices that are left out are 0."""
+    """Weights [n] and support vectors [n, 36]. Features that a line leaves out are 0."""
     lines = [line.split() for line in body.splitlines() if line.strip()]
     vectors = np.zeros((len(lines), NUM_FEATURES))
     for row, (_, *pairs) in zip(vectors, lines, strict=True):
@@ -92,7 +94,7 @@ def _vectors(body: str) -> tuple[Doubles, Doubles]:
 
 
 def face_square(rgb: Bytes, points: Floats) -> Bytes:
-    """The part of a picture, uint8 [H, W, 3], around the landmarks [478, 3]; smaller at its edge."""
+    """The square of a frame, uint8 [H, W, 3], around the landmarks [478, 3], clipped at the frame's edges."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
     middle, half = (low + high) / 2, FACE_MARGIN * float((high - low).max()) / 2
     x0, y0 = np.maximum(np.round(middle - half), 0).astype(int)

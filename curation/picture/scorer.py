@@ -1,7 +1,7 @@
-"""How good is a clip's picture, beyond its face: black bars, text, hands at the mouth, BRISQUE.
+"""Picture quality of a clip: black bars, text, hands over the mouth, and BRISQUE of the face.
 
-Each is looked for in some of the clip's frames, as often as it may change. Bars cost next to nothing and
-are always looked for.
+Each is measured in some of the clip's frames, as often as it can change. Black bars cost next to nothing and
+are always measured. The others are switched on in `measure.picture`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from talkforge.schemas.records import Clip, FrameQuality
 
 BARS_EVERY_S = 0.5
 TEXT_EVERY_S = 1.0
-"""Time between two frames in which text is looked for, seconds: a subtitle stands longer. BRISQUE is taken
-in the same frames."""
+"""Time between two frames in which text is detected, seconds. A subtitle is shown for longer. BRISQUE is
+measured in the same frames."""
 
 HANDS_EVERY_S = 0.2
-"""The same of hands, which come and go."""
+"""Time between two frames in which hands are detected, seconds. They move faster."""
 
 TEXT_FRACTION = 0.1
-"""Text lies over the mouth if it covers more than this share of the lips' outline. Source: ours; boxes of
-text reach a little beyond it."""
+"""Text lies over the mouth if it covers more than this fraction of the area within the lips. Source: ours.
+Boxes of text reach a little beyond the text."""
 
 HAND_FRACTION = 0.25
-"""A hand does from this share on. Source: ours; a finger at the corner of the mouth covers less."""
+"""A hand lies over the mouth if it covers at least this fraction of the area within the lips. Source: ours. A
+finger at the corner of the mouth covers less."""
 
 
 WEIGHTS = {
@@ -42,14 +43,14 @@ WEIGHTS = {
     "text": ("pp_ocr_v4_det",),
     "hands": ("palm_detector", "hand_landmark_full"),
 }
-"""What each switch of `measure.picture` needs, by name in the model registry."""
+"""Models that each switch of `measure.picture` needs, by their names in the model registry."""
 
 
 class PictureScorer:
-    """The models that are asked for, loaded once.
+    """The models of the measurements that are switched on, loaded once.
 
     Raises:
-        ModelError: a model that is asked for cannot be had; one line.
+        ModelError: a model is not available. The message is one line.
     """
 
     def __init__(self, config: FrameQualityConfig) -> None:
@@ -60,7 +61,7 @@ class PictureScorer:
 
 @dataclass
 class PictureTracer:
-    """What one clip's pictures are like; frames come in rising order."""
+    """Picture quality of one clip. Frames must come in ascending order."""
 
     scorer: PictureScorer
     clip: Clip
@@ -90,7 +91,7 @@ class PictureTracer:
             self._mouth_hand.append(_under_hands(rgb.shape[:2], points, hands) >= HAND_FRACTION)
 
     def finish(self) -> FrameQuality:
-        """The measurements; None where nothing was asked for, or no frame could answer."""
+        """The measurements. Each is None if it is switched off or no frame could be measured."""
         return FrameQuality(
             black_bar_fraction=self._bars.finish(),
             face_brisque=round(float(np.median(self._brisque)), 2) if self._brisque else None,
@@ -115,7 +116,12 @@ class PictureTracer:
 
 
 def covered(mask: Bytes, outline: Floats) -> float:
-    """Share of the area within an outline [n, 2] that lies under a mask, uint8 [h, w] of 0 and 1."""
+    """Fraction of the area within an outline that a mask covers, 0..1.
+
+    Args:
+        mask: uint8 [h, w] of 0 and 1.
+        outline: polygon [n, 2] in pixels of the mask. It may reach beyond the mask, which is 0 there.
+    """
     low = np.floor(outline.min(0)).astype(int)
     width, height = np.ceil(outline.max(0)).astype(int) - low + 1
     inside = np.zeros((height, width), np.uint8)

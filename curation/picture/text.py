@@ -1,7 +1,7 @@
-"""Where is text in a picture? Subtitles, captions, logos, and as well the sign on the wall behind.
+"""Text detection by PP-OCRv4: subtitles, captions and logos, but also a sign on the wall behind.
 
-PP-OCRv4's detector says of each pixel whether text is there; nothing is read. Lines are found, in any
-script, and whole words; a word of two or three letters is not.
+The network gives each pixel a probability of text. Nothing is read. Lines and long words of any script are
+detected, but words of two or three letters are not.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.errors import ModelError
 
 EDGE_PX = 480
-"""Longest edge of the picture as the network sees it. Source: ours; on 30 frames of real clips no drawn line
-of 1/22 of the height was missed, and on 170 without text one box was found, against 18 at 640."""
+"""Longest edge of the network's input. Source: ours. On 30 frames of real clips no drawn line of 1/22 of the
+height was missed. On 170 frames without text it gave one false box, and 640 px gave 18."""
 
 GRID_PX = 32
-"""The network's input has edges that are multiples of this."""
+"""The edges of the network's input are multiples of this."""
 
 MEAN, STD = 0.5, 0.5
-"""Input: (grey level / 255 - mean) / deviation. Source: the detector's settings in
-rapidocr-onnxruntime 1.4.4, as are the next four."""
+"""Mean and standard deviation: the input is (level / 255 - MEAN) / STD. Source of these and the next four:
+the detector's settings in rapidocr-onnxruntime 1.4.4."""
 
 PIXEL_SCORE = 0.3
 BOX_SCORE = 0.5
 MIN_BOX_PX = 3
 UNCLIP = 1.6
-"""The network marks the core of a line; its box grows by area times this over perimeter on all sides."""
+"""Thresholds of a pixel and of the mean over a box, least edge of a box, and growth of the boxes. The network
+marks only the core of a line, so a box grows by UNCLIP * area / perimeter on all sides."""
 
 
 MIN_ASPECT = 3.0
-"""A line of text is at least so many times longer than high; shorter boxes are teeth, eyes and leaves, and
-words of two or three letters. Source: ours, on the same frames; before a box is grown."""
+"""Least ratio of length to height of a line of text, before its box grows. Shorter boxes are teeth, eyes and
+leaves, and also words of two or three letters. Source: ours, on the same frames."""
 
 
 class TextDetector:
     """PP-OCRv4's text detector.
 
     Raises:
-        ModelError: the file is not an ONNX model, or does not take pictures of any size.
+        ModelError: the file is not an ONNX model that takes images of any size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,11 +55,12 @@ class TextDetector:
         self._name = self._session.get_inputs()[0].name
 
     def detect(self, rgb: Bytes) -> Bytes:
-        """Mask uint8 [h, w] of the whole picture uint8 [H, W, 3]: 1 under the boxes of text.
+        """The boxes of text in a frame uint8 [H, W, 3], as a mask of the whole frame.
 
-        h and w are multiples of 32, at most 480.
+        Returns:
+            uint8 [h, w], 1 under a box and 0 elsewhere. h and w are multiples of 32, at most 480.
         """
-        expect_shape("picture", rgb, (None, None, 3))
+        expect_shape("frame", rgb, (None, None, 3))
         height_px, width_px = rgb.shape[:2]
         scale = min(1.0, EDGE_PX / max(height_px, width_px))
         size = (_on_grid(width_px * scale), _on_grid(height_px * scale))
@@ -69,10 +71,10 @@ class TextDetector:
 
 
 def boxes_mask(scores: Floats) -> Bytes:
-    """The boxes of text as a mask, uint8 [h, w], from the share of text in each pixel [h, w].
+    """The boxes of text as a mask uint8 [h, w], from the probability of text in each pixel [h, w].
 
-    Source: Liao et al., Real-time Scene Text Detection with Differentiable Binarization (AAAI 2020),
-    3.5; each box is the smallest rectangle, at any angle.
+    Each box is the smallest rectangle, at any angle, around a connected region. Source: Liao et al.,
+    Real-time Scene Text Detection with Differentiable Binarization (AAAI 2020), 3.5.
     """
     core = (scores > PIXEL_SCORE).astype(np.uint8)
     mask = np.zeros_like(core)
@@ -84,6 +86,7 @@ def boxes_mask(scores: Floats) -> Bytes:
             continue
         if _mean_under(scores, contour) < BOX_SCORE:
             continue
+        # UNCLIP * area / perimeter on each side, so twice that in width and in height.
         grown = 2 * width_px * height_px * UNCLIP / (2 * (width_px + height_px))
         corners = cv2.boxPoints((middle, (width_px + grown, height_px + grown), angle))
         cv2.fillPoly(mask, [np.round(corners).astype(np.int32)], 1)

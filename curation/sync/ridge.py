@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from talkforge.curation.audio.mel import mel_filters
-from talkforge.schemas.arrays import Floats, Landmarks, expect_shape
+from talkforge.schemas.arrays import Doubles, Floats, Landmarks, expect_shape
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Sync
 from talkforge.schemas.units import AUDIO_HZ
 
-Doubles = NDArray[np.float64]
 Item = tuple[str, Floats, Floats]
 """video id, mouth measures [F, M], audio bands [F, B] of one clip."""
 
