@@ -21,7 +21,7 @@ BAR_FRACTION = 0.9
 
 EDGE_FRACTION, INSIDE_FRACTION, EDGE_PX = 0.98, 0.6, 4
 """At least `EDGE_FRACTION` of a bar's last line is black. Within the next `EDGE_PX` lines there is one of
-which at most `INSIDE_FRACTION` is black. Source: ours. The lit part of a dark stage changes more gradually."""
+which at most `INSIDE_FRACTION` is black. Source: ours. The edge of a lit stage is less sharp."""
 
 MAX_DEPTH_FRACTION = 0.45
 """Greatest depth of a bar at one edge, as fraction of the picture."""

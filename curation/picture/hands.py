@@ -4,7 +4,8 @@ It detects hands only. A microphone, a cup, a mask, or a hand of which only a fi
 
 It was tested on 243 real frames with a pasted hand that hid more than half of the mouth. The detected hand
 covered a quarter of the mouth or more in 89 % of them. The hand joints of MediaPipe Pose, which is run
-anyway, lay near the mouth in 11 %. In 270 frames with the same hands beside the face, neither detected one over it.
+anyway, lay near the mouth in 11 %. In 270 frames with the same hands beside the face, neither detected one
+over it.
 """
 
 from __future__ import annotations
