@@ -42,8 +42,8 @@ from talkforge.pipeline import jobs, needs, stages
 from talkforge.pipeline.dataset import load_ingested, videos_by_id
 from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.ledger import Selection, committed_parts
-from talkforge.pipeline.parts import Part
+from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.parts import Part, committed_parts
 from talkforge.pipeline.store import Store
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import Config, ShardConfig, load_config

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from talkforge.curation.sync.active_speaker import SPEAKING_FRACTION
+from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import Reason, Verdict
 

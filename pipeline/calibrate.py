@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from talkforge.curation.sync import ridge
 from talkforge.pipeline import tables
-from talkforge.pipeline.ledger import SELECTING, Committed, CommittedClip, committed_parts, read_committed
+from talkforge.pipeline.ledger import SELECTING, Committed, CommittedClip, read_committed
+from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Record, Sync
 

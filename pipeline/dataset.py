@@ -6,18 +6,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import filelock
 
-from talkforge.curation.audio.speech_encoders import SpeechEncoder
 from talkforge.pipeline import parts, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash, differences
-from talkforge.schemas.dataset import SCHEMA_VERSION, Dataset, ModelAbsence, ModelUse, parse_dataset
+from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
 from talkforge.schemas.errors import CommandError, one_line
 from talkforge.schemas.records import Video
+
+if TYPE_CHECKING:
+    from talkforge.curation.audio.speech_encoders import SpeechEncoder
 
 
 def tool_version() -> str:
@@ -70,7 +73,8 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
     if chosen:
         raise CommandError(
             f"{store.root} was selected with other thresholds: {'; '.join(chosen)}. "
-            "Change them with `talkforge select` and `talkforge shard`; nothing is measured again"
+            "Change them with `talkforge select` and `talkforge shard` (`select --reset` goes back to those "
+            "it was made with); nothing is measured again"
         )
     models = sorted(set(old.models) ^ set(fresh.models), key=lambda use: use.name)
     if models:
@@ -177,6 +181,7 @@ def describe(
         joints=tuple(joints),
         speech_encoder=encoder.name,
         speech_dim=encoder.dim,
+        original=Choice.of(config),
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from talkforge.pipeline import stages
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
-from talkforge.pipeline.parts import Part
+from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
@@ -49,22 +49,6 @@ class Done:
 
     part: Part
     wall_s: float
-
-
-def is_committed(part: Part, store: Store) -> bool:
-    return store.exists(f"parts/{part.name}/part.json")
-
-
-def outstanding(part: Part, store: Store) -> list[Part]:
-    """What is left to do of a part: nothing, itself, or the rest of its halves if it was split."""
-    if is_committed(part, store):
-        return []
-    if len(part.windows) > 1:
-        halves = part.halves()
-        left = [outstanding(half, store) for half in halves]
-        if any(rest != [half] for rest, half in zip(left, halves, strict=True)):
-            return [piece for rest in left for piece in rest]
-    return [part]
 
 
 class InlineExecutor:

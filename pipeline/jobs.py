@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,17 +29,17 @@ from talkforge.pipeline.dataset import (
     tool_version,
     videos_by_id,
 )
-from talkforge.pipeline.executor import Executor, InlineExecutor, outstanding
+from talkforge.pipeline.executor import Executor, InlineExecutor
 from talkforge.pipeline.ingest import IngestRow, find_inputs, stamp_of
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
-from talkforge.pipeline.parts import Part
+from talkforge.pipeline.parts import Part, committed_parts, outstanding
 from talkforge.pipeline.report import write_report
 from talkforge.pipeline.store import Store, local_copy
 from talkforge.schemas.config import Config, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError
-from talkforge.schemas.records import ClipMeasures, Input
+from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def progress(store: Store, config: Config) -> MeasureProgress:
 
 def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> MeasureProgress:
     total_s = sum(part.duration_s for part in plan)
-    done = ledger.committed_parts(store)
+    done = committed_parts(store)
     return MeasureProgress(
         parts_done=len(done),
         parts=len(done) + len(todo),
@@ -164,7 +165,7 @@ def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: 
 def _kept_s(part: str, store: Store, config: Config) -> float:
     name = f"parts/{part}/clips.parquet"
     rows = tables.from_table(ClipMeasures, tables.from_bytes(store.read(name), name))
-    flat = [ledger.ledger_columns(row) for row in rows]
+    flat = [ledger_columns(row) for row in rows]
     return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
 
 
@@ -175,29 +176,44 @@ def _calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[Ing
     return select(store, dataset, ingested, calibrated(store, committed))
 
 
+def choose(store: Store, config: Config, ingested: Sequence[IngestRow], committed: Committed) -> Selection:
+    """What `select` would write with this configuration; nothing is written.
+
+    Shard names are carried over for clips whose shard still holds them.
+    """
+    selection = ledger.select(annotate.annotated(store, committed), ingested, config)
+    selection = ledger.with_shards(selection, shards_of(store))
+    ledger.check_conservation(selection, ingested)
+    return selection
+
+
 def select(
     store: Store, dataset: Dataset, ingested: Sequence[IngestRow], committed: Committed | None = None
 ) -> Selection:
     """Apply the data set's thresholds to everything committed, and write the ledger.
 
-    Shard names are carried over for clips whose shard still holds them.
-
     Args:
         committed: what `read_calibrated` says, where it is known; None: it is read.
     """
-    committed = annotate.annotated(store, committed or read_calibrated(store))
-    selection = ledger.select(committed, ingested, dataset.config)
-    selection = ledger.with_shards(selection, _shards_of(store))
-    ledger.check_conservation(selection, ingested)
+    committed = committed or read_calibrated(store)
+    selection = choose(store, dataset.config, ingested, committed)
     ledger.write_ledger(store, selection)
     quantiles = {name: tuple(values) for name, values in selection.quantiles.items()}
-    save_dataset(store, dataset.model_copy(update={"quantiles": quantiles}))
+    selected = {"quantiles": quantiles, "parts_selected": committed.parts}
+    save_dataset(store, dataset.model_copy(update=selected))
     return selection
 
 
-def _shards_of(store: Store) -> dict[str, str]:
+def shards_of(store: Store) -> dict[str, str]:
     """Shard name of every clip that lies in one."""
     return {key: manifest.name for manifest in shards.manifests(store) for key in manifest.keys}
+
+
+def stale_shards(store: Store, selection: Selection) -> dict[str, int]:
+    """Shards that hold clips which are not accepted any more, and how many each holds."""
+    accepted = {row.clip_id for row in selection.rows if row.accepted}
+    lost = Counter(name for key, name in shards_of(store).items() if key not in accepted)
+    return dict(sorted(lost.items()))
 
 
 def shard(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,11 @@ from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import shards, tables
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.near_duplicates import find_near_duplicates
+from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip, describe_people
+from talkforge.pipeline.standing import source_rows
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Config, Thresholds
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import read_npz
@@ -36,11 +38,11 @@ from talkforge.schemas.records import (
     Outcome,
     PersonRow,
     Reason,
-    Record,
     SourceRow,
     TranscriptRow,
     Verdict,
     Video,
+    ledger_columns,
 )
 
 SELECTING = ("identity", "pictures", "faces", "sound")
@@ -70,6 +72,8 @@ class Committed:
     clips: list[CommittedClip] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    parts: int = 0
+    """Number of the parts."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,10 @@ class Selection:
     verdicts: dict[str, Verdict]
     clips: dict[str, CommittedClip]
 
-
-def committed_parts(store: Store) -> list[str]:
-    """Names of the parts that are there, sorted."""
-    names = (PurePosixPath(name) for name in store.list("parts"))
-    return sorted(name.parent.name for name in names if name.name == "part.json")
+    @property
+    def totals(self) -> Totals:
+        """Hours and counts, as every command shows them."""
+        return count(((row.status, row.duration_s) for row in self.sources), self.rows)
 
 
 def read_committed(store: Store, arrays: Collection[str] | None = None) -> Committed:
@@ -103,6 +106,7 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
     found = Committed()
     seen: set[str] = set()
     for part in committed_parts(store):
+        found.parts += 1
         folder = f"parts/{part}"
         failures = tables.read(store, f"{folder}/failures.parquet", Failure)
         by_key = {failure.key: failure for failure in failures}
@@ -153,10 +157,11 @@ def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) 
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
     people = _name_people(clips, flat, config)
+    owners = (clip.measures.clip.video_id for clip in committed.clips)
     return Selection(
         rows=tuple(LedgerRow.model_validate(row) for row in flat),
         people=tuple(people),
-        sources=tuple(source_rows(ingested, committed)),
+        sources=tuple(source_rows(ingested, committed.outcomes, committed.failures, owners)),
         failures=tuple(_ingest_failures(ingested) + committed.failures),
         quantiles=quantiles,
         verdicts=verdicts,
@@ -188,15 +193,6 @@ def _reject_near_duplicates(
 
 
 OMEGAS = ("omega_face", "omega_body")
-
-
-def ledger_columns(measures: ClipMeasures) -> dict[str, Any]:
-    """Ledger columns of what was measured; None where it was not, and where selection decides."""
-    row: dict[str, Any] = dict.fromkeys(LedgerRow.model_fields)
-    for _, value in measures:
-        if isinstance(value, Record):
-            row |= value.model_dump()
-    return row | {"duration_s": measures.clip.duration_s, "stopped_by": measures.stopped_by}
 
 
 def _flat(clip: CommittedClip, videos: Mapping[str, Video]) -> dict[str, Any]:
@@ -279,60 +275,6 @@ def _name_people(
         row["person_id"] = named[row["clip_id"]].person_id
         row["split"] = splits[row["clip_id"]] if row["accepted"] else None
     return describe_people(faces, {key: who for key, (who, _) in named.items() if who})
-
-
-def source_rows(ingested: Sequence[IngestRow], committed: Committed) -> list[SourceRow]:
-    """What became of every input, in the order of their names."""
-    outcomes: dict[str, list[Outcome]] = {}
-    for outcome in committed.outcomes:
-        outcomes.setdefault(outcome.video_id, []).append(outcome)
-    counts: dict[str, int] = {}
-    for clip in committed.clips:
-        counts[clip.measures.clip.video_id] = counts.get(clip.measures.clip.video_id, 0) + 1
-    broken = {f.video_id: f for f in committed.failures if f.stage == "measure"}
-    rows = []
-    for entry in sorted(ingested, key=lambda row: row.input.uri):
-        video = entry.video
-        seen = outcomes.get(video.video_id, []) if video and entry.status == "planned" else []
-        clips = counts.get(video.video_id, 0) if video and entry.status == "planned" else 0
-        status, reason = _status(entry, seen, clips, broken)
-        rows.append(
-            SourceRow(
-                uri=entry.input.uri,
-                video_id=video.video_id if video else None,
-                status=status,
-                reason=reason,
-                duration_s=video.duration_s if video else 0.0,
-                speech_s=sum(outcome.speech_s for outcome in seen),
-                face_s=sum(outcome.face_s for outcome in seen),
-                num_clips=clips,
-                num_bytes=video.num_bytes if video else 0,
-                width_px=video.width_px if video else None,
-                height_px=video.height_px if video else None,
-                fps=video.fps if video else None,
-                source=entry.input.source,
-                licence=entry.input.licence,
-                consent=entry.input.consent,
-            )
-        )
-    return rows
-
-
-def _status(
-    entry: IngestRow, seen: Sequence[Outcome], clips: int, broken: Mapping[str, Failure]
-) -> tuple[Any, str]:
-    if entry.failure is not None:
-        return "failed", f"{entry.failure.error}: {entry.failure.message}"
-    if entry.status == "duplicate":
-        return "duplicate", f"same content as {entry.first_uri}"
-    failure = broken.get(entry.video.video_id) if entry.video else None
-    if clips:
-        return "measured", f"in part: {failure.message}" if failure else ""
-    if failure:
-        return "failed", f"{failure.error}: {failure.message}"
-    if not seen:
-        return "failed", "not measured yet"
-    return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))
 
 
 def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:

@@ -11,7 +11,9 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
+from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Record, Video
 
 MIN_FILL_S, MANY_PARTS = 20.0, 64
@@ -98,3 +100,26 @@ def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[
 def _all_windows(videos: Iterable[Video], part_s: float) -> Iterable[Window]:
     for video in videos:
         yield from windows_of(video, part_s)
+
+
+def is_committed(part: Part, store: Store) -> bool:
+    """Whether the part is measured and written."""
+    return store.exists(f"parts/{part.name}/part.json")
+
+
+def outstanding(part: Part, store: Store) -> list[Part]:
+    """What is left to do of a part: nothing, itself, or the rest of its halves if it was split."""
+    if is_committed(part, store):
+        return []
+    if len(part.windows) > 1:
+        halves = part.halves()
+        left = [outstanding(half, store) for half in halves]
+        if any(rest != [half] for rest, half in zip(left, halves, strict=True)):
+            return [piece for rest in left for piece in rest]
+    return [part]
+
+
+def committed_parts(store: Store) -> list[str]:
+    """Names of the parts that are there, sorted."""
+    names = (PurePosixPath(name) for name in store.list("parts"))
+    return sorted(name.parent.name for name in names if name.name == "part.json")

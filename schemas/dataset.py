@@ -6,7 +6,7 @@ import json
 
 from pydantic import Field, ValidationError
 
-from talkforge.schemas.config import Config
+from talkforge.schemas.config import Config, ShardConfig, Thresholds
 from talkforge.schemas.errors import DatasetError, first_invalid
 from talkforge.schemas.records import Record
 
@@ -32,6 +32,18 @@ class ModelAbsence(Record):
     why: str
 
 
+class Choice(Record):
+    """The part of a configuration that can change without measuring again."""
+
+    thresholds: Thresholds
+    shards: ShardConfig
+
+    @classmethod
+    def of(cls, config: Config) -> Choice:
+        """That part of a whole configuration."""
+        return cls(thresholds=config.thresholds, shards=config.shards)
+
+
 class Dataset(Record):
     """`dataset.json`: what the data set is and what made it.
 
@@ -53,6 +65,11 @@ class Dataset(Record):
     speech_dim: int | None = None
     """Numbers in one speech feature: D of `speech.npy`."""
     quantiles: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    original: Choice | None = None
+    """What the data set was made with: `talkforge select --reset` goes back to it. In data sets begun before
+    this was kept, what they were selected with when they were first read."""
+    parts_selected: int | None = None
+    """Committed parts that the last selection knew; None before the first, and where it was not kept."""
 
 
 def parse_dataset(data: bytes) -> Dataset:
@@ -70,6 +87,7 @@ def parse_dataset(data: bytes) -> Dataset:
     if (version := described.get("schema_version")) != SCHEMA_VERSION:
         raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
     try:
-        return Dataset.model_validate(described)
+        found = Dataset.model_validate(described)
+        return found if found.original else found.model_copy(update={"original": Choice.of(found.config)})
     except ValidationError as error:
         raise DatasetError(f"dataset.json: {first_invalid(error)}") from None

@@ -12,7 +12,7 @@ Time: before `Clip`, source seconds; from `Clip` on, frames at the data set's co
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -504,6 +504,15 @@ class LedgerRow(Record):
     mouth_hand_fraction: float | None
 
 
+def ledger_columns(measures: ClipMeasures) -> dict[str, Any]:
+    """Ledger columns of what was measured; None where it was not, and where selection decides."""
+    row: dict[str, Any] = dict.fromkeys(LedgerRow.model_fields)
+    for _, value in measures:
+        if isinstance(value, Record):
+            row |= value.model_dump()
+    return row | {"duration_s": measures.clip.duration_s, "stopped_by": measures.stopped_by}
+
+
 class PersonRow(Record):
     """One person of the data set: a row of `people.parquet`. Similarities are cosines, -1 to 1."""
 
@@ -525,12 +534,16 @@ class PersonRow(Record):
     """Similarity of the two mean embeddings: high where both may be one person."""
 
 
+SourceStatus = Literal["measured", "failed", "duplicate", "no_candidates", "pending"]
+"""What became of an input; a pending one waits to be measured."""
+
+
 class SourceRow(Record):
     """One input and what became of it: a row of `sources.parquet`."""
 
     uri: str
     video_id: str | None
-    status: Literal["measured", "failed", "duplicate", "no_candidates"]
+    status: SourceStatus
     reason: str
     """Why it failed or gave no candidates, or the input it repeats; empty where measured."""
     duration_s: float

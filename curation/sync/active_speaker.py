@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 
 from talkforge.curation.audio.cepstra import HOP_SAMPLES, WINDOW_SAMPLES, mfcc
 from talkforge.curation.face.crops import ASD_INPUT_PX, FPS, nearest_frames, resample_crops
+from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.curation.weights.torch import inference, load_weights
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
-
-SPEAKING_FRACTION = 0.5
-"""A face that is seen to speak in more than this share of the speech is taken to speak. Source: ours,
-the majority."""
 
 _CHUNK_FRAMES = 100
 """Frames that the face encoder sees at once, which bounds its memory to some 400 MB."""

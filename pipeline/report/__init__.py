@@ -42,6 +42,9 @@ SHEET_BYTES = 6_000_000
 FACES_BYTES = 1_500_000
 """The same for the pictures of people."""
 
+TROUBLE = ("failed", "duplicate", "no_candidates", "pending", "measured")
+"""Order of the inputs in their table, by status."""
+
 ROWS_SHOWN = 200
 """Most rows of the tables of sources and of failures; the rest is in the data set's own tables."""
 
@@ -49,6 +52,7 @@ STEPS = {
     "input": "Given",
     "readable": "Readable",
     "unique": "Not a copy of another input",
+    "looked_at": "Measured so far",
     "with_candidates": "With candidate clips",
     "candidates": "Candidate clips",
     "measured": "Measured without an error",
@@ -235,7 +239,7 @@ def _source_rows(inputs: pd.DataFrame, clips: pd.DataFrame) -> list[dict[Hashabl
     table = inputs.assign(
         kept=inputs["video_id"].map(kept).where(own).fillna(0.0),
         found=inputs["video_id"].map(found).where(own).fillna(0).astype(int),
-        trouble=inputs["status"].map({"failed": 0, "duplicate": 1, "no_candidates": 2, "measured": 3}),
+        trouble=inputs["status"].map({status: rank for rank, status in enumerate(TROUBLE)}),
     )
     table = table.sort_values(["trouble", "kept", "uri"], ascending=[True, False, True]).head(ROWS_SHOWN)
     return _records(table)

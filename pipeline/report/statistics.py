@@ -15,12 +15,11 @@ import pandas as pd
 from talkforge.curation.verdict import CODES, RULES
 from talkforge.pipeline.report.people import people_statistics, people_table
 from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
+from talkforge.pipeline.totals import STATUSES, ClipStatus, Totals, count
 from talkforge.schemas.config import Config
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.units import seconds_from_frames
-
-STATUSES = ("measured", "no_candidates", "duplicate", "failed")
 
 TEXT_COLUMNS = ("failure", "person_id", "split", "stopped_by", "identity_model", "sync_method", "language")
 """Ledger columns in which nothing, None and NaN mean the same: not there."""
@@ -45,6 +44,10 @@ def statistics(
     """
     clips, inputs = clips_table(ledger), sources_table(sources)
     counts = conservation(clips, inputs)
+    totals = count(
+        zip(inputs["status"], inputs["duration_s"].fillna(0.0), strict=True),
+        map(ClipStatus, clips["accepted"], clips["failure"], clips["duration_s"]),
+    )
     config = dataset.config
     broken = broken_rules(clips)
     rules = _rules(clips, broken, config)
@@ -53,7 +56,7 @@ def statistics(
         "tool_version": dataset.tool_version,
         "config_hash": dataset.config_hash,
         "conservation": counts,
-        "headline": _headline(clips, inputs),
+        "headline": _headline(clips, inputs, totals),
         "funnel": _funnel(clips, inputs, broken, [rule["code"] for rule in rules]),
         "rules": rules,
         "what_if": [w for rule in RULES if (w := what_if(rule, clips, broken, config))],
@@ -165,16 +168,16 @@ def _numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype(float)
 
 
-def _headline(clips: pd.DataFrame, inputs: pd.DataFrame) -> dict[str, Any]:
+def _headline(clips: pd.DataFrame, inputs: pd.DataFrame, totals: Totals) -> dict[str, Any]:
     kept = clips[clips["accepted"]]
     return {
         "input": {
             "sources": len(inputs),
-            "hours": hours_of(inputs["hours"]),
+            "hours": round(totals.input_s / 3600, 6),
             "unknown_length": int(inputs["hours"].isna().sum()),
         },
         "candidates": tally(clips),
-        "accepted": tally(kept),
+        "accepted": {"clips": totals.accepted, "hours": round(totals.kept_s / 3600, 6)},
         "people": int(kept["person_id"].nunique()) or None,
         "videos": int(kept["video_id"].nunique()),
         "splits": {str(split): tally(rows) for split, rows in kept.groupby("split")},
@@ -208,9 +211,12 @@ def _funnel(
     for step, status in (
         ("readable", "failed"),
         ("unique", "duplicate"),
+        ("looked_at", "pending"),
         ("with_candidates", "no_candidates"),
     ):
         left = left[left["status"] != status]
+        if status == "pending" and not (inputs["status"] == "pending").any():
+            continue  # only a run that was cut short has this step
         add(step, "sources", left)
     add("candidates", "clips", clips)
     alive = clips["failure"].isna()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from talkforge.cli.options import (
     AddressOption,
     CurateConfigOption,
     DatasetArgument,
+    DryRunOption,
     ExecutorOption,
     JsonOption,
     SettingsOption,
@@ -21,10 +22,22 @@ from talkforge.cli.options import (
     executor_maker,
     with_workers,
 )
-from talkforge.cli.output import fetching, measuring, progress_line, summary
-from talkforge.display import Display
-from talkforge.schemas.config import Config, apply_settings, load_config
+from talkforge.cli.output import (
+    clips_line,
+    comparison,
+    fetching,
+    inputs_line,
+    measuring,
+    summary,
+    totals_document,
+)
+from talkforge.display import Display, hours
+from talkforge.schemas.config import Config, apply_settings, differences, load_config
 from talkforge.schemas.errors import CommandError
+from talkforge.schemas.progress import Progress
+
+if TYPE_CHECKING:
+    from talkforge.schemas.dataset import Dataset
 
 
 @command(
@@ -71,37 +84,117 @@ def curate(
 
 
 @command(LOOK, "talkforge status set", "talkforge status set --json")
-def status(dataset: DatasetArgument) -> None:
+def status(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """What is done, what is left, and what was kept so far."""
-    from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.dataset import load_dataset, load_ingested
+    from talkforge.pipeline.dataset import load_dataset
+    from talkforge.pipeline.standing import standing
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
-    state = job.progress(store, load_dataset(store).config)
-    out.print(f"{len(load_ingested(store))} inputs; {progress_line(state)}", soft_wrap=True, highlight=False)
+    found = standing(store, load_dataset(store))
+    if as_json:
+        document = {
+            "dataset": dataset,
+            "parts": {"done": found.parts_done, "total": found.parts},
+            "measured_s": round(found.measured_s, 3),
+            "planned_s": round(found.planned_s, 3),
+            **totals_document(found.totals),
+            "exact": found.exact,
+            "waiting_for_shard": found.waiting,
+        }
+        print_json(document)
+        return
+    measured = f"{hours(found.measured_s)} of {hours(found.planned_s)}"
+    out.print(inputs_line(found.totals), highlight=False)
+    out.print(f"measured {measured}, parts {found.parts_done}/{found.parts}", highlight=False)
+    out.print(clips_line(found.totals, "" if found.exact else "about "), highlight=False)
+    if not found.exact:
+        out.print("not selected since: speakers and near duplicates are not counted yet", highlight=False)
+    if found.waiting:
+        _print_waiting(found.waiting, dataset)
 
 
-@command(BUILD, "talkforge select set -s thresholds.min_sync_confidence=3")
-def select(dataset: DatasetArgument, settings: SettingsOption = []) -> None:  # noqa: B006
-    """Apply other thresholds to what was measured; decodes nothing."""
+@command(
+    BUILD,
+    "talkforge select set -s thresholds.min_sync_confidence=3 --dry-run",
+    "talkforge select set --config offline",
+    "talkforge select set --reset",
+)
+def select(
+    dataset: DatasetArgument,
+    config: CurateConfigOption = None,
+    settings: SettingsOption = [],  # noqa: B006
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Go back to the thresholds that the data set was made with.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply other thresholds to what was measured; decodes nothing.
+
+    What neither --config nor --set names stays as it was selected last. --dry-run shows now, then, and
+    the difference for each reason.
+    """
+    if reset and config:
+        raise CommandError("--reset: goes without --config")
     from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
     described = load_dataset(store)
-    begin_s = time.monotonic()
-    config = _reselected(described.config, settings)
+    chosen = chosen_config(described, config, settings, reset)
     from talkforge.pipeline import jobs as job
+    from talkforge.pipeline.calibrate import read_calibrated
+    from talkforge.pipeline.standing import standing
 
-    with exclusive(store):
-        selection = job.select(store, described.model_copy(update={"config": config}), load_ingested(store))
-        job.report(store)
-    summary(out, selection, dataset)
+    before = standing(store, described).totals
+    begin_s = time.monotonic()
+    with Display(notes) as display:
+        if dry_run:
+            display.show(Progress("selecting"))
+            selection = job.choose(store, chosen, load_ingested(store), read_calibrated(store))
+        else:
+            with exclusive(store):
+                display.show(Progress("selecting"))
+                changed = described.model_copy(update={"config": chosen})
+                selection = job.select(store, changed, load_ingested(store))
+                display.show(Progress("report"))
+                job.report(store)
+    stale, totals = job.stale_shards(store, selection), selection.totals
     waiting = sum(row.accepted and row.shard is None for row in selection.rows)
+    if as_json:
+        document = {
+            "dataset": dataset,
+            "dry_run": dry_run,
+            **totals_document(totals),
+            "before": totals_document(before),
+            "changed_settings": differences(described.config, chosen),
+            "waiting_for_shard": waiting,
+            "stale_shards": stale,
+        }
+        print_json(document)
+        return
+    if dry_run:
+        comparison(out, before, totals)
+    else:
+        summary(out, selection, dataset)
     if waiting:
-        out.print(f"{waiting} accepted clips are in no shard yet: talkforge shard {dataset}")
-    out.print(f"selected in {time.monotonic() - begin_s:.1f} s")
+        _print_waiting(waiting, dataset)
+    if stale:
+        held = ", ".join(f"{name} ({number})" for name, number in stale.items())
+        out.print(
+            f"stale shards, with clips that are not accepted any more: {held}: talkforge shard {dataset}",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
+    if not dry_run:
+        out.print(f"selected in {time.monotonic() - begin_s:.1f} s")
+
+
+def _print_waiting(waiting: int, dataset: str) -> None:
+    out.print(
+        f"{waiting} accepted clips are in no shard yet: talkforge shard {dataset}",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
 
 
 @command(BUILD, "talkforge shard set", "talkforge shard set -s shards.target_mb=256 -j 8")
@@ -119,7 +212,7 @@ def shard(
     store = Store(dataset)
     described = load_dataset(store)
     config, _ = all_of(
-        lambda: _reselected(described.config, with_workers(settings, workers)),
+        lambda: chosen_config(described, None, with_workers(settings, workers)),
         lambda: check_executor(executor, address, workers),
     )
     from talkforge.pipeline import jobs as job
@@ -181,12 +274,23 @@ def inspect(
     out.print(str(to), soft_wrap=True)
 
 
-def _reselected(config: Config, settings: list[str]) -> Config:
-    """The configuration with other thresholds, shards or run settings.
+def chosen_config(described: Dataset, name: str | None, settings: list[str], reset: bool = False) -> Config:
+    """The data set's configuration with other thresholds, shards or run settings.
+
+    Args:
+        name: preset or file whose thresholds and shards are taken; what it says of measuring is not.
+        settings: laid over it.
+        reset: whether to begin with what the data set was made with.
 
     Raises:
         CommandError: a setting belongs to what was measured, or does not fit; names all that do not.
     """
+    config = described.config
+    if reset and described.original:
+        config = config.model_copy(update=dict(described.original))
+    if name:
+        named = load_config(name)
+        config = config.model_copy(update={"thresholds": named.thresholds, "shards": named.shards})
     wrong = [s for s in settings if s.partition(".")[0] not in ("thresholds", "shards", "run")]
     if wrong:
         raise CommandError(

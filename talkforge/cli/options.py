@@ -49,6 +49,7 @@ WorkersOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document; see docs/cli.md.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; write nothing.")]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint.")
 ]

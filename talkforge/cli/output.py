@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from talkforge.curation.weights.registry import ModelRow
     from talkforge.pipeline.jobs import MeasureProgress
     from talkforge.pipeline.ledger import Selection
+    from talkforge.pipeline.totals import Totals
     from talkforge.schemas.records import SourceRow
 
 WEIGHTS_WIDTH = 100
@@ -59,28 +59,69 @@ def progress_line(state: MeasureProgress) -> str:
     )
 
 
+def inputs_line(totals: Totals) -> str:
+    """How many inputs, how much footage, and what became of them."""
+    states = [f"{n} {status.replace('_', ' ')}" for status, n in sorted(totals.inputs.items()) if n]
+    return f"{sum(totals.inputs.values())} inputs, {hours(totals.input_s)}: {', '.join(states) or 'none'}"
+
+
+def clips_line(totals: Totals, about: str = "") -> str:
+    """How many clips, and how much of them was kept."""
+    return (
+        f"{totals.candidates} candidate clips: {totals.accepted} accepted ({about}{hours(totals.kept_s)}), "
+        f"{totals.rejected} rejected, {totals.failed} failed"
+    )
+
+
+def totals_document(totals: Totals) -> dict[str, Any]:
+    """The figures for `--json`."""
+    return {
+        "inputs": {"total": sum(totals.inputs.values()), **totals.inputs},
+        "input_s": round(totals.input_s, 3),
+        "clips": {
+            "candidates": totals.candidates,
+            "accepted": totals.accepted,
+            "rejected": totals.rejected,
+            "failed": totals.failed,
+        },
+        "kept_s": round(totals.kept_s, 3),
+        "reasons": dict(sorted(totals.reasons.items())),
+    }
+
+
+def reasons_table(console: Console, reasons: Mapping[str, int]) -> None:
+    """Rejected clips by reason, the most frequent first."""
+    if not reasons:
+        return
+    table = Table("clips", "reason", box=None, pad_edge=False)
+    for code, number in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(str(number), code)
+    console.print(table)
+
+
+def comparison(console: Console, now: Totals, then: Totals) -> None:
+    """Now, then and the difference: clips kept, hours kept, and clips of each reason."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for title in ("now", "then", "difference"):
+        table.add_column(title, justify="right")
+    table.add_row("accepted", str(now.accepted), str(then.accepted), f"{then.accepted - now.accepted:+d}")
+    sign = "-" if then.kept_s < now.kept_s else "+"
+    difference = f"{sign}{hours(abs(then.kept_s - now.kept_s))}"
+    table.add_row("kept", hours(now.kept_s), hours(then.kept_s), difference)
+    table.add_row("rejected", str(now.rejected), str(then.rejected), f"{then.rejected - now.rejected:+d}")
+    for code in sorted({*now.reasons, *then.reasons}):
+        a, b = now.reasons.get(code, 0), then.reasons.get(code, 0)
+        table.add_row(f"  {code}", str(a), str(b), f"{b - a:+d}")
+    console.print(table)
+
+
 def summary(console: Console, selection: Selection, dataset: str) -> None:
     """What was kept, what was not and why, and where the report is."""
-    accepted = [row for row in selection.rows if row.accepted]
-    rejected = [row for row in selection.rows if not row.accepted and row.failure is None]
-    failed = [row for row in selection.rows if row.failure is not None]
-    kept_s = sum(row.duration_s for row in accepted)
-    in_s = sum(row.duration_s for row in selection.sources if row.status != "duplicate")
-    states = Counter(row.status for row in selection.sources)
-    console.print(
-        f"{len(selection.sources)} inputs, {hours(in_s)}: "
-        + ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(states.items()))
-    )
-    console.print(
-        f"{len(selection.rows)} candidate clips: {len(accepted)} accepted ({hours(kept_s)}), "
-        f"{len(rejected)} rejected, {len(failed)} failed"
-    )
-    reasons = Counter(code for row in rejected for code in row.reasons)
-    if reasons:
-        table = Table("clips", "reason", box=None, pad_edge=False)
-        for code, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-            table.add_row(str(count), code)
-        console.print(table)
+    totals = selection.totals
+    console.print(inputs_line(totals), highlight=False)
+    console.print(clips_line(totals), highlight=False)
+    reasons_table(console, totals.reasons)
     for source in selection.sources:
         if source.status in ("failed", "no_candidates"):
             console.print(

@@ -24,15 +24,13 @@ from talkforge.pipeline import jobs, stages
 from talkforge.pipeline.executor import (
     InlineExecutor,
     RayExecutor,
-    is_committed,
     make_executor,
-    outstanding,
     uninterrupted,
 )
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.ledger import committed_parts, read_committed
+from talkforge.pipeline.ledger import read_committed
 from talkforge.pipeline.needs import Gathered
-from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, outstanding
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config, MeasureConfig

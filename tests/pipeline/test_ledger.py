@@ -14,10 +14,10 @@ from talkforge.pipeline.ledger import (
     check_conservation,
     intensity,
     select,
-    source_rows,
     with_failures,
     with_shards,
 )
+from talkforge.pipeline.standing import source_rows
 from talkforge.schemas.config import Config, apply_settings
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.records import (
@@ -302,16 +302,17 @@ def test_every_input_has_its_fate() -> None:
         planned(2),
         planned(3),
         planned(4),
+        planned(5),
         IngestRow(
             input=Input(uri="copy.mp4"), stamp="", status="duplicate", video=video(1), first_uri="1.mp4"
         ),
         IngestRow(input=Input(uri=uri), stamp="", status="failed", failure=failure),
     ]
     parts = committed(measured(1))
-    for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio")):
+    for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio"), (5, "no_face")):
         parts.outcomes.append(
             Outcome.model_validate(
-                {"video_id": video(number).video_id, "start_s": 0, "end_s": 9, "outcome": outcome,
+                {"video_id": video(number).video_id, "start_s": 0, "end_s": 30, "outcome": outcome,
                  "speech_s": 2.0, "face_s": 1.0}
             )
         )  # fmt: skip
@@ -325,12 +326,18 @@ def test_every_input_has_its_fate() -> None:
             message="died",
         )
     )
-    rows = {row.uri: (row.status, row.reason, row.num_clips) for row in source_rows(ingested, parts)}
+    rows = {
+        row.uri: (row.status, row.reason, row.num_clips)
+        for row in source_rows(
+            ingested, parts.outcomes, parts.failures, (clip.measures.clip.video_id for clip in parts.clips)
+        )
+    }
     assert rows == {
         "1.mp4": ("measured", "", 1),
         "2.mp4": ("no_candidates", "no_audio, no_face", 0),
         "3.mp4": ("failed", "RunError: died", 0),
-        "4.mp4": ("failed", "not measured yet", 0),
+        "4.mp4": ("pending", "not measured yet", 0),
+        "5.mp4": ("pending", "not measured yet", 0),  # its second half is
         "copy.mp4": ("duplicate", "same content as 1.mp4", 0),
         "broken.mp4": ("failed", "MediaError: no video stream", 0),
     }

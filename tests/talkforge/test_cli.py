@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from examples.talking_heads import varied_take, write
 from talkforge import display
 from talkforge.cli import output
 from talkforge.curation import media, trace
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import FetchProgress, ProgressCallback
-from talkforge.pipeline import cut, tables
+from talkforge.pipeline import cut, jobs, tables
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import ClipMeasures
 from tests.command_line import run
@@ -52,14 +55,83 @@ def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_status_says_what_is_done(curated: Any) -> None:
     code, out, err = run("status", curated.dataset)
     assert (code, err) == (0, "")
-    assert out == "3 inputs; parts 1/1, in 9.0 s of 9.0 s, kept 8.0 s\n"
+    assert out.splitlines() == [
+        "3 inputs, 9.0 s: 2 measured, 1 no candidates",
+        "measured 9.0 s of 9.0 s, parts 1/1",
+        "2 candidate clips: 2 accepted (8.0 s), 0 rejected, 0 failed",
+    ]
 
 
 @pytest.mark.usefixtures("no_decoder")
 def test_status_counts_what_is_left(curated: Any) -> None:
     (marker,) = curated.dataset.glob("parts/*/part.json")
     marker.unlink()
-    assert run("status", curated.dataset)[1] == "3 inputs; parts 0/1, in 0.0 s of 9.0 s, kept 0.0 s\n"
+    assert run("status", curated.dataset)[1].splitlines() == [
+        "3 inputs, 9.0 s: 3 pending",
+        "measured 0.0 s of 9.0 s, parts 0/1",
+        "0 candidate clips: 0 accepted (about 0.0 s), 0 rejected, 0 failed",
+        "not selected since: speakers and near duplicates are not counted yet",
+    ]
+
+
+@pytest.fixture
+def grown(curated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[object]]:
+    """The data set after a run over three more inputs (a broken one, a copy, and one that waits to be
+    measured) was interrupted before it measured anything; and the command that goes on."""
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(curated.videos / "a.mp4", more / "copy.mp4")
+    (more / "broken.mp4").write_bytes(b"no video")
+    write(more / "waits.mp4", varied_take(7))
+    config = [f"--set={value}" for value in SETTINGS]
+    command = ["curate", curated.videos, more, "-o", curated.dataset, "-c", "offline", *config]
+    command += ["--executor", "inline"]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "measure", interrupt)
+        assert run(*command)[0] == 130
+    return curated.dataset, command
+
+
+def test_an_input_that_waits_is_pending_at_once(grown: Any) -> None:
+    dataset, _ = grown
+    code, out, _ = run("status", dataset, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["inputs"] == {
+        "total": 6, "measured": 2, "no_candidates": 1, "pending": 1, "duplicate": 1, "failed": 1,
+    }  # fmt: skip
+    assert (found["exact"], found["parts"]) == (False, {"done": 1, "total": 2})
+    assert (found["input_s"], found["measured_s"], found["planned_s"]) == (17.0, 9.0, 13.0)
+
+
+def test_hours_are_the_same_wherever_they_are_shown(grown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, command = grown
+    code, out, _ = run("select", dataset, "--json")
+    selected = json.loads(out)
+    assert (code, selected["kept_s"], selected["input_s"]) == (0, 8.0, 17.0)
+    status = json.loads(run("status", dataset, "--json")[1])
+    assert status["exact"]
+    same = ("inputs", "input_s", "clips", "kept_s", "reasons")
+    assert {key: status[key] for key in same} == {key: selected[key] for key in same}
+    report = json.loads((dataset / "report" / "statistics.json").read_text())
+    assert report["headline"]["input"]["hours"] == round(selected["input_s"] / 3600, 6)
+    assert report["headline"]["accepted"] == {"clips": 2, "hours": round(selected["kept_s"] / 3600, 6)}
+    counts = {
+        name.removeprefix("sources_"): n for name, n in report["conservation"].items() if "sources" in name
+    }
+    assert counts == {"sources": 6} | {name: n for name, n in selected["inputs"].items() if name != "total"}
+    monkeypatch.setattr(jobs, "measure", lambda *_: None)  # as if it were done
+    code, out, _ = run(*command)
+    lines = [
+        "6 inputs, 17.0 s: 1 duplicate, 1 failed, 2 measured, 1 no candidates, 1 pending",
+        "2 candidate clips: 2 accepted (8.0 s), 0 rejected, 0 failed",
+    ]
+    assert (code, out.splitlines()[:2]) == (0, lines)
+    assert [line for line in run("status", dataset)[1].splitlines() if line in lines] == lines
 
 
 @pytest.mark.usefixtures("no_decoder")
@@ -68,7 +140,7 @@ def test_other_thresholds_take_effect_without_decoding(curated: Any) -> None:
     assert {name: row["accepted"] for name, row in before.items()} == {"a.mp4": True, "b.mp4": True}
     larger, smaller = sorted(before, key=lambda name: -before[name]["face_px"])
     between = (before[larger]["face_px"] + before[smaller]["face_px"]) / 2
-    code, out, err = run("select", curated.dataset, "--set", f"thresholds.min_face_px={between}")
+    code, out, err = run("select", curated.dataset, "-q", "-s", f"thresholds.min_face_px={between}")
     assert (code, err) == (0, "")
     assert "2 candidate clips: 1 accepted (4.0 s), 1 rejected, 0 failed" in out
     after = ledger(curated.dataset)

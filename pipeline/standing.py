@@ -1,0 +1,179 @@
+"""What became of every input, and how far a data set is: what `talkforge status` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from talkforge.pipeline import tables
+from talkforge.pipeline.dataset import load_ingested, load_plan
+from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.parts import committed_parts, outstanding
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.totals import ClipStatus, Totals, count
+from talkforge.schemas.config import Thresholds
+from talkforge.schemas.dataset import Dataset
+from talkforge.schemas.records import (
+    ClipMeasures,
+    Failure,
+    Outcome,
+    SourceRow,
+    SourceStatus,
+    ledger_columns,
+)
+
+COVERED_WITHIN_S = 0.01
+"""A video is measured when its windows make up its length to within so much, s."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a data set is.
+
+    Attributes:
+        totals: as of what is committed now.
+        exact: False where parts were committed since the last selection: `totals` then takes clips by
+            their measurements alone, before speakers are named and near duplicates are found.
+        parts_done, parts: parts that are committed, and all parts of the plan.
+        measured_s, planned_s: footage in them.
+        waiting: accepted clips that are in no shard yet; of the last selection.
+    """
+
+    totals: Totals
+    exact: bool
+    parts_done: int
+    parts: int
+    measured_s: float
+    planned_s: float
+    waiting: int
+
+
+def standing(store: Store, dataset: Dataset) -> Standing:
+    """How far the data set in `store` is; opens no video and takes no lock."""
+    plan = load_plan(store)
+    todo = [piece for part in plan for piece in outstanding(part, store)]
+    done = committed_parts(store)
+    planned_s = sum(part.duration_s for part in plan)
+    exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
+    sources, clips = _selected(store) if exact else _unselected(store, done, dataset.config.thresholds)
+    return Standing(
+        totals=count(((row.status, row.duration_s) for row in sources), (clip for clip, _ in clips)),
+        exact=exact,
+        parts_done=len(done),
+        parts=len(done) + len(todo),
+        measured_s=planned_s - sum(part.duration_s for part in todo),
+        planned_s=planned_s,
+        waiting=sum(clip.accepted and not shard for clip, shard in clips) if exact else 0,
+    )
+
+
+def _inputs_selected(store: Store) -> bool:
+    """Whether the last selection knew every input as it is now."""
+    if not store.exists("ledger.parquet"):
+        return False
+    known = {(row.uri, row.video_id) for row in tables.read(store, "sources.parquet", SourceRow)}
+    now = {(row.input.uri, row.video.video_id if row.video else None) for row in load_ingested(store)}
+    return known == now
+
+
+def _selected(store: Store) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
+    """Inputs and clips of the last selection."""
+    columns = ["accepted", "failure", "duration_s", "reasons", "shard"]
+    rows = tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").select(columns).to_pylist()
+    return tables.read(store, "sources.parquet", SourceRow), [
+        (ClipStatus(row["accepted"], row["failure"], row["duration_s"], row["reasons"]), row["shard"])
+        for row in rows
+    ]
+
+
+def _unselected(
+    store: Store, parts: Iterable[str], thresholds: Thresholds
+) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
+    """Inputs and clips of what is committed, each clip judged by itself."""
+    from talkforge.curation.verdict import judge
+
+    ingested = load_ingested(store)
+    planned = {row.video.video_id for row in ingested if row.video and row.status == "planned"}
+    outcomes: list[Outcome] = []
+    failures: list[Failure] = []
+    clips: dict[str, ClipMeasures] = {}
+    for part in parts:
+        outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
+        failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
+        for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
+            if row.clip.video_id in planned:
+                clips.setdefault(row.clip.clip_id, row)
+    broken = {failure.key: failure.error for failure in failures}
+    counted: list[tuple[ClipStatus, str | None]] = []
+    for key, measures in sorted(clips.items()):
+        verdict = judge(ledger_columns(measures), thresholds)
+        codes = [reason.code for reason in verdict.reasons]
+        accepted = verdict.accepted and key not in broken
+        counted.append((ClipStatus(accepted, broken.get(key), measures.clip.duration_s, codes), None))
+    videos = [measures.clip.video_id for measures in clips.values()]
+    return source_rows(ingested, outcomes, failures, videos), counted
+
+
+def source_rows(
+    ingested: Sequence[IngestRow],
+    outcomes: Iterable[Outcome],
+    failures: Iterable[Failure],
+    clip_videos: Iterable[str],
+) -> list[SourceRow]:
+    """What became of every input, in the order of their names.
+
+    Args:
+        ingested: every input.
+        outcomes, failures: of the committed parts.
+        clip_videos: video id of each candidate clip.
+    """
+    by_video: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_video.setdefault(outcome.video_id, []).append(outcome)
+    counts = Counter(clip_videos)
+    broken = {f.video_id: f for f in failures if f.stage == "measure"}
+    rows = []
+    for entry in sorted(ingested, key=lambda row: row.input.uri):
+        video = entry.video
+        seen = by_video.get(video.video_id, []) if video and entry.status == "planned" else []
+        clips = counts[video.video_id] if video and entry.status == "planned" else 0
+        status, reason = _status(entry, seen, clips, broken)
+        rows.append(
+            SourceRow(
+                uri=entry.input.uri,
+                video_id=video.video_id if video else None,
+                status=status,
+                reason=reason,
+                duration_s=video.duration_s if video else 0.0,
+                speech_s=sum(outcome.speech_s for outcome in seen),
+                face_s=sum(outcome.face_s for outcome in seen),
+                num_clips=clips,
+                num_bytes=video.num_bytes if video else 0,
+                width_px=video.width_px if video else None,
+                height_px=video.height_px if video else None,
+                fps=video.fps if video else None,
+                source=entry.input.source,
+                licence=entry.input.licence,
+                consent=entry.input.consent,
+            )
+        )
+    return rows
+
+
+def _status(
+    entry: IngestRow, seen: Sequence[Outcome], clips: int, broken: Mapping[str, Failure]
+) -> tuple[SourceStatus, str]:
+    if entry.failure is not None:
+        return "failed", f"{entry.failure.error}: {entry.failure.message}"
+    if entry.status == "duplicate":
+        return "duplicate", f"same content as {entry.first_uri}"
+    failure = broken.get(entry.video.video_id) if entry.video else None
+    if clips:
+        return "measured", f"in part: {failure.message}" if failure else ""
+    if failure:
+        return "failed", f"{failure.error}: {failure.message}"
+    seen_s = sum(outcome.end_s - outcome.start_s for outcome in seen)
+    if not seen or (entry.video and seen_s < entry.video.duration_s - COVERED_WITHIN_S):
+        return "pending", "not measured yet"
+    return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))
