@@ -228,4 +228,4 @@ def copies(material: Material) -> Iterator[Row]:
     each = ", ".join(f"{name}: {right}" for name, (right, _) in zip(COPIES, counts, strict=True))
     figures = f"copies found, of {len(originals)} spans of 3 s: {each}; {wrong} wrong (more in duplicates.md)"
     cost = (spent.cpu_s["pictures"] + spent.cpu_s["sound"]) / spent.footage_s
-    yield Row(("pHash", "audfprint2"), figures, cost, "Apache-2.0 (OpenCV) / MIT (audfprint2)")
+    yield Row(("pHash", "audio hashes"), figures, cost, "Apache-2.0 (OpenCV) / part of Talkforge")

@@ -1,8 +1,6 @@
-"""Hashes of pictures, landmarks of sound, and what is missing for them."""
+"""Hashes of frames and of audio, and what is missing for them."""
 
 from __future__ import annotations
-
-import logging
 
 import cv2
 import numpy as np
@@ -46,7 +44,7 @@ def test_a_hash_depends_on_the_picture_and_not_on_its_size() -> None:
     assert np.bitwise_count(one ^ other).sum() >= 16
 
 
-def test_landmarks_are_in_order_and_move_with_the_sound() -> None:
+def test_audio_hashes_are_in_order_and_move_with_the_audio() -> None:
     chirps = np.random.default_rng(0).standard_normal(AUDIO_HZ).astype(np.float32)
     here = hash_audio(np.pad(chirps, (AUDIO_HZ // 2, AUDIO_HZ)))
     later = hash_audio(np.pad(chirps, (AUDIO_HZ // 2 + 100 * HOP_SAMPLES, AUDIO_HZ)))
@@ -55,41 +53,42 @@ def test_landmarks_are_in_order_and_move_with_the_sound() -> None:
     assert moved.mean() > 0.9
 
 
+def test_audio_hashes_are_those_of_audfprint() -> None:
+    noise = (np.random.default_rng(0).integers(-(2**15), 2**15, AUDIO_HZ) / 2**15).astype(np.float32)
+    found = hash_audio(noise)
+    # Of audfprint2 0.1.2 with a density of 100 and hops of 64: its first four and last two, as time, first
+    # bin, difference of bins (of 64) and hops between.
+    first = [(4, 140, 21, 5), (4, 140, 35, 18), (4, 140, 36, 20), (5, 74, 0, 18)]
+    last = [(246, 135, 27, 4), (246, 220, 44, 4)]
+    assert len(found) == 541
+    ends = [*found[:4].tolist(), *found[-2:].tolist()]
+    assert [(h >> 20, h >> 12 & 255, h >> 6 & 63, h & 63) for h in ends] == first + last
+
+
+@pytest.mark.parametrize(
+    ("hop", "bin_", "paired"),
+    [(1, 100, False), (2, 100, True), (62, 100, True), (63, 100, False), (9, 130, True), (9, 131, False)],
+)
+def test_a_peak_is_paired_with_those_in_reach(hop: int, bin_: int, paired: bool) -> None:
+    first, second = fingerprint._pairs(np.array([0, hop]), np.array([100, bin_]))
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 1)] * paired
+
+
+def test_a_peak_is_paired_with_the_next_three() -> None:
+    first, second = fingerprint._pairs(np.array([0, 2, 2, 5, 6]), np.full(5, 7))
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+    assert pairs == [(0, 1), (0, 2), (0, 3), (1, 3), (1, 4), (2, 3), (2, 4)]
+
+
 @pytest.mark.parametrize(
     "samples", [np.zeros(48_000), np.zeros(0), np.ones(100)], ids=["silent", "none", "short"]
 )
-def test_without_sound_there_are_no_landmarks(samples: np.ndarray) -> None:
+def test_silence_and_less_than_half_a_second_have_no_hashes(samples: np.ndarray) -> None:
     found = hash_audio(samples.astype(np.float32))
     assert found.dtype == np.uint64 and len(found) == 0
-
-
-@pytest.fixture
-def anew(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The package is imported again by the next call."""
-    fingerprint._analysis.cache_clear()
-    return monkeypatch
-
-
-def test_without_the_package_the_message_names_it(anew: pytest.MonkeyPatch) -> None:
-    def absent(_: str) -> None:
-        raise ImportError("No module named 'audfprint2'")
-
-    anew.setattr(fingerprint.importlib, "import_module", absent)
-    with pytest.raises(ModelError, match=r"duplicates: the package audfprint2==0\.1\.2 is not installed"):
-        fingerprint.check_installed()
 
 
 def test_the_other_build_of_opencv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(cv2, "img_hash")
     with pytest.raises(ModelError, match=r"cv2\.img_hash is missing: opencv-python lies over"):
         fingerprint.check_installed()
-
-
-def test_the_import_changes_nobodys_log(anew: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger()
-    anew.setattr(root, "handlers", [])
-    anew.setattr(fingerprint.importlib, "import_module", lambda _: logging.basicConfig(level=logging.INFO))
-    level = root.level
-    fingerprint._analysis()
-    fingerprint._analysis.cache_clear()
-    assert (root.level, root.handlers) == (level, [])
