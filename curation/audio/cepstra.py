@@ -1,4 +1,4 @@
-"""Mel-frequency cepstra as audio-visual networks take them, 100 in a second."""
+"""Mel-frequency cepstral coefficients (MFCC) as audio-visual networks take them, 100 per second."""
 
 from __future__ import annotations
 
@@ -16,13 +16,24 @@ NUM_CEPSTRA = 13
 
 
 def mfcc(samples: Floats) -> NDArray[np.float64]:
-    """Mel-frequency cepstra [T, 13] at 100 Hz of samples [N] in [-1, 1] at 16 kHz.
+    """Mel-frequency cepstral coefficients of audio.
 
-    The samples are rounded to 16 bits first, as they are in the sound files that such networks were
-    trained on. x'[n] = x[n] - 0.97 x[n-1]; windows of 25 ms every 10 ms, rectangular, the last
-    padded with zeros, T = 1 + ceil((N - 400) / 160) and at least 1; power |FFT_512|^2 / 512; 26
-    triangular mel bands; log; orthonormal DCT-II; coefficient n times 1 + 11 sin(pi n / 22), and
-    the first replaced by the log of the window's energy. What is zero is taken as 2.2e-16.
+    The samples are rounded to 16 bits first, as in the audio files that such networks were trained on. Then:
+
+    1. pre-emphasis: x'[n] = x[n] - 0.97 x[n - 1];
+    2. rectangular windows of 25 ms every 10 ms, the last one padded with zeros;
+    3. power |FFT_512|^2 / 512;
+    4. 26 triangular mel bands, logarithm, orthonormal DCT-II, of which 13 coefficients are kept;
+    5. coefficient n times 1 + 11 sin(pi n / 22);
+    6. coefficient 0 becomes the log of the window's energy.
+
+    Before a logarithm, 0 is replaced by 2.2e-16.
+
+    Args:
+        samples: float [N] in [-1, 1] at 16 kHz.
+
+    Returns:
+        float64 [T, 13] at 100 Hz, T = 1 + ceil((N - 400) / 160) and at least 1.
 
     Source: Lyons et al., python_speech_features 0.6, `mfcc` with its defaults
     (https://doi.org/10.5281/zenodo.3607820).

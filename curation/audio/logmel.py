@@ -1,4 +1,4 @@
-"""Plain speech features: audio at 16 kHz in, log-mel bands at 50 Hz out."""
+"""Log-mel features at 50 Hz of audio at 16 kHz: the speech encoder that needs no weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ Features = NDArray[np.float16]
 
 
 class LogMelEncoder:
-    """Logarithm of 80 mel bands, centred: 25 ms Hann windows, 20 ms apart, 0 to 8 kHz.
+    """Logarithm of 80 mel bands from 0 to 8 kHz, in 25 ms Hann windows every 20 ms.
 
-    Window j begins at sample 320 j and is 400 samples long, as the receptive field of wav2vec2.
-    Values are `(ln(max(band power, 1e-10)) + 9) / 4` of samples in [-1, 1]: speech lies around 0 with
-    a deviation of about 1, digital silence is -3.5. These are plain features, no stand-in for a learned
-    speech representation. They are centred because FantasyTalking's audio projection has no bias and
-    ends in a LayerNorm: of vectors that all point one way it would take the loudness away.
+    Window j begins at sample 320 j and is 400 samples long, which is the receptive field of wav2vec2.
+    A value is (ln(max(band power, 1e-10)) + 9) / 4 for samples in [-1, 1]. Speech then lies around 0 with a
+    standard deviation of about 1, and digital silence is -3.5. The values are centred because the audio
+    projection of FantasyTalking has no bias and ends in a LayerNorm, which would remove the loudness from
+    vectors that all point one way.
 
-    Source: mel scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987) with triangular bands as in HTK.
+    These are plain features. They do not replace a learned speech representation.
+
+    Source: mel scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987) with triangular filters as in HTK.
     """
 
     name = "logmel-80"
@@ -33,14 +35,15 @@ class LogMelEncoder:
 
     _WINDOW_SAMPLES = 400
     _FFT_SAMPLES = 1024
-    """Padded, so that the narrowest band still spans several bins."""
+    """Windows are padded to this, so that the narrowest band still spans several bins."""
     _FLOOR = 1e-10
     _CENTRE, _SCALE = -9.0, 4.0
-    """Source: ours; mean and deviation are -6.7 and 2.8 to -10.2 and 3.9 on real speech."""
+    """Subtracted from the logarithm, and divisor. Source: ours; mean and standard deviation are -6.7 and 2.8
+    to -10.2 and 3.9 on real speech."""
 
     def __init__(self) -> None:
         self._window = np.hanning(self._WINDOW_SAMPLES + 1)[:-1]
-        # Sparse, because its product has one order of summation whatever the number of threads.
+        # Sparse, because its product adds up in one order, whatever the number of threads.
         self._bands = scipy.sparse.csr_array(mel_filters(self.dim, self._FFT_SAMPLES))
 
     def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
@@ -62,6 +65,6 @@ class LogMelEncoder:
 
 
 def fit(samples: Floats, num_samples: int) -> Floats:
-    """Exactly `num_samples`: cut, or silence after the last one."""
+    """Cut samples [N] to float32 [num_samples], or append silence."""
     kept = np.asarray(samples[:num_samples], np.float32)
     return np.pad(kept, (0, num_samples - len(kept)))

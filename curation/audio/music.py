@@ -1,7 +1,7 @@
-"""Is there music? FireRedVAD's detector of speech, singing and music, on frames of 10 ms.
+"""Music detection: FireRedVAD's network for speech, singing and music, in frames of 10 ms.
 
-Its weights come as a bundle for another runtime (ncnn), whose few layers are put together here as an
-ONNX graph: eight memory blocks (DFSMN), 589 thousand numbers.
+The weights are published as a bundle for another runtime (ncnn). `_graph` builds the few layers as an ONNX
+graph: eight memory blocks (DFSMN), 589 thousand parameters.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
 
 MUSIC_THRESHOLD = 0.5
-"""Probability from which a frame has music. Source: FireRedVAD, `FireRedAedConfig`."""
+"""Probability of music from which a frame counts as music. Source: FireRedVAD, `FireRedAedConfig`."""
 
 WINDOW_SAMPLES, HOP_SAMPLES = AUDIO_HZ * 25 // 1000, AUDIO_HZ // 100
 _FFT_SAMPLES, _NUM_BANDS, _LOWEST_HZ, _PREEMPHASIS = 512, 80, 20.0, 0.97
 _FULL_SCALE = 32768.0
-"""The network heard samples of 16 bits."""
+"""The network was trained on 16-bit samples."""
 
 _HIDDEN, _MEMORY, _REACH, _BLOCKS = 256, 128, 20, 8
-"""Widths of the layers, frames that a memory reaches back and ahead, and how many there are."""
+"""Widths of the hidden and the memory layers; frames that a memory reaches back and ahead; memory blocks."""
 
 SPEECH, SINGING, MUSIC = range(3)
 """Columns of the network's output."""
 
 
 class MusicDetector:
-    """Says where there is music; loads its model once.
+    """Detects where there is music. The model is loaded once.
 
     Raises:
-        ModelError: the weights cannot be had, or are others; one line.
+        ModelError: the weights are not available, or not the right ones; one line.
     """
 
     def __init__(self) -> None:
@@ -53,28 +53,44 @@ class MusicDetector:
         self._session = open_onnx(_graph(bundle), label)
 
     def fraction(self, samples: Floats) -> float:
-        """Share of samples [N] at 16 kHz in which there is music, 0 to 1, under speech or alone; 0 where
-        they are shorter than one window."""
-        heard = self.probabilities(samples)[:, MUSIC] >= MUSIC_THRESHOLD
-        return round(float(heard.mean()), 4) if len(heard) else 0.0
+        """Fraction of the frames with music, alone or under speech: 0 to 1.
+
+        Args:
+            samples: float32 [N] in [-1, 1] at 16 kHz. In less than one window there is no music.
+        """
+        has_music = self.probabilities(samples)[:, MUSIC] >= MUSIC_THRESHOLD
+        return round(float(has_music.mean()), 4) if len(has_music) else 0.0
 
     def probabilities(self, samples: Floats) -> NDArray[np.float32]:
-        """Of speech, singing and music, each for itself: [T, 3] in frames of 10 ms of samples [N]."""
+        """Probabilities of speech, singing and music, which do not exclude each other.
+
+        Args:
+            samples: float32 [N] in [-1, 1] at 16 kHz.
+
+        Returns:
+            float32 [T, 3] at 100 Hz, T = 1 + (N - 400) // 160.
+        """
         bands = log_mel(samples)
         if not len(bands):
             return np.zeros((0, 3), np.float32)
-        heard = ((bands - self._mean) * self._scale).astype(np.float32)
-        return np.asarray(self._session.run(None, {"bands": heard.T[None]})[0][0].T, np.float32)
+        scaled = ((bands - self._mean) * self._scale).astype(np.float32)
+        return np.asarray(self._session.run(None, {"bands": scaled.T[None]})[0][0].T, np.float32)
 
 
 def log_mel(samples: Floats) -> NDArray[np.float64]:
-    """Log mel bands [T, 80] at 100 Hz of samples [N] in [-1, 1] at 16 kHz; T = 1 + (N - 400) // 160.
+    """Log-mel bands as the network takes them.
 
-    Of each window of 25 ms, scaled to 16 bits: its mean is taken off, then x[n] - 0.97 x[n-1], the
-    window (0.5 - 0.5 cos)^0.85, the power of 512 bins, 80 triangles from 20 to 8000 Hz that are even
-    and straight on the mel scale, and the logarithm.
+    Each window of 25 ms, scaled to 16 bits, goes through: subtraction of its mean; pre-emphasis
+    x[n] - 0.97 x[n - 1]; the window (0.5 - 0.5 cos)^0.85; power of an FFT of 512; 80 triangular filters from
+    20 to 8000 Hz; logarithm.
 
-    Source: Kaldi, `compute-fbank-feats` without dither, as FireRedVAD has it.
+    Args:
+        samples: float32 [N] in [-1, 1] at 16 kHz.
+
+    Returns:
+        float64 [T, 80] at 100 Hz, T = 1 + (N - 400) // 160.
+
+    Source: Kaldi, `compute-fbank-feats` without dither, as FireRedVAD uses it.
     """
     expect_shape("samples", samples, (None,))
     if len(samples) < WINDOW_SAMPLES:
@@ -96,10 +112,10 @@ def log_mel(samples: Floats) -> NDArray[np.float64]:
 
 
 class _Bundle:
-    """The numbers of a bundle: `OVAD`, version, four sizes, graph, weights, means, scales.
+    """Reader of a bundle: `OVAD`, version, four sizes, graph, weights, means, scales.
 
-    `take` gives the weights one tensor after the other, as the layers stand in the graph; each is
-    preceded by a mark that says 16-bit floats, and filled up to four bytes.
+    `take` reads the tensors one after the other, in the order of the layers. Each begins with a mark for
+    16-bit floats and is padded to four bytes.
     """
 
     _HEAD = struct.Struct("<4s5I")
@@ -118,6 +134,11 @@ class _Bundle:
         self.mean, self.scale = np.frombuffer(content, "<f4", offset=start + weights).reshape(2, -1)
 
     def take(self, *shape: int) -> Floats:
+        """The next tensor, float32 of this shape.
+
+        Raises:
+            ModelError: there is no such tensor.
+        """
         count = math.prod(shape)
         end = self._at + 4 + 2 * count
         if end > len(self._weights) or struct.unpack_from("<I", self._weights, self._at)[0] != self._HALF:
@@ -129,6 +150,11 @@ class _Bundle:
         return values.astype(np.float32).reshape(shape)
 
     def finish(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            ModelError: there are more weights.
+        """
         if self._at != len(self._weights):
             raise ModelError(
                 f"{self._label}: expected {self._at} bytes of weights, found {len(self._weights)}"
@@ -136,10 +162,10 @@ class _Bundle:
 
 
 def _graph(bundle: _Bundle) -> bytes:
-    """The network as ONNX: `bands` [1, 80, T] to probabilities [1, 3, T]."""
+    """The network as an ONNX model: `bands` [1, 80, T] in, probabilities [1, 3, T] out."""
     net = _Network()
-    heard = net.relu(net.dense("bands", bundle, _NUM_BANDS, _HIDDEN))
-    state = net.memory(net.relu(net.dense(heard, bundle, _HIDDEN, _MEMORY)), bundle)
+    wide = net.relu(net.dense("bands", bundle, _NUM_BANDS, _HIDDEN))
+    state = net.memory(net.relu(net.dense(wide, bundle, _HIDDEN, _MEMORY)), bundle)
     for _ in range(_BLOCKS - 1):
         wide = net.relu(net.dense(state, bundle, _MEMORY, _HIDDEN))
         narrow = net.dense(wide, bundle, _HIDDEN, _MEMORY, bias=False)
@@ -151,7 +177,7 @@ def _graph(bundle: _Bundle) -> bytes:
 
 
 class _Network:
-    """An ONNX graph in the making; a value goes by the number of the node that gives it."""
+    """Builder of an ONNX graph. A value is named by the number of the node that computes it."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -167,13 +193,13 @@ class _Network:
         return self.add("Relu", value)
 
     def dense(self, value: str, bundle: _Bundle, narrow: int, wide: int, bias: bool = True) -> str:
-        """A layer on every frame by itself."""
+        """A dense layer on every frame by itself, from `narrow` to `wide` channels."""
         weights = [self._tensor(bundle.take(wide, narrow)[:, :, None])]
         weights += [self._tensor(bundle.take(wide))] if bias else []
         return self.add("Conv", value, *weights, pads=(0, 0))
 
     def memory(self, value: str, bundle: _Bundle) -> str:
-        """Each channel and its weighted sums over the frames before, this one included, and after."""
+        """Each channel plus its weighted sums over the frames before (this one included) and after."""
         kernel = np.concatenate([bundle.take(_MEMORY, _REACH) for _ in range(2)], axis=1)
         kernel[:, _REACH - 1] += 1  # the channel itself
         return self.add(

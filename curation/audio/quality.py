@@ -1,7 +1,7 @@
-"""How good is the sound: noise, bandwidth, how people would rate it, and whether there is music.
+"""Audio quality: signal-to-noise ratio, bandwidth, DNSMOS opinion scores, and music.
 
-Sound is mono at 16 kHz, as everywhere: what lies above 8 kHz is not heard here. Level and clipping
-are in `curation.audio.vad`.
+Audio is mono at 16 kHz, as everywhere, so what lies above 8 kHz is not measured. Level and clipping are
+in `curation.audio.vad`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import scipy.signal
 
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.weights import registry
@@ -26,39 +25,42 @@ FRAME_S = 0.02
 """Length of the frames whose power is compared, seconds."""
 
 GUARD_S = 0.1
-"""Sound this near to speech is neither speech nor pause: breath, and the tail of a room, seconds."""
+"""Audio this near to speech counts neither as speech nor as pause, for breath and reverberation, seconds."""
 
 MIN_PAUSE_S = 0.2
-"""With less of a pause than this, all in all, the noise is unknown, seconds."""
+"""Least total length of the pauses from which the noise is measured, seconds."""
 
 SNR_RANGE_DB = (-20.0, 100.0)
-"""Ratios beyond these are given as these: digital silence between words has no noise at all."""
+"""Range to which the ratio is clipped, because digital silence between words has no noise at all, dB."""
 
 BANDWIDTH_DROP_DB = 60.0
-"""Below the loudest band by this much there is nothing. Source: ours; the loud moments of real speech
-recorded at 16 kHz or more stay above this up to 8 kHz, behind a telephone's filter up to 5 kHz."""
+"""Level below the loudest frequency at which the band ends, dB. Source: ours; the loud moments of real speech
+recorded at 16 kHz or more stay above this up to 8 kHz, those behind a telephone's filter up to 5 kHz."""
 
 DNSMOS_SAMPLES = 144_160
-"""Samples that DNSMOS sees at a time: 9.01 s. Shorter sound is repeated. Source: Reddy et al.,
+"""Samples that DNSMOS takes at a time: 9.01 s. Shorter audio is repeated. Source: Reddy et al.,
 DNSMOS P.835 (ICASSP 2022), and its published evaluation."""
 
 DNSMOS_HOP_S = 3.0
-"""Time between the beginnings of two such windows, seconds. Source: ours; the published script has
-1 s, at three times the cost, which moves the scores of real speech by up to 0.05."""
+"""Time between the beginnings of two such windows, seconds. Source: ours; the published script has 1 s, at
+three times the cost, which moves the scores of real speech by up to 0.05."""
 
 _DNSMOS_FIT = (
     np.poly1d([-0.08397278, 1.22083953, 0.0052439]),
     np.poly1d([-0.13166888, 1.60915514, -0.39604546]),
     np.poly1d([-0.06766283, 1.11546468, 0.04602535]),
 )
-"""From the network's output to opinion scores: signal, background, overall. Source: as above."""
+"""Polynomials from the network's output to opinion scores: signal, background, overall. Source: as above."""
 
 
 class AudioScorer:
-    """Measures the sound of clips; loads its model once.
+    """Measures the audio quality of clips. Models are loaded once.
+
+    Args:
+        config: which models are enabled.
 
     Raises:
-        ModelError: a model that is asked for cannot be had; one line.
+        ModelError: an enabled model is not available; one line.
     """
 
     def __init__(self, config: AudioQualityConfig) -> None:
@@ -66,12 +68,12 @@ class AudioScorer:
         self._music = MusicDetector() if config.music else None
 
     def measure(self, samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> AudioQuality:
-        """What the sound of a clip is like.
+        """Measure the audio of a clip.
 
         Args:
-            samples: float32 [N], the clip's audio at 16 kHz.
-            spans: speech as `speech.segments` gives it; those outside the clip are left out.
-            start_s: the clip's start in the same clock, seconds.
+            samples: float32 [N] in [-1, 1], the clip's audio at 16 kHz.
+            spans: speech as `vad.segments` returns it. Spans outside the clip are ignored.
+            start_s: start of the clip on the same clock, seconds.
         """
         expect_shape("samples", samples, (None,))
         voice = background = overall = None
@@ -88,10 +90,18 @@ class AudioScorer:
 
 
 def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> float | None:
-    """Power of the speech over that of the pauses, dB, limited to `SNR_RANGE_DB`.
+    """Signal-to-noise ratio: power of the speech over power of the pauses, in `SNR_RANGE_DB`.
 
-    The noise is the median power of the frames in pauses, which a cough does not move; it is
-    taken off the mean power of the frames with speech. None: no speech, or hardly a pause.
+    The noise is the median power of the frames in pauses, which a cough does not move. It is subtracted
+    from the mean power of the frames with speech: that is speech plus noise.
+
+    Args:
+        samples: float32 [N] in [-1, 1] at 16 kHz.
+        spans: speech, (start_s, end_s).
+        start_s: time of the first sample on the same clock, seconds.
+
+    Returns:
+        The ratio in dB; None without speech, or with less than `MIN_PAUSE_S` of pauses.
     """
     length = round(FRAME_S * AUDIO_HZ)
     count = len(samples) // length
@@ -114,11 +124,19 @@ def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float
 
 
 def bandwidth_hz(samples: Floats) -> float | None:
-    """Highest frequency within `BANDWIDTH_DROP_DB` of the loudest, 0 to 8000; None in silence.
+    """Highest frequency within `BANDWIDTH_DROP_DB` of the loudest.
 
-    Of each frequency its loud moments count (the 95th percentile over 32 ms windows): consonants
-    that hiss are what reaches high, and there are few of them.
+    The loud moments of each frequency count (95th percentile over windows of 32 ms), because hissing
+    consonants reach highest and are rare.
+
+    Args:
+        samples: float32 [N] in [-1, 1] at 16 kHz.
+
+    Returns:
+        Frequency in Hz, 0 to 8000; None in silence, or in less than one window.
     """
+    import scipy.signal  # takes 0.3 s, because it imports scipy.stats
+
     window = 512
     if len(samples) < window or not np.any(samples):
         return None
@@ -126,7 +144,7 @@ def bandwidth_hz(samples: Floats) -> float | None:
         samples.astype(np.float64), AUDIO_HZ, "hann", window, window // 2, detrend=False
     )
     loud = np.percentile(power, 95, axis=1)
-    # Over 280 Hz, so that a single whistle is no band.
+    # Median over 9 bins (280 Hz), so that a single whistle does not count.
     typical = scipy.signal.medfilt(loud, 9)
     present = typical >= typical.max() * 10 ** (-BANDWIDTH_DROP_DB / 10)
     return float(hz[np.flatnonzero(present)[-1]])
@@ -144,7 +162,7 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _opinions(session: onnxruntime.InferenceSession, samples: Floats) -> tuple[float, float, float]:
-    """Signal, background, overall: means over windows that begin `DNSMOS_HOP_S` apart."""
+    """Opinion scores, 1 to 5, of signal, background and overall: means over windows `DNSMOS_HOP_S` apart."""
     doublings = max(0, int(np.ceil(np.log2(DNSMOS_SAMPLES / len(samples)))))
     repeated = np.tile(samples, 2**doublings)
     starts = range(0, len(repeated) - DNSMOS_SAMPLES + 1, round(DNSMOS_HOP_S * AUDIO_HZ))

@@ -1,4 +1,8 @@
-"""Learned speech features: transformers' encoders that hear 16 kHz and give a hidden state at 50 Hz."""
+"""Speech encoders: 16 kHz audio in, speech features at 50 Hz out.
+
+`load_speech_encoder` loads the one that the configuration names: log-mel features, or the encoder of a
+transformers model.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from talkforge.curation.audio.logmel import Features, LogMelEncoder, fit
-from talkforge.curation.weights import registry
+from talkforge.curation.weights import catalogue, registry
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.config import SpeechConfig
@@ -23,21 +27,22 @@ from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
 log = logging.getLogger(__name__)
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-"""What features depend on, in the folder of an encoder."""
+"""Files in the folder of a transformers encoder that the features depend on."""
 
 HOP_SAMPLES = AUDIO_HZ // SPEECH_HZ
 
 PROBE_FEATURES = 20
-"""Features that a model must give for as much silence before it is used: 0.4 s."""
+"""Features of silence that a model must return before it is used: 0.4 s."""
 
 
 class SpeechEncoder(Protocol):
-    """Speech features at 50 Hz; feature j of a clip is of its second j / 50: it begins there, or with
-    Whisper is centred there.
+    """Computes speech features at 50 Hz.
+
+    Feature j of a clip belongs to its second j / 50: it begins there, or, with Whisper, is centred there.
 
     Attributes:
-        name: what the features are, for the record.
-        dim: D, numbers in one feature.
+        name: of the encoder, for the record.
+        dim: numbers in one feature, D.
         sha256: of the weights; empty where there are none.
     """
 
@@ -46,32 +51,45 @@ class SpeechEncoder(Protocol):
     sha256: str
 
     def encode(self, clips: Sequence[Floats], num_features: Sequence[int]) -> list[Features]:
-        """Features [L, D] of each clip's samples [N] at 16 kHz, where L is its `num_features`.
+        """Speech features of clips.
 
-        What lies beyond the last sample counts as silence. A clip's features do not depend on
-        the clips beside it (in their last bits they may where `batch_clips` is above 1).
+        A clip's features do not depend on the clips beside it, except in their last bits where `batch_clips`
+        is above 1.
+
+        Args:
+            clips: samples float32 [N] in [-1, 1] at 16 kHz of each clip. Silence follows the last sample.
+            num_features: features of each clip, L.
+
+        Returns:
+            float16 [L, D] of each clip.
         """
 
 
 class FrontEnd(Protocol):
-    """What an encoder hears, and how it is asked."""
+    """The input of a transformers encoder, and the call of its network."""
 
     def pieces(self, samples: Floats, num_features: int) -> list[Floats]:
-        """Inputs of the network, one after the other in time, for a clip's samples [N]; silence follows
-        the last sample."""
+        """Inputs of the network for a clip, in order of time.
+
+        Args:
+            samples: float32 [N] at 16 kHz. Silence follows the last sample.
+            num_features: features of the clip.
+        """
 
     def hidden(self, values: Any) -> Any:
-        """Last hidden state [B, T, D] of a tensor of B pieces of one shape."""
+        """Last hidden state [B, T, D] for a tensor of B inputs of one shape."""
 
 
 def load_speech_encoder(config: SpeechConfig) -> SpeechEncoder:
-    """The encoder that `config.embedding` names: `logmel-80`, a local folder, or a hub name.
+    """Load the speech encoder that `config.embedding` names.
 
-    A hub name that the registry knows is that folder of the registry, at its revision and with its
-    hashes. For another of the form `owner/name` that is not a folder transformers asks the hub.
+    Args:
+        config: `embedding` is `logmel-80`, a local folder, or a hub name. A hub name of the registry means
+            the registry's folder, at its revision and with its hashes. Another one is loaded from the hub by
+            transformers. `device` and `batch_clips` are for transformers models.
 
     Raises:
-        ModelError: no such encoder, or one that is not of 16 kHz and 50 Hz; one line.
+        ModelError: no such encoder, or not one of 16 kHz and 50 Hz; one line.
     """
     if config.embedding == LogMelEncoder.name:
         return LogMelEncoder()
@@ -81,23 +99,28 @@ def load_speech_encoder(config: SpeechConfig) -> SpeechEncoder:
 
 
 class TransformersEncoder:
-    """Last hidden state of a transformers speech encoder, by folder or hub name.
+    """The speech encoder of a transformers model: its features are the last hidden state.
 
-    Two kinds are known: those that hear samples through convolutions (wav2vec2, HuBERT, WavLM,
-    data2vec-audio, UniSpeech, SEW and others whose configuration names strides and kernels), and the
-    encoder of Whisper.
+    Two kinds are supported: models with a convolutional front end on samples (wav2vec2, HuBERT, WavLM,
+    data2vec-audio, UniSpeech, SEW and others whose configuration lists strides and kernels), and the encoder
+    of Whisper.
 
-    Nothing is ever padded to its neighbours' length: models with group normalisation (wav2vec2-base,
-    HuBERT-base) hear padding whatever mask is given. Only inputs of one shape share a call, and with
-    `batch_clips` 1 none do: how a library adds up depends on the size of a batch, in the last bits.
-    On a CPU it runs on one thread, so that the number of cores changes nothing; on CUDA in fp16.
+    Inputs are never padded to each other's length, because models with group normalisation (wav2vec2-base,
+    HuBERT-base) react to padding in spite of the mask. Only inputs of one shape share a call, and none do
+    with `batch_clips` 1: the size of a batch changes the order of sums, and so the last bits. On a CPU it
+    runs on one thread, so that the number of cores changes nothing. On CUDA it runs in fp16.
+
+    Args:
+        source: folder or hub name.
+        device: torch device, or "auto".
+        batch_clips: most inputs in one call.
 
     Raises:
         ModelError: not there, no speech encoder, not safetensors, or not 16 kHz to 50 Hz; one line.
     """
 
     def __init__(self, source: str, device: str = "auto", batch_clips: int = 1) -> None:
-        import torch  # seconds and hundreds of megabytes that plain features do without
+        import torch  # here, because log-mel features do without its seconds and hundreds of megabytes
 
         local = _is_folder(source)
         self._torch = torch
@@ -124,7 +147,7 @@ class TransformersEncoder:
         return encoded
 
     def _run(self, pieces: Sequence[Floats]) -> Iterator[Features]:
-        """Hidden states [T, D] of each piece, in order; those of one shape share calls."""
+        """Last hidden states [T, D] of each input, in order; inputs of one shape share calls."""
         found: dict[int, Features] = {}
         by_shape = sorted(range(len(pieces)), key=lambda index: pieces[index].shape)
         for _, same in itertools.groupby(by_shape, key=lambda index: pieces[index].shape):
@@ -137,16 +160,16 @@ class TransformersEncoder:
         return (found[index] for index in range(len(pieces)))
 
     def _probe(self, source: str) -> None:
-        """Refuse what has the right name and gives something else, before a run relies on it."""
+        """Check that the model returns features at 50 Hz, before a run relies on it."""
         if isinstance(self._front, _Whisper):
-            return  # known from its configuration, and a window of it costs seconds
+            return  # known from its configuration; one window would cost seconds
         try:
             self.encode([np.zeros(AUDIO_HZ, np.float32)], [PROBE_FEATURES])
         except Exception as error:  # models of every kind fail in every way
             log.debug("speech encoder %s", source, exc_info=True)
             reason = one_line(error)
             raise ModelError(
-                f"speech encoder {source}: gives no hidden state at {SPEECH_HZ} Hz for sound alone: {reason}"
+                f"speech encoder {source}: gives no hidden state at {SPEECH_HZ} Hz for audio alone: {reason}"
             ) from None
 
 
@@ -154,7 +177,10 @@ class TransformersEncoder:
 
 
 class _Waves:
-    """Samples, as the model's own extractor scales them: feature j sees `field` samples from 320 j on."""
+    """Input of models with a convolutional front end: samples, scaled by the model's own extractor.
+
+    Feature j sees `field_samples` samples from 320 j on.
+    """
 
     def __init__(self, extractor: Any, model: Any, field_samples: int) -> None:
         self._extractor, self._model, self._field_samples = extractor, model, field_samples
@@ -172,12 +198,14 @@ class _Waves:
 
 
 class _Whisper:
-    """Whisper's log-mel windows of 30 s, the last filled up with silence; feature j is centred on sample
-    320 j. Nothing is heard across the edge of two windows."""
+    """Input of Whisper: log-mel windows of 30 s, the last one filled up with silence.
+
+    Feature j is centred on sample 320 j. A window does not see its neighbours.
+    """
 
     def __init__(self, extractor: Any, model: Any) -> None:
         self._extractor, self._encoder = extractor, model.get_encoder()
-        self._extractor.dither = 0.0  # noise of its own would be new in every run
+        self._extractor.dither = 0.0  # its noise would differ in every run
 
     def pieces(self, samples: Floats, num_features: int) -> list[Floats]:
         window = self._extractor.n_samples
@@ -185,8 +213,8 @@ class _Whisper:
         return [self._log_mel(fit(samples[start : start + window], window)) for start in starts]
 
     def _log_mel(self, window: Floats) -> Floats:
-        heard = self._extractor(window, sampling_rate=AUDIO_HZ, return_tensors="np").input_features[0]
-        return np.asarray(heard, np.float32)
+        mel = self._extractor(window, sampling_rate=AUDIO_HZ, return_tensors="np").input_features[0]
+        return np.asarray(mel, np.float32)
 
     def hidden(self, values: Any) -> Any:
         return self._encoder(values).last_hidden_state
@@ -223,7 +251,7 @@ def _check_rates(source: str, extractor: Any, hop: float) -> None:
 
 
 def _is_folder(source: str) -> bool:
-    """True for a folder, False for a hub name; anything else is refused before a hub is asked."""
+    """True for a folder, False for a hub name. Anything else is an error, before a hub is asked."""
     if Path(source).is_dir():
         return True
     owner, _, name = source.partition("/")
@@ -236,7 +264,7 @@ def _is_folder(source: str) -> bool:
 
 
 def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
-    """Feature extractor, model, and the sha256 of its folder, see `models.listing_sha256`."""
+    """Feature extractor, model, and the sha256 of its folder, see `catalogue.listing_sha256`."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     from transformers.utils import cached_file
 
@@ -265,7 +293,7 @@ def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
         raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
     _check_complete(source, loading["missing_keys"])
     files = [Path(cached_file(source, name, **where)) for name in FILES]
-    return extractor, model, registry.listing_sha256((file.name, _sha256(file)) for file in files)
+    return extractor, model, catalogue.listing_sha256((file.name, _sha256(file)) for file in files)
 
 
 def _sha256(path: Path) -> str:
@@ -274,18 +302,18 @@ def _sha256(path: Path) -> str:
 
 
 def _check_kind(source: str, config: Any) -> None:
-    """Refuse what is no speech encoder by its configuration, before its weights are fetched."""
+    """Check by its configuration that a model is a speech encoder, before its weights are fetched."""
     lists = getattr(config, "conv_stride", None), getattr(config, "conv_kernel", None)
     if config.model_type == "whisper" or all(isinstance(each, list | tuple) and each for each in lists):
         return
     raise ModelError(
-        f"speech encoder {source}: expected a model that hears samples through convolutions (wav2vec2, "
+        f"speech encoder {source}: expected a model with a convolutional front end on samples (wav2vec2, "
         f"HuBERT, WavLM, ...) or Whisper, found {config.model_type}"
     )
 
 
 def _check_complete(source: str, missing_keys: Sequence[str]) -> None:
-    # The mask embedding serves training alone, and a decoder is not used: published weights may lack both.
+    # Published weights may lack the mask embedding, which only training uses, and the decoder.
     missing = sorted(k for k in missing_keys if k != "masked_spec_embed" and not k.startswith("decoder."))
     if missing:
         raise ModelError(
@@ -295,7 +323,7 @@ def _check_complete(source: str, missing_keys: Sequence[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports of unused heads on the user's terminal."""
+    """Keep transformers' progress bars and its reports of unused heads off the user's terminal."""
     from transformers.utils import logging as reports
 
     verbosity, bars = reports.get_verbosity(), reports.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What is heard: where there is speech, how loud it is, and its embedding at 50 Hz."""
+"""Voice activity detection (Silero VAD), and level and clipping of the audio."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from talkforge.schemas.records import Speech
 from talkforge.schemas.units import samples_from_seconds, seconds_from_samples
 
 CHUNK_SAMPLES, CONTEXT_SAMPLES = 512, 64
-"""What the detector judges at a time, and what it sees of the sound before. Source: Silero VAD, 16 kHz."""
+"""Samples that get one probability, and samples before them that the network sees too. Source: Silero VAD."""
 
 BLOCK_CHUNKS = 512
-"""Chunks in one call of the detector: 16 s of sound, so that memory does not grow with the window."""
+"""Chunks in one detector call: 16 s of audio, so that memory does not grow with the length of the audio."""
 
 SPEECH_THRESHOLD = 0.5
 """Probability from which a chunk opens a segment. Source, like the next four: Silero VAD's own
 defaults, `get_speech_timestamps` in silero-vad 6."""
 
 SILENCE_THRESHOLD = 0.35
-"""Probability below which a chunk may close an open segment: hysteresis."""
+"""Probability below which a chunk may close an open segment. It is lower than the other, for hysteresis."""
 
 MIN_SPEECH_S = 0.25
 """Shorter segments are not speech, seconds."""
@@ -35,13 +35,13 @@ MIN_SILENCE_S = 0.1
 """Shorter gaps do not close a segment, seconds."""
 
 SPEECH_PAD_S = 0.03
-"""Segments grow by this at either end, or by half a shorter gap between two, seconds."""
+"""Length by which segments grow at either end, or half of the gap between two if that is less, seconds."""
 
 CLIPPED_LEVEL = 0.999
-"""Magnitude from which a sample counts as clipped, of full scale 1."""
+"""Magnitude from which a sample counts as clipped; full scale is 1."""
 
 SILENCE_DBFS = -120.0
-"""Loudness of digital silence, and the least there is, dB relative to full scale."""
+"""Lowest loudness, which digital silence has, dB relative to full scale."""
 
 # --------------------------------------------------------------------------- voice activity
 
@@ -53,9 +53,16 @@ def _detector() -> onnxruntime.InferenceSession:
 
 
 def speech_probabilities(samples: Floats) -> NDArray[np.float64]:
-    """Silero's probability of speech [ceil(N / 512)] for each chunk of 32 ms of samples [N] at 16 kHz.
+    """Silero's probability of speech in each chunk of 32 ms.
 
-    This form of the network takes many chunks in a call, and gives what the one for single chunks does.
+    This export of the network takes many chunks in a call. Its results equal those of the export for single
+    chunks.
+
+    Args:
+        samples: float32 [N] in [-1, 1] at 16 kHz.
+
+    Returns:
+        float64 [ceil(N / 512)], 0 to 1.
     """
     expect_shape("samples", samples, (None,))
     if not len(samples):
@@ -73,14 +80,14 @@ def speech_probabilities(samples: Floats) -> NDArray[np.float64]:
 
 
 def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
-    """Spans of speech in `samples`, in the clock in which their first sample sounds at `start_s`.
+    """Spans of speech in audio.
 
     Args:
-        samples: float32 [N] at 16 kHz in [-1, 1].
-        start_s: seconds.
+        samples: float32 [N] in [-1, 1] at 16 kHz.
+        start_s: time of the first sample, seconds.
 
     Returns:
-        Half-open (start_s, end_s), in order, apart from each other, within the samples.
+        Half-open (start_s, end_s) on the same clock, in order, disjoint, within the samples.
     """
     probabilities = speech_probabilities(samples)
     spans = _spans(probabilities, CHUNK_SAMPLES, len(samples))
@@ -89,7 +96,7 @@ def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
 
 
 def _spans(probabilities: NDArray[np.float64], chunk_samples: int, num_samples: int) -> list[tuple[int, int]]:
-    """Runs of speech in samples, by hysteresis. Source: silero-vad, `get_speech_timestamps`."""
+    """Runs of speech in samples, with hysteresis. Source: silero-vad, `get_speech_timestamps`."""
     min_speech, min_silence = samples_from_seconds(MIN_SPEECH_S), samples_from_seconds(MIN_SILENCE_S)
     spans: list[tuple[int, int]] = []
     opened: int | None = None
@@ -110,7 +117,7 @@ def _spans(probabilities: NDArray[np.float64], chunk_samples: int, num_samples: 
 
 
 def _pad(spans: list[tuple[int, int]], num_samples: int) -> list[tuple[int, int]]:
-    """Spans with `SPEECH_PAD_S` at either end; two that would meet share the gap."""
+    """Spans extended by `SPEECH_PAD_S` at either end; two that would meet divide the gap between them."""
     pad = samples_from_seconds(SPEECH_PAD_S)
     ends = [0, *(b for _, b in spans)]
     starts = [*(a for a, _ in spans[1:]), num_samples]
@@ -123,17 +130,18 @@ def _pad(spans: list[tuple[int, int]], num_samples: int) -> list[tuple[int, int]
 
 
 def speech_s(spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
-    """Seconds of [start_s, end_s) that lie in `spans`, which do not overlap each other."""
+    """Seconds of [start_s, end_s) that lie in `spans`, which must not overlap each other."""
     return sum(max(0.0, min(b, end_s) - max(a, start_s)) for a, b in spans)
 
 
 def measure(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float, end_s: float) -> Speech:
-    """What is heard in a clip.
+    """Fraction of speech, loudness and clipping of a clip.
 
     Args:
-        samples: float32 [N], the clip's audio at 16 kHz.
-        spans: speech as `segments` gives it, in the clock of `start_s` and `end_s`.
-        start_s, end_s: the clip.
+        samples: float32 [N] in [-1, 1], the clip's audio at 16 kHz.
+        spans: speech as `segments` returns it, on the clock of `start_s` and `end_s`.
+        start_s: start of the clip, seconds.
+        end_s: end of the clip, seconds.
     """
     expect_shape("samples", samples, (None,))
     length_s = end_s - start_s

