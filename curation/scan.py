@@ -1,8 +1,8 @@
-"""One pass over a video's window: its scenes, and the faces in sparse samples of them.
+"""The sparse pass over a window of a video: its scenes, and the faces in samples of its frames.
 
-Every picture is decoded once and scaled to a small size for the scenes. Faces are looked for, in
-larger ones, on a grid of instants, in the first and the last picture, and on both sides of every
-frame that may open a shot; all of these are samples.
+Every frame is decoded once and scaled to a small size for shot boundary detection. Faces are detected in
+larger frames, the samples: at regular instants, in the first and the last frame, and on both sides of every
+possible cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Scene, Video
 
 TRACK_IMAGE_EDGE_PX = 320
-"""Longest edge of the picture kept of each track."""
+"""Longest edge of the image that is kept of each track."""
 
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 90)
 _EPSILON_S = 1e-6
@@ -33,8 +33,13 @@ _EPSILON_S = 1e-6
 
 @dataclass(frozen=True)
 class TrackImage:
-    """A track at the sampled instant nearest its middle: `rgb` uint8 [H, W, 3], longest edge at most
-    320 px, and the face's `box` [4] in its pixels."""
+    """The sample of a track that is nearest to its middle.
+
+    Attributes:
+        time_s: its time in source seconds.
+        rgb: uint8 [H, W, 3], longest edge at most 320 px.
+        box: [4] x0, y0, x1, y1 of the face in pixels of `rgb`.
+    """
 
     time_s: float
     rgb: Bytes
@@ -43,13 +48,13 @@ class TrackImage:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass found; scenes and tracks are numbered from 0 within the window.
+    """The result of the sparse pass. Scenes and tracks are numbered from 0 within the window.
 
     Attributes:
         scenes: cover the decoded part of the window without gap or overlap.
-        tracks: of all scenes. detections: of every sample, in order of time; boxes of both in
-            source display pixels.
-        images: one for each track, by its number.
+        tracks: face tracks of all scenes, with boxes in source display pixels.
+        detections: faces of every sample, in order of time, with boxes in source display pixels.
+        images: one for each track, by the track's number.
     """
 
     scenes: tuple[Scene, ...]
@@ -67,16 +72,24 @@ def scan(
     detector: FaceDetector,
     network: ShotNetwork | None = None,
 ) -> Scan:
-    """Scenes and faces of [start_s, end_s) of a video.
+    """Scenes and face tracks of [start_s, end_s) of a video.
 
-    Holds a dozen decoded pictures, and some 30 kB for each second of footage; 130 kB with a network
-    (see `curation.shots.network`).
+    It holds a dozen decoded frames, and about 30 kB for each second of footage, or 130 kB with a network.
+
+    Args:
+        path: local copy of the video.
+        video: what the probe found of it.
+        start_s: start of the window in source seconds.
+        end_s: end of the window in source seconds, exclusive.
+        config: distance of the samples, size of the frames, detectors.
+        detector: detects the faces.
+        network: detects dissolves and fades, see `curation.shots.network`. None: they are not detected.
 
     Raises:
-        MediaError: no picture of the window can be decoded.
+        MediaError: no frame of the window can be decoded.
     """
     samples = _Samples(video, config, detector)
-    cut_detector = CutDetector(config, lambda frame: samples.detect(frame).boxes, video.width_px)
+    cut_detector = CutDetector(config, lambda number: samples.detect(number).boxes, video.width_px)
     transition_detector = TransitionDetector(network) if network else None
     grid = 0
     begin_s = until_s = None
@@ -84,13 +97,13 @@ def scan(
         time_s = max(frame.time_s, start_s)
         begin_s = time_s if begin_s is None else begin_s
         until_s = frame.until_s
-        index = samples.push(time_s, frame)
+        number = samples.push(time_s, frame)
         small = frame.rgb(longest_edge_px=COLOUR_EDGE_PX)
         cut_detector.push(time_s, small)
         if transition_detector is not None:
             transition_detector.push(time_s, small)
         if start_s + grid * config.sample_s < until_s - _EPSILON_S:
-            samples.detect(index)
+            samples.detect(number)
             grid = int((until_s - _EPSILON_S - start_s) // config.sample_s) + 1
     if begin_s is None or until_s is None:
         raise MediaError(f"{video.uri!r}: expected frames in {start_s:g}..{end_s:g} s, found none")
@@ -103,7 +116,10 @@ def scan(
 
 
 class _Samples:
-    """The last few pictures, and what was seen in those that were looked at."""
+    """The last few frames, and the faces in those that became samples.
+
+    A frame is named by its number within the window.
+    """
 
     def __init__(self, video: Video, config: ScanConfig, detector: FaceDetector) -> None:
         self.num_frames = 0
@@ -111,46 +127,46 @@ class _Samples:
         self._edge_px = config.longest_edge_px
         self._detector = detector
         self._recent: dict[int, tuple[float, Frame]] = {}
-        self._seen: dict[int, Detections] = {}
+        self._detections: dict[int, Detections] = {}
         self._jpegs: dict[float, Bytes] = {}
 
-    def push(self, time_s: float, picture: Frame) -> int:
-        """Take the next picture; its frame number."""
-        frame = self.num_frames
-        self._recent[frame] = (time_s, picture)
-        self._recent.pop(frame - NEIGHBOUR_FRAMES - 2, None)
+    def push(self, time_s: float, frame: Frame) -> int:
+        """Take the next frame. Returns its number."""
+        number = self.num_frames
+        self._recent[number] = (time_s, frame)
+        self._recent.pop(number - NEIGHBOUR_FRAMES - 2, None)
         self.num_frames += 1
-        return frame
+        return number
 
-    def detect(self, frame: int) -> Detections:
-        """Faces in a recent picture; makes it a sample."""
-        if frame not in self._seen:
-            time_s, picture = self._recent[frame]
-            rgb = picture.rgb(longest_edge_px=self._edge_px)
+    def detect(self, number: int) -> Detections:
+        """The faces in a recent frame, which becomes a sample by that."""
+        if number not in self._detections:
+            time_s, frame = self._recent[number]
+            rgb = frame.rgb(longest_edge_px=self._edge_px)
             boxes, scores = self._detector.detect(rgb)
-            self._seen[frame] = Detections(time_s, boxes * self._scale(rgb.shape), scores)
+            self._detections[number] = Detections(time_s, boxes * self._scale(rgb.shape), scores)
             if len(boxes):
                 self._jpegs[time_s] = _jpeg(rgb)
-        return self._seen[frame]
+        return self._detections[number]
 
     def detections(self) -> tuple[Detections, ...]:
-        return tuple(self._seen[frame] for frame in sorted(self._seen))
+        return tuple(self._detections[number] for number in sorted(self._detections))
 
     def image(self, track: FaceTrack) -> TrackImage:
-        """The track's sample nearest its middle."""
+        """The sample of the track that is nearest to its middle."""
         middle = int(np.argmin(np.abs(track.times_s - (track.start_s + track.end_s) / 2)))
         time_s = float(track.times_s[middle])
         rgb = cv2.cvtColor(cv2.imdecode(self._jpegs[time_s], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         return TrackImage(time_s, np.asarray(rgb), track.boxes[middle] / self._scale(rgb.shape))
 
     def _scale(self, shape: tuple[int, ...]) -> Floats:
-        """[4]: source display pixels per pixel of a picture [H, W, ...], for boxes."""
+        """Factor [4] from pixels of an image [H, W, ...] to source display pixels, for boxes."""
         x, y = self._video.width_px / shape[1], self._video.height_px / shape[0]
         return np.array([x, y, x, y], np.float32)
 
 
 def _jpeg(rgb: Bytes) -> Bytes:
-    """Encoded at the size of a track's picture."""
+    """The frame as JPEG, at the size of a `TrackImage`."""
     height_px, width_px = rgb.shape[:2]
     scale = min(1.0, TRACK_IMAGE_EDGE_PX / max(height_px, width_px))
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
@@ -162,8 +178,8 @@ def _jpeg(rgb: Bytes) -> Bytes:
 def faces_visible(detections: Sequence[Detections], start_s: float, end_s: float) -> int:
     """Most faces visible at once in the samples of [start_s, end_s).
 
-    A number of faces counts if it is reached in two samples in a row, so that one false
-    detection in a long clip does not count; where the span holds a single sample, that one decides.
+    A number of faces counts only if two consecutive samples reach it, so that one false detection in a long
+    clip does not count. If the span holds a single sample, that one decides.
     """
     counts = [len(d.boxes) for d in detections if start_s - _EPSILON_S <= d.time_s < end_s - _EPSILON_S]
     if len(counts) < 2:

@@ -1,1 +1,1 @@
-"""Shot boundary detection: jumps of colours and faces, and a network."""
+"""Shot boundary detection by jumps of colours and faces, and by a network."""

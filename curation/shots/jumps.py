@@ -1,15 +1,15 @@
-"""Where one shot ends and the next begins, exact to the frame.
+"""Detection of hard cuts, exact to the frame, by jumps of the colours and of the faces.
 
 Two kinds of evidence open a scene:
 
-* `picture`: PySceneDetect's detectors see the colours of the whole picture change.
-* `face_jump`: between two adjacent frames the picture changes far more than in the frames
-  around them, and so does the face: it is elsewhere, of another size, gone, or changed where it
-  stands. Cuts inside one studio and jump cuts of one speaker leave colours as they are; this
-  is what gives them away. Neither half is enough: a spike alone may be a slide that changes
-  behind the speaker, a face that moves is just a face that moves.
+* `picture`: PySceneDetect's detector finds that the colours of the whole frame change.
+* `face_jump`: between two adjacent frames the image changes far more than in the frames around them, and so
+  does the face. It is at another place, of another size, gone, or its own pixels change. This finds cuts
+  inside one studio and jump cuts of one speaker, which leave the colours as they are. Both changes are
+  needed: a change of the image alone may be a slide behind the speaker, and a change of the face alone may be
+  motion.
 
-Dissolves and fades are seen by neither: `curation.shots.network` adds those, where a network is asked.
+Dissolves and fades are not detected here. `curation.shots.network` adds them.
 """
 
 from __future__ import annotations
@@ -29,54 +29,62 @@ from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.records import Scene
 
 ADAPTIVE_THRESHOLD = 3.5
-"""Least ratio of a frame's colour change to that around it. Source: ours; PySceneDetect's default of
-3.0 with a window of 2 takes a swaying head in film converted from 24 frames/s for a cut (3.1; with a
-window of 3 it is 2.7, and true cuts are 5.8 to 17). On PySceneDetect's own benchmark this detector
-is the best of five (F1 91.6 on BBC, 73.9 on AutoShot, exact frames)."""
+"""Least ratio of a frame's colour change to the mean around it. Source: ours. PySceneDetect's default of 3.0
+with a window of 2 takes a swaying head in film converted from 24 frames/s for a cut (ratio 3.1). With a
+window of 3 that ratio is 2.7, while true cuts have 5.8 to 17. On PySceneDetect's own benchmark the adaptive
+detector is the best of five (F1 91.6 on BBC and 73.9 on AutoShot, for exact frames)."""
 
 CONTENT_THRESHOLD = 27.0
-"""Least mean change of hue, saturation and luma, 0..255. Source: PySceneDetect's default."""
+"""Least mean change of hue, saturation and luma, 0..255, for the content detector. Source: PySceneDetect's
+default."""
 
 ADAPTIVE_WINDOW_FRAMES = 3
 """Frames on either side that the adaptive detector compares with. Source: as above."""
 
 COLOUR_EDGE_PX = 256
-"""Longest edge of the pictures compared by colour. Source: PySceneDetect scales to about this."""
+"""Longest edge of the frames whose colours are compared. Source: PySceneDetect scales to about this."""
 
 CHANGE_EDGE_PX = 64
-"""Longest edge of the grey pictures whose mean absolute difference is the change of a frame."""
+"""Longest edge of the grey frames whose mean absolute difference is the change between two frames."""
 
 NEIGHBOUR_FRAMES = 6
-"""Frames on either side that a spike must stand out from; longer than the cycles of five or six
-in which converted frame rates repeat or drop frames, which make spikes of their own."""
+"""Frames on either side that a spike is compared with. This is longer than the cycles of five or six frames
+in which converted frame rates repeat or drop a frame, which makes spikes too."""
 
 SPIKE = 2.0
-"""Least ratio of a spike to the second largest change around it (the second, so that two cuts
-close together do not hide each other). Source: ours; 2200 frames of continuous real footage stay
-below 1.7, the four cuts between them reach 2.3 to 13."""
+"""Least ratio of a spike to the second largest change around it. It is the second largest, so that two cuts
+close together do not hide each other. Source: ours. 2200 frames of continuous real footage stay below 1.7,
+and the four cuts between them reach 2.3 to 13."""
 
 QUIET = 0.5
-"""Change below which everything counts as equally still, grey levels of 255 (coding noise)."""
+"""Smaller changes count as this much, in grey levels of 0..255, because they are coding noise."""
 
 FACE_QUIET = 2.0
-"""The same within the face, where fewer pixels are averaged and lips move."""
+"""The same for changes within the face, where fewer pixels are averaged and the lips move."""
 
 FACE_STEP = 0.1
-"""Least distance that a face jumps in a cut, in face sizes. Source: ours; between adjacent frames
-of continuous real footage faces move up to 0.07, a wildly swaying profile 0.15."""
+"""Least distance that a face jumps in a cut, in face sizes. Source: ours. Between adjacent frames of
+continuous real footage faces move by up to 0.07, and a wildly swaying profile by 0.15."""
 
 FACE_GROWTH = 1.15
-"""Least change of a face's size in a cut. Source: ours; continuous footage stays below 1.05."""
+"""Least ratio of a face's sizes in a cut. Source: ours. Continuous footage stays below 1.05."""
 
 FACE_MARGIN = 0.15
-"""Share of the face box left away on each side where the face itself is compared: background."""
+"""Fraction of the face box that is left out on each side when the face's pixels are compared, because it
+shows background."""
 
 OpenedBy = Literal["start", "picture", "face_jump", "transnet"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A new shot begins with frame number `frame` (0 is the first pushed), at `time_s`."""
+    """The start of a new shot.
+
+    Attributes:
+        frame: number of its first frame; the first frame pushed has 0.
+        time_s: time of that frame in source seconds.
+        opened_by: the evidence.
+    """
 
     frame: int
     time_s: float
@@ -84,14 +92,14 @@ class Cut:
 
 
 class CutDetector:
-    """Takes every frame of a video in order and gives the cuts; holds a few small pictures.
+    """Detects the hard cuts of a video from all its frames in order. It holds a few small frames.
 
     Args:
-        config: `scene_detector` "none" finds no cuts at all.
-        detect_faces: boxes [n, 4] of the faces in a frame, by frame number. Asked for the last frame
-            before and the first frame after a possible cut, at most `NEIGHBOUR_FRAMES + 1` frames
-            after that frame was pushed.
-        width_px: width of the picture in the pixels in which `detect_faces` gives boxes.
+        config: names PySceneDetect's detector and its threshold. With `scene_detector` "none" there are no
+        cuts. detect_faces: from a frame number to the boxes [n, 4] of the faces in that frame. It is called
+            for the last frame before and the first frame after a possible cut, at most `NEIGHBOUR_FRAMES + 1`
+            frames after that frame was pushed.
+        width_px: width of the frame, in the pixels in which `detect_faces` gives boxes.
     """
 
     def __init__(self, config: ScanConfig, detect_faces: Callable[[int], Floats], width_px: int) -> None:
@@ -113,7 +121,8 @@ class CutDetector:
         bgr = cv2.cvtColor(_downscaled(rgb, COLOUR_EDGE_PX), cv2.COLOR_RGB2BGR)
         grey = _downscaled(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), CHANGE_EDGE_PX).astype(np.float32)
         if self._last_bgr is None:
-            # The detector compares with frames before; without any it would miss early cuts.
+            # The adaptive detector compares with the frames before. The first frame is repeated, so that
+            # it does not miss early cuts.
             for _ in range(ADAPTIVE_WINDOW_FRAMES):
                 self._detect(bgr)
         self._detect(bgr)
@@ -141,7 +150,7 @@ class CutDetector:
             self._picture_cuts.add(int(cut) - ADAPTIVE_WINDOW_FRAMES)
 
     def _decide(self, frame: int) -> None:
-        """Place a cut at `frame` if there is evidence for one."""
+        """Add a cut at `frame` if there is evidence for one."""
         if frame < 1:
             return
         by_picture = frame in self._picture_cuts
@@ -167,7 +176,7 @@ class CutDetector:
         rows = slice(int(y0 + inset_y), int(np.ceil(y1 - inset_y)))
         columns = slice(int(x0 + inset_x), int(np.ceil(x1 - inset_x)))
         faces = np.stack(self._greys)[:, rows, columns]
-        if not faces.size:  # a sliver of a face at the picture's edge
+        if not faces.size:  # a sliver of a face at the frame's edge
             return False
         changes = np.abs(np.diff(faces, axis=0)).mean(axis=(1, 2))
         index = len(changes) - len(self._times_s) + frame
@@ -175,7 +184,7 @@ class CutDetector:
 
 
 def scenes(video_id: str, start_s: float, end_s: float, cuts: Sequence[Cut]) -> tuple[Scene, ...]:
-    """The span [start_s, end_s) divided at the cuts; scenes numbered from 0."""
+    """The span [start_s, end_s) divided into scenes at the cuts, numbered from 0."""
     inside = [cut for cut in cuts if start_s < cut.time_s < end_s]
     starts = [start_s, *(cut.time_s for cut in inside)]
     ends = [*(cut.time_s for cut in inside), end_s]
@@ -198,8 +207,11 @@ def pyscenedetect() -> Any:
 
 
 def _picture_detector(config: ScanConfig) -> Any:
-    """PySceneDetect's detector. No least length of a scene: a cut left out would lie inside a
-    clip, while a scene that is too short only gives a clip that is too short."""
+    """PySceneDetect's detector, None for "none".
+
+    It has no least length of a scene. A cut that is left out would lie inside a clip, while a scene that is
+    too short only gives a clip that is rejected.
+    """
     if config.scene_detector == "none":
         return None
     if config.scene_detector == "content":
@@ -210,8 +222,15 @@ def _picture_detector(config: ScanConfig) -> Any:
 
 
 def _peak_ratio(changes: Sequence[float], index: int, quiet: float) -> float:
-    """Ratio of a change to the second largest within `NEIGHBOUR_FRAMES`, at least `quiet`; near the
-    ends, where there is less to compare with, to the largest."""
+    """Ratio of one change to the second largest of the changes around it.
+
+    Near the ends, where there are fewer to compare with, it is the ratio to the largest.
+
+    Args:
+        changes: one for each frame.
+        index: the change in question.
+        quiet: the change that it is compared with is at least this.
+    """
     around = [
         *changes[max(0, index - NEIGHBOUR_FRAMES) : index],
         *changes[index + 1 : index + 1 + NEIGHBOUR_FRAMES],
@@ -234,11 +253,11 @@ def _areas(boxes: Floats) -> Floats:
     return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), np.float32)
 
 
-def _downscaled(picture: Bytes, longest_edge_px: int) -> Bytes:
-    """[H, W] or [H, W, 3] scaled down to a longest edge, never up."""
-    height_px, width_px = picture.shape[:2]
+def _downscaled(image: Bytes, longest_edge_px: int) -> Bytes:
+    """An image [H, W] or [H, W, 3] scaled down to a longest edge, never up."""
+    height_px, width_px = image.shape[:2]
     scale = longest_edge_px / max(height_px, width_px)
     if scale >= 1:
-        return picture
+        return image
     size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))

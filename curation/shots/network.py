@@ -1,7 +1,7 @@
-"""A network's say in where scenes end: transitions that take several frames, and cuts nobody else saw.
+"""Shot boundary detection by a network: dissolves, fades, and cuts that nothing else found.
 
-The network is a second finder beside `curation.shots.jumps`, which misses fewer cuts; it adds dissolves
-and fades. The comparison is in docs/scenes.md.
+The network is a second detector beside `curation.shots.jumps`, which misses fewer hard cuts. The comparison
+is in docs/scenes.md.
 """
 
 from __future__ import annotations
@@ -17,30 +17,33 @@ from talkforge.curation.shots.jumps import Cut
 from talkforge.schemas.arrays import Bytes, Floats
 
 HEIGHT_PX, WIDTH_PX = 27, 48
-"""Size of the frames it sees. Source: the published weights and code."""
+"""Size of the network's input. Source: the published weights and code."""
 
 THRESHOLD = 0.5
-"""Probability from which a frame belongs to a transition. Source: the published code's default; some
-pipelines take 0.4. See docs/scenes.md for what either finds."""
+"""Probability above which a frame belongs to a transition. Source: the published code's default. Some
+pipelines use 0.4. docs/scenes.md compares both."""
 
 SAME_FRAMES = 12
-"""A cut of the network is one already found, if there is one within so many frames. Source: ours; half
-a second, in which two cuts make no clip."""
+"""A cut of the network is the same as a known one within this many frames. Source: ours. It is half a second,
+and two cuts that close leave no clip between them."""
 
 
 class ShotNetwork(Protocol):
-    """What is asked of a network."""
+    """A network that detects shot boundaries."""
 
     def boundaries(self, frames: Bytes) -> Floats:
-        """Probability [N] float32 that a shot ends with this frame, for uint8 RGB [N, 27, 48, 3]."""
+        """Probability float32 [N] that a shot ends with the frame, for frames uint8 RGB [N, 27, 48, 3]."""
         ...
 
 
 @dataclass(frozen=True)
 class Transition:
-    """The old shot ends with frame `last`, the new one begins with `first`.
+    """The passage from one shot to the next.
 
-    `first` is `last + 1` in a cut; between the two of a dissolve or a fade lie frames of neither.
+    Attributes:
+        last: the last frame of the old shot.
+        first: the first frame of the new shot. It is `last + 1` in a cut. In a dissolve or a fade, frames
+            that belong to neither shot lie between the two.
     """
 
     last: int
@@ -48,8 +51,14 @@ class Transition:
 
 
 def transitions(probabilities: Floats, threshold: float = THRESHOLD) -> tuple[Transition, ...]:
-    """Runs of frames above `threshold` in the probabilities [N]; one that reaches the end opens
-    no shot, and is left out."""
+    """The runs of frames whose probability is above the threshold.
+
+    A run that reaches the end of the video opens no shot and is left out.
+
+    Args:
+        probabilities: [N], see `ShotNetwork`.
+        threshold: probability, 0..1.
+    """
     above = np.concatenate([[False], probabilities > threshold, [False]])
     starts, ends = np.flatnonzero(above[1:] & ~above[:-1]), np.flatnonzero(above[:-1] & ~above[1:])
     return tuple(
@@ -58,12 +67,12 @@ def transitions(probabilities: Floats, threshold: float = THRESHOLD) -> tuple[Tr
 
 
 def network_frame(rgb: Bytes) -> Bytes:
-    """A frame [H, W, 3] as the network takes it: [27, 48, 3], whatever its aspect ratio."""
+    """A frame [H, W, 3] as the network's input [27, 48, 3], whatever its aspect ratio."""
     return np.asarray(cv2.resize(rgb, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_AREA))
 
 
 class TransitionDetector:
-    """Takes every frame of a video in order; holds 4 kB of each."""
+    """Adds the network's transitions to known cuts. It takes every frame in order and holds 4 kB of each."""
 
     def __init__(self, network: ShotNetwork) -> None:
         self._network = network
@@ -76,9 +85,10 @@ class TransitionDetector:
         self._times_s.append(time_s)
 
     def finish(self, cuts: Sequence[Cut]) -> tuple[Cut, ...]:
-        """The cuts found elsewhere, and those that the network adds, in order, after the last frame.
+        """The known cuts and those that the network adds, in order. Call it after the last frame.
 
-        A dissolve is cut at both ends: what lies between is a scene by itself, too short for a clip.
+        A dissolve is cut at both ends, so that the frames between become a scene that is too short for a
+        clip.
         """
         frames = np.stack(self._frames) if self._frames else np.zeros((0, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
         known = {cut.frame for cut in cuts}

@@ -1,4 +1,4 @@
-"""TransNet V2: a network that marks the transitions between shots.
+"""TransNet V2, a network for shot boundary detection.
 
 Source: Souček and Lokoč, TransNet V2: An effective deep network architecture for fast shot
 transition detection (2020): the architecture, the windows and the threshold. The names of the
@@ -23,8 +23,8 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 WINDOW_FRAMES = 100
 MARGIN_FRAMES = 25
-"""It sees 100 frames at a time, of which the outer 25 on either side give no result: windows
-advance by 50. Source: the published code."""
+"""Length of the input, and how many frames on either side of it give no result. So windows advance by 50
+frames. Source: the published code."""
 
 _SIMILARITY_FRAMES = 101
 _COLOURS = 8**3
@@ -33,10 +33,10 @@ _COLOURS = 8**3
 class TransNet:
     """The network with its published weights, read from a torch state dict.
 
-    On a CPU it runs on one thread, so that the number of cores changes nothing.
+    On a CPU it runs on one thread, so that the number of cores does not change the result.
 
     Raises:
-        ModelError: the file is no state dict, or one of another layout; one line.
+        ModelError: the file is not a state dict of TransNet V2. The message is one line.
     """
 
     name = "transnetv2"
@@ -48,15 +48,15 @@ class TransNet:
         self._network.eval().to(self._device)
 
     def boundaries(self, frames: Bytes) -> Floats:
-        """Probability [N] float32 that a shot ends with this frame, for uint8 RGB [N, 27, 48, 3].
+        """Probability float32 [N] that a shot ends with the frame, for frames uint8 RGB [N, 27, 48, 3].
 
-        Memory is that of one window, beside the frames.
+        Beside the frames, it takes the memory of one window.
         """
         expect_shape("frames", frames, (None, HEIGHT_PX, WIDTH_PX, 3))
         found = np.zeros(len(frames), np.float32)
         step = WINDOW_FRAMES - 2 * MARGIN_FRAMES
         for start in range(0, len(frames), step):
-            # Before the first and after the last frame these are repeated.
+            # The first and the last frame are repeated beyond the ends.
             wanted = np.arange(start - MARGIN_FRAMES, start - MARGIN_FRAMES + WINDOW_FRAMES)
             window = frames[np.clip(wanted, 0, len(frames) - 1)]
             middle = self._run(window)[MARGIN_FRAMES:-MARGIN_FRAMES]
@@ -82,7 +82,7 @@ class _Network(nn.Module):  # type: ignore[misc]
         self.color_hist_layer = _ColourSimilarity()
         self.fc1 = nn.Linear(256 * 3 * 6 + 2 * 128, 1024)
         self.cls_layer1 = nn.Linear(1024, 1)
-        # Marks every frame of a transition; used in training only, but in the weights.
+        # The head that marks every frame of a transition. Only training uses it, but the weights hold it.
         self.cls_layer2 = nn.Linear(1024, 1)
 
     def forward(self, frames_bthwc: Any) -> Any:
@@ -98,7 +98,7 @@ class _Network(nn.Module):  # type: ignore[misc]
 
 
 class _Stack(nn.Module):  # type: ignore[misc]
-    """Two dilated blocks with a shortcut around the second, then halved in space."""
+    """Two dilated blocks with a shortcut around the second, then average pooling by 2 in space."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Stack(nn.Module):  # type: ignore[misc]
 
 
 class _Dilated(nn.Module):  # type: ignore[misc]
-    """Four convolutions side by side that see 3 frames, 1, 2, 4 and 8 apart."""
+    """Four parallel convolutions over 3 frames that are 1, 2, 4 and 8 frames apart."""
 
     def __init__(self, channels: int, filters: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _Dilated(nn.Module):  # type: ignore[misc]
 
 
 class _SpaceThenTime(nn.Module):  # type: ignore[misc]
-    """A 3-D convolution taken apart: 3x3 in space, then 3 in time."""
+    """A separable 3-D convolution: 3x3 in space, then 3 in time."""
 
     def __init__(self, channels: int, filters: int, apart: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _SpaceThenTime(nn.Module):  # type: ignore[misc]
 
 
 class _FrameSimilarity(nn.Module):  # type: ignore[misc]
-    """Each frame's learned likeness to the 50 before and after it: stages -> [B, T, 128]."""
+    """Learned similarity of each frame to the 50 before and after it: stages -> [B, T, 128]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class _FrameSimilarity(nn.Module):  # type: ignore[misc]
 
 
 class _ColourSimilarity(nn.Module):  # type: ignore[misc]
-    """The same of the histograms of 512 colours: uint8 [B, T, H, W, 3] -> [B, T, 128]."""
+    """Similarity of the histograms of 512 colours, likewise: uint8 [B, T, H, W, 3] -> [B, T, 128]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class _ColourSimilarity(nn.Module):  # type: ignore[misc]
 
 
 def _neighbours(vectors_btc: Any) -> Any:
-    """Cosine similarities [B, T, K] of each frame to those -50..50 frames away, 0 beyond the ends."""
+    """Cosine similarities [B, T, K] of each frame to the frames at offsets -50..50, 0 beyond the ends."""
     unit = functional.normalize(vectors_btc, dim=2)
     reach = _SIMILARITY_FRAMES // 2
     padded = functional.pad(unit @ unit.transpose(1, 2), (reach, reach))
