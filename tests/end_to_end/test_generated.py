@@ -30,7 +30,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "offline.yaml"
 SMALL_PARTS = ("--set", "run.part_s=12", "--config", str(CONFIG))
 
 
-def run(*arguments: object, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, timeout_s: float = 6000) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [TALKFORGE, *map(str, arguments)], capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -168,13 +168,13 @@ def test_a_kill_at_any_moment_leaves_no_trace(
     time.sleep(chance.uniform(0, 8))
     wait_for(lambda: bool(measuring(driver.pid)) or driver.poll() is not None)
     os.kill(driver.pid if victim == "driver" else measuring(driver.pid)[0], signal.SIGKILL)
-    assert driver.wait(timeout=400) == (-signal.SIGKILL if victim == "driver" else 0)
+    assert driver.wait(timeout=1800) == (-signal.SIGKILL if victim == "driver" else 0)
     done = run(*command[1:])
     assert done.returncode == 0, done.stderr
     assert digest(out, *RESULTS) == digest(dataset, *RESULTS)
 
 
-def wait_for(happened: Callable[[], bool], timeout_s: float = 180) -> None:
+def wait_for(happened: Callable[[], bool], timeout_s: float = 600) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline_s, "nothing happened"

@@ -25,7 +25,7 @@ def dataset(clips_dir: Path, weights_dir: Path, tmp_path_factory: pytest.TempPat
         patch.setenv("TALKFORGE_MODELS", str(weights_dir))
         done = subprocess.run(
             [TALKFORGE, "curate", clips_dir, "--out", out, "--config", CONFIG],
-            capture_output=True, text=True, timeout=900, check=False,
+            capture_output=True, text=True, timeout=1800, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
@@ -109,6 +109,6 @@ def test_nothing_is_lost(ledger: Rows, sources: dict[str, Row]) -> None:
 
 def test_the_data_set_is_sound(dataset: Path) -> None:
     done = subprocess.run(
-        [TALKFORGE, "verify", dataset], capture_output=True, text=True, timeout=300, check=False
+        [TALKFORGE, "verify", dataset], capture_output=True, text=True, timeout=1800, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -33,7 +32,6 @@ def test_without_its_weights_the_papers_preset_ends_at_once_with_the_list(
     monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TALKFORGE_MODELS", raising=False)
     (tmp_path / "a.mp4").write_bytes(b"is never opened: it would be refused")
-    begin_s = time.process_time()
     code, out, err = run("curate", tmp_path / "a.mp4", "--out", tmp_path / "set", "--config", CONFIG)
     assert (code, out) == (1, "")
     head, *lines = err.splitlines()
@@ -43,7 +41,6 @@ def test_without_its_weights_the_papers_preset_ends_at_once_with_the_list(
     assert named[:6] == needed
     assert lines[-1].endswith(f"models --fetch {' '.join(needed)}")
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
-    assert time.process_time() - begin_s < 5
 
 
 def test_with_what_is_there_it_measures_all_that_can_be_measured(

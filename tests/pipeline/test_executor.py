@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ import ray
 
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline import executor as executor_module
 from talkforge.pipeline import jobs, stages
 from talkforge.pipeline.executor import (
+    Done,
     InlineExecutor,
     RayExecutor,
     make_executor,
@@ -153,26 +156,36 @@ def test_a_window_that_kills_its_worker_fails_alone(
 def test_a_window_that_hangs_fails_alone_at_its_deadline(
     cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, bad = Store(str(tmp_path)), videos[0]
+    store, bad = Store(str(tmp_path / "set")), videos[0]
+    log = tmp_path / "log"
+    log.mkdir()
 
     def measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
         if any(window.video.video_id == bad.video_id for window in part.windows):
+            (log / part.name).touch()
             time.sleep(600)
         return part
 
+    done: list[Done] = []
+
+    def now_s() -> float:
+        """A clock that passes a deadline whenever only the part that hangs is left to wait for."""
+        return 1000.0 * min(len(list(log.iterdir())), len(done))
+
     monkeypatch.setattr(stages, "measure", measure)
     monkeypatch.setattr(stages, "give_up", give_up := Recorder())
+    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=now_s))
     config = Config.model_validate({"run": {"workers": 2, "deadline_min_s": 10, "deadline_factor": 0.001}})
-    begin_s = time.monotonic()
     first, second = part_of("000000", videos[:2]), part_of("000001", videos[2:])
-    done = list(cluster.run([first, second], config, store))
+    for item in cluster.run([first, second], config, store):
+        done.append(item)
+    assert {path.name for path in log.iterdir()} == named(first, "", "0")  # no third try
     assert {item.part.name for item in done} == named(first, "0", "1") | {"000001"}
     assert set(committed_parts(store)) == named(first, "1") | {"000001"}
     ((part, error, _),) = give_up.calls
     assert part.windows == part_of("", [bad]).windows
     assert isinstance(error, TimeoutError)
     assert str(error) == "cancelled at its deadline of 10 s"
-    assert 20 <= time.monotonic() - begin_s < 60  # the part, and then the window; no third try
 
 
 class Recorder:
@@ -296,9 +309,9 @@ def test_embedding_takes_its_share_of_a_gpu_while_other_parts_are_measured(
         return part
 
     def measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
-        """The second part is measured until the first one is being embedded, or half a minute."""
+        """The second part is measured until the first one is being embedded, or five minutes."""
         (log / f"measured {ray.get_runtime_context().get_assigned_resources().get('GPU', 0.0)}").touch()
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 300
         while part.name == "000001" and not list(log.glob("embedded*")):
             assert time.monotonic() < deadline_s, "nothing is embedded while this is measured"
             time.sleep(0.05)
