@@ -20,6 +20,7 @@ from talkforge.curation import clips, media, scan
 from talkforge.curation.face import detect, landmarks
 from talkforge.curation.media import probe
 from talkforge.curation.sync import ridge
+from talkforge.curation.sync.features import NUM_BANDS, audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import MeasureConfig
@@ -105,8 +106,8 @@ def talks_of(path: Path) -> list[Talk]:
             if shown:
                 tracer.push(shown, frame.rgb(clip.width_px, clip.height_px))
         samples = media.read_audio(path, video, clip.start_s, clip.end_s)
-        mouth = ridge.mouth_measures(tracer.finish())
-        bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)
+        mouth = mouth_measures(tracer.finish())
+        bands = audio_bands(samples, clip.num_frames, clip.fps)
         found.append(Talk(f"{path.stem} {number}", video.video_id, mouth, bands))
     return found
 
@@ -141,7 +142,7 @@ def _curves(t: Talk, piece: slice, audios: tuple[Talk, ...], full: ridge.SyncMap
     return _Curves(
         curve(t.bands[piece]),
         {late: curve(np.roll(t.bands, late, axis=0)[piece]) for late in SHIFTS},
-        [curve(np.resize(o.bands, (frames, ridge.NUM_BANDS))) for o in audios if o.video_id != t.video_id],
+        [curve(np.resize(o.bands, (frames, NUM_BANDS))) for o in audios if o.video_id != t.video_id],
     )
 
 

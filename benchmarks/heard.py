@@ -16,6 +16,7 @@ from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.media.encode import encode_flac
 from talkforge.curation.sync import active_speaker, ridge
+from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.curation.words import words_of
 from talkforge.pipeline.transcribe import Options, Transcriber, find_python
@@ -85,8 +86,8 @@ def mouth_and_sound(material: Material) -> Iterator[Row]:
     near, scored, wrong = [], [], []
     for shot in material.talking:
         clip = shot.clip
-        mouth = ridge.mouth_measures(shot.found.landmarks)
-        bands = ridge.audio_bands(shot.samples, clip.num_frames, clip.fps)
+        mouth = mouth_measures(shot.found.landmarks)
+        bands = audio_bands(shot.samples, clip.num_frames, clip.fps)
         own = shipped.without([clip.video_id])
         for late in (0, *SHIFTS_FRAMES):
             late_bands = np.roll(bands, late, axis=0)

@@ -35,6 +35,7 @@ from talkforge.curation.media import read_audio
 from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
 from talkforge.curation.sync import ridge, speaker_scorer
+from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.pipeline import tables
 from talkforge.pipeline.parts import Part, Window
@@ -228,8 +229,8 @@ def _finish(
     clip = row.clip
     samples = clip_audio(scanned.audio, clip)
     with result.clock("sync"):
-        mouth = ridge.mouth_measures(found.landmarks)
-        bands = ridge.audio_bands(samples, clip.num_frames, clip.fps)
+        mouth = mouth_measures(found.landmarks)
+        bands = audio_bands(samples, clip.num_frames, clip.fps)
         scored = ridge.score(mouth, bands, clip.fps, models.sync_map, clip.video_id)
     with result.clock("audio quality"):
         sound = models.audio_scorer.measure(samples, scanned.segments, clip.start_s)

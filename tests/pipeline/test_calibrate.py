@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation.sync import ridge
+from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES
 from talkforge.pipeline import stages
 from talkforge.pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
 from talkforge.pipeline.ledger import read_committed
@@ -22,10 +23,8 @@ FRAMES = 750
 
 def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, MeasuredClip]:
     """A 30 s clip whose mouth follows its audio, `lag` frames late."""
-    bands = rng.normal(size=(FRAMES, ridge.NUM_BANDS)).cumsum(axis=0).astype(np.float32) * 0.3
-    mixed = np.roll(bands, lag, axis=0) @ np.random.default_rng(0).normal(
-        size=(ridge.NUM_BANDS, ridge.NUM_MEASURES)
-    )
+    bands = rng.normal(size=(FRAMES, NUM_BANDS)).cumsum(axis=0).astype(np.float32) * 0.3
+    mixed = np.roll(bands, lag, axis=0) @ np.random.default_rng(0).normal(size=(NUM_BANDS, NUM_MEASURES))
     mouth = (mixed + rng.normal(size=mixed.shape)).astype(np.float32)
     of = video(number, seconds=30.0)
     clip = Clip(

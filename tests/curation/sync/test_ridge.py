@@ -12,6 +12,7 @@ from talkforge.curation import media
 from talkforge.curation.face import landmarks
 from talkforge.curation.media import probe
 from talkforge.curation.sync import ridge
+from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES, POWER_FLOOR, audio_bands, mouth_measures
 from talkforge.schemas.arrays import FaceTrack, Floats, Landmarks
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Clip, Input, Sync
@@ -19,12 +20,12 @@ from talkforge.schemas.units import frames_from_seconds
 from tests.conftest import Packaged, RealClip
 
 RNG_SEED = 7
-KERNEL = np.random.default_rng(RNG_SEED).normal(size=(3, ridge.NUM_BANDS, ridge.NUM_MEASURES))
+KERNEL = np.random.default_rng(RNG_SEED).normal(size=(3, NUM_BANDS, NUM_MEASURES))
 
 
 def speech_like(seed: int, frames: int) -> Floats:
     """Bands [F, 26] that wander as syllables do: smooth over three frames."""
-    noise = np.random.default_rng(seed).normal(size=(frames + 2, ridge.NUM_BANDS))
+    noise = np.random.default_rng(seed).normal(size=(frames + 2, NUM_BANDS))
     return (noise[:-2] + noise[1:-1] + noise[2:]).astype(np.float32)
 
 
@@ -88,7 +89,7 @@ def test_unrelated_audio_is_unscored(made_map: ridge.SyncMap) -> None:
 def test_nothing_is_said_of_nothing(made_map: ridge.SyncMap, case: str) -> None:
     mouth, bands = made(53, 200)
     if case == "silence":
-        bands = ridge.audio_bands(np.zeros(16000 * 8, np.float32), 200, 25.0)
+        bands = audio_bands(np.zeros(16000 * 8, np.float32), 200, 25.0)
     elif case == "still mouth":
         mouth = np.ones_like(mouth)
     elif case == "no face":
@@ -210,17 +211,17 @@ def test_bands_follow_the_frames_instants() -> None:
     click = round(1.2 * 16000)
     samples[click - 80 : click + 80] = 0.5
     for fps in (23.0, 25.0, 30.0):
-        bands = ridge.audio_bands(samples, int(2 * fps), fps)
-        assert bands.shape == (int(2 * fps), ridge.NUM_BANDS) and bands.dtype == np.float32
+        bands = audio_bands(samples, int(2 * fps), fps)
+        assert bands.shape == (int(2 * fps), NUM_BANDS) and bands.dtype == np.float32
         assert abs(int(bands.sum(axis=1).argmax()) / fps - 1.2) <= 0.5 / fps
-    silent = ridge.audio_bands(np.zeros(100, np.float32), 10, 25.0)
-    assert np.allclose(silent, np.log(ridge.POWER_FLOOR)) and silent.shape == (10, ridge.NUM_BANDS)
+    silent = audio_bands(np.zeros(100, np.float32), 10, 25.0)
+    assert np.allclose(silent, np.log(POWER_FLOOR)) and silent.shape == (10, NUM_BANDS)
 
 
 def test_a_tone_lands_in_rising_bands() -> None:
     time = np.arange(16000) / 16000
     best = [
-        int(ridge.audio_bands(np.sin(2 * np.pi * hz * time).astype(np.float32), 25, 25.0)[12].argmax())
+        int(audio_bands(np.sin(2 * np.pi * hz * time).astype(np.float32), 25, 25.0)[12].argmax())
         for hz in (200, 800, 2000, 5000)
     ]
     assert all(a < b for a, b in pairwise(best))
@@ -236,10 +237,10 @@ def test_mouth_measures_ignore_size_place_and_turn_of_the_head() -> None:
 
     def measure(moved: np.ndarray) -> Floats:
         angles = np.zeros((5, 3), np.float32)
-        return ridge.mouth_measures(Landmarks(moved.astype(np.float32), shapes, angles))
+        return mouth_measures(Landmarks(moved.astype(np.float32), shapes, angles))
 
     plain, moved = measure(points), measure(3.5 * points @ turn.T + np.array([100.0, 50.0, 0.0]))
-    assert plain.shape == (5, ridge.NUM_MEASURES) and np.isnan(plain[3]).all()
+    assert plain.shape == (5, NUM_MEASURES) and np.isnan(plain[3]).all()
     np.testing.assert_allclose(moved, plain, rtol=1e-3, atol=1e-4)
     expected = np.linalg.norm(points[0, 13] - points[0, 14]) / np.linalg.norm(points[0, 33] - points[0, 263])
     assert plain[0, 0] == pytest.approx(expected, rel=1e-5)
@@ -290,8 +291,8 @@ def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[str, Floats,
     samples = media.read_audio(path, video, 0.0, frames / 25.0)
     return (
         video.video_id,
-        ridge.mouth_measures(tracer.finish()),
-        ridge.audio_bands(samples, frames, 25.0),
+        mouth_measures(tracer.finish()),
+        audio_bands(samples, frames, 25.0),
     )
 
 

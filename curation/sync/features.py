@@ -1,0 +1,108 @@
+"""Inputs of the sync estimator: audio bands and mouth measures, one row for each frame of a clip."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from talkforge.curation.audio.mel import mel_filters
+from talkforge.schemas.arrays import Doubles, Floats, Landmarks
+from talkforge.schemas.units import AUDIO_HZ
+
+NUM_BANDS = 26
+"""Mel bands of the audio."""
+
+POWER_FLOOR = 1e-6
+"""Added to the band power before the logarithm, so that digital silence is a constant."""
+
+_WINDOW_S, _FFT_SAMPLES, _LOW_HZ, _HIGH_HZ = 0.04, 1024, 60.0, 7600.0
+
+_EYES = (33, 263)
+"""Landmarks of the outer eye corners, whose distance is the unit of the others."""
+
+_DISTANCES: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((13, 14),),  # opening between the lips, middle
+    ((82, 87), (312, 317)),
+    ((81, 178), (311, 402)),
+    ((80, 88), (310, 318)),  # ... to the corners
+    ((0, 17),),  # outer height
+    ((37, 84), (267, 314)),
+    ((61, 291),),  # outer width
+    ((78, 308),),  # inner width
+    ((0, 13),),  # thickness of the upper lip
+    ((14, 17),),  # and of the lower
+    ((168, 152),),  # nose bridge to chin: the jaw
+    ((168, 0),),  # to the lips' four edges
+    ((168, 13),),
+    ((168, 14),),
+    ((168, 17),),
+    ((61, 152), (291, 152)),  # corners to chin
+)
+"""For each measure the pairs of landmarks whose mean distance it is; left and right partners are averaged.
+Source: MediaPipe's canonical face mesh."""
+
+_SHAPES: tuple[tuple[int, ...], ...] = (
+    (25,),  # jawOpen
+    (27,),  # mouthClose
+    (32,),  # mouthFunnel
+    (38,),  # mouthPucker
+    (40,),  # mouthRollLower
+    (41,),  # mouthRollUpper
+    (42,),  # mouthShrugLower
+    (43,),  # mouthShrugUpper
+    (36, 37),  # mouthPress
+    (34, 35),  # mouthLowerDown
+    (48, 49),  # mouthUpperUp
+    (46, 47),  # mouthStretch
+    (44, 45),  # mouthSmile
+)
+"""For each measure the indices into MediaPipe's 52 blendshapes whose mean it is."""
+
+NUM_MEASURES = len(_DISTANCES) + len(_SHAPES)
+
+
+def audio_bands(samples: Floats, num_frames: int, fps: float) -> Floats:
+    """Log-mel power of the audio around each frame.
+
+    The 40 ms Hann window is centred on the frame's time. Beyond the ends of the audio there is silence.
+
+    Args:
+        samples: float32 [N] in [-1, 1] at 16 kHz; sample 0 belongs to frame 0.
+        num_frames: frames of the clip, F.
+        fps: frame rate of the clip.
+
+    Returns:
+        float32 [F, 26], row k for second k / fps.
+    """
+    width = round(_WINDOW_S * AUDIO_HZ)
+    centres = np.floor(np.arange(num_frames) / fps * AUDIO_HZ + 0.5).astype(np.int64)
+    missing = max(int(centres[-1]) + width - len(samples), 0) if num_frames else 0
+    # With half a window before the first sample, the window of sample c begins at index c.
+    padded = np.pad(samples.astype(np.float64), (width // 2, width // 2 + missing))
+    hann = np.hanning(width)
+    windows = padded[centres[:, None] + np.arange(width)] * hann
+    power = np.abs(np.fft.rfft(windows, _FFT_SAMPLES)) ** 2 / np.sum(hann**2)
+    filters = mel_filters(NUM_BANDS, _FFT_SAMPLES, low_hz=_LOW_HZ, high_hz=_HIGH_HZ)
+    return np.log(power @ filters.T + POWER_FLOOR).astype(np.float32)
+
+
+def mouth_measures(landmarks: Landmarks) -> Floats:
+    """Shape of the mouth in each frame.
+
+    The measures are 16 distances of lips and jaw in three dimensions, over the distance of the outer eye
+    corners, and 13 blendshapes, left and right averaged. Column 0 is the opening between the lips.
+
+    Args:
+        landmarks: face landmarks of F frames.
+
+    Returns:
+        float32 [F, 29]; NaN where no face was found.
+    """
+    points = landmarks.points.astype(np.float64)
+
+    def distance(pair: tuple[int, int]) -> Doubles:
+        return np.asarray(np.linalg.norm(points[:, pair[0]] - points[:, pair[1]], axis=1))
+
+    eyes = np.maximum(distance(_EYES), 1e-6)
+    columns = [np.mean([distance(pair) for pair in pairs], axis=0) / eyes for pairs in _DISTANCES]
+    columns += [landmarks.blendshapes[:, list(shapes)].mean(axis=1) for shapes in _SHAPES]
+    return np.stack(columns, axis=1).astype(np.float32)
