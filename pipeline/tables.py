@@ -1,7 +1,8 @@
-"""Records as Parquet: the Arrow schema of a table follows from the record's fields."""
+"""Records as Parquet tables: the Arrow schema follows from the record's fields and their descriptions."""
 
 from __future__ import annotations
 
+import functools
 import io
 import types
 import typing
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from talkforge.pipeline.store import Store
+from talkforge.schemas.columns import columns
 from talkforge.schemas.errors import DatasetError, first_invalid
 from talkforge.schemas.records import Record
 
@@ -44,9 +46,18 @@ def arrow_type(annotation: Any) -> pa.DataType:
     raise TypeError(f"no Arrow type for {annotation}")
 
 
+@functools.cache
 def arrow_schema(model: type[Record]) -> pa.Schema:
-    """Arrow schema of a record: one field for each of its own, in order."""
-    return pa.schema([(name, arrow_type(field.annotation)) for name, field in model.model_fields.items()])
+    """Arrow schema of a record: one field for each of its own, in order.
+
+    A field carries its description and its unit as metadata, where it has them.
+    """
+    described = columns(model)
+    fields = []
+    for name, field in model.model_fields.items():
+        metadata = {key: text for key, text in described[name]._asdict().items() if text}
+        fields.append(pa.field(name, arrow_type(field.annotation), metadata=metadata or None))
+    return pa.schema(fields)
 
 
 def to_table(model: type[R], records: Iterable[R]) -> pa.Table:

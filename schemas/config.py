@@ -85,7 +85,7 @@ class LipsConfig(Section):
     """The lip-tracing mask."""
 
     dilation: float = Field(
-        0.08, ge=0, le=1, description="Growth of the outer-lip contour, share of the mouth's width."
+        0.08, ge=0, le=1, description="Growth of the outer-lip contour, fraction of the mouth's width."
     )
     max_gap_frames: int = Field(
         4, ge=0, description="Longest run of missing frames that is interpolated, frames."
@@ -131,7 +131,7 @@ class AudioQualityConfig(OptionalSection):
     )
     music: bool = Field(
         False,
-        description="Measure for what share of a clip there is music; 0.005 CPU seconds for each second of a clip.",
+        description="Measure the fraction of a clip with music; 0.005 CPU seconds for each second of a clip.",
     )
 
 
@@ -176,7 +176,7 @@ class IdentityConfig(OptionalSection):
 class GateConfig(Section):
     """Below these a clip is not measured any further: cheaper than the thresholds, and looser."""
 
-    min_speech_fraction: float = Field(0.1, ge=0, le=1, description="Share of the clip with speech.")
+    min_speech_fraction: float = Field(0.1, ge=0, le=1, description="Fraction of the clip with speech.")
     min_face_px: float = Field(48.0, ge=0, description="Median height of the face box, px.")
     skip_video_below_speech_fraction: float = Field(
         0.0, ge=0, le=1, description="A video with less speech is not even scanned for faces; 0: all are."
@@ -240,20 +240,22 @@ class Thresholds(Section):
     )
     min_lip_valid_fraction: float | None = _rule(
         0.9,
-        "share of frames",
+        "fraction of frames",
         "ours: stage 2 learns from the mask",
-        "least share of frames with a measured lip contour",
+        "least fraction of frames with a measured lip contour",
     )
     max_yaw_p95_deg: float | None = _rule(
         60.0, "degrees", "ours: beyond this half of the mouth is hidden", "largest 95th percentile of |yaw|"
     )
     min_speech_fraction: float | None = _rule(
         0.3,
-        "share",
+        "fraction",
         "ours: a sentence of GRID with its pauses has 0.40 to 0.60",
-        "least share of the clip with speech",
+        "least fraction of the clip with speech",
     )
-    max_clipped_fraction: float | None = _rule(0.01, "share", "ours", "largest share of clipped samples")
+    max_clipped_fraction: float | None = _rule(
+        0.01, "fraction", "ours", "largest fraction of clipped samples"
+    )
     max_abs_sync_offset_frames: float | None = _rule(
         3.0,
         "frames",
@@ -265,9 +267,9 @@ class Thresholds(Section):
     )
     min_speaking_fraction: float | None = _rule(
         None,
-        "share",
+        "fraction",
         "off: needs Light-ASD, and too little footage was seen to set one",
-        "least share of the speech in which the face is seen to speak, where measured",
+        "least fraction of the speech in which the face is seen to speak, where measured",
     )
     min_sync_c: float | None = _rule(
         None,
@@ -309,21 +311,21 @@ class Thresholds(Section):
     )
     duplicate_overlap: float = _rule(
         0.5,
-        "share of the clip",
+        "fraction of the clip",
         "ours: below it, more is new than is repeated",
         "of a duplicate, at least this much is in the better clip as well",
     )
     duplicate_landmarks: float = _rule(
         0.03,
-        "share of the landmarks in the overlap",
+        "fraction of the landmarks in the overlap",
         "ours: copies of real clips have at least 0.06, others at most two landmarks",
-        "least agreement of the sound of duplicates",
+        "least agreement of the audio of duplicates",
     )
     duplicate_picture_bits: float = _rule(
         20.0,
         "of 64 bits",
         "ours: the same moment has up to 9, or 18 in a fast pan; half of other clips more than 31",
-        "largest mean distance of the pictures of duplicates",
+        "largest mean distance of the frames of duplicates",
     )
     min_face_blur: float | None = _rule(
         None,
@@ -333,21 +335,21 @@ class Thresholds(Section):
     )
     max_face_dark_fraction: float | None = _rule(
         None,
-        "share",
+        "fraction",
         "off: dark skin or a beard in low light is not told from a face underexposed; lit speakers have 0 to 0.05, a listener in a dim hall 0.33",
-        "largest share of the face's pixels with a luma of 24 or less",
+        "largest fraction of the face's pixels with a luma of 24 or less",
     )
     max_face_bright_fraction: float | None = _rule(
         None,
-        "share",
+        "fraction",
         "off: no real clip seen has more than 0.01, so none was there to set one by",
-        "largest share of the face's pixels with a luma of 245 or more",
+        "largest fraction of the face's pixels with a luma of 245 or more",
     )
     max_black_bar_fraction: float | None = _rule(
         0.05,
-        "share",
+        "fraction",
         "ours: bars are learnt with the picture; a sliver that a codec or a scanner leaves is below 0.02",
-        "largest share of the picture under black bars",
+        "largest fraction of the frame under black bars",
     )
     max_face_brisque: float | None = _rule(
         None,
@@ -357,21 +359,21 @@ class Thresholds(Section):
     )
     max_text_fraction: float | None = _rule(
         None,
-        "share",
+        "fraction",
         "off: needs measure.picture.text, and a sign in the scene is not told from a subtitle, of which one line covers about 0.03",
-        "largest mean share of the picture under text, where it was looked for",
+        "largest mean fraction of the frame under text, where it was looked for",
     )
     max_mouth_text_fraction: float | None = _rule(
         0.1,
-        "share of frames",
+        "fraction of frames",
         "ours: text over the mouth is learnt as mouth; a tenth leaves room for a false detection",
-        "largest share of frames with text over the mouth, where it was looked for",
+        "largest fraction of frames with text over the mouth, where it was looked for",
     )
     max_mouth_hand_fraction: float | None = _rule(
         0.1,
-        "share of frames",
+        "fraction of frames",
         "ours: lips under a hand are guesses; a tenth leaves room for a scratched nose",
-        "largest share of frames with a hand over the mouth, where it was looked for",
+        "largest fraction of frames with a hand over the mouth, where it was looked for",
     )
     min_snr_db: float | None = _rule(
         None,
@@ -387,9 +389,9 @@ class Thresholds(Section):
     )
     max_music_fraction: float | None = _rule(
         None,
-        "share",
+        "fraction",
         "off: needs measure.sound.music; of the shared clips, speech without music has 0.00, rap over a band 0.20, speech 10 dB above music 0.84 and more",
-        "largest share of the clip with music, where it was measured",
+        "largest fraction of the clip with music, where it was measured",
     )
 
     @field_validator("forbidden_words", mode="before")
@@ -411,7 +413,7 @@ class ShardConfig(Section):
     max_samples: int = Field(1000, ge=1, description="Most samples in one shard.")
     target_mb: float = Field(512.0, gt=0, description="Size aimed at, megabytes; estimated before encoding.")
     validation_fraction: float = Field(
-        0.02, ge=0, lt=1, description="Share of people (or source videos) held out."
+        0.02, ge=0, lt=1, description="Fraction of people (or source videos) held out."
     )
     same_person: float | None = Field(
         None,
@@ -439,7 +441,7 @@ class ExecutionConfig(Section):
         0.25,
         ge=0,
         le=1,
-        description="Share of a GPU that an embedding task takes, where the cluster has any.",
+        description="Fraction of a GPU that an embedding task takes, where the cluster has any.",
     )
     deadline_factor: float = Field(
         60.0, gt=0, description="A part may take this many seconds for each second of its footage..."

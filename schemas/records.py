@@ -1,13 +1,14 @@
 """The records, in the order in which they flow.
 
-    Source -> Video -> Scene -> Track -> Clip -> measurements -> Verdict
+    Input -> Video -> Scene -> Track -> Clip -> measurements -> Verdict
     anything that goes wrong -> Failure
 
-A record is immutable and holds no arrays; it is what Parquet and JSON see. Field names of
-the measurements are the column names of the ledger. Arrays travel in the frozen dataclasses
-of `schemas.arrays`.
+A record is immutable and holds no arrays: it is what Parquet and JSON hold. Arrays travel in the frozen
+dataclasses of `schemas.arrays`. The fields of the measurements are columns of the ledger, under the same
+names. The string below a field describes it in `docs/dataset.md` and in the Parquet files; its unit is in
+its name or in `schemas.columns`.
 
-Time: before `Clip`, source seconds; from `Clip` on, frames at the data set's constant rate.
+Times before `Clip` are seconds of the source. From `Clip` on they are frames at the data set's constant rate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from talkforge.schemas import units
 
 
 class Record(BaseModel):
-    """Frozen, and refuses fields it does not know."""
+    """An immutable row that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,47 +30,70 @@ class Input(Record):
     """One input as the user named it, with what the user said of it."""
 
     uri: str
+    """Path or URI."""
     source: str = ""
+    """Where the footage comes from, as the user says."""
     licence: str = ""
+    """Licence of the footage, as the user says."""
     consent: str = ""
+    """Consent of the people shown, as the user says."""
 
 
 class Video(Record):
-    """Probe facts of one file; `video_id` is the first 12 hex digits of its sha256.
+    """What the container of one video file says.
 
-    Sizes are those of the picture as it should be shown: after rotation and with square
-    pixels. Times are source seconds (0 = the container's start time); `end_s` is the end of the
-    last frame as far as the container tells, and may lie beyond what can be decoded.
+    Sizes are those of the image as it should be shown: after rotation and with square pixels. Times are
+    seconds of the source, 0 at the container's start time.
     """
 
     video_id: str
+    """Key of the video: the first 12 hex digits of its sha256."""
     sha256: str
+    """sha256 of the file, 64 hex digits."""
     uri: str
+    """Path or URI of the input."""
     num_bytes: int
+    """Size of the file."""
     source: str = ""
+    """Where the footage comes from, as the user says."""
     licence: str = ""
+    """Licence of the footage, as the user says."""
     consent: str = ""
+    """Consent of the people shown, as the user says."""
     container: str
+    """Container format, in FFmpeg's words."""
     video_codec: str
+    """Codec of the video stream, in FFmpeg's words."""
     pixel_format: str
+    """Pixel format, in FFmpeg's words."""
     width_px: int
+    """Width of the image as it should be shown."""
     height_px: int
+    """Height of the image as it should be shown."""
     coded_width_px: int
+    """Width of the image as it is coded."""
     coded_height_px: int
+    """Height of the image as it is coded."""
     rotation_deg: int
     """Clockwise rotation to apply for display: 0, 90, 180 or 270."""
     sample_aspect_ratio: float
+    """Width of a coded pixel over its height."""
     fps: float
-    """Average frames per second of the stream."""
+    """Average frame rate of the stream."""
     fps_nominal: float
-    """Rate the container declares; differs from `fps` where the rate varies."""
+    """Frame rate that the container declares; differs from `fps` where the rate varies."""
     start_s: float
+    """Instant of the first frame."""
     end_s: float
+    """End of the last frame as far as the container tells; may lie beyond what can be decoded."""
     audio_codec: str = ""
+    """Codec of the audio stream, in FFmpeg's words; empty without audio."""
     audio_hz: int = 0
+    """Sample rate of the audio stream; 0 without audio."""
     audio_channels: int = 0
+    """Channels of the audio stream; 0 without audio."""
     audio_start_s: float | None = None
-    """None where the file has no audio stream."""
+    """Instant of the first audio sample; None where the file has no audio stream."""
 
     @property
     def duration_s(self) -> float:
@@ -81,44 +105,59 @@ class Video(Record):
 
 
 class Scene(Record):
-    """A span without a cut. `opened_by` says what evidence opened it."""
+    """A span of a video without a shot boundary."""
 
     video_id: str
+    """The video."""
     index: int
+    """Number of the scene within its window, from 0."""
     start_s: float
+    """Start, in the source."""
     end_s: float
+    """End, in the source."""
     opened_by: Literal["start", "picture", "face_jump", "transnet"]
+    """Evidence of the shot boundary at its start: the window's start, the picture, a jump of the
+    face, or TransNet V2."""
 
 
 class Track(Record):
-    """One face through one scene, as seen by the sparse scan."""
+    """One face through one scene, as the sparse pass saw it."""
 
     video_id: str
+    """The video."""
     scene: int
+    """Number of the scene."""
     track: int
-    """Number of the track within its video."""
+    """Number of the track within its window."""
     start_s: float
+    """Start, in the source."""
     end_s: float
+    """End, in the source."""
     num_samples: int
     """Sampled frames in which the face was detected."""
     face_px: float
     """Median height of the face box, in source pixels."""
     face_confidence: float
-    """Mean detector confidence, 0 to 1."""
+    """Mean detector confidence."""
     detector: str
+    """Name of the face detector."""
 
 
 class Outcome(Record):
-    """What became of one window of a video: whether it holds candidates, and if not, why."""
+    """What became of one window of a video: whether it holds candidate clips, and if not, why."""
 
     video_id: str
+    """The video."""
     start_s: float
+    """Start of the window, in the source."""
     end_s: float
+    """End of the window, in the source."""
     outcome: Literal["candidates", "no_audio", "no_speech", "no_face"]
+    """Whether there are candidates; otherwise what is missing: audio, speech or a face."""
     speech_s: float
-    """Seconds of speech heard in the window."""
+    """Speech in the window."""
     face_s: float
-    """Seconds in which at least one face was tracked."""
+    """Time in which at least one face was tracked."""
 
 
 def clip_id(video_id: str, start_s: float, end_s: float, track: int) -> str:
@@ -130,21 +169,32 @@ def clip_id(video_id: str, start_s: float, end_s: float, track: int) -> str:
 class Clip(Record):
     """A span of a track: the unit of everything after.
 
-    Frame k shows the source at `start_s + k / fps`. `width_px` and `height_px` are those of the
-    clip as it will be written; landmarks, contours and joints are in these pixels.
+    Frame k shows the source at `start_s + k / fps`. Landmarks, contours and joints are in pixels of
+    `width_px` x `height_px`.
     """
 
     clip_id: str
+    """Key of the clip and of its sample: `<video id>_<start ms>_<end ms>_t<track>`."""
     video_id: str
+    """Key of the video: the first 12 hex digits of its sha256."""
     uri: str
+    """Path or URI of the input."""
     scene: int
+    """Number of the scene within its window of the video."""
     track: int
+    """Number of the face track within its window of the video."""
     start_s: float
+    """Start of the clip, in the source."""
     end_s: float
+    """End of the clip, in the source."""
     fps: float
+    """Frame rate of the clip as it is written."""
     num_frames: int
+    """Frames of the clip."""
     width_px: int
+    """Width of the clip as it is written."""
     height_px: int
+    """Height of the clip as it is written."""
 
     @property
     def duration_s(self) -> float:
@@ -152,152 +202,165 @@ class Clip(Record):
 
 
 class Face(Record):
-    """What the track and the dense landmarks say of the face."""
+    """What track and dense landmarks say of the face. None where the clip was not traced."""
 
     source_fps: float
-    """Average rate of the source video, frames per second."""
+    """Average frame rate of the source."""
     face_px: float
     """Median height of the detected face box, in source pixels."""
     face_confidence: float
-    """Mean detector confidence over the clip's sampled frames, 0 to 1."""
+    """Mean detector confidence over the clip's sampled frames."""
     face_confidence_min: float
+    """Least detector confidence over the clip's sampled frames."""
     faces_max: int
     """Most faces visible at once in the sampled frames of the clip, this one included."""
     face_seen_fraction: float | None = None
-    """Share of frames in which landmarks were found; None where not measured densely."""
+    """Fraction of frames in which landmarks were found."""
     yaw_deg: float | None = None
-    """Median yaw, positive to the viewer's right; likewise pitch (up) and roll (clockwise)."""
+    """Median yaw of the head, positive to the viewer's right."""
     pitch_deg: float | None = None
+    """Median pitch of the head, positive upwards."""
     roll_deg: float | None = None
+    """Median roll of the head, positive clockwise."""
     yaw_p95_deg: float | None = None
-    """95th percentile of |yaw|: how far the head turns away."""
+    """95th percentile of the absolute yaw: how far the head turns away."""
 
 
 class Lips(Record):
-    """How well the lip trace is founded."""
+    """How much of the lip contour was measured."""
 
     lip_valid_fraction: float
-    """Share of frames whose contour was measured (code 2)."""
+    """Fraction of frames whose lip contour was measured."""
     lip_interpolated_fraction: float
-    """Share of frames whose contour was interpolated (code 1)."""
+    """Fraction of frames whose lip contour was interpolated."""
     lip_area_fraction: float
-    """Mean share of the clip's pixels that the mask covers where it exists."""
+    """Mean fraction of the frame that the lip mask covers where it exists."""
 
 
 class Motion(Record):
-    """Raw variances of motion; None where there was too little to measure."""
+    """Raw variances of motion."""
 
     omega_face_raw: float | None
-    """Variance of facial landmarks, head pose and scale removed, in units of squared
-    inter-ocular distance."""
+    """Variance of the facial landmarks, head pose and scale removed; None where too little was seen."""
     omega_body_raw: float | None
-    """Variance of body joints, camera motion removed, in units of squared shoulder width."""
+    """Variance of the body joints, camera motion removed; None where too little was seen."""
     joints_valid_fraction: float
-    """Share of frames with body joints measured or interpolated."""
+    """Fraction of frames with body joints, measured or interpolated."""
 
 
 class Speech(Record):
-    """What is heard in the clip's span."""
+    """What the voice activity detector and the level meter say of the clip's audio."""
 
     speech_fraction: float
-    """Share of the clip in which the voice activity detector hears speech, 0 to 1."""
+    """Fraction of the clip in which the voice activity detector finds speech."""
     loudness_dbfs: float
-    """RMS level of the clip, dB relative to full scale; -120 for digital silence."""
+    """RMS level of the clip relative to full scale; -120 is digital silence."""
     clipped_fraction: float
-    """Share of samples at or beyond 0.999 of full scale."""
+    """Fraction of samples at or beyond 0.999 of full scale."""
 
 
 class AudioQuality(Record):
-    """How good the sound is, as far as 16 kHz let it be heard; None where it could not be measured."""
+    """How good the audio is, as far as 16 kHz show it."""
 
     snr_db: float | None
-    """Power of the speech over that of the pauses, dB; None without speech, or without pauses to
-    hear the noise in."""
+    """Power of the speech over that of the pauses, -20 to 100; None without speech, or without pauses
+    that show the noise."""
     bandwidth_hz: float | None
-    """Highest frequency at which there is sound, 0 to 8000; None in silence."""
+    """Highest frequency within 60 dB of the loudest, 0 to 8000; None in silence."""
     dnsmos_signal: float | None
-    """DNSMOS P.835, estimated opinion score of the voice, about 1 (bad) to 5 (excellent); likewise of
-    the background and of both. None in silence, or where it was not asked for."""
+    """DNSMOS P.835 opinion score of the voice, 1 bad to 5 excellent; None in silence or where
+    `measure.sound.dnsmos` is off."""
     dnsmos_background: float | None
+    """DNSMOS P.835 opinion score of the background; None likewise."""
     dnsmos_overall: float | None
+    """DNSMOS P.835 opinion score of both; None likewise."""
     music_fraction: float | None
-    """Share of the clip in which there is music, under speech or alone, 0 to 1; None where it was not
-    asked for."""
+    """Fraction of the clip with music, under speech or alone; None where `measure.sound.music` is off."""
 
 
 class Sync(Record):
-    """Whether this face's mouth follows this audio."""
+    """Whether this face's mouth follows this audio, by the ridge estimator."""
 
     sync_method: str
     """Name of the estimator, with the version of its map."""
     sync_offset_frames: int | None
-    """Frames by which the audio must be delayed (positive) to match the mouth; None: unscored."""
+    """Frames by which the audio must be delayed to match the mouth; None where sync could not be scored."""
     sync_confidence: float | None
-    """Significance of the peak; see `curation.sync.ridge` for its meaning. None: unscored."""
+    """Significance of the best offset; see docs/sync.md. None where sync could not be scored."""
     sync_zero_confidence: float | None
-    """The same significance at lag zero, used to say who of several people speaks."""
+    """Significance of offset zero, which tells who of several people speaks; None likewise."""
 
 
 class Speaker(Record):
-    """What networks say of face and sound; None where that one was not used or could not tell."""
+    """What Light-ASD and SyncNet say of face and audio; None where the network was not enabled or
+    could not tell."""
 
     speaking_fraction: float | None
-    """Share of the frames with speech in which Light-ASD sees this face speak; None without speech."""
+    """Fraction of the frames with speech in which Light-ASD sees this face speak; lips at rest may
+    pass for it while another person speaks. None without speech."""
     sync_c: float | None
-    """SyncNet's confidence: median over the shifts of the mean distance, less its minimum."""
+    """SyncNet's confidence (Sync-C): median over the offsets of the mean distance, minus its minimum."""
     sync_d: float | None
-    """That minimum: low where mouth and sound agree."""
+    """SyncNet's distance (Sync-D), that minimum: low where mouth and audio agree."""
     sync_net_offset_frames: int | None
-    """Frames at 25 a second by which SyncNet would delay the audio, -15 to 15."""
+    """Frames at 25 frames/s by which SyncNet would delay the audio, -15 to 15."""
 
 
 class Transcript(Record):
-    """What is said in the clip, as far as it decides; the words are in the row of `transcripts.parquet`."""
+    """The numbers of a transcript that thresholds apply to; its words are in `transcripts.parquet`."""
 
     language: str | None
-    """Code of the language, such as `en`; None without speech."""
+    """Code of the language, such as `en`; None without a transcript or without speech. A model that
+    knows one language finds no other."""
     language_probability: float | None
-    """None where the language was given, or is the only one that the model knows."""
+    """Probability of that language by Whisper; None where it was given or is the only one that the
+    model knows."""
     num_words: int
+    """Words in the transcript."""
     words_per_s: float | None
-    """Words per second of speech; None without speech."""
+    """Words for each second of speech; None without speech."""
 
 
 class Identity(Record):
-    """Whose face it is, as far as an embedding can tell; the vector is in the clip's arrays."""
+    """How consistent the face embedding is; the vector itself is in the clip's arrays."""
 
     identity_model: str
+    """Model of the face embedding."""
     identity_consistency: float
-    """Least cosine similarity of a good frame's embedding to the clip's median embedding."""
+    """Least cosine similarity of a good frame's face embedding to the clip's median embedding."""
 
 
 class FaceQuality(Record):
-    """The picture of the face."""
+    """Image quality of the aligned face crop."""
 
     face_blur: float
-    """Variance of the Laplacian of the 112 px aligned face in 8-bit grey levels: low is blurred."""
+    """Variance of the Laplacian of the 112 px aligned face: low is blurred."""
     face_luma: float
-    """Mean luma of the face crop, 0 to 255."""
+    """Mean luma of the face crop."""
     face_dark_fraction: float
-    """Share of the face's pixels with a luma of 24 or less, over the clip's face crops."""
+    """Fraction of the face's pixels with a luma of 24 or less, over the clip's face crops."""
     face_bright_fraction: float
-    """Likewise of 245 or more."""
+    """Fraction of the face's pixels with a luma of 245 or more, over the clip's face crops."""
 
 
 class FrameQuality(Record):
-    """The picture beyond the face, from some of its frames; None where it was not asked for, or no frame
-    could answer."""
+    """Image quality of the whole frame, from some of the clip's frames."""
 
     black_bar_fraction: float | None
-    """Share of the picture's area under black bars that stay through the clip."""
+    """Fraction of the frame under black bars that stay through the clip. A bar beside a frame that is
+    itself black there is not seen, nor one of another colour."""
     face_brisque: float | None
-    """Median BRISQUE of the face and what is next to it: about 0 (good) to 100 (bad), and beyond."""
+    """Median BRISQUE of the face and what is next to it, 0 good to 100 bad and beyond: answers to
+    blur, compression and strong noise; a little noise on a soft image lowers it. None where
+    `measure.picture.brisque` is off."""
     text_fraction: float | None
-    """Mean share of the picture's area under text, burned in or in the scene."""
+    """Mean fraction of the frame under text, burned in or in the scene: lines, and words of four
+    letters and more. None where `measure.picture.text` is off."""
     mouth_text_fraction: float | None
-    """Share of the frames in which text lies over the mouth."""
+    """Fraction of these frames in which text lies over the mouth; None likewise."""
     mouth_hand_fraction: float | None
-    """Share of the frames in which a hand lies over the mouth; sees hands, and nothing else."""
+    """Fraction of the frames, five a second, in which a hand covers a quarter of the lips or more; sees no
+    microphone, cup or mask. None where `measure.picture.hands` is off."""
 
 
 class ClipMeasures(Record):
@@ -323,12 +386,16 @@ class ClipMeasures(Record):
 
 
 class Reason(Record):
-    """One failed rule, with what was measured and what was asked."""
+    """One rule that a clip breaks, with the measured value and the threshold."""
 
     code: str
+    """Code of the rule; docs/rejections.md lists them."""
     field: str
+    """Column of the ledger that the rule looks at."""
     value: float | None
+    """Measured value; None where it was not measured or is no number."""
     threshold: float | None
+    """Threshold that the value breaks; None where the rule has no number."""
 
     def __str__(self) -> str:
         value = "not measured" if self.value is None else f"{self.value:.4g}"
@@ -337,7 +404,7 @@ class Reason(Record):
 
 
 class Verdict(Record):
-    """Accepted, or every reason why not."""
+    """Whether a clip is accepted, and every reason why not."""
 
     clip_id: str
     accepted: bool
@@ -345,46 +412,59 @@ class Verdict(Record):
 
 
 class Failure(Record):
-    """An error, which is never a verdict: a decode error is not a low score.
-
-    `key` is what failed: a uri, a video id with a span, or a clip id.
-    """
+    """An error. It is never a verdict: a decode error is not a low score."""
 
     stage: str
+    """Stage that failed: probe, measure, trace, cut, transcribe or caption."""
     key: str
+    """What failed: an input, a span of a video, or a clip."""
     video_id: str
+    """The video; empty where the input could not be read."""
     uri: str
+    """Path or URI of the input."""
     error: str
+    """Class of the error."""
     message: str
+    """Message of the error, in one line."""
 
 
 class Word(Record):
-    """One word, in seconds of the clip."""
+    """One word of a transcript."""
 
     word: str
+    """The word."""
     start_s: float
+    """Start, in the clip."""
     end_s: float
+    """End, in the clip."""
     probability: float | None
+    """Probability of the word by Whisper, 0 to 1; None where it is not known."""
 
 
 class Turn(Record):
-    """A span in which one voice speaks, in seconds of the clip."""
+    """A span in which one voice speaks."""
 
     speaker: str
+    """Label of the voice."""
     start_s: float
+    """Start, in the clip."""
     end_s: float
+    """End, in the clip."""
 
 
 class Annotation(Record):
-    """What was said of a clip that lies in a shard, after it was cut; joined by clip id."""
+    """What a model wrote of a clip that lies in a shard, joined to it by clip id."""
 
     clip_id: str
+    """The clip."""
     failure: str | None
     """What went wrong, as `<class>: <message>`; such a clip is tried again by the next run."""
     text: str
+    """Transcript or caption."""
     model: str
     """Name of the model, or of its folder."""
     model_sha256: str
+    """sha256 of its weights; of several files, of their hashes in order."""
     fingerprint: str
     """Changes with the model and with every option that the text depends on."""
 
@@ -393,28 +473,34 @@ class TranscriptRow(Annotation):
     """What is said in one clip: a row of `transcripts.parquet`."""
 
     transcript: Transcript | None
-    """None where it failed."""
+    """Language and numbers of the transcript, as in the ledger; None where it failed."""
     words: tuple[Word, ...]
+    """The words with their times in seconds of the clip."""
     word_times: Literal["aligned", "attention"] | None
-    """Whether word times are those of forced alignment or of the model's attention; None without words."""
+    """Whether word times are those of forced alignment or of Whisper's attention, which is coarser;
+    None without words."""
     turns: tuple[Turn, ...] | None
     """Who speaks when; None where voices were not told apart."""
     transcriber: str
+    """Program that transcribed."""
     version: str
+    """Its version."""
 
 
 class CaptionRow(Annotation):
     """What a vision-language model says of one clip: a row of `captions.parquet`."""
 
     prompt: str
+    """What the model was asked."""
     num_pictures: int
-    """Pictures of the clip that the model was shown."""
+    """Frames of the clip that the model was shown."""
 
 
 class LedgerRow(Record):
     """One candidate clip with everything known of it: a row of `ledger.parquet`.
 
-    Exactly one of these holds: accepted; rejected, with reasons; failed, with `failure`.
+    Exactly one of these holds: it is accepted, it is rejected with reasons, or it failed with `failure`.
+    A measurement that was not made is None: unknown, not bad.
     """
 
     clip_id: str
@@ -426,6 +512,7 @@ class LedgerRow(Record):
     start_s: float
     end_s: float
     duration_s: float
+    """Length of the clip."""
     scene: int
     track: int
     fps: float
@@ -433,17 +520,20 @@ class LedgerRow(Record):
     width_px: int
     height_px: int
     accepted: bool
+    """Whether the clip fulfils every threshold."""
     reasons: tuple[str, ...]
-    """Codes of the failed rules, in the order of the funnel; see `curation.verdict`."""
+    """Codes of all rules that it breaks, in the order of the funnel; docs/rejections.md explains each."""
     reason_details: tuple[str, ...]
     """The same with measured value and threshold, for people."""
     failure: str | None
-    """What went wrong while the clip was measured or cut."""
+    """The error, where measuring or cutting went wrong."""
     stopped_by: str | None
     """Code of the gate that ended measuring early."""
     duplicate_of: str | None
-    """Clip that shows the same face at the same moment and is kept in this one's place."""
+    """Clip that shows the same face at the same moment and is kept in this one's place; None for
+    every clip that is no near duplicate."""
     person_id: str | None
+    """Clips with the same one show one person; None without a face embedding. Thresholds do not change it."""
     split: str | None
     """`train` or `validation`; None where the clip is not accepted."""
     shard: str | None
@@ -483,14 +573,17 @@ class LedgerRow(Record):
     num_words: int | None
     words_per_s: float | None
     num_forbidden_words: int | None
-    """Of `thresholds.forbidden_words`; None without a list or without a transcript."""
+    """How often words of `thresholds.forbidden_words` are said; None without a list or without a
+    transcript."""
     active_speaker: bool | None
-    """Of several faces in view, is this the one that speaks? None: alone, or unclear."""
+    """Of several faces in view, whether this one speaks; None where it is alone or unclear."""
     omega_face_raw: float | None
     omega_body_raw: float | None
     joints_valid_fraction: float | None
     omega_face: float | None
+    """Motion intensity of the face: rank of `omega_face_raw` among the accepted clips."""
     omega_body: float | None
+    """Motion intensity of the body: rank of `omega_body_raw` among the accepted clips."""
     identity_model: str | None
     identity_consistency: float | None
     face_blur: float | None
@@ -517,11 +610,13 @@ class PersonRow(Record):
     """One person of the data set: a row of `people.parquet`. Similarities are cosines, -1 to 1."""
 
     person_id: str
+    """The person, as in the ledger."""
     num_clips: int
     """Candidate clips, accepted or not."""
     num_videos: int
+    """Videos that these clips come from."""
     duration_s: float
-    """Of these clips."""
+    """Length of these clips together."""
     face_clip_id: str
     """The clip most like the person's other clips: its face stands for the person."""
     odd_clip_id: str | None
@@ -529,7 +624,8 @@ class PersonRow(Record):
     odd_similarity: float | None
     """Its mean similarity to the others: low where a stranger may have been mixed in."""
     nearest_person_id: str | None
-    """Of those never in view together with this one, whose mean embedding is nearest; None: nobody."""
+    """Of those never in view together with this person, the one whose mean embedding is nearest; None
+    where there is nobody else."""
     nearest_similarity: float | None
     """Similarity of the two mean embeddings: high where both may be one person."""
 
@@ -542,18 +638,33 @@ class SourceRow(Record):
     """One input and what became of it: a row of `sources.parquet`."""
 
     uri: str
+    """Path or URI of the input."""
     video_id: str | None
+    """The video; None where the input could not be read."""
     status: SourceStatus
+    """`measured`, `failed`, `duplicate` (same bytes as another input), `no_candidates`, or `pending` while it
+    waits to be measured."""
     reason: str
-    """Why it failed or gave no candidates, or the input it repeats; empty where measured."""
+    """Why it failed or gave no candidates, or the input that it repeats; empty where it was measured."""
     duration_s: float
+    """Length of the video."""
     speech_s: float
+    """Speech in the video."""
     face_s: float
+    """Time in which at least one face was tracked."""
     num_clips: int
+    """Candidate clips."""
     num_bytes: int
+    """Size of the file."""
     width_px: int | None
+    """Width of the image as it should be shown."""
     height_px: int | None
+    """Height of the image as it should be shown."""
     fps: float | None
+    """Average frame rate."""
     source: str
+    """Where the footage comes from, as the user says."""
     licence: str
+    """Licence of the footage, as the user says."""
     consent: str
+    """Consent of the people shown, as the user says."""

@@ -63,7 +63,7 @@ STEPS = {
 
 REASONS = {rejection.code: rejection.meaning for rejection in REJECTIONS}
 
-PLAIN_UNITS = ("share", "0..1", "faces", "see ")
+PLAIN_UNITS = ("fraction", "0..1", "faces", "see ")
 """Units that begin like this say nothing beside a number."""
 
 Thumbnails = Callable[[str], bytes | None]

@@ -37,6 +37,17 @@ def test_the_schema_follows_from_the_record() -> None:
     assert tables.arrow_schema(LedgerRow).field("reasons").type == pa.list_(pa.string())
 
 
+def test_columns_carry_description_and_unit_through_the_file() -> None:
+    data = tables.to_bytes(tables.to_table(LedgerRow, []))
+    schema = tables.from_bytes(data, "ledger.parquet").schema
+    assert schema.field("face_px").metadata == {
+        b"description": b"Median height of the detected face box, in source pixels.",
+        b"unit": b"px",
+    }
+    assert schema.field("accepted").metadata == {b"description": b"Whether the clip fulfils every threshold."}
+    assert [field.name for field in schema if b"description" not in (field.metadata or {})] == []
+
+
 def test_the_same_records_are_the_same_bytes() -> None:
     assert tables.to_bytes(tables.to_table(Verdict, [VERDICT])) == tables.to_bytes(
         tables.to_table(Verdict, [VERDICT])
