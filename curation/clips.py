@@ -1,7 +1,7 @@
-"""Which spans of a face track are candidate clips?
+"""Candidate clips: the spans that face tracks are split into.
 
-Every second of every track belongs to exactly one candidate, however short: what is too short is
-rejected by the verdict, with its length, and so is counted.
+Every second of a track belongs to exactly one candidate, however short. A candidate that is too short is
+rejected by the verdict, so it appears in the ledger and is counted.
 """
 
 from __future__ import annotations
@@ -69,10 +69,16 @@ def candidates(
 
 
 def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: float) -> list[Segment]:
-    """[start_s, end_s) in the fewest near-equal parts of at most `max_s`, cut in pauses of speech.
+    """Split a span into the fewest near-equal parts of at most `max_s`, preferably in pauses of speech.
 
-    A cut moves at most a quarter of a part away from its equal place; where no pause lies
-    there, the equal place itself is taken.
+    A split moves by at most a quarter of a part from its ideal time to the middle of the nearest pause. If no
+    pause is that near, it stays at the ideal time.
+
+    Args:
+        start_s: start of the span in source seconds.
+        end_s: end of the span in source seconds, exclusive.
+        speech: spans of speech, ascending.
+        max_s: greatest length of a part.
     """
     parts = int(np.ceil((end_s - start_s) / max_s - 1e-6))
     if parts <= 1:
@@ -81,7 +87,7 @@ def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: f
     edges = [start_s]
     for index in range(1, parts):
         ideal_s = start_s + (end_s - start_s) * index / parts
-        # A part may neither outgrow max_s nor leave the rest too long for the parts that remain.
+        # This part must not be longer than max_s, and the rest must fit into the parts that remain.
         reach_s = (end_s - start_s) / parts / 4
         low_s = max(ideal_s - reach_s, end_s - (parts - index) * max_s)
         high_s = min(ideal_s + reach_s, edges[-1] + max_s)
@@ -92,7 +98,7 @@ def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: f
 
 
 def union(spans: Sequence[Segment]) -> list[Segment]:
-    """The spans with overlaps merged, ascending."""
+    """The union of the spans: overlapping ones are merged, ascending."""
     merged: list[Segment] = []
     for start_s, end_s in sorted(spans):
         if merged and start_s <= merged[-1][1]:

@@ -1,7 +1,7 @@
-"""Pictures of what was measured: thumbnails for the report and overlays for `talkforge inspect`.
+"""Drawing of measurements: thumbnails for the report and overlays for `talkforge inspect`.
 
-Nothing here measures; it only draws what it is handed. Coordinates are pixels of the picture
-given, as in `schemas.arrays`. The same arguments give the same bytes.
+Coordinates are pixels of the frame that is drawn on, as in `schemas.arrays`. The same arguments give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -43,17 +43,20 @@ SILENCE_DBFS = -60.0
 """Bottom of the loudness curve."""
 
 JPEG_QUALITY = 80
-"""With full chroma resolution, because the marks are thin coloured lines."""
+"""Quality of thumbnails. They keep the full chroma resolution, because the marks are thin coloured lines."""
 
 _SHIFT = 4  # cv2 takes sixteenths of a pixel, which keeps slow motion smooth
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What is drawn on one picture; None: not known, and not drawn.
+    """What is drawn on one frame. None is not drawn.
 
     Attributes:
-        box: [4] x0, y0, x1, y1. landmarks: [478, 3]. contour: [P, 2]. joints: [J, 3] x, y, score.
+        box: [4] x0, y0, x1, y1 of the face.
+        landmarks: [478, 3].
+        contour: [P, 2], outline of the lips.
+        joints: [J, 3] x, y and score.
         valid: validity code of the contour (0 missing, 1 interpolated, 2 measured).
     """
 
@@ -75,10 +78,10 @@ class Marks:
 
 @dataclass(frozen=True)
 class Curves:
-    """What runs along the strip below the picture, one value for each frame of the clip.
+    """The curves in the strip below the frame, with one value for each frame of the clip.
 
     Attributes:
-        opening: [F] mouth opening in any unit, NaN where not seen.
+        opening: [F] mouth opening in any unit, NaN where the face was not seen.
         loudness_dbfs: [F] level of each frame's audio, dB relative to full scale.
         valid: [F] validity codes of the lip contour.
         fps: frames per second of the clip.
@@ -103,7 +106,7 @@ def thumbnail(
     contour: Floats | None = None,
     longest_edge_px: int = 320,
 ) -> bytes:
-    """JPEG of a picture with its face box and lip mask drawn in.
+    """JPEG of a frame with its face box, landmarks and lip mask drawn in.
 
     Args:
         rgb: uint8 [H, W, 3].
@@ -129,7 +132,7 @@ def thumbnail(
 
 
 def overlay(rgb: Bytes, marks: Marks, curves: Curves, frame: int) -> Bytes:
-    """The picture with its marks, and below it the curves with a cursor at `frame`.
+    """A frame with its marks, and below it the curves with a cursor at `frame`.
 
     Args:
         rgb: uint8 [H, W, 3].
@@ -146,56 +149,56 @@ def overlay(rgb: Bytes, marks: Marks, curves: Curves, frame: int) -> Bytes:
     expect_shape("rgb", rgb, (None, None, 3))
     if not 0 <= frame < len(curves.opening):
         raise ValueError(f"frame: expected 0..{len(curves.opening) - 1}, found {frame}")
-    picture = np.concatenate([draw_marks(rgb, marks), _strip(rgb.shape[1], rgb.shape[0], curves, frame)])
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    image = np.concatenate([draw_marks(rgb, marks), _strip(rgb.shape[1], rgb.shape[0], curves, frame)])
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def draw_marks(rgb: Bytes, marks: Marks) -> Bytes:
-    """A copy of `rgb` [H, W, 3] with `marks` drawn in; points that are NaN are left out."""
-    picture = np.ascontiguousarray(rgb).copy()
+    """A copy of `rgb` [H, W, 3] with `marks` drawn in. Points that are NaN are left out."""
+    image = np.ascontiguousarray(rgb).copy()
     line_px = max(1, round(max(rgb.shape[:2]) / 400))
     if marks.landmarks is not None:
         for x, y in _sixteenths(marks.landmarks[np.isfinite(marks.landmarks).all(axis=1), :2]):
-            cv2.circle(picture, (x, y), (line_px << _SHIFT) // 2, MESH, -1, cv2.LINE_AA, _SHIFT)
+            cv2.circle(image, (x, y), (line_px << _SHIFT) // 2, MESH, -1, cv2.LINE_AA, _SHIFT)
     if marks.contour is not None and marks.valid != MISSING and np.isfinite(marks.contour).all():
-        _draw_lips(picture, marks.contour, marks.valid, line_px)
+        _draw_lips(image, marks.contour, marks.valid, line_px)
     if marks.joints is not None:
         seen = np.isfinite(marks.joints).all(axis=1)
         for x, y in _sixteenths(marks.joints[seen, :2]):
-            cv2.circle(picture, (x, y), (3 * line_px) << _SHIFT, JOINTS, line_px, cv2.LINE_AA, _SHIFT)
+            cv2.circle(image, (x, y), (3 * line_px) << _SHIFT, JOINTS, line_px, cv2.LINE_AA, _SHIFT)
     if marks.box is not None and np.isfinite(marks.box).all():
         (x0, y0), (x1, y1) = _sixteenths(marks.box.reshape(2, 2))
-        cv2.rectangle(picture, (x0, y0), (x1, y1), BOX, line_px, cv2.LINE_AA, _SHIFT)
-    return picture
+        cv2.rectangle(image, (x0, y0), (x1, y1), BOX, line_px, cv2.LINE_AA, _SHIFT)
+    return image
 
 
-def _draw_lips(picture: Bytes, contour: Floats, valid: int, line_px: int) -> None:
-    inside = rasterise(contour, *picture.shape[:2])
-    picture[inside] = (picture[inside] * (1 - TINT) + np.array(LIPS) * TINT + 0.5).astype(np.uint8)
+def _draw_lips(image: Bytes, contour: Floats, valid: int, line_px: int) -> None:
+    inside = rasterise(contour, *image.shape[:2])
+    image[inside] = (image[inside] * (1 - TINT) + np.array(LIPS) * TINT + 0.5).astype(np.uint8)
     polygon = np.array(_sixteenths(contour), np.int32)
     edge = LIPS if valid == MEASURED else VALIDITY[INTERPOLATED]
-    cv2.polylines(picture, [polygon], True, edge, line_px, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(image, [polygon], True, edge, line_px, cv2.LINE_AA, _SHIFT)
 
 
 def _scaled(points: Floats | None, scale: float) -> Floats | None:
-    """Coordinates after scaling: pixel centres are whole numbers, so edges lie at -0.5."""
+    """Coordinates after scaling. Pixel centres are whole numbers, so the frame's edge lies at -0.5."""
     if points is None:
         return None
     moved = points.astype(np.float32)
-    plane = moved if points.ndim == 1 else moved[:, :2]  # a box is all x and y; landmarks have a z
+    plane = moved if points.ndim == 1 else moved[:, :2]  # a box has only x and y, landmarks also have z
     plane[...] = (plane + 0.5) * scale - 0.5
     return moved
 
 
 def _sixteenths(points: NDArray[np.floating]) -> list[tuple[int, int]]:
-    # Far outside the picture nothing shows, and cv2's integers would overflow.
+    # Coordinates far outside of the frame are clipped, because cv2's integers would overflow.
     rounded = np.rint(np.clip(points, -8192, 16384) * (1 << _SHIFT)).astype(int)
     return [(int(x), int(y)) for x, y in rounded]
 
 
 def _strip(width_px: int, height_px: int, curves: Curves, frame: int) -> Bytes:
-    """[height, width_px, 3]: opening above, loudness below, validity as a ribbon, a cursor."""
+    """The strip [height, width_px, 3]: opening, loudness below it, validity as a ribbon, and the cursor."""
     strip_px = max(72, round(height_px * 0.16))
     strip = np.full((strip_px, width_px, 3), PANEL, np.uint8)
     label_px, ribbon_px = 14, 4
@@ -217,7 +220,7 @@ def _strip(width_px: int, height_px: int, curves: Curves, frame: int) -> Bytes:
 
 
 def _unit(values: Floats) -> Floats:
-    """Scaled to 0..1 between the least and the largest finite value; flat curves lie at 0."""
+    """Values scaled to 0..1 between the least and the largest finite one. Constant curves lie at 0."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return values
@@ -232,10 +235,10 @@ def _columns(frames: int, width_px: int) -> NDArray[np.float64]:
 def _curve(
     strip: Bytes, unit: Floats, top_px: float, lane_px: float, colour: tuple[int, int, int], frame: int
 ) -> None:
-    """What has passed is bright, what is to come is dim; NaN breaks the line."""
+    """Draw one curve, bright up to `frame` and dim after it. NaN interrupts the line."""
     xs, ys = _columns(len(unit), strip.shape[1]), top_px + 2 + (lane_px - 4) * (1 - unit)
     dim = tuple((2 * dark + light) // 3 for dark, light in zip(PANEL, colour, strict=True))
-    # The dim part first, so that the bright end lies above it at the cursor.
+    # The dim part is drawn first, so that the bright end lies on top at the cursor.
     for first, last, shade in ((frame, len(unit), dim), (0, frame + 1, colour)):
         span = np.arange(first, last)
         known = np.isfinite(ys[span])

@@ -1,6 +1,7 @@
-"""Every frame of the clips that may survive: landmarks, lips, joints and face crops, in one decode.
+"""The dense pass: every frame of the clips that passed the gates, decoded once.
 
-Clips that overlap in time (several people in view) share the decode and the picture.
+It measures landmarks, lips, joints, picture quality and face crops. Clips that overlap in time, because
+several people are in view, share one decode.
 """
 
 from __future__ import annotations
@@ -30,19 +31,32 @@ from talkforge.schemas.records import Clip, Face, FaceQuality, FrameQuality, Lip
 log = logging.getLogger(__name__)
 
 NUM_CROPS = 8
-"""Aligned face crops taken of a clip, evenly spaced, for identity; the sharpest is its face picture."""
+"""Number of aligned face crops of a clip, evenly spaced, for identity. The sharpest becomes its face
+image."""
 
 ScoreSpeaker = Callable[[Clip, Bytes], Speaker]
-"""Judges a clip by the crops [F, 224, 224, 3] of its face, one a frame, grey where there was no picture."""
+"""Scores the speaker of a clip from crops [F, 224, 224, 3] of the face, one for each frame of the clip. A
+crop is grey where the video has no frame."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What the dense pass found of one clip.
+    """The result of the dense pass for one clip of F frames.
 
-    `joints` is [F, J, 3]; `crops` [n, 112, 112, 3] with n <= `NUM_CROPS`; `face_rgb` the sharpest
-    of them, black where the face was never found; `thumbnail` JPEG bytes; `frame_hashes` [K, 8] and
-    `face_boxes` [K, 4] are those of a `Fingerprint`.
+    Attributes:
+        landmarks: face landmarks, blendshapes and head angles.
+        lips: outline of the lips and its validity.
+        joints: [F, J, 3] x, y in clip pixels and score; NaN where not visible.
+        crops: aligned faces, uint8 [n, 112, 112, 3] with n at most `NUM_CROPS`.
+        face_rgb: the sharpest of the crops, black if the face was never found.
+        lips_row: measurements of the lips.
+        motion_row: motion of face and body.
+        quality_row: quality of the face image. None if the face was never found.
+        picture_row: quality of the frames. None if it was not measured.
+        speaker_row: scores of the speaker. None if they were not measured.
+        thumbnail: the middle frame as JPEG, with face box and lips drawn in.
+        frame_hashes: uint8 [K, 8], those of a `Fingerprint`.
+        face_boxes: float32 [K, 4], those of a `Fingerprint`.
     """
 
     landmarks: Landmarks
@@ -60,7 +74,11 @@ class Trace:
     face_boxes: Floats
 
     def measures(self, face: Face) -> dict[str, Any]:
-        """The measurements, by their field in `ClipMeasures`; `face` is completed."""
+        """The measurements by their field in `ClipMeasures`.
+
+        Args:
+            face: what the sparse pass measured of the face; head angles and visibility are added.
+        """
         seen = self.landmarks.seen
         update: dict[str, Any] = {"face_seen_fraction": round(float(seen.mean()), 4)}
         if seen.any():
@@ -99,7 +117,7 @@ class _SpeakerCrops:
 
 @dataclass
 class _ClipTracer:
-    """The tracers of one clip and the few pictures it keeps."""
+    """The tracers of one clip, its aligned crops and its middle frame."""
 
     clip: Clip
     face: LandmarkTracer
@@ -111,10 +129,10 @@ class _ClipTracer:
     middle: Bytes | None = None
 
     def push(self, shown: range, rgb: Bytes) -> None:
-        """Measure one picture, shown in the clip's frames `shown`."""
+        """Measure one decoded frame, which is shown at the indices `shown` of the clip."""
         points = self.face.push(shown, rgb)
         clip = self.clip
-        if self.body is not None and not self.face.lost:  # nobody's body without a face
+        if self.body is not None and not self.face.lost:  # without a face nothing says whose body it is
             self.body.push(shown, rgb, self.face.box_at(shown[0]))
         if self.speaker is not None:
             self.speaker.push(shown, rgb)
@@ -128,7 +146,7 @@ class _ClipTracer:
             self.middle = rgb.copy()
 
     def finish(self, config: MeasureConfig) -> Trace:
-        """Put together what was measured."""
+        """The measurements of the clip, after its last frame."""
         landmarks = self.face.finish()
         trace = lips.trace(landmarks, config.lips)
         joints = self.body.finish() if self.body else no_joints(self.clip.num_frames)
@@ -201,7 +219,7 @@ def trace(
 
 
 def overlapping(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-    """The clips in groups that share footage; one decode serves a group."""
+    """Groups of clips that overlap in time. One decode serves a group."""
     group: list[Candidate] = []
     end_s = 0.0
     for candidate in candidates:

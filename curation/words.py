@@ -1,4 +1,4 @@
-"""The words of a text, so that one can look for some of them."""
+"""Splitting a text into words, and counting phrases in it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def words_of(text: str) -> list[str]:
-    """Words in order, casefolded: runs of letters, marks and digits, whatever the script.
+    """The words of a text in order, casefolded. A word is a run of letters, marks and digits of any script.
 
-    A script without spaces gives whole phrases as one word.
+    In a script without spaces a whole phrase is one word.
     """
     folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     spaced = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
@@ -17,7 +17,12 @@ def words_of(text: str) -> list[str]:
 
 
 def occurrences(text: str, phrases: Iterable[str]) -> int:
-    """How often the phrases, of one word or several, occur in the text as whole words."""
+    """How often the phrases, of one word or several, occur in the text as whole words.
+
+    Args:
+        text: what is searched.
+        phrases: what is counted. Case and punctuation do not matter, and equal phrases count once.
+    """
     found = words_of(text)
     wanted = {tuple(words_of(phrase)) for phrase in phrases} - {()}
     return sum(tuple(found[at : at + len(phrase)]) == phrase for phrase in wanted for at in range(len(found)))
