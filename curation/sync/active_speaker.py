@@ -1,12 +1,12 @@
-"""Whether a face is seen to speak while somebody is heard: Light-ASD, frame by frame.
+"""Active speaker detection: Light-ASD, which scores in every frame whether a face is seen to speak.
 
-This tells a speaking face from one that is silent. It says nothing of synchrony: sound shifted by
-half a second, or another speaker's, scores the same, and of two mouths that both move it cannot
-say whose voice is heard. A talking face scores high even where nothing is heard, so that it counts
-only where there is speech. For synchrony see `curation.sync.ridge` and `curation.sync.syncnet`.
+It tells a speaking face from a silent one. It does not measure synchrony: audio shifted by half a second, or
+of another speaker, scores the same. Of two mouths that both move it cannot say whose voice is in the audio. A
+talking face scores high even where the audio is silent, so scores count only where there is speech. For
+synchrony see `curation.sync.ridge` and `curation.sync.syncnet`.
 
-Source: Liao et al., "A Light Weight Model for Active Speaker Detection", CVPR 2023; the sizes of
-the layers are those of the published weights, and the inputs those of the published demo.
+Source: Liao et al., "A Light Weight Model for Active Speaker Detection", CVPR 2023. The sizes of the layers
+are those of the published weights, the inputs those of the published demo.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ from talkforge.curation.weights.torch import inference, load_weights
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 _CHUNK_FRAMES = 100
-"""Frames that the face encoder sees at once, which bounds its memory to some 400 MB."""
+"""Frames in one call of the face encoder, which limits its memory to some 400 MB."""
 
 _REACH_FRAMES = 6
-"""Frames to either side on which a frame's encoding depends: three kernels of five."""
+"""Frames on either side that a frame's encoding depends on: three kernels of five frames."""
 
 _SPANS_S = (1, 2, 3, 4, 5, 6)
-"""A score is the mean of those in spans of so many seconds. Source: the published demo, which also
-encodes every span anew; here a clip is encoded once."""
+"""Lengths of the spans in which a clip is scored, seconds. The score is the mean over them. Source: the
+published demo, which also encodes every span anew. Here a clip is encoded once."""
 
 _BATCH_CLIPS = 8
-"""Clips that run together on an accelerator, at the most."""
+"""Most clips in one call on an accelerator."""
 
 
 class LightAsd:
     """Light-ASD with its published weights.
 
-    A clip's scores do not depend on the clips beside it; on a CPU each runs by itself.
+    A clip's scores do not depend on the clips beside it. On a CPU each clip runs by itself.
 
     Args:
-        path: state dict as published: `model.*`, `lossAV.*` and `lossV.*`, the last of which serves
-            training alone.
+        path: state dict as published: `model.*`, `lossAV.*` and `lossV.*`. Only training uses the last.
         device: torch device.
 
     Raises:
@@ -61,12 +60,12 @@ class LightAsd:
         self._device = device
 
     def score(self, faces: Bytes, samples: Floats, fps: float = FPS) -> Floats:
-        """How much each frame's face speaks: the logit of "speaking", positive if it does.
+        """Score each frame: the logit of "speaking", positive if the face is seen to speak.
 
         Args:
             faces: uint8 [F, 112, 112] of `to_asd`, frame k at second k / `fps`.
-            samples: float32 [N] at 16 kHz, sample 0 sounding at frame 0; silence after the last.
-            fps: where it is not 25, the nearest frames at 25 are scored and handed back.
+            samples: float32 [N] at 16 kHz, sample 0 at frame 0. Silence follows the last sample.
+            fps: frame rate. If it is not 25, the nearest frames at 25 are scored.
 
         Returns:
             float32 [F]. Source of the sign: the published demo shows scores from 0 up as speaking.
@@ -74,7 +73,15 @@ class LightAsd:
         return self.score_batch([(faces, samples)], fps)[0]
 
     def score_batch(self, clips: Sequence[tuple[Bytes, Floats]], fps: float = FPS) -> list[Floats]:
-        """`score` of each (faces, samples); on an accelerator, clips of one length run together."""
+        """Scores of several clips. On an accelerator, clips of one length run together.
+
+        Args:
+            clips: (faces, samples) of each clip, as `score`.
+            fps: frame rate of all of them.
+
+        Returns:
+            float32 [F] of each clip.
+        """
         for faces, samples in clips:
             expect_shape("faces", faces, (None, ASD_INPUT_PX, ASD_INPUT_PX))
             expect_shape("samples", samples, (None,))
@@ -92,8 +99,8 @@ class LightAsd:
         import torch
 
         model = self._network["model"]
-        sounds = np.stack([_cepstra(samples, len(faces)) for faces, samples in clips])
-        audio = _encode_audio(model["audioEncoder"], torch.from_numpy(sounds).to(self._device))
+        cepstra = np.stack([_cepstra(samples, len(faces)) for faces, samples in clips])
+        audio = _encode_audio(model["audioEncoder"], torch.from_numpy(cepstra).to(self._device))
         faces = np.stack([faces for faces, _ in clips])
         video = torch.cat(list(self._encode_faces(model["visualEncoder"], faces)), dim=1)
         encoded = audio + video
@@ -102,7 +109,7 @@ class LightAsd:
         return np.asarray(np.mean(scores, axis=0), np.float32)
 
     def _decode(self, encoded: Any, length: int) -> Floats:
-        """Scores [B, F] of encodings [B, F, 128], spans of `length` frames by themselves."""
+        """Scores [B, F] of encodings [B, F, 128]; each span of `length` frames is scored by itself."""
         import torch
         from torch.nn.functional import gelu
 
@@ -115,14 +122,14 @@ class LightAsd:
         return np.asarray(torch.cat(scores, dim=1).cpu().numpy(), np.float32)
 
     def _encode_faces(self, encoder: Any, faces: Bytes) -> Iterator[Any]:
-        """Encodings [B, f, 128] of faces [B, F, 112, 112], some frames f at a time."""
+        """Encodings of faces [B, F, 112, 112], in pieces [B, f, 128] along the frames."""
         import torch
 
         for first in range(0, faces.shape[1], _CHUNK_FRAMES):
             start = max(0, first - _REACH_FRAMES)
             part = faces[:, start : first + _CHUNK_FRAMES + _REACH_FRAMES]
             pixels = torch.from_numpy(np.ascontiguousarray(part)).to(self._device)[:, None]
-            encoded = _encode_video(encoder, (pixels / 255 - _GREY_MEAN) / _GREY_DEVIATION)
+            encoded = _encode_video(encoder, (pixels / 255 - _GREY_MEAN) / _GREY_STD)
             yield encoded[:, first - start :][:, :_CHUNK_FRAMES]
 
 
@@ -134,21 +141,22 @@ def _of_one_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _cepstra(samples: Floats, num_frames: int) -> Floats:
-    """Four cepstra [4 F, 13] under each frame; the sound is cut, or silence follows it."""
-    wanted = 4 * num_frames * HOP_SAMPLES - HOP_SAMPLES + WINDOW_SAMPLES
-    heard = samples[:wanted]
-    return mfcc(np.pad(heard, (0, wanted - len(heard)))).astype(np.float32)
+    """Cepstra [4 F, 13], four for each frame. The audio is cut, or silence follows it."""
+    # T windows at hop H and width W cover (T - 1) H + W samples.
+    num_samples = (4 * num_frames - 1) * HOP_SAMPLES + WINDOW_SAMPLES
+    cut = samples[:num_samples]
+    return mfcc(np.pad(cut, (0, num_samples - len(cut)))).astype(np.float32)
 
 
-_GREY_MEAN, _GREY_DEVIATION = 0.4161, 0.1688
+_GREY_MEAN, _GREY_STD = 0.4161, 0.1688
 """Source: the published `ASD_Model`."""
 
 _CHANNELS = ((1, 32), (32, 64), (64, 128))
-"""Into and out of each of the three blocks of both encoders."""
+"""Input and output channels of the three blocks of both encoders."""
 
 
 def _light_asd() -> Any:
-    """The layers under their published names; `_encode_video`, `_encode_audio` and `_forward` join them."""
+    """The layers under their published names. `_encode_video`, `_encode_audio` and `_decode` apply them."""
     from torch import nn
 
     def video(number: int, inside: int, outside: int) -> Any:
@@ -188,7 +196,7 @@ def _with_norms(layers: Mapping[str, Any], norm: Any) -> Any:
 
 
 def _block(block: Any, x: Any, across: str) -> Any:
-    """Two paths, each a convolution `across` bands or pixels and then one over time, added and mixed."""
+    """Two paths, each a convolution over bands ("m") or pixels ("s") and then one over time; summed."""
 
     def layer(name: str, x: Any) -> Any:
         return block[f"bn_{name}"](block[name](x)).relu()
@@ -208,7 +216,7 @@ def _encode_video(encoder: Any, x: Any) -> Any:
 
 
 def _encode_audio(encoder: Any, x: Any) -> Any:
-    """Encodings [B, F, 128] of cepstra [B, 4 F, 13]: a frame each, after two halvings of the rate."""
+    """Encodings [B, F, 128] of cepstra [B, 4 F, 13]; the rate is halved twice."""
     from torch.nn.functional import max_pool2d
 
     x = _block(encoder["block1"], x[:, None].transpose(2, 3), "m")
@@ -220,22 +228,32 @@ def _encode_audio(encoder: Any, x: Any) -> Any:
 # --------------------------------------------------------------------------- who speaks
 
 
-def speaking_fraction(scores: Floats, heard: NDArray[np.bool_]) -> float | None:
-    """Share of the frames with speech in which the face is seen to speak, 0 to 1; None without speech.
+def speaking_fraction(scores: Floats, has_speech: NDArray[np.bool_]) -> float | None:
+    """Fraction of the frames with speech in which the face is seen to speak.
 
     Args:
-        scores: float32 [F] of `LightAsd.score`. heard: [F], whether there is speech in the frame; a
-            moving mouth scores even in silence.
+        scores: float32 [F] of `LightAsd.score`.
+        has_speech: bool [F], whether there is speech in each frame; a moving mouth scores high even in
+            silence.
+
+    Returns:
+        0 to 1; None without speech.
     """
-    expect_shape("heard", heard, scores.shape)
-    return round(float((scores[heard] > 0).mean()), 4) if heard.any() else None
+    expect_shape("has_speech", has_speech, scores.shape)
+    return round(float((scores[has_speech] > 0).mean()), 4) if has_speech.any() else None
 
 
 def speaker(fractions: Mapping[str, float | None]) -> str | None:
-    """Which of the faces seen at the same time speaks: its key, or None where that is unclear.
+    """Which of the faces in view at the same time speaks.
 
-    It is clear where all were measured and exactly one speaks in more than `SPEAKING_FRACTION` of its
-    speech. Lips at rest can score above 0 while another speaks: then two seem to, and it is unclear.
+    That is clear if all were measured and exactly one speaks in more than `SPEAKING_FRACTION` of its speech.
+    Lips at rest can score above 0 while another face speaks. Then two seem to speak, and it is unclear.
+
+    Args:
+        fractions: face -> its `speaking_fraction`.
+
+    Returns:
+        Key of the face; None where it is unclear.
     """
     if any(fraction is None for fraction in fractions.values()):
         return None

@@ -1,6 +1,6 @@
-"""Is this face the one that is heard? Light-ASD and SyncNet on the face crops of one clip.
+"""Speaker scores of one clip: Light-ASD (is the face seen to speak?) and SyncNet (does it match the audio?).
 
-They are used where they are asked for: they cost CPU time, and nobody may use their weights commercially.
+Both are optional, because they cost CPU time and their weights may not be used commercially.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.sync.active_speaker import LightAsd, speaking_fraction
@@ -21,8 +22,15 @@ from talkforge.schemas.records import Clip, Speaker
 
 @dataclass(frozen=True)
 class SpeakerScorer:
-    """The networks that are to be used, at least one of them. They run on the CPU, one thread, in the
-    pass over the frames, so that no more than the crops of the clips in view is held."""
+    """Scores the face crops of clips with the enabled networks, at least one of them.
+
+    They run in the pass over the frames, on one thread of the CPU, so that only the crops of the clips in
+    view are held in memory.
+
+    Attributes:
+        light_asd: active speaker detection; None: not enabled.
+        syncnet: Sync-C and Sync-D; None: not enabled.
+    """
 
     light_asd: LightAsd | None
     syncnet: SyncNet | None
@@ -30,17 +38,20 @@ class SpeakerScorer:
     def measure(
         self, clip: Clip, crops: Bytes, samples: Floats, spans: Sequence[tuple[float, float]]
     ) -> Speaker:
-        """What the networks say of a face.
+        """Score the face of a clip.
 
         Args:
-            crops: RGB uint8 [F, 224, 224, 3] of `face_crops.crop_face`, one a frame of the clip.
-            samples: float32 [N], the clip's audio at 16 kHz.
-            spans: speech as `speech.segments` gives it, source seconds.
+            clip: the clip.
+            crops: RGB uint8 [F, 224, 224, 3] of `face.crops.crop_face`, one for each frame.
+            samples: float32 [N] in [-1, 1], the clip's audio at 16 kHz.
+            spans: speech as `vad.segments` returns it, source seconds.
         """
         fraction = None
         if self.light_asd is not None:
             faces = np.stack([to_asd(crop) for crop in crops])
-            fraction = speaking_fraction(self.light_asd.score(faces, samples, clip.fps), heard(clip, spans))
+            fraction = speaking_fraction(
+                self.light_asd.score(faces, samples, clip.fps), speech_mask(clip, spans)
+            )
         score = self.syncnet.score(crops, samples, clip.fps) if self.syncnet is not None else None
         return Speaker(
             speaking_fraction=fraction,
@@ -51,18 +62,26 @@ class SpeakerScorer:
 
 
 def load(config: SpeakerConfig) -> SpeakerScorer | None:
-    """The networks that the configuration asks for; None where it asks for none.
+    """Load the networks that the configuration enables; None where it enables none.
+
+    Args:
+        config: which networks are enabled.
 
     Raises:
-        ModelError: weights are missing, or they are not what they should be.
+        ModelError: weights are not available, or not the right ones.
     """
     light_asd = LightAsd(registry.weights(LightAsd.name)) if config.active_speaker else None
     syncnet = SyncNet(registry.weights(SyncNet.name)) if config.syncnet else None
     return SpeakerScorer(light_asd, syncnet) if light_asd or syncnet else None
 
 
-def heard(clip: Clip, spans: Sequence[tuple[float, float]]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """[F]: whether there is speech at the instant of each frame."""
+def speech_mask(clip: Clip, spans: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:
+    """Whether there is speech at the time of each frame [F].
+
+    Args:
+        clip: the clip.
+        spans: speech, (start_s, end_s) in source seconds.
+    """
     times_s = clip.start_s + np.arange(clip.num_frames) / clip.fps
     inside = np.zeros(clip.num_frames, bool)
     for start_s, end_s in spans:

@@ -1,8 +1,8 @@
-"""Sync-C and Sync-D as the field reports them: SyncNet over face crops and cepstra.
+"""SyncNet: Sync-C, Sync-D and offset of face crops and audio, as the literature reports them.
 
-Source: Chung and Zisserman, "Out of time: automated lip sync in the wild", ACCV workshops 2016;
-layers and evaluation are those of the published `syncnet_v2.model` and its pipeline
-(https://github.com/joonson/syncnet_python): 25 frames a second, crops of 224 px, windows of 5 frames
+Source: Chung and Zisserman, "Out of time: automated lip sync in the wild", ACCV workshops 2016. Layers and
+evaluation are those of the published `syncnet_v2.model` and its pipeline
+(https://github.com/joonson/syncnet_python): 25 frames per second, crops of 224 px, windows of 5 frames
 against 20 cepstra, shifts of up to 15 frames.
 """
 
@@ -20,29 +20,29 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.units import samples_from_frames
 
 SHIFT_FRAMES = 15
-"""Largest shift that is tried, to either side, frames. Source: `vshift` of the published demo."""
+"""Largest shift to either side, frames. Source: `vshift` of the published demo."""
 
 WINDOW_FRAMES = 5
-"""Frames of one window of the mouth, 0.2 s."""
+"""Frames in a window of the mouth, 0.2 s."""
 
 WINDOW_CEPSTRA = 20
-"""Cepstra of one window of sound, 0.2 s."""
+"""Cepstra in a window of the audio, 0.2 s."""
 
 MIN_FRAMES = WINDOW_FRAMES + 1
-"""Fewest frames of which there is a score: the published evaluation leaves the last window out."""
+"""Least number of frames that get a score. The published evaluation leaves out the last window."""
 
 _CHUNK_WINDOWS = 20
-"""Windows that run at once, which bounds the memory to some 500 MB."""
+"""Windows in one call, which limits the memory to some 500 MB."""
 
 
 class SyncScore(NamedTuple):
-    """How well sound and mouth agree.
+    """How well audio and mouth agree.
 
     Attributes:
-        sync_c: confidence, the median over the shifts of the mean distance less its minimum, >= 0;
-            the higher the surer.
-        sync_d: that minimum; the lower the better.
-        offset_frames: frames at 25 fps by which the sound must be delayed to match the mouth, as
+        sync_c: confidence, >= 0: median over the shifts of the mean distance, minus its minimum. Higher is
+            surer.
+        sync_d: that minimum. Lower is better.
+        offset_frames: frames at 25 fps by which the audio must be delayed to match the mouth, as
             `Sync.sync_offset_frames`, -15 to 15.
     """
 
@@ -71,18 +71,31 @@ class SyncNet:
         self._device = device
 
     def score(self, faces: Bytes, samples: Floats, fps: float = FPS) -> SyncScore | None:
-        """Sync-C, Sync-D and offset of a face and a sound; None below `MIN_FRAMES` of both.
+        """Sync-C, Sync-D and offset of a face and audio.
 
         Args:
             faces: RGB uint8 [F, 224, 224, 3] of `crop_face`, frame k at second k / `fps`.
-            samples: float32 [N] at 16 kHz, sample 0 sounding at frame 0.
-            fps: where it is not 25, the nearest frames at 25 are scored.
+            samples: float32 [N] at 16 kHz, sample 0 at frame 0.
+            fps: frame rate. If it is not 25, the nearest frames at 25 are scored.
+
+        Returns:
+            The scores; None with fewer than `MIN_FRAMES` of either.
         """
         embedded = self.embed(faces, samples, fps)
         return None if embedded is None else compare(*embedded)
 
     def embed(self, faces: Bytes, samples: Floats, fps: float = FPS) -> tuple[Floats, Floats] | None:
-        """Embeddings float32 [W, 1024] of mouth and of sound, window w of which begins at frame w."""
+        """Embeddings of the windows of mouth and audio.
+
+        Args:
+            faces: as `score`.
+            samples: as `score`.
+            fps: as `score`.
+
+        Returns:
+            float32 [W, 1024] of the mouth and of the audio; window w begins at frame w. None if there are
+            none.
+        """
         expect_shape("faces", faces, (None, FACE_CROP_PX, FACE_CROP_PX, 3))
         expect_shape("samples", samples, (None,))
         faces = resample_crops(faces, fps)
@@ -96,11 +109,11 @@ class SyncNet:
                 for first in range(0, num_windows, _CHUNK_WINDOWS)
             ]
             mouth = np.concatenate([self._embed_mouth(faces, *span) for span in spans])
-            sound = np.concatenate([self._embed_sound(cepstra, *span) for span in spans])
-        return mouth, sound
+            audio = np.concatenate([self._embed_audio(cepstra, *span) for span in spans])
+        return mouth, audio
 
     def _embed_mouth(self, faces: Bytes, first: int, end: int) -> Floats:
-        """Windows `first` to `end`; the first layer slides over the frames, so they share their input."""
+        """Embeddings of windows `first` to `end`; the first layer slides over the frames that they share."""
         import torch
 
         bgr = np.ascontiguousarray(faces[first : end + WINDOW_FRAMES - 1, :, :, ::-1])
@@ -108,31 +121,36 @@ class SyncNet:
         features = self._network["netcnnlip"](pixels)[0, :, :, 0, 0].T
         return np.asarray(self._network["netfclip"](features).cpu().numpy(), np.float32)
 
-    def _embed_sound(self, cepstra: Floats, first: int, end: int) -> Floats:
+    def _embed_audio(self, cepstra: Floats, first: int, end: int) -> Floats:
         import torch
 
         step = 100 // int(FPS)
         windows = np.stack([cepstra[w * step : w * step + WINDOW_CEPSTRA].T for w in range(first, end)])
         expect_shape("cepstra", windows, (end - first, NUM_CEPSTRA, WINDOW_CEPSTRA))
-        sounds = torch.from_numpy(np.ascontiguousarray(windows[:, None])).to(self._device)
-        features = self._network["netcnnaud"](sounds).flatten(1)
+        inputs = torch.from_numpy(np.ascontiguousarray(windows[:, None])).to(self._device)
+        features = self._network["netcnnaud"](inputs).flatten(1)
         return np.asarray(self._network["netfcaud"](features).cpu().numpy(), np.float32)
 
 
-def compare(mouth: Floats, sound: Floats) -> SyncScore:
-    """Sync-C, Sync-D and offset of embeddings [W, D].
+def compare(mouth: Floats, audio: Floats) -> SyncScore:
+    """Sync-C, Sync-D and offset of embeddings.
 
-    Distance d[s] of shift s = -15 ... 15 is the mean over w of |mouth[w] - sound[w + s]|, where
-    sound beyond its ends is zero. Sync-D is the least of them, Sync-C their median less it, and the
-    offset minus the shift of the least: sound that comes s frames late must be delayed by -s.
+    Distance d[s] of shift s = -15 ... 15 is the mean over w of |mouth[w] - audio[w + s]|, where the audio is
+    zero beyond its ends. Sync-D is the minimum of d, and Sync-C its median minus the minimum. The offset is
+    minus the shift of the minimum: audio that comes s frames late must be delayed by -s.
+
+    Args:
+        mouth: float32 [W, D].
+        audio: float32 [W, D].
+
     Source: `calc_pdist` and `evaluate` of the published pipeline, with its 1e-6 on each difference.
     """
     expect_shape("mouth", mouth, (None, None))
-    expect_shape("sound", sound, mouth.shape)
-    later = np.pad(sound.astype(np.float64), ((SHIFT_FRAMES, SHIFT_FRAMES), (0, 0)))
+    expect_shape("audio", audio, mouth.shape)
+    padded = np.pad(audio.astype(np.float64), ((SHIFT_FRAMES, SHIFT_FRAMES), (0, 0)))
     means = []
-    for shift in range(2 * SHIFT_FRAMES + 1):
-        difference = mouth - later[shift : shift + len(mouth)] + 1e-6
+    for begin in range(2 * SHIFT_FRAMES + 1):  # begin = s + SHIFT_FRAMES
+        difference = mouth - padded[begin : begin + len(mouth)] + 1e-6
         means.append(np.sqrt(np.square(difference).sum(axis=1)).mean())
     least = int(np.argmin(means))
     distance = float(means[least])
@@ -141,10 +159,10 @@ def compare(mouth: Floats, sound: Floats) -> SyncScore:
 
 
 def _layers() -> Any:
-    """The four parts under their published names, each layer at its published place."""
+    """The four parts of the network under their published names, each layer at its published index."""
     from torch import nn
 
-    def sound(inside: int, outside: int, kernel: tuple[int, int], pad: int) -> list[Any]:
+    def audio(inside: int, outside: int, kernel: tuple[int, int], pad: int) -> list[Any]:
         return [nn.Conv2d(inside, outside, kernel, padding=pad), nn.BatchNorm2d(outside), nn.ReLU()]
 
     def mouth(inside: int, outside: int, kernel: tuple[int, int, int], stride: int, pad: int) -> list[Any]:
@@ -155,15 +173,15 @@ def _layers() -> Any:
         return nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 1024))
 
     netcnnaud = nn.Sequential(
-        *sound(1, 64, (3, 3), 1),
+        *audio(1, 64, (3, 3), 1),
         nn.MaxPool2d((1, 1), (1, 1)),
-        *sound(64, 192, (3, 3), 1),
+        *audio(64, 192, (3, 3), 1),
         nn.MaxPool2d((3, 3), (1, 2)),
-        *sound(192, 384, (3, 3), 1),
-        *sound(384, 256, (3, 3), 1),
-        *sound(256, 256, (3, 3), 1),
+        *audio(192, 384, (3, 3), 1),
+        *audio(384, 256, (3, 3), 1),
+        *audio(256, 256, (3, 3), 1),
         nn.MaxPool2d((3, 3), (2, 2)),
-        *sound(256, 512, (5, 4), 0),
+        *audio(256, 512, (5, 4), 0),
     )
     netcnnlip = nn.Sequential(
         *mouth(3, 96, (5, 7, 7), 2, 0),

@@ -10,7 +10,7 @@ import torch
 
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.sync import active_speaker, speaker_scorer
-from talkforge.curation.sync.speaker_scorer import SpeakerScorer, heard
+from talkforge.curation.sync.speaker_scorer import SpeakerScorer, speech_mask
 from talkforge.curation.sync.syncnet import SyncScore
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import SpeakerConfig
@@ -86,5 +86,5 @@ def test_what_syncnet_says_is_kept() -> None:
 
 
 def test_speech_is_heard_at_the_instants_of_its_frames() -> None:
-    assert heard(CLIP, [(0.0, 10.04), (10.1, 10.16)]).tolist() == [True, False, False, True, False]
-    assert heard(CLIP, []).tolist() == [False] * 5
+    assert speech_mask(CLIP, [(0.0, 10.04), (10.1, 10.16)]).tolist() == [True, False, False, True, False]
+    assert speech_mask(CLIP, []).tolist() == [False] * 5

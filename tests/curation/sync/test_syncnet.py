@@ -203,7 +203,7 @@ def test_the_offset_is_the_delay_that_the_sound_needs(model: SyncNet, late_frame
 def sound_embeddings(model: SyncNet, samples: np.ndarray) -> np.ndarray:
     cepstra = mfcc(samples).astype(np.float32)
     with inference():
-        return model._embed_sound(cepstra, 0, len(samples) // 640 - 5)
+        return model._embed_audio(cepstra, 0, len(samples) // 640 - 5)
 
 
 def test_confidence_is_the_median_less_the_least() -> None:
