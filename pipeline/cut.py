@@ -76,9 +76,9 @@ def orders(
         provenance = Provenance(
             uri=video.uri,
             sha256=video.sha256,
-            source=video.source,
-            licence=video.licence,
-            consent=video.consent,
+            source=row.source,
+            licence=row.licence,
+            consent=row.consent,
             models={**models, **{note.model: note.model_sha256 for note in said_by}},
             config_hash=measure_hash,
             tool_version=tool_version,
@@ -90,6 +90,7 @@ def orders(
             person_id=row.person_id,
             verdict=selection.verdicts[row.clip_id],
             provenance=provenance,
+            source=selection.listed.get(row.clip_id, {}),
         )
         identity = clip.features.get("identity", np.zeros(0, np.float32))
         found[row.clip_id] = Order(clip.part, meta, video, identity, chosen.text if chosen else "")

@@ -12,7 +12,7 @@ import filelock
 
 from talkforge.pipeline import parts, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
-from talkforge.pipeline.parts import Part
+from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
@@ -134,32 +134,45 @@ def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[
     their names and windows, so that a run that is resumed finds what it has committed.
     """
     new = list(new)
-    uris = {row.input.uri for row in new}
-    known = [row for row in load_ingested(store) if row.input.uri not in uris]
+    keys = {row.input.key for row in new}
+    known = [row for row in load_ingested(store) if row.input.key not in keys]
     plan = load_plan(store)
     if not new and plan:
         return known, plan
     # A duplicate is looked at again: the file that stood for it may just have been replaced.
     settled = [row for row in known if row.status != "duplicate"]
     open_rows = new + [row for row in known if row.status == "duplicate"]
-    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.input.uri)
-    videos = videos_by_id(rows)
+    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.input.key)
+    spans = _by_video(row.span for row in rows if row.span and row.status == "planned")
     number = 1 + max((int(part.name) for part in plan), default=-1)
-    plan = [part for old in plan if (part := _refreshed(old, videos)).windows]
-    covered = {window.video.video_id for part in plan for window in part.windows}
-    plan += parts.plan([video for key, video in videos.items() if key not in covered], part_s, number)
+    plan = [part for old in plan if (part := _refreshed(old, spans)).windows]
+    planned = _by_video(window for part in plan for window in part.windows)
+    new_spans = [
+        span
+        for video_id, of_video in spans.items()
+        for span in of_video
+        if not any(span.holds(window) for window in planned.get(video_id, ()))
+    ]
+    plan += parts.plan(new_spans, part_s, number)
     tables.write(store, "intake.parquet", IngestRow, rows)
     tables.write(store, "plan.parquet", Part, plan)
     return rows, plan
 
 
-def _refreshed(part: Part, videos: Mapping[str, Video]) -> Part:
-    """The part without windows of content that is gone, the others where their content lies now."""
-    windows = [
-        w.model_copy(update={"video": videos[w.video.video_id]})
-        for w in part.windows
-        if w.video.video_id in videos
-    ]
+def _by_video(windows: Iterable[Window]) -> dict[str, list[Window]]:
+    found: dict[str, list[Window]] = {}
+    for window in windows:
+        found.setdefault(window.video.video_id, []).append(window)
+    return found
+
+
+def _refreshed(part: Part, spans: Mapping[str, Sequence[Window]]) -> Part:
+    """The part without windows that no input holds any more, the others where their content lies now."""
+    windows = []
+    for window in part.windows:
+        holder = next((span for span in spans.get(window.video.video_id, ()) if span.holds(window)), None)
+        if holder is not None:
+            windows.append(window.model_copy(update={"video": holder.video}))
     return part.model_copy(update={"windows": tuple(windows)})
 
 

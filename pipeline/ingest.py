@@ -5,33 +5,34 @@ Input files are the user's: nothing here opens one for writing.
 
 from __future__ import annotations
 
-import csv
+import fnmatch
 import glob
-import io
+import logging
 import mimetypes
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
-import pyarrow.parquet as pq
 from pydantic import model_validator
 
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
+from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import local_copy
 from talkforge.schemas.errors import CommandError, MediaError, RunError, one_line
-from talkforge.schemas.records import Failure, Input, Record, Video
+from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
+
+log = logging.getLogger(__name__)
 
 EXTRA_SUFFIXES = frozenset(
-    {".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".mov", ".avi", ".flv", ".wmv", ".m4v"}
-    | {".mxf", ".ogv", ".3gp", ".vob", ".mp4"}
+    {".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".mpv", ".ts", ".mts", ".m2t", ".m2ts", ".tod"}
+    | {".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".flv", ".f4v", ".wmv", ".asf", ".wtv", ".rm", ".rmvb"}
+    | {".mxf", ".ogv", ".ogm", ".3gp", ".3g2", ".vob", ".mod", ".dv", ".y4m", ".nut", ".amv"}
 )
 """Video files that `mimetypes` may not know; folders are searched for these and for video/*."""
-
-LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
-
-LIST_COLUMNS = frozenset({"uri", "source", "licence", "consent"})
 
 
 class IngestRow(Record):
@@ -46,6 +47,16 @@ class IngestRow(Record):
     first_uri: str = ""
     """Input of the same content that is measured in a duplicate's place; empty for other rows."""
 
+    @property
+    def span(self) -> Window | None:
+        """The span of the video that the input names; None where there is no video."""
+        if self.video is None:
+            return None
+        start_s, end_s = self.input.span_s
+        return Window(
+            video=self.video, start_s=max(start_s, self.video.start_s), end_s=min(end_s, self.video.end_s)
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _read_old(cls, row: Any) -> Any:
@@ -55,23 +66,45 @@ class IngestRow(Record):
         return row
 
 
-def find_inputs(inputs: Iterable[str], limit: int | None = None) -> list[Input]:
-    """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name.
+def find_inputs(inputs: Iterable[str], limit: int | None = None, exclude: Sequence[str] = ()) -> list[Input]:
+    """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name and time.
+
+    Files that a folder search passes over, because their names do not promise a video, are logged by ending.
+
+    Args:
+        limit: at most so many.
+        exclude: globs; one without `/` is compared with the name of a file and of every folder below the
+            input, one with `/` with the whole path below it.
 
     Raises:
         CommandError: an input does not exist, a list cannot be read, or nothing is found.
     """
     inputs = list(inputs)
-    found: dict[str, Input] = {}
+    found: dict[InputKey, Input] = {}
+    num_excluded = 0
     for text in inputs:
-        for given in _expand(text):
-            found.setdefault(given.uri, given)
+        for given, below in _expand(text):
+            if any(_matches(below, pattern) for pattern in exclude):
+                num_excluded += 1
+            else:
+                found.setdefault(given.key, given)
     if not found:
-        raise CommandError(f"no videos in {', '.join(map(repr, inputs))}")
-    return [found[uri] for uri in sorted(found)][:limit]
+        left_out = f" ({num_excluded} left out by --exclude)" if num_excluded else ""
+        raise CommandError(f"no videos in {', '.join(map(repr, inputs))}{left_out}")
+    return [found[key] for key in sorted(found)][:limit]
 
 
-def _expand(text: str) -> Iterator[Input]:
+def _matches(below: str, pattern: str) -> bool:
+    if "/" in pattern:
+        return fnmatch.fnmatchcase(below, pattern.strip("/"))
+    return any(fnmatch.fnmatchcase(name, pattern) for name in below.split("/"))
+
+
+Found = tuple[Input, str]
+"""An input, and its path below the folder that was searched, with `/`."""
+
+
+def _expand(text: str) -> Iterator[Found]:
     if "://" in text:
         yield from _expand_uri(text)
         return
@@ -80,18 +113,24 @@ def _expand(text: str) -> Iterator[Input]:
         names = sorted(_below(path))
         if not names:
             raise CommandError(f"no videos in folder {text!r}")
-        yield from (Input(uri=_absolute(name)) for name in names)
+        yield from (_found(name, path) for name in names)
     elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
-        yield from read_list(path)
+        folder = _absolute(path.parent).rstrip("/") + "/"
+        yield from ((given, given.uri.removeprefix(folder)) for given in read_list(path))
     elif path.exists() or path.is_symlink():
-        yield Input(uri=_absolute(path))
+        yield _found(path, path.parent)
     elif glob.has_magic(text):
         names = [name for name in sorted(glob.glob(text, recursive=True)) if not Path(name).is_dir()]  # noqa: PTH207
         if not names:
             raise CommandError(f"nothing matches {text!r}")
-        yield from (Input(uri=_absolute(name)) for name in names)
+        root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
+        yield from (_found(name, root) for name in names)
     else:
         raise CommandError(f"no such file, folder or list: {text!r}")
+
+
+def _found(name: str | Path, root: Path) -> Found:
+    return Input(uri=_absolute(name)), os.path.relpath(name, root).replace(os.sep, "/")
 
 
 def _below(folder: Path) -> Iterator[str]:
@@ -101,6 +140,7 @@ def _below(folder: Path) -> Iterator[str]:
     """
     unreadable: list[str] = []
     entered: set[str] = set()
+    others: list[str] = []
     for root, folders, files in os.walk(
         folder, followlinks=True, onerror=lambda error: unreadable.append(str(error.filename))
     ):
@@ -111,7 +151,19 @@ def _below(folder: Path) -> Iterator[str]:
         entered.add(here)
         folders.sort()
         yield from (os.path.join(root, name) for name in files if is_video_name(name))  # noqa: PTH118
+        others += [name for name in files if not is_video_name(name)]
     yield from unreadable
+    _tell_others(str(folder), others)
+
+
+def _tell_others(folder: str, names: Sequence[str]) -> None:
+    """One line on the files of a folder that were passed over."""
+    if not names:
+        return
+    counts = Counter(Path(name).suffix.lower() or "without ending" for name in names).most_common()
+    told = ", ".join(f"{count} {ending}" for ending, count in counts[:8])
+    more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
+    log.warning("%s: passed over what is no video by its name: %s%s", folder, told, more)
 
 
 def _absolute(path: str | Path) -> str:
@@ -119,75 +171,34 @@ def _absolute(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
 
 
-def _expand_uri(text: str) -> Iterator[Input]:
+def _expand_uri(text: str) -> Iterator[Found]:
+    root = text
     try:
         filesystem, path = fsspec.url_to_fs(text)
+        root = str(path).rstrip("/")
         if glob.has_magic(text):
             names = filesystem.glob(path)
+            root = next(str(p) for p in PurePosixPath(root).parents if not glob.has_magic(str(p)))
         elif filesystem.isdir(path):
-            names = [name for name in filesystem.find(path) if is_video_name(name)]
+            names = []
+            others: list[str] = []
+            for name in filesystem.find(path):
+                (names if is_video_name(name) else others).append(name)
+            _tell_others(text, others)
         else:
-            names = [path] if filesystem.exists(path) else []
+            names, root = [path] if filesystem.exists(path) else [], root.rpartition("/")[0]
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(f"{text}: {error}") from None
     if not names:
         raise CommandError(f"no videos at {text!r}")
-    yield from (Input(uri=filesystem.unstrip_protocol(name)) for name in sorted(names))
+    for name in sorted(names):
+        yield Input(uri=filesystem.unstrip_protocol(name)), str(name).removeprefix(root.rstrip("/") + "/")
 
 
 def is_video_name(name: str) -> bool:
     """Whether a file's name promises a video."""
     kind = mimetypes.guess_type(name)[0] or ""
     return kind.startswith("video/") or Path(name).suffix.lower() in EXTRA_SUFFIXES
-
-
-def read_list(path: Path) -> list[Input]:
-    """Inputs of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
-
-    Names that are not absolute are relative to the list's folder.
-
-    Raises:
-        CommandError: the list cannot be read, has no `uri` column or an unknown one, or is empty.
-    """
-    try:
-        if path.suffix.lower() == ".parquet":
-            rows = pq.read_table(path).to_pylist()
-        else:
-            rows = _text_rows(path.read_text(encoding="utf-8"), path.suffix.lower())
-    except (OSError, ValueError, csv.Error) as error:
-        raise CommandError(f"list {path}: {one_line(error)}") from None
-    if not rows:
-        raise CommandError(f"list {path}: names no videos")
-    unknown = sorted(set(rows[0]) - LIST_COLUMNS, key=str)
-    if "uri" not in rows[0] or unknown:
-        raise CommandError(
-            f"list {path}: expected the columns uri and, if you like, source, licence, consent; "
-            f"found {', '.join(map(str, rows[0]))}"
-        )
-    return [_input_of(row, path) for row in rows]
-
-
-def _text_rows(text: str, suffix: str) -> list[dict[str, str]]:
-    if suffix == ".txt":
-        return [{"uri": line.strip()} for line in text.splitlines() if line.strip()]
-    return list(csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
-
-
-def _input_of(row: dict[str, str | None], path: Path) -> Input:
-    wrong = [value for value in row.values() if not isinstance(value, str | None)]
-    if wrong:
-        raise CommandError(f"list {path}: expected texts, found {wrong[0]!r}")
-    uri = row.get("uri") or ""
-    if not uri:
-        raise CommandError(f"list {path}: a row has no uri")
-    if "://" not in uri:
-        uri = _absolute(path.parent / uri)
-    return Input(
-        uri=uri,
-        source=row.get("source") or "",
-        licence=row.get("licence") or "",
-        consent=row.get("consent") or "",
-    )
 
 
 def stamp_of(uri: str) -> str:
@@ -220,11 +231,21 @@ def ingest(given: Input) -> IngestRow:
     try:
         with local_copy(given.uri) as path:
             video = probe(path, given, content_hash(path))
+        _check_span(given, video)
     except RunError:
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
         return failed(given, stamp, "probe", error)
     return IngestRow(input=given, stamp=stamp, status="planned", video=video)
+
+
+def _check_span(given: Input, video: Video) -> None:
+    start_s, end_s = given.span_s
+    if start_s >= video.end_s or end_s <= video.start_s:
+        raise MediaError(
+            f"{given.uri!r}: expected a span within {video.start_s:g}..{video.end_s:g} s, "
+            f"found {max(start_s, 0):g}..{end_s:g} s"
+        )
 
 
 def _is_utf8(text: str) -> bool:
@@ -251,17 +272,52 @@ def failed(given: Input, stamp: str, stage: str, error: BaseException) -> Ingest
 def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) -> list[IngestRow]:
     """Of several inputs with the same bytes the first by name is measured, the rest point to it.
 
-    `known` rows of an earlier run come before all new ones.
+    Spans of one file are inputs of their own while they do not overlap.
+
+    Args:
+        known: rows of an earlier run, which come before all new ones.
     """
-    first: dict[str, str] = {
-        row.video.sha256: row.input.uri for row in known if row.video and row.status == "planned"
-    }
+    planned: dict[str, list[Input]] = {}
+    for row in known:
+        if row.video and row.status == "planned":
+            planned.setdefault(row.video.sha256, []).append(row.input)
     marked = []
-    for row in sorted(rows, key=lambda row: row.input.uri):
+    for row in sorted(rows, key=lambda row: row.input.key):
         if row.video is not None:
-            uri = first.setdefault(row.video.sha256, row.input.uri)
-            first_uri = "" if uri == row.input.uri else uri
-            status = "duplicate" if first_uri else "planned"
-            row = row.model_copy(update={"status": status, "first_uri": first_uri})
+            same = planned.setdefault(row.video.sha256, [])
+            first = next((given for given in same if _overlap(given, row.input)), None)
+            if first is None:
+                same.append(row.input)
+            status, uri = ("duplicate", first.uri) if first else ("planned", "")
+            row = row.model_copy(update={"status": status, "first_uri": uri})
         marked.append(row)
     return marked
+
+
+def _overlap(a: Input, b: Input) -> bool:
+    return a.span_s[0] < b.span_s[1] and b.span_s[0] < a.span_s[1]
+
+
+class Planned:
+    """The inputs that are measured, looked up by content and time."""
+
+    def __init__(self, ingested: Iterable[IngestRow]) -> None:
+        self._rows: dict[str, list[IngestRow]] = {}
+        for row in ingested:
+            if row.video and row.status == "planned":
+                self._rows.setdefault(row.video.video_id, []).append(row)
+
+    def at(self, video_id: str, span_s: tuple[float, float] | None) -> IngestRow | None:
+        """The input in whose span the middle of a span of a video lies; None: of no input (any more).
+
+        Args:
+            span_s: source seconds; None where it is not known: the first input of the video.
+        """
+        for row in self._rows.get(video_id, ()):
+            if span_s is None or row.input.span_s[0] <= sum(span_s) / 2 < row.input.span_s[1]:
+                return row
+        return None
+
+    def of_clip(self, clip: Clip) -> IngestRow | None:
+        """The input that a clip comes from; None: its file has changed, or is no input any more."""
+        return self.at(clip.video_id, (clip.start_s, clip.end_s))

@@ -81,18 +81,20 @@ def curate(
     limit: int | None = None,
     on_progress: OnProgress = lambda _: None,
     on_download: download.ProgressCallback = download.no_progress,
+    exclude: Sequence[str] = (),
 ) -> Selection:
     """Measure what is not measured yet, then select, cut and report.
 
     Args:
         on_progress: called after each part that is measured.
         on_download: called while weights are fetched.
+        exclude: globs of inputs to leave out, see `ingest.find_inputs`.
 
     Raises:
         CommandError: inputs, output or configuration cannot be used.
         ModelError: weights are missing. RunError: the run cannot go on.
     """
-    found = find_inputs(inputs, limit)
+    found = find_inputs(inputs, limit, exclude)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)

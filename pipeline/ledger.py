@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from talkforge.curation import words
@@ -20,7 +21,7 @@ from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, ridge
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import shards, tables
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip, describe_people
@@ -34,6 +35,7 @@ from talkforge.schemas.records import (
     CaptionRow,
     ClipMeasures,
     Failure,
+    Input,
     LedgerRow,
     Outcome,
     PersonRow,
@@ -41,12 +43,14 @@ from talkforge.schemas.records import (
     SourceRow,
     TranscriptRow,
     Verdict,
-    Video,
     ledger_columns,
 )
 
 SELECTING = ("identity", "pictures", "faces", "sound")
 """Small arrays that selection looks at; the others serve the data set's own sync map."""
+
+LISTED = "source."
+"""Begins the names of ledger columns that come from further columns of the inputs' lists."""
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -80,7 +84,8 @@ class Committed:
 class Selection:
     """The outcome of `select`: rows in the order of their ids, and what they were scaled by.
 
-    `clips` are the accepted ones as they were committed, with their identity vector only.
+    `clips` are the accepted ones as they were committed, with their identity vector only. `listed` are the
+    further columns of the inputs' lists, by clip id: the same names for every clip.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -90,6 +95,7 @@ class Selection:
     quantiles: dict[str, list[float]]
     verdicts: dict[str, Verdict]
     clips: dict[str, CommittedClip]
+    listed: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def totals(self) -> Totals:
@@ -138,10 +144,13 @@ def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[s
 
 def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) -> Selection:
     """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities."""
-    videos = {row.video.video_id: row.video for row in ingested if row.video and row.status == "planned"}
+    planned = Planned(ingested)
     # What was measured of a file that has changed since is no longer part of the data set.
-    clips = [clip for clip in committed.clips if clip.measures.clip.video_id in videos]
-    flat = [_flat(clip, videos) for clip in clips]
+    pairs = [
+        (clip, entry.input) for clip in committed.clips if (entry := planned.of_clip(clip.measures.clip))
+    ]
+    clips = [clip for clip, _ in pairs]
+    flat = [_flat(clip, given) for clip, given in pairs]
     _name_speakers(clips, flat)
     for clip, row in zip(clips, flat, strict=True):
         row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
@@ -157,15 +166,21 @@ def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) 
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
     people = _name_people(clips, flat, config)
-    owners = (clip.measures.clip.video_id for clip in committed.clips)
+    candidates = (clip.measures.clip for clip in committed.clips)
+    names = sorted({column.name for _, given in pairs for column in given.columns})
     return Selection(
         rows=tuple(LedgerRow.model_validate(row) for row in flat),
         people=tuple(people),
-        sources=tuple(source_rows(ingested, committed.outcomes, committed.failures, owners)),
+        sources=tuple(source_rows(ingested, committed.outcomes, committed.failures, candidates)),
         failures=tuple(_ingest_failures(ingested) + committed.failures),
         quantiles=quantiles,
         verdicts=verdicts,
         clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
+        listed={
+            clip.measures.clip.clip_id: dict.fromkeys(names, "")
+            | {column.name: column.value for column in given.columns}
+            for clip, given in pairs
+        },
     )
 
 
@@ -195,12 +210,11 @@ def _reject_near_duplicates(
 OMEGAS = ("omega_face", "omega_body")
 
 
-def _flat(clip: CommittedClip, videos: Mapping[str, Video]) -> dict[str, Any]:
-    video = videos[clip.measures.clip.video_id]
+def _flat(clip: CommittedClip, given: Input) -> dict[str, Any]:
     row = ledger_columns(clip.measures)
     row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
-    for name in ("source", "licence", "consent"):
-        row[name] = getattr(video, name)
+    for name in ("source", "licence", "consent", "person"):
+        row[name] = getattr(given, name)
     return row
 
 
@@ -265,7 +279,14 @@ def _name_people(
 ) -> list[PersonRow]:
     """Person and split of every row. All measured clips decide on people, so thresholds move no name."""
     faces = [
-        FaceClip(row["clip_id"], row["video_id"], row["start_s"], row["end_s"], clip.features.get("identity"))
+        FaceClip(
+            row["clip_id"],
+            row["video_id"],
+            row["start_s"],
+            row["end_s"],
+            clip.features.get("identity"),
+            row["person"],
+        )
         for clip, row in zip(clips, flat, strict=True)
     ]
     model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
@@ -357,4 +378,13 @@ def write_ledger(store: Store, selection: Selection) -> None:
     tables.write(store, "failures.parquet", Failure, selection.failures)
     tables.write(store, "people.parquet", PersonRow, selection.people)
     tables.write(store, "sources.parquet", SourceRow, selection.sources)
-    tables.write(store, "ledger.parquet", LedgerRow, selection.rows)
+    store.write("ledger.parquet", tables.to_bytes(_ledger_table(selection)))
+
+
+def _ledger_table(selection: Selection) -> pa.Table:
+    """The rows, and a text column `source.<name>` for each further column of the inputs' lists."""
+    table = tables.to_table(LedgerRow, selection.rows)
+    for name in next(iter(selection.listed.values()), {}):
+        values = [selection.listed[row.clip_id][name] for row in selection.rows]
+        table = table.append_column(f"{LISTED}{name}", pa.array(values, pa.string()))
+    return table

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -32,10 +33,21 @@ class Window(Record):
     def duration_s(self) -> float:
         return self.end_s - self.start_s
 
+    def holds(self, other: Window) -> bool:
+        """Whether the other window is a part of this one, but for rounding."""
+        same = self.video.video_id == other.video.video_id
+        return same and self.start_s - 1e-6 <= other.start_s and other.end_s <= self.end_s + 1e-6
+
     @property
     def key(self) -> str:
         """Names the window in failures: video id and span."""
         return f"{self.video.video_id} [{self.start_s:.1f}, {self.end_s:.1f}) s"
+
+
+def span_of_key(key: str) -> tuple[float, float] | None:
+    """The span that a `Window.key` names, source seconds; None where it names none."""
+    found = re.search(r"\[([-\d.]+), ([-\d.]+)\) s$", key)
+    return (float(found[1]), float(found[2])) if found else None
 
 
 class Part(Record):
@@ -62,20 +74,21 @@ class Part(Record):
         return Part(name=f"{self.name}-{content[:8]}", windows=windows)
 
 
-def windows_of(video: Video, part_s: float) -> list[Window]:
-    """The video in the fewest equal windows of at most `part_s`.
+def windows_of(whole: Video | Window, part_s: float) -> list[Window]:
+    """The video, or the span of one, in the fewest equal windows of at most `part_s`.
 
     A track that crosses the border of two windows is two tracks; with clips of seconds and
     windows of minutes that touches about one clip in thirty.
     """
-    count = max(1, math.ceil(video.duration_s / part_s))
-    edges = [video.start_s + video.duration_s * i / count for i in range(count + 1)]
-    edges[-1] = video.end_s
+    count = max(1, math.ceil(whole.duration_s / part_s))
+    edges = [whole.start_s + whole.duration_s * i / count for i in range(count + 1)]
+    edges[-1] = whole.end_s
+    video = whole.video if isinstance(whole, Window) else whole
     return [Window(video=video, start_s=a, end_s=b) for a, b in itertools.pairwise(edges)]
 
 
-def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[Part]:
-    """Parts of the videos in the order given; windows are packed until a part is full.
+def plan(videos: Sequence[Video | Window], part_s: float, first_number: int = 0) -> list[Part]:
+    """Parts of the videos, or spans of videos, in the order given; windows are packed until a part is full.
 
     A part of a small set is filled less, so that there is work for every core. What a window is does
     not depend on that, and so neither does any clip.
@@ -97,7 +110,7 @@ def plan(videos: Sequence[Video], part_s: float, first_number: int = 0) -> list[
     return parts
 
 
-def _all_windows(videos: Iterable[Video], part_s: float) -> Iterable[Window]:
+def _all_windows(videos: Iterable[Video | Window], part_s: float) -> Iterable[Window]:
     for video in videos:
         yield from windows_of(video, part_s)
 

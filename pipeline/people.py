@@ -55,6 +55,8 @@ class FaceClip(NamedTuple):
     start_s: float
     end_s: float
     face: Floats | None
+    label: str = ""
+    """Who is seen, by the list of inputs; empty where it does not say."""
 
 
 def name_people(clips: Sequence[FaceClip], same_person: float) -> dict[str, str]:
@@ -105,6 +107,7 @@ def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> 
                 odd_similarity=round(float(similarity[odd]), 4) if len(own) > 1 else None,
                 nearest_person_id=None if other < 0 else str(names[other]),
                 nearest_similarity=None if other < 0 else round(float(cosine[person]), 4),
+                labels=tuple(sorted({known[i].label for i in own} - {""})),
             )
         )
     return rows

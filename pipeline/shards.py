@@ -85,8 +85,8 @@ class ClipGroup(NamedTuple):
 def split_groups(clips: Iterable[FaceClip], same_person: float) -> dict[str, ClipGroup]:
     """Person and group of every clip, in any order.
 
-    Groups are the connected components of "same person or same video", so that neither a face nor a
-    source is ever on both sides of a split. Clips without an embedding are grouped by video. A
+    Groups are the connected components of "same person, same label or same video", so that neither a face
+    nor a source is ever on both sides of a split. Clips without an embedding are grouped by video. A
     group is named after the smallest video id in it; people are those of `people.name_people`.
 
     Raises:
@@ -96,14 +96,15 @@ def split_groups(clips: Iterable[FaceClip], same_person: float) -> dict[str, Cli
     person_of = name_people(ordered, same_person)
     nodes = sorted({clip.video_id for clip in ordered})
     num_videos = len(nodes)
-    nodes += sorted(set(person_of.values()))
+    labels = {clip.label for clip in ordered if clip.label}
+    nodes += [*sorted(set(person_of.values())), *sorted(f"label {label}" for label in labels)]
     number_of = {name: number for number, name in enumerate(nodes)}
-    # One node for each video, then one for each person; a clip joins its video with its person.
+    # One node for each video, person and label; a clip joins its video with its person and its label.
     edges = [
         (number_of[clip.video_id], number_of[person_of[clip.clip_id]])
         for clip in ordered
         if clip.clip_id in person_of
-    ]
+    ] + [(number_of[clip.video_id], number_of[f"label {clip.label}"]) for clip in ordered if clip.label]
     left, right = np.array(edges, np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(edges), np.bool_), (left, right)), shape=(len(nodes), len(nodes)))
     component = connected_components(graph, directed=False)[1].tolist()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from talkforge.pipeline import tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
-from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.parts import committed_parts, outstanding
+from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.parts import committed_parts, outstanding, span_of_key
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import ClipStatus, Totals, count
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.records import (
+    Clip,
     ClipMeasures,
     Failure,
+    InputKey,
     Outcome,
     SourceRow,
     SourceStatus,
@@ -72,8 +74,14 @@ def _inputs_selected(store: Store) -> bool:
     """Whether the last selection knew every input as it is now."""
     if not store.exists("ledger.parquet"):
         return False
-    known = {(row.uri, row.video_id) for row in tables.read(store, "sources.parquet", SourceRow)}
-    now = {(row.input.uri, row.video.video_id if row.video else None) for row in load_ingested(store)}
+    known = {
+        (row.uri, row.start_s, row.end_s, row.video_id)
+        for row in tables.read(store, "sources.parquet", SourceRow)
+    }
+    now = {
+        (row.input.uri, row.input.start_s, row.input.end_s, row.video.video_id if row.video else None)
+        for row in load_ingested(store)
+    }
     return known == now
 
 
@@ -94,7 +102,7 @@ def _unselected(
     from talkforge.curation.verdict import judge
 
     ingested = load_ingested(store)
-    planned = {row.video.video_id for row in ingested if row.video and row.status == "planned"}
+    planned = Planned(ingested)
     outcomes: list[Outcome] = []
     failures: list[Failure] = []
     clips: dict[str, ClipMeasures] = {}
@@ -102,7 +110,7 @@ def _unselected(
         outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
         for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
-            if row.clip.video_id in planned:
+            if planned.of_clip(row.clip):
                 clips.setdefault(row.clip.clip_id, row)
     broken = {failure.key: failure.error for failure in failures}
     counted: list[tuple[ClipStatus, str | None]] = []
@@ -111,69 +119,80 @@ def _unselected(
         codes = [reason.code for reason in verdict.reasons]
         accepted = verdict.accepted and key not in broken
         counted.append((ClipStatus(accepted, broken.get(key), measures.clip.duration_s, codes), None))
-    videos = [measures.clip.video_id for measures in clips.values()]
-    return source_rows(ingested, outcomes, failures, videos), counted
+    candidates = [measures.clip for measures in clips.values()]
+    return source_rows(ingested, outcomes, failures, candidates), counted
 
 
 def source_rows(
     ingested: Sequence[IngestRow],
     outcomes: Iterable[Outcome],
     failures: Iterable[Failure],
-    clip_videos: Iterable[str],
+    clips: Iterable[Clip],
 ) -> list[SourceRow]:
-    """What became of every input, in the order of their names.
+    """What became of every input, in the order of their names and times.
 
     Args:
         ingested: every input.
-        outcomes, failures: of the committed parts.
-        clip_videos: video id of each candidate clip.
+        outcomes: of the committed parts; each belongs to the input in whose span its middle lies.
+        failures: of the committed parts; likewise.
+        clips: every candidate; likewise.
     """
-    by_video: dict[str, list[Outcome]] = {}
+    planned = Planned(ingested)
+    seen_in: dict[InputKey, list[Outcome]] = {}
     for outcome in outcomes:
-        by_video.setdefault(outcome.video_id, []).append(outcome)
-    counts = Counter(clip_videos)
-    broken = {f.video_id: f for f in failures if f.stage == "measure"}
+        if entry := planned.at(outcome.video_id, (outcome.start_s, outcome.end_s)):
+            seen_in.setdefault(entry.input.key, []).append(outcome)
+    counts = Counter(entry.input.key for clip in clips if (entry := planned.of_clip(clip)))
+    broken: dict[InputKey, Failure] = {}
+    for failure in failures:
+        if failure.stage == "measure" and (entry := planned.at(failure.video_id, span_of_key(failure.key))):
+            broken[entry.input.key] = failure
     rows = []
-    for entry in sorted(ingested, key=lambda row: row.input.uri):
-        video = entry.video
-        seen = by_video.get(video.video_id, []) if video and entry.status == "planned" else []
-        clips = counts[video.video_id] if video and entry.status == "planned" else 0
-        status, reason = _status(entry, seen, clips, broken)
+    for entry in sorted(ingested, key=lambda row: row.input.key):
+        given, video = entry.input, entry.video
+        measured = entry.status == "planned"
+        seen = seen_in.get(given.key, []) if measured else []
+        clips_found = counts[given.key] if measured else 0
+        status, reason = _status(entry, seen, clips_found, broken.get(given.key))
         rows.append(
             SourceRow(
-                uri=entry.input.uri,
+                uri=given.uri,
                 video_id=video.video_id if video else None,
                 status=status,
                 reason=reason,
-                duration_s=video.duration_s if video else 0.0,
+                duration_s=entry.span.duration_s if entry.span else 0.0,
                 speech_s=sum(outcome.speech_s for outcome in seen),
                 face_s=sum(outcome.face_s for outcome in seen),
-                num_clips=clips,
+                num_clips=clips_found,
                 num_bytes=video.num_bytes if video else 0,
                 width_px=video.width_px if video else None,
                 height_px=video.height_px if video else None,
                 fps=video.fps if video else None,
-                source=entry.input.source,
-                licence=entry.input.licence,
-                consent=entry.input.consent,
+                source=given.source,
+                licence=given.licence,
+                consent=given.consent,
+                person=given.person,
+                start_s=given.start_s,
+                end_s=given.end_s,
             )
         )
     return rows
 
 
 def _status(
-    entry: IngestRow, seen: Sequence[Outcome], clips: int, broken: Mapping[str, Failure]
+    entry: IngestRow, seen: Sequence[Outcome], clips: int, failure: Failure | None
 ) -> tuple[SourceStatus, str]:
     if entry.failure is not None:
         return "failed", f"{entry.failure.error}: {entry.failure.message}"
     if entry.status == "duplicate":
+        if entry.first_uri == entry.input.uri:
+            return "duplicate", f"overlaps another span of {entry.first_uri}"
         return "duplicate", f"same content as {entry.first_uri}"
-    failure = broken.get(entry.video.video_id) if entry.video else None
     if clips:
         return "measured", f"in part: {failure.message}" if failure else ""
     if failure:
         return "failed", f"{failure.error}: {failure.message}"
     seen_s = sum(outcome.end_s - outcome.start_s for outcome in seen)
-    if not seen or (entry.video and seen_s < entry.video.duration_s - COVERED_WITHIN_S):
+    if not seen or (entry.span and seen_s < entry.span.duration_s - COVERED_WITHIN_S):
         return "pending", "not measured yet"
     return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))

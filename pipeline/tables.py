@@ -66,8 +66,9 @@ def to_table(model: type[R], records: Iterable[R]) -> pa.Table:
 
 
 def from_table(model: type[R], table: pa.Table) -> list[R]:
-    """Records of a table."""
-    return [model.model_validate(row) for row in table.to_pylist()]
+    """Records of a table; columns with a dot in their name (`source.show`) are the user's, and left out."""
+    ours = table.select([name for name in table.column_names if "." not in name])
+    return [model.model_validate(row) for row in ours.to_pylist()]
 
 
 def to_bytes(table: pa.Table) -> bytes:

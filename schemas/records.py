@@ -13,6 +13,7 @@ Times before `Clip` are seconds of the source. From `Clip` on they are frames at
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -26,17 +27,49 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+InputKey = tuple[str, float, float]
+"""Tells inputs apart, and sorts them by name and time: uri, and the span that is used, source seconds."""
+
+
+class ListedColumn(Record):
+    """A further column of a list and its value for one input."""
+
+    name: str
+    value: str
+
+
 class Input(Record):
-    """One input as the user named it, with what the user said of it."""
+    """One input as the user named it, with what the user said of it: a file, or a span of one."""
 
     uri: str
-    """Path or URI."""
+    """Absolute path or URI."""
     source: str = ""
     """Where the footage comes from, as the user says."""
     licence: str = ""
     """Licence of the footage, as the user says."""
     consent: str = ""
     """Consent of the people shown, as the user says."""
+    person: str = ""
+    """Who is seen, by the name that the list of inputs gives; empty where it gives none."""
+    start_s: float | None = None
+    """Start of the span of the file that is used, in the source; None: the beginning of the file."""
+    end_s: float | None = None
+    """End of the span of the file that is used, in the source; None: the end of the file."""
+    columns: tuple[ListedColumn, ...] = ()
+    """Further columns of the list, as texts."""
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """The span of the file that is used, source seconds; without bounds where none were given."""
+        return (
+            -math.inf if self.start_s is None else self.start_s,
+            math.inf if self.end_s is None else self.end_s,
+        )
+
+    @property
+    def key(self) -> InputKey:
+        """Tells inputs apart."""
+        return (self.uri, *self.span_s)
 
 
 class Video(Record):
@@ -509,6 +542,8 @@ class LedgerRow(Record):
     source: str
     licence: str
     consent: str
+    person: str
+    """Who is seen, by the name that the list of inputs gives; empty where it gives none."""
     start_s: float
     end_s: float
     duration_s: float
@@ -628,6 +663,8 @@ class PersonRow(Record):
     where there is nobody else."""
     nearest_similarity: float | None
     """Similarity of the two mean embeddings: high where both may be one person."""
+    labels: tuple[str, ...] = ()
+    """Names that the inputs' lists give to whom these clips show: several where people may be mixed up."""
 
 
 SourceStatus = Literal["measured", "failed", "duplicate", "no_candidates", "pending"]
@@ -668,3 +705,9 @@ class SourceRow(Record):
     """Licence of the footage, as the user says."""
     consent: str
     """Consent of the people shown, as the user says."""
+    person: str = ""
+    """Who is seen, by the name that the list of inputs gives; empty where it gives none."""
+    start_s: float | None = None
+    """Start of the span of the file that the input names; None: the beginning of the file."""
+    end_s: float | None = None
+    """End of the span of the file that the input names; None: the end of the file."""

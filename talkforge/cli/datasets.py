@@ -61,6 +61,10 @@ def curate(
     address: AddressOption = None,
     workers: WorkersOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")] = None,
+    exclude: Annotated[
+        list[str],
+        typer.Option(metavar="GLOB", help="Leave out inputs with such a name or folder; repeatable."),
+    ] = [],  # noqa: B006
 ) -> None:
     """Measure videos, choose clips, cut them into shards and write the report. Resumes."""
     resolved, _ = all_of(
@@ -79,6 +83,7 @@ def curate(
             limit,
             lambda state: display.show(measuring(state)),
             lambda step: display.show(fetching(step)),
+            exclude,
         )
     summary(out, selection, dataset)
 

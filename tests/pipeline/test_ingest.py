@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from talkforge.pipeline.ingest import IngestRow, find_inputs, ingest, mark_duplicates, stamp_of
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import Input
+from tests.media_files import Pictures, steady, write_media
 from tests.records import video
 
 
@@ -91,20 +93,90 @@ def test_lists_carry_source_licence_and_consent(folder: Path) -> None:
     assert find_inputs([str(folder / "list.parquet")]) == [expected]
 
 
+def test_what_a_folder_search_passes_over_is_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.srt", "deep/b.SRT", "README"):
+        (folder / name).write_bytes(b"x")
+    find_inputs([str(folder)])
+    told = "passed over what is no video by its name: 2 .srt, 1 .md, 1 without ending"
+    assert sorted(caplog.messages[0].rpartition(": ")[2].split(", ")) == [
+        "1 .md",
+        "1 without ending",
+        "2 .srt",
+    ]
+    assert caplog.messages[0].startswith(f"{folder}: {told.rpartition(': ')[0]}: 2 .srt, ")
+    caplog.clear()
+    find_inputs([str(folder / "b.mp4"), str(folder / "*.mp4")])
+    assert caplog.messages == []
+
+
+def test_endings_of_video_files_are_known(tmp_path: Path) -> None:
+    endings = (
+        "asf",
+        "f4v",
+        "m2t",
+        "ogm",
+        "mxf",
+        "mpg",
+        "vob",
+        "3gp",
+        "mkv",
+        "ts",
+        "MOV",
+        "webm",
+        "rmvb",
+        "dv",
+    )
+    for ending in endings:
+        (tmp_path / f"a.{ending}").write_bytes(b"x")
+    assert sorted(names([str(tmp_path)])) == sorted(f"a.{ending}" for ending in endings)
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("patterns", "left"),
     [
-        ("a.csv", "path\nb.mp4\n", "expected the columns uri and, if you like"),
-        ("b.csv", "uri,colour\nb.mp4,red\n", "found uri, colour"),
-        ("c.csv", "uri,licence\n,CC0\n", "a row has no uri"),
-        ("d.txt", "\n\n", "names no videos"),
-        ("e.parquet", "this is no parquet", "list .*e.parquet"),
+        (["*.mkv"], ["a.MKV", "b.mp4", "c.mpg", "ü.v2.avi"]),
+        (["*.MKV", "b.*"], ["c.mpg", "ü.v2.avi"]),
+        (["deep"], ["a.MKV", "b.mp4", "ü.v2.avi"]),
+        (["deep/*"], ["a.MKV", "b.mp4", "ü.v2.avi"]),
+        (["er/*"], ["a.MKV", "b.mp4", "c.mpg", "ü.v2.avi"]),
+        (["deep/*/c.mpg"], ["a.MKV", "b.mp4", "ü.v2.avi"]),
     ],
 )
-def test_a_bad_list_is_a_bad_command(folder: Path, name: str, content: str, message: str) -> None:
-    (folder / name).write_text(content)
-    with pytest.raises(CommandError, match=message):
-        find_inputs([str(folder / name)])
+def test_excluded_inputs_are_left_out(folder: Path, patterns: list[str], left: list[str]) -> None:
+    exclude = [*patterns, "with space.webm", "new*"]
+    found = [Path(given.uri).name for given in find_inputs([str(folder)], exclude=exclude)]
+    assert sorted(found) == left
+
+
+def test_a_pattern_is_not_compared_with_folders_above_the_input(folder: Path) -> None:
+    assert len(find_inputs([str(folder)], exclude=[folder.name, folder.parent.name])) == 6
+    (folder / "list.txt").write_text("b.mp4\ndeep/er/c.mpg\n")
+    excluded = find_inputs([str(folder / "list.txt")], exclude=["deep", folder.name])
+    assert [Path(given.uri).name for given in excluded] == ["b.mp4"]
+    assert names([str(folder / "deep" / "*" / "*.mpg")]) == ["c.mpg"]
+    with pytest.raises(CommandError, match=r"^no videos in '.*' \(1 left out by --exclude\)$"):
+        find_inputs([str(folder / "deep" / "*" / "*.mpg")], exclude=["er"])
+
+
+def test_uris_are_excluded_and_passed_over_alike(caplog: pytest.LogCaptureFixture) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("/takes/a.mp4", "/takes/raw/b.mp4", "/takes/notes.md"):
+        memory.pipe_file(name, b"x")
+    found = find_inputs(["memory://takes"], exclude=["raw"])
+    assert [given.uri for given in found] == ["memory:///takes/a.mp4"]
+    assert caplog.messages == ["memory://takes: passed over what is no video by its name: 1 .md"]
+    found = find_inputs(["memory://takes/*.mp4", "memory://takes/raw/b.mp4"], exclude=["a.*"])
+    assert [given.uri for given in found] == ["memory:///takes/raw/b.mp4"]
+
+
+def test_a_span_beyond_the_end_of_the_file_is_a_failed_row(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.mp4", Pictures(steady(25)))
+    row = ingest(Input(uri=str(path), start_s=5.0, end_s=8.0))
+    assert row.failure is not None
+    assert row.failure.message == f"{str(path)!r}: expected a span within 0..1 s, found 5..8 s"
+    row = ingest(Input(uri=str(path), start_s=0.5, end_s=8.0))
+    assert row.span is not None
+    assert (row.span.start_s, row.span.end_s) == (0.5, 1.0)
 
 
 def test_uris_are_listed_through_fsspec() -> None:
@@ -159,6 +231,25 @@ def test_of_equal_files_the_first_by_name_is_measured() -> None:
         ("a", "planned", ""),
         ("b", "planned", ""),
         ("c", "duplicate", "a"),
+    ]
+
+
+def test_spans_of_one_file_are_duplicates_only_where_they_overlap() -> None:
+    def span(uri: str, start_s: float | None, end_s: float | None) -> IngestRow:
+        row = ingested(uri, 1)
+        return row.model_copy(
+            update={"input": row.input.model_copy(update={"start_s": start_s, "end_s": end_s})}
+        )
+
+    rows = [span("a", 0.0, 5.0), span("a", 5.0, 9.0), span("a", 8.0, 12.0), span("b", 20.0, None)]
+    rows += [span("b", 30.0, 31.0), span("c", None, None)]
+    assert [(row.input.key, row.status, row.first_uri) for row in mark_duplicates(rows)] == [
+        (("a", 0.0, 5.0), "planned", ""),
+        (("a", 5.0, 9.0), "planned", ""),
+        (("a", 8.0, 12.0), "duplicate", "a"),
+        (("b", 20.0, math.inf), "planned", ""),
+        (("b", 30.0, 31.0), "duplicate", "b"),
+        (("c", -math.inf, math.inf), "duplicate", "a"),
     ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline import tables
+from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.ledger import (
     Committed,
     CommittedClip,
@@ -16,8 +19,11 @@ from talkforge.pipeline.ledger import (
     select,
     with_failures,
     with_shards,
+    write_ledger,
 )
+from talkforge.pipeline.parts import Window
 from talkforge.pipeline.standing import source_rows
+from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.records import (
@@ -26,7 +32,9 @@ from talkforge.schemas.records import (
     Face,
     Failure,
     Input,
+    LedgerRow,
     Lips,
+    ListedColumn,
     Motion,
     Outcome,
     Speaker,
@@ -37,8 +45,9 @@ from talkforge.schemas.records import (
 from tests.records import video
 
 
-def planned(number: int) -> IngestRow:
-    return IngestRow(input=Input(uri=f"{number}.mp4"), stamp="", status="planned", video=video(number))
+def planned(number: int, **given: Any) -> IngestRow:
+    said = Input.model_validate({"uri": f"{number}.mp4", "licence": "CC0"} | given)
+    return IngestRow(input=said, stamp="", status="planned", video=video(number))
 
 
 def measured(
@@ -329,7 +338,7 @@ def test_every_input_has_its_fate() -> None:
     rows = {
         row.uri: (row.status, row.reason, row.num_clips)
         for row in source_rows(
-            ingested, parts.outcomes, parts.failures, (clip.measures.clip.video_id for clip in parts.clips)
+            ingested, parts.outcomes, parts.failures, (clip.measures.clip for clip in parts.clips)
         )
     }
     assert rows == {
@@ -341,3 +350,86 @@ def test_every_input_has_its_fate() -> None:
         "copy.mp4": ("duplicate", "same content as 1.mp4", 0),
         "broken.mp4": ("failed", "MediaError: no video stream", 0),
     }
+
+
+# --------------------------------------------------------------------- what lists say of inputs
+
+
+def outcome(number: int, what: str, start_s: float, end_s: float) -> Outcome:
+    facts = {"video_id": video(number).video_id, "start_s": start_s, "end_s": end_s, "outcome": what}
+    return Outcome.model_validate(facts | {"speech_s": 2.0, "face_s": 1.0})
+
+
+def columns(**values: str) -> tuple[ListedColumn, ...]:
+    return tuple(ListedColumn(name=name, value=value) for name, value in values.items())
+
+
+def test_columns_of_a_list_go_with_every_clip_of_the_input(tmp_path: Path) -> None:
+    inputs = [planned(1, columns=columns(show="news", take="3")), planned(2, columns=columns(show="talk"))]
+    selection = select(committed(measured(1), measured(2)), inputs, Config())
+    assert list(selection.listed.values()) == [{"show": "news", "take": "3"}, {"show": "talk", "take": ""}]
+    store = Store(str(tmp_path))
+    write_ledger(store, selection)
+    table = pq.read_table(tmp_path / "ledger.parquet")
+    assert table.select(["source.show", "source.take"]).to_pylist() == [
+        {"source.show": "news", "source.take": "3"},
+        {"source.show": "talk", "source.take": ""},
+    ]
+    assert tables.read(store, "ledger.parquet", LedgerRow) == list(selection.rows)
+
+
+def test_a_ledger_without_such_columns_has_none(tmp_path: Path) -> None:
+    write_ledger(Store(str(tmp_path)), select(committed(measured(1)), [planned(1)], Config()))
+    names = pq.read_schema(tmp_path / "ledger.parquet").names
+    assert [name for name in names if name.startswith("source.")] == []
+
+
+def test_spans_of_one_file_are_inputs_of_their_own() -> None:
+    first = planned(1, start_s=0.0, end_s=10.0, licence="A", person="ann")
+    second = planned(1, start_s=10.0, end_s=30.0, licence="B", person="bob")
+    clips = [measured(1, 1.0), measured(1, 12.0), measured(1, 20.0), measured(1, 40.0)]
+    found = committed(*clips)
+    found.outcomes += [outcome(1, "candidates", 0.0, 10.0), outcome(1, "candidates", 10.0, 30.0)]
+    selection = select(found, [second, first], Config())
+    assert [(row.start_s, row.licence, row.person) for row in selection.rows] == [
+        (1.0, "A", "ann"), (12.0, "B", "bob"), (20.0, "B", "bob"),
+    ]  # fmt: skip
+    told = [(row.start_s, row.end_s, row.person, row.duration_s, row.num_clips) for row in selection.sources]
+    assert told == [(0.0, 10.0, "ann", 10.0, 1), (10.0, 30.0, "bob", 20.0, 2)]
+    assert [row.status for row in selection.sources] == ["measured", "measured"]
+    check_conservation(selection, [first, second])
+
+
+def test_a_window_that_failed_is_told_of_the_input_that_it_lies_in() -> None:
+    inputs = [planned(1, start_s=0.0, end_s=10.0), planned(1, start_s=10.0, end_s=30.0)]
+    key = Window(video=video(1), start_s=10.0, end_s=30.0).key
+    failure = Failure(
+        stage="measure", key=key, video_id=video(1).video_id, uri="1.mp4", error="E", message="m"
+    )
+    found = Committed(outcomes=[outcome(1, "no_face", 0.0, 10.0)], failures=[failure])
+    rows = source_rows(inputs, found.outcomes, found.failures, ())
+    assert [(row.status, row.reason) for row in rows] == [("no_candidates", "no_face"), ("failed", "E: m")]
+
+
+def test_a_span_that_another_covers_is_a_duplicate_that_says_so() -> None:
+    rows = mark_duplicates([planned(1), planned(1, start_s=5.0, end_s=8.0)])
+    assert [(row.status, row.reason) for row in source_rows(rows, (), (), ())] == [
+        ("pending", "not measured yet"), ("duplicate", "overlaps another span of 1.mp4"),
+    ]  # fmt: skip
+
+
+def test_people_carry_the_names_of_lists_and_one_name_is_on_one_side() -> None:
+    clips = [
+        measured(1, identity=(1.0, 0.0, 0.0)), measured(2, identity=(1.0, 0.0, 0.0)),
+        measured(3, identity=(0.0, 1.0, 0.0)), *(measured(n) for n in range(4, 24)),
+    ]  # fmt: skip
+    names = {1: "ann", 2: "anne", 3: "ann"}
+    inputs = [planned(n, person=names.get(n, "carl")) for n in range(1, 24)]
+    config = apply_settings({}, ["shards.validation_fraction=0.5"])
+    selection = select(committed(*clips), inputs, config)
+    assert sorted(person.labels for person in selection.people) == [("ann",), ("ann", "anne")]
+    assert [row.person for row in selection.rows[:3]] == ["ann", "anne", "ann"]
+    assert len({row.split for row in selection.rows[:3]}) == 1
+    assert len({row.split for row in selection.rows[3:]}) == 1
+    without = select(committed(*clips), [planned(n) for n in range(1, 24)], config)
+    assert len({row.split for row in without.rows[3:]}) == 2

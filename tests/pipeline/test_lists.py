@@ -1,0 +1,103 @@
+"""Lists of inputs: what their columns mean, which encodings are read, and what is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from talkforge.pipeline.lists import read_list
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.records import Input, ListedColumn
+
+TEXT = "uri,source,License,person,start_s,end_s,Show,take\nü.mp4,news,CC BY 4.0,Ann,1.5,3,Tonight,\n"
+
+
+def expected(folder: Path) -> Input:
+    return Input(
+        uri=str(folder / "ü.mp4"),
+        source="news",
+        licence="CC BY 4.0",
+        person="Ann",
+        start_s=1.5,
+        end_s=3.0,
+        columns=(ListedColumn(name="Show", value="Tonight"), ListedColumn(name="take", value="")),
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_encodings_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str, newline: str) -> None:
+    for name, text in (
+        ("a.csv", TEXT),
+        ("a.tsv", TEXT.replace(",", "\t")),
+        ("b.csv", TEXT.replace(",", ";")),
+    ):
+        (tmp_path / name).write_bytes(text.replace("\n", newline).encode(encoding))
+        assert read_list(tmp_path / name) == [expected(tmp_path)]
+    (tmp_path / "a.txt").write_bytes(f"ü.mp4{newline}{newline}b.mp4{newline}".encode(encoding))
+    assert [given.uri for given in read_list(tmp_path / "a.txt")] == [
+        str(tmp_path / "ü.mp4"),
+        str(tmp_path / "b.mp4"),
+    ]
+
+
+def test_parquet_values_of_other_types_are_texts(tmp_path: Path) -> None:
+    row = {"uri": "a.mp4", "start_s": 1, "end_s": 2.5, "licence": None, "take": 3, "good": True, "note": None}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (given,) = read_list(tmp_path / "a.parquet")
+    assert (given.start_s, given.end_s, given.licence) == (1.0, 2.5, "")
+    found = {column.name: column.value for column in given.columns}
+    assert found == {"take": "3", "good": "True", "note": ""}
+
+
+def test_one_file_may_come_with_several_spans(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("uri,start_s,end_s\na.mp4,0,5\na.mp4,5,\na.mp4,,\ns3://b/c.mp4,,7\n")
+    found = [(Path(given.uri).name, given.start_s, given.end_s) for given in read_list(tmp_path / "a.csv")]
+    assert found == [("a.mp4", 0.0, 5.0), ("a.mp4", 5.0, None), ("a.mp4", None, None), ("c.mp4", None, 7.0)]
+
+
+def test_quoted_values_may_hold_what_separates(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('uri,note\n"a, b.mp4","two\nlines; ""quoted"""\n')
+    (given,) = read_list(tmp_path / "a.csv")
+    assert (given.uri, given.columns[0].value) == (str(tmp_path / "a, b.mp4"), 'two\nlines; "quoted"')
+
+
+def test_both_spellings_of_licence_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("uri,license,licence\na.mp4,CC0,\nb.mp4,,MIT\nc.mp4,CC0,CC0\n")
+    assert [given.licence for given in read_list(tmp_path / "a.csv")] == ["CC0", "MIT", "CC0"]
+
+
+BAD: dict[str, tuple[str, Any, str]] = {
+    "no uri column": ("a.csv", "path\nb.mp4\n", "expected a column uri; found path"),
+    "empty uri": ("a.csv", "uri,licence\n,CC0\n", "row 2: has no uri"),
+    "no rows": ("a.csv", "uri\n", "names no videos"),
+    "empty": ("a.csv", "", "names no videos"),
+    "blank text": ("a.txt", "\n\n", "names no videos"),
+    "a column twice": ("a.csv", "uri,a,a\nb,1,2\n", "expected every column once, found uri, a, a"),
+    "two licences": (
+        "a.csv", "uri,license,licence\nb,CC0,MIT\n", "column licence is there twice, with 'CC0' and 'MIT'",
+    ),
+    "too many values": ("a.csv", "uri,a\nb,1\nc,1,2\n", "row 3: expected 2 values, found 3"),
+    "no time": ("a.csv", "uri,start_s\nb,soon\n", "row 2: start_s: expected seconds, found 'soon'"),
+    "NaN": ("a.csv", "uri,start_s\nb,nan\n", "row 2: start_s: expected seconds, found 'nan'"),
+    "before the start": ("a.csv", "uri,start_s\nb,-1\n", "row 2: start_s: expected seconds, found '-1'"),
+    "backwards": (
+        "a.csv", "uri,start_s,end_s\nb,3,3\n", "row 2: expected end_s after start_s, found 3 and 3",
+    ),
+    "another encoding": ("a.csv", b"uri\n\xfc.mp4\n", "codec can't decode byte 0xfc"),
+    "no parquet": ("a.parquet", "this is no parquet", "Parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_list_is_a_bad_command_in_one_line(tmp_path: Path, name: str) -> None:
+    file, content, message = BAD[name]
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CommandError) as caught:
+        read_list(tmp_path / file)
+    assert str(caught.value).startswith(f"list {tmp_path / file}: ")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
