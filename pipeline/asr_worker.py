@@ -33,9 +33,6 @@ PROTOCOL = 1
 
 AUDIO_HZ = 16_000
 
-CHUNK_S = 30
-"""Most sound that Whisper hears at once, seconds; WhisperX joins speech up to this length."""
-
 FRAMES_PER_S = 100
 """Of Whisper's spectrogram."""
 

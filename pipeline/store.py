@@ -134,12 +134,6 @@ class Store:
             with suppress(OSError):
                 temporary.unlink()
 
-    def put(self, source: Path, name: str) -> str:
-        """Copy a local file into the store and return its sha256 (hex)."""
-        with self.writing(name) as temporary, self.reporting_errors("write", name):
-            shutil.copyfile(source, temporary)
-            return sha256_of(temporary)
-
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         filesystem, path = self._at(name)

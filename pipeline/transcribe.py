@@ -121,7 +121,6 @@ class Worker:
         self._options = options
         self._process: subprocess.Popen[str] | None = None
         self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self._late = False
 
     def start(self) -> WorkerInfo:
         """Start the process, unless it runs, and load its models.

@@ -452,11 +452,6 @@ def flac_facts(data: bytes) -> tuple[int, int, int]:
     return packed >> 44, (packed >> 41 & 0b111) + 1, packed & (1 << 36) - 1
 
 
-def to_json(record: Record) -> bytes:
-    """Canonical JSON of a record: sorted keys, UTF-8, one line."""
-    return _canonical(record.model_dump(mode="json"))
-
-
 def _canonical(data: dict[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
 

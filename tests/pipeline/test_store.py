@@ -13,7 +13,7 @@ import fsspec
 import pytest
 
 from talkforge.pipeline import store as store_module
-from talkforge.pipeline.store import TEMPORARY, Store, local_copy, sha256_of
+from talkforge.pipeline.store import TEMPORARY, Store, local_copy
 from talkforge.schemas.errors import CommandError, DatasetError, MediaError, RunError
 
 
@@ -72,13 +72,6 @@ def test_writing_leaves_nothing_when_the_block_raises(store: Store) -> None:
         raise ZeroDivisionError
     assert store.read("a.bin") == b"old"
     assert store.list() == ["a.bin"] and store.sweep() == [] and not path.exists()
-
-
-def test_put_copies_a_file(store: Store, tmp_path: Path) -> None:
-    source = tmp_path / "source.bin"
-    source.write_bytes(b"x" * 1000)
-    assert store.put(source, "copies/a.bin") == sha256_of(source)
-    assert store.read("copies/a.bin") == source.read_bytes() == b"x" * 1000
 
 
 def test_missing_files_are_named(store: Store) -> None:
@@ -259,3 +252,20 @@ def test_no_room_for_a_copy_ends_the_run() -> None:
     with pytest.raises(RunError, match="No space left on device"):
         store_module._fetch("memory://inputs/b.mov", Full())  # type: ignore[arg-type]
     fsspec.filesystem("memory").rm("/inputs", recursive=True)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    local, uri = Store(str(tmp_path / "local")), Store(f"file://{tmp_path}/uri")
+    before = os.umask(umask)
+    try:
+        for place in (local, uri):
+            place.write("parts/a.json", b"{}")
+            with place.writing("shards/b.tar") as path:
+                path.write_bytes(b"b")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["a.json", "a.json", "b.tar", "b.tar"]
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+    assert {path.parent.stat().st_mode & 0o777 for path in files} == {0o777 & ~umask}

@@ -40,11 +40,18 @@ def read_tensors(path: Path) -> State:
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a safetensors file.
 
+    Args:
+        path: file to write.
+        state: tensors by name.
+
     Raises:
         OSError, SafetensorError, RuntimeError: it cannot be written; see `WRITE_ERRORS`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    path.touch()
+    mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt", "made_by": "talkforge"})
+    path.chmod(mode)  # safetensors renames a temporary file that only its owner may read
 
 
 def read_pickled(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,14 @@ def test_many_keys_are_counted() -> None:
     with pytest.raises(ModelError, match=r"missing k0, k1, k2, k3, k4, k5 and 3 more$"):
         check_names(expected, {}, "file")
     assert listed(["a", "b"]) == "a, b"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_of_tensors_has_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for _ in range(2):  # new, and written again
+            write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+            assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
