@@ -25,21 +25,21 @@ from talkforge.schemas.arrays import (
     expect_shape,
 )
 
-BOX = (255, 196, 61)
-MESH = (94, 226, 236)
-LIPS = (255, 64, 129)
-JOINTS = (120, 230, 90)
-OPENING = (255, 120, 170)
-LOUDNESS = (120, 190, 255)
-PANEL = (18, 20, 26)
-INK = (222, 226, 234)
-VALIDITY = {MEASURED: (74, 190, 120), INTERPOLATED: (240, 180, 60), MISSING: (214, 80, 80)}
+BOX_RGB = (255, 196, 61)
+MESH_RGB = (94, 226, 236)
+LIPS_RGB = (255, 64, 129)
+JOINTS_RGB = (120, 230, 90)
+OPENING_RGB = (255, 120, 170)
+LOUDNESS_RGB = (120, 190, 255)
+PANEL_RGB = (18, 20, 26)
+INK_RGB = (222, 226, 234)
+VALIDITY_RGB = {MEASURED: (74, 190, 120), INTERPOLATED: (240, 180, 60), MISSING: (214, 80, 80)}
 """Colour of each validity code, RGB."""
 
 TINT = 0.45
 """Weight of the lip colour inside the mask."""
 
-SILENCE_DBFS = -60.0
+LOUDNESS_FLOOR_DBFS = -60.0
 """Bottom of the loudness curve."""
 
 JPEG_QUALITY = 80
@@ -72,8 +72,8 @@ class Marks:
             array = getattr(self, name)
             if array is not None:
                 expect_shape(name, array, shape)
-        if self.valid not in VALIDITY:
-            raise ValueError(f"valid: expected a code of {sorted(VALIDITY)}, found {self.valid}")
+        if self.valid not in VALIDITY_RGB:
+            raise ValueError(f"valid: expected a code of {sorted(VALIDITY_RGB)}, found {self.valid}")
 
 
 @dataclass(frozen=True)
@@ -160,24 +160,24 @@ def draw_marks(rgb: Bytes, marks: Marks) -> Bytes:
     line_px = max(1, round(max(rgb.shape[:2]) / 400))
     if marks.landmarks is not None:
         for x, y in _sixteenths(marks.landmarks[np.isfinite(marks.landmarks).all(axis=1), :2]):
-            cv2.circle(image, (x, y), (line_px << _SHIFT) // 2, MESH, -1, cv2.LINE_AA, _SHIFT)
+            cv2.circle(image, (x, y), (line_px << _SHIFT) // 2, MESH_RGB, -1, cv2.LINE_AA, _SHIFT)
     if marks.contour is not None and marks.valid != MISSING and np.isfinite(marks.contour).all():
         _draw_lips(image, marks.contour, marks.valid, line_px)
     if marks.joints is not None:
         seen = np.isfinite(marks.joints).all(axis=1)
         for x, y in _sixteenths(marks.joints[seen, :2]):
-            cv2.circle(image, (x, y), (3 * line_px) << _SHIFT, JOINTS, line_px, cv2.LINE_AA, _SHIFT)
+            cv2.circle(image, (x, y), (3 * line_px) << _SHIFT, JOINTS_RGB, line_px, cv2.LINE_AA, _SHIFT)
     if marks.box is not None and np.isfinite(marks.box).all():
         (x0, y0), (x1, y1) = _sixteenths(marks.box.reshape(2, 2))
-        cv2.rectangle(image, (x0, y0), (x1, y1), BOX, line_px, cv2.LINE_AA, _SHIFT)
+        cv2.rectangle(image, (x0, y0), (x1, y1), BOX_RGB, line_px, cv2.LINE_AA, _SHIFT)
     return image
 
 
 def _draw_lips(image: Bytes, contour: Floats, valid: int, line_px: int) -> None:
     inside = rasterise(contour, *image.shape[:2])
-    image[inside] = (image[inside] * (1 - TINT) + np.array(LIPS) * TINT + 0.5).astype(np.uint8)
+    image[inside] = (image[inside] * (1 - TINT) + np.array(LIPS_RGB) * TINT + 0.5).astype(np.uint8)
     polygon = np.array(_sixteenths(contour), np.int32)
-    edge = LIPS if valid == MEASURED else VALIDITY[INTERPOLATED]
+    edge = LIPS_RGB if valid == MEASURED else VALIDITY_RGB[INTERPOLATED]
     cv2.polylines(image, [polygon], True, edge, line_px, cv2.LINE_AA, _SHIFT)
 
 
@@ -200,21 +200,25 @@ def _sixteenths(points: NDArray[np.floating]) -> list[tuple[int, int]]:
 def _strip(width_px: int, height_px: int, curves: Curves, frame: int) -> Bytes:
     """The strip [height, width_px, 3]: opening, loudness below it, validity as a ribbon, and the cursor."""
     strip_px = max(72, round(height_px * 0.16))
-    strip = np.full((strip_px, width_px, 3), PANEL, np.uint8)
+    strip = np.full((strip_px, width_px, 3), PANEL_RGB, np.uint8)
     label_px, ribbon_px = 14, 4
     lane_px = (strip_px - label_px - ribbon_px) / 2
     opening = _unit(curves.opening)
-    loudness = np.clip(1 - curves.loudness_dbfs / SILENCE_DBFS, 0, 1)
-    _curve(strip, opening, label_px, lane_px, OPENING, frame)
-    _curve(strip, loudness, label_px + lane_px, lane_px, LOUDNESS, frame)
+    loudness = np.clip(1 - curves.loudness_dbfs / LOUDNESS_FLOOR_DBFS, 0, 1)
+    _curve(strip, opening, label_px, lane_px, OPENING_RGB, frame)
+    _curve(strip, loudness, label_px + lane_px, lane_px, LOUDNESS_RGB, frame)
     xs = _columns(len(opening), width_px)
     nearest = np.rint(np.linspace(0, len(xs) - 1, width_px)).astype(int)
-    palette = np.array([VALIDITY[code] for code in sorted(VALIDITY)], np.uint8)
+    palette = np.array([VALIDITY_RGB[code] for code in sorted(VALIDITY_RGB)], np.uint8)
     strip[-ribbon_px:] = palette[curves.valid[nearest]]
     x = round(float(xs[frame]))
-    cv2.line(strip, (x, label_px - 2), (x, strip_px - 1), INK, 1)
+    cv2.line(strip, (x, label_px - 2), (x, strip_px - 1), INK_RGB, 1)
     text = f"{frame / curves.fps:6.2f} s  frame {frame}"
-    for words, colour, at in (("mouth", OPENING, 4), ("loudness", LOUDNESS, 48), (text, INK, 116)):
+    for words, colour, at in (
+        ("mouth", OPENING_RGB, 4),
+        ("loudness", LOUDNESS_RGB, 48),
+        (text, INK_RGB, 116),
+    ):
         cv2.putText(strip, words, (at, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.34, colour, 1, cv2.LINE_AA)
     return strip
 
@@ -237,7 +241,7 @@ def _curve(
 ) -> None:
     """Draw one curve, bright up to `frame` and dim after it. NaN interrupts the line."""
     xs, ys = _columns(len(unit), strip.shape[1]), top_px + 2 + (lane_px - 4) * (1 - unit)
-    dim = tuple((2 * dark + light) // 3 for dark, light in zip(PANEL, colour, strict=True))
+    dim = tuple((2 * dark + light) // 3 for dark, light in zip(PANEL_RGB, colour, strict=True))
     # The dim part is drawn first, so that the bright end lies on top at the cursor.
     for first, last, shade in ((frame, len(unit), dim), (0, frame + 1, colour)):
         span = np.arange(first, last)

@@ -100,7 +100,7 @@ class Trace:
 
 
 class _SpeakerCrops:
-    """The crops of one clip's face, for who wants to score_speaker it."""
+    """Collects the crops of one clip's face for `ScoreSpeaker`."""
 
     def __init__(self, clip: Clip, face: LandmarkTracer, score_speaker: ScoreSpeaker) -> None:
         self._clip = clip

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from talkforge.curation import media
-from talkforge.curation.draw import SILENCE_DBFS, Curves, Marks, overlay
+from talkforge.curation.draw import LOUDNESS_FLOOR_DBFS, Curves, Marks, overlay
 from talkforge.schemas.arrays import Bytes, ClipArrays, Floats
 from talkforge.schemas.errors import DatasetError, MediaError
 from talkforge.schemas.records import Clip, Video
@@ -81,7 +81,7 @@ def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
     count = min(len(samples), edges[-1])
     power[:count] = np.square(samples[:count], dtype=np.float64)
     mean = np.add.reduceat(power, edges[:-1]) / np.diff(edges)
-    return np.asarray(10 * np.log10(np.maximum(mean, 10 ** (SILENCE_DBFS / 10))), np.float32)
+    return np.asarray(10 * np.log10(np.maximum(mean, 10 ** (LOUDNESS_FLOOR_DBFS / 10))), np.float32)
 
 
 def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: Curves) -> Iterator[Bytes]:

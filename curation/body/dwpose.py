@@ -20,7 +20,7 @@ from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import ModelError
 
-WIDTH_PX, HEIGHT_PX = 288, 384
+INPUT_WIDTH_PX, INPUT_HEIGHT_PX = 288, 384
 NUM_POINTS = 133
 BINS_PER_PX = 2
 """Bins of the network's output for each pixel of its input. Source: DWPose, simcc_split_ratio."""
@@ -35,7 +35,7 @@ _BODY_POINTS = (*range(23), *range(91, NUM_POINTS))
 """Indices of the COCO-WholeBody keypoints that are in `curation.body.joints.JOINTS`: all but the face's."""
 
 
-class _Network(RTMPose):  # type: ignore[misc]  # rtmlib has no types
+class _PoseNetwork(RTMPose):  # type: ignore[misc]  # rtmlib has no types
     """rtmlib's crop, network and decoding, in a session on one thread.
 
     rtmlib's own constructor is not called: it takes all cores, prints, and downloads a missing file.
@@ -44,7 +44,7 @@ class _Network(RTMPose):  # type: ignore[misc]  # rtmlib has no types
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
         self.backend = "onnxruntime"
-        self.model_input_size = (WIDTH_PX, HEIGHT_PX)
+        self.model_input_size = (INPUT_WIDTH_PX, INPUT_HEIGHT_PX)
         self.mean, self.std = MEAN_LEVELS, STD_LEVELS
         self.to_openpose = False
 
@@ -65,7 +65,7 @@ class DwPose:
         label = f"dwpose: {path}"
         session = open_onnx(path, label)
         _check(session, label)
-        self._network = _Network(session)
+        self._network = _PoseNetwork(session)
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
         """The one pose [1, 65, 3] in the region, see `PoseEstimator`."""
@@ -76,13 +76,13 @@ class DwPose:
 
 def _check(session: onnxruntime.InferenceSession, label: str) -> None:
     """Check the input and, by running the network once, the outputs, whose shapes some exports leave open."""
-    expected = [3, HEIGHT_PX, WIDTH_PX]
+    expected = [3, INPUT_HEIGHT_PX, INPUT_WIDTH_PX]
     inputs = [value.shape[1:] for value in session.get_inputs()]
     if inputs != [expected]:
         found = ", ".join(str(shape) for shape in inputs)
         raise ModelError(f"{label}: expected input {expected}, found {found}")
     blank = np.zeros((1, *expected), np.float32)
     outputs = [value.shape for value in session.run(None, {session.get_inputs()[0].name: blank})]
-    wanted = [(1, NUM_POINTS, BINS_PER_PX * WIDTH_PX), (1, NUM_POINTS, BINS_PER_PX * HEIGHT_PX)]
+    wanted = [(1, NUM_POINTS, BINS_PER_PX * INPUT_WIDTH_PX), (1, NUM_POINTS, BINS_PER_PX * INPUT_HEIGHT_PX)]
     if outputs != wanted:
         raise ModelError(f"{label}: expected outputs {wanted}, found {outputs}")

@@ -19,8 +19,8 @@ range is 16, and codecs ring by a few levels beside the picture."""
 BAR_FRACTION = 0.9
 """Least fraction of black pixels in a bar, which may hold a subtitle or a logo. Source: ours."""
 
-EDGE_FRACTION, INSIDE_FRACTION, EDGE_PX = 0.98, 0.6, 4
-"""At least `EDGE_FRACTION` of a bar's last line is black. Within the next `EDGE_PX` lines there is one of
+EDGE_FRACTION, INSIDE_FRACTION, EDGE_LINES = 0.98, 0.6, 4
+"""At least `EDGE_FRACTION` of a bar's last line is black. Within the next `EDGE_LINES` lines there is one of
 which at most `INSIDE_FRACTION` is black. Source: ours. The edge of a lit stage is less sharp."""
 
 MAX_DEPTH_FRACTION = 0.45
@@ -68,7 +68,7 @@ def bar_depth(fractions: NDArray[np.float64]) -> int:
     for count in range(MIN_DEPTH_PX, int(MAX_DEPTH_FRACTION * len(fractions)) + 1):
         ends = (
             fractions[count - 1] >= EDGE_FRACTION
-            and fractions[count : count + EDGE_PX].min() <= INSIDE_FRACTION
+            and fractions[count : count + EDGE_LINES].min() <= INSIDE_FRACTION
         )
         if ends and within[count - 1] >= BAR_FRACTION:
             best = count

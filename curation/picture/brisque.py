@@ -17,7 +17,7 @@ from talkforge.schemas.errors import ModelError
 
 NUM_FEATURES = 36
 
-FACE_MARGIN = 1.3
+FACE_SQUARE = 1.3
 """Edge of the square that is scored, in units of the longer side of the landmarks' box. Source: ours. The
 background is left out, because it may be out of focus."""
 
@@ -96,7 +96,7 @@ def _vectors(body: str) -> tuple[Doubles, Doubles]:
 def face_square(rgb: Bytes, points: Floats) -> Bytes:
     """The square of a frame, uint8 [H, W, 3], around the landmarks [478, 3], clipped at the frame's edges."""
     low, high = points[:, :2].min(0), points[:, :2].max(0)
-    middle, half = (low + high) / 2, FACE_MARGIN * float((high - low).max()) / 2
+    middle, half = (low + high) / 2, FACE_SQUARE * float((high - low).max()) / 2
     x0, y0 = np.maximum(np.round(middle - half), 0).astype(int)
     x1, y1 = np.maximum(np.round(middle + half), 0).astype(int)
     return rgb[y0:y1, x0:x1]

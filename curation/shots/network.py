@@ -16,7 +16,7 @@ import numpy as np
 from talkforge.curation.shots.jumps import Cut
 from talkforge.schemas.arrays import Bytes, Floats
 
-HEIGHT_PX, WIDTH_PX = 27, 48
+FRAME_HEIGHT_PX, FRAME_WIDTH_PX = 27, 48
 """Size of the network's input. Source: the published weights and code."""
 
 THRESHOLD = 0.5
@@ -68,7 +68,7 @@ def transitions(probabilities: Floats, threshold: float = THRESHOLD) -> tuple[Tr
 
 def network_frame(rgb: Bytes) -> Bytes:
     """A frame [H, W, 3] as the network's input [27, 48, 3], whatever its aspect ratio."""
-    return np.asarray(cv2.resize(rgb, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_AREA))
+    return np.asarray(cv2.resize(rgb, (FRAME_WIDTH_PX, FRAME_HEIGHT_PX), interpolation=cv2.INTER_AREA))
 
 
 class TransitionDetector:
@@ -90,7 +90,8 @@ class TransitionDetector:
         A dissolve is cut at both ends, so that the frames between become a scene that is too short for a
         clip.
         """
-        frames = np.stack(self._frames) if self._frames else np.zeros((0, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+        none = np.zeros((0, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, 3), np.uint8)
+        frames = np.stack(self._frames) if self._frames else none
         known = {cut.frame for cut in cuts}
         added: set[int] = set()
         for found in transitions(self._network.boundaries(frames)):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from talkforge.curation.shots.network import HEIGHT_PX, WIDTH_PX
+from talkforge.curation.shots.network import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from talkforge.curation.weights.torch import inference, load_weights
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
@@ -43,7 +43,7 @@ class TransNet:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        self._network = _Network()
+        self._network = _TransNetV2()
         load_weights(self._network, path, self.name)
         self._network.eval().to(self._device)
 
@@ -52,7 +52,7 @@ class TransNet:
 
         Beside the frames, it takes the memory of one window.
         """
-        expect_shape("frames", frames, (None, HEIGHT_PX, WIDTH_PX, 3))
+        expect_shape("frames", frames, (None, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, 3))
         found = np.zeros(len(frames), np.float32)
         step = WINDOW_FRAMES - 2 * MARGIN_FRAMES
         for start in range(0, len(frames), step):
@@ -72,7 +72,7 @@ class TransNet:
 # Legend of the shapes below: B batch, C channels, T frames, H height, W width, K similarities.
 
 
-class _Network(nn.Module):  # type: ignore[misc]
+class _TransNetV2(nn.Module):  # type: ignore[misc]
     """uint8 [B, T, H, W, 3] -> logits [B, T]."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from talkforge.curation.draw import (
-    BOX,
-    INK,
-    JOINTS,
-    LIPS,
+    BOX_RGB,
+    INK_RGB,
+    JOINTS_RGB,
+    LIPS_RGB,
     TINT,
-    VALIDITY,
+    VALIDITY_RGB,
     Curves,
     Marks,
     draw_marks,
@@ -25,7 +25,7 @@ from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING
 
 GREY = 90
 SQUARE = np.array([[60, 40], [80, 40], [80, 60], [60, 60]], np.float32)
-TINTED = tuple(int(GREY * (1 - TINT) + c * TINT + 0.5) for c in LIPS)
+TINTED = tuple(int(GREY * (1 - TINT) + c * TINT + 0.5) for c in LIPS_RGB)
 
 
 def off(pixel: np.ndarray, colour: tuple[int, ...]) -> int:
@@ -48,7 +48,7 @@ def test_the_mask_is_tinted_inside_its_contour_only_and_the_picture_is_not_chang
     rgb = grey()
     drawn = draw_marks(rgb, Marks(contour=SQUARE))
     assert tuple(drawn[50, 70]) == TINTED
-    assert off(drawn[50, 60], LIPS) < 30
+    assert off(drawn[50, 60], LIPS_RGB) < 30
     assert (drawn[50, [50, 90]] == GREY).all()
     assert (rgb == GREY).all()
 
@@ -56,7 +56,7 @@ def test_the_mask_is_tinted_inside_its_contour_only_and_the_picture_is_not_chang
 def test_a_missing_contour_is_not_drawn_and_an_interpolated_one_has_its_own_edge() -> None:
     assert (draw_marks(grey(), Marks(contour=SQUARE, valid=MISSING)) == GREY).all()
     drawn = draw_marks(grey(), Marks(contour=SQUARE, valid=INTERPOLATED))
-    assert off(drawn[50, 60], VALIDITY[INTERPOLATED]) < 30
+    assert off(drawn[50, 60], VALIDITY_RGB[INTERPOLATED]) < 30
 
 
 def test_points_that_are_not_known_are_left_out() -> None:
@@ -64,7 +64,7 @@ def test_points_that_are_not_known_are_left_out() -> None:
     joints = np.array([[20, 50, 0.3], [np.nan, np.nan, np.nan]], np.float32)
     nowhere = np.full(4, np.nan, np.float32)
     drawn = draw_marks(grey(), Marks(box=nowhere, landmarks=unseen, contour=SQUARE * np.nan, joints=joints))
-    assert off(drawn[50, 23], JOINTS) < 30
+    assert off(drawn[50, 23], JOINTS_RGB) < 30
     assert (drawn[:, 30:] == GREY).all()
 
 
@@ -86,7 +86,7 @@ def test_a_thumbnail_is_scaled_down_with_its_marks_and_has_stable_bytes() -> Non
     assert jpeg == thumbnail(grey(400, 640), box, None, SQUARE * 5, longest_edge_px=320)
     picture = np.asarray(Image.open(io.BytesIO(jpeg)))
     assert picture.shape == (200, 320, 3)
-    assert min(off(pixel, BOX) for pixel in picture[100, 78:82]) < 50, (
+    assert min(off(pixel, BOX_RGB) for pixel in picture[100, 78:82]) < 50, (
         "the box's left edge lies at x = 160 / 2"
     )
     assert off(picture[125, 175], TINTED) < 12, "the mask's middle, (350, 250) / 2"
@@ -107,7 +107,7 @@ def test_an_overlay_has_even_edges_and_keeps_the_picture_above(height: int, widt
 def test_the_cursor_moves_from_the_first_to_the_last_frame() -> None:
     def cursor(frame: int) -> int:
         row = overlay(grey(), Marks(), curves(), frame)[113]  # just below the labels, above the curves
-        return int(np.flatnonzero((row == INK).all(axis=1))[-1])
+        return int(np.flatnonzero((row == INK_RGB).all(axis=1))[-1])
 
     assert cursor(0) == 2
     assert cursor(9) == 157
@@ -116,9 +116,9 @@ def test_the_cursor_moves_from_the_first_to_the_last_frame() -> None:
 
 def test_the_ribbon_tells_measured_from_interpolated_from_missing() -> None:
     ribbon = overlay(grey(), Marks(), curves(), 9)[-2]
-    assert tuple(ribbon[0]) == VALIDITY[MISSING]
-    assert tuple(ribbon[round(160 / 9)]) == VALIDITY[INTERPOLATED]
-    assert tuple(ribbon[100]) == VALIDITY[MEASURED]
+    assert tuple(ribbon[0]) == VALIDITY_RGB[MISSING]
+    assert tuple(ribbon[round(160 / 9)]) == VALIDITY_RGB[INTERPOLATED]
+    assert tuple(ribbon[100]) == VALIDITY_RGB[MEASURED]
 
 
 def test_a_frame_outside_the_curves_is_refused() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import media
-from talkforge.curation.draw import VALIDITY
+from talkforge.curation.draw import VALIDITY_RGB
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.inspect_clip import inspect, loudness_dbfs, mouth_opening
 from talkforge.schemas.arrays import MEASURED, MISSING, ClipArrays
@@ -79,8 +79,8 @@ def test_every_frame_of_the_span_is_shown_with_its_marks_and_its_sound(
     redness = [float(f[63:67, 75:85, 0].mean() - f[63:67, 75:85, 1].mean()) for f in frames]
     assert min(redness[:15]) > 40, "the mouth is tinted where it was measured"
     assert max(map(abs, redness[15:])) < 10, "and not where it is missing"
-    assert np.abs(frames[3][-2, 10].astype(int) - VALIDITY[MEASURED]).max() < 40
-    assert np.abs(frames[3][-2, -10].astype(int) - VALIDITY[MISSING]).max() < 40
+    assert np.abs(frames[3][-2, 10].astype(int) - VALIDITY_RGB[MEASURED]).max() < 40
+    assert np.abs(frames[3][-2, -10].astype(int) - VALIDITY_RGB[MISSING]).max() < 40
     begin_s = float(np.flatnonzero(np.abs(sound) > 0.1)[0]) / 16_000
     assert begin_s == pytest.approx(BEEP_S - FIRST / FPS, abs=0.025)
 

@@ -30,7 +30,7 @@ class Stowaway:
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("transnet") / "random.pth"
-    torch.save(transnet._Network().state_dict(), path)
+    torch.save(transnet._TransNetV2().state_dict(), path)
     return path
 
 
@@ -55,7 +55,7 @@ def small_frames(path: Path) -> np.ndarray:
 
 
 def test_the_layout_is_the_published_one() -> None:
-    shapes = {name: tuple(t.shape) for name, t in transnet._Network().state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in transnet._TransNetV2().state_dict().items()}
     assert len(shapes) == 90
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 7_618_056
     assert shapes["SDDCNN.2.DDCNN.1.Conv3D_8.layers.1.weight"] == (64, 128, 3, 1, 1)
