@@ -40,11 +40,11 @@ from talkforge.schemas.records import Clip, ClipMeasures, Face, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, samples_from_frames
 from talkforge.training.config import DataConfig
-from talkforge.training.data.batch import Facts
-from talkforge.training.data.frames import BadSampleError
+from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.data.frames import SkippedSampleError
 from talkforge.training.data.loader import SpanLoader, probe
 from talkforge.training.data.shards import shard_list
-from talkforge.training.data.spans import MEMBERS, Prepared, prepare
+from talkforge.training.data.spans import MEMBERS, DecodedSample, decode_sample
 from talkforge.training.data.tar import read_samples
 
 SEED = 0
@@ -147,7 +147,7 @@ def measured(name: str, work: Callable[[], int]) -> Row:
     return Row(name, statistics.median(found), count)
 
 
-def reading(urls: list[str], config: DataConfig, facts: Facts, count: int) -> Iterator[Row]:
+def reading(urls: list[str], config: DataConfig, info: DatasetInfo, count: int) -> Iterator[Row]:
     """From bytes that nobody looks at to batches."""
 
     def plain() -> int:
@@ -157,10 +157,10 @@ def reading(urls: list[str], config: DataConfig, facts: Facts, count: int) -> It
         return sum(1 for url in urls for _ in read_samples(url, MEMBERS))
 
     def prepared() -> int:
-        return sum(1 for _ in _prepared(urls, config, facts))
+        return sum(1 for _ in _prepared(urls, config, info))
 
     def drawn() -> int:
-        return _drawn(config, facts, count)
+        return _drawn(config, info, count)
 
     yield measured("plain webdataset, nothing decoded", plain)
     yield measured("the members that training reads", wanted)
@@ -168,40 +168,42 @@ def reading(urls: list[str], config: DataConfig, facts: Facts, count: int) -> It
     yield measured("spans in batches", drawn)
     for workers in (0, 1):
         changed = config.model_copy(update={"workers": workers, "cache_mb": 8192})
-        yield _kept(changed, facts, 50 * count)
+        yield _kept(changed, info, 50 * count)
 
 
-def _drawn(config: DataConfig, facts: Facts, count: int) -> int:
-    batches = iter(SpanLoader(config, facts, seed=SEED))
+def _drawn(config: DataConfig, info: DatasetInfo, count: int) -> int:
+    batches = iter(SpanLoader(config, info, seed=SEED))
     return sum(next(batches).size for _ in range(max(1, count // config.batch_size)))
 
 
-def _kept(config: DataConfig, facts: Facts, count: int) -> Row:
+def _kept(config: DataConfig, info: DatasetInfo, count: int) -> Row:
     """Spans of clips in memory: the cost of many spans less that of the first ones."""
     name = f"spans of clips in memory, {config.workers} workers"
     first = config.shuffle + 2 * sum(manifest.count for _, manifest in shard_list(config.shards))
     begun_s = cpu_s()
-    few = _drawn(config, facts, first)
+    few = _drawn(config, info, first)
     between_s = cpu_s()
-    many = _drawn(config, facts, first + count)
+    many = _drawn(config, info, first + count)
     return Row(name, ((cpu_s() - between_s) - (between_s - begun_s)) * 1000 / (many - few), many - few)
 
 
-def _prepared(urls: list[str], config: DataConfig, facts: Facts) -> Iterator[tuple[Prepared, Members]]:
+def _prepared(
+    urls: list[str], config: DataConfig, info: DatasetInfo
+) -> Iterator[tuple[DecodedSample, Members]]:
     for key, members in itertools.chain.from_iterable(read_samples(url, MEMBERS) for url in urls):
         try:
-            yield prepare(key, members, config.sizes, config.lengths, facts), members
-        except BadSampleError as error:
+            yield decode_sample(key, members, config.sizes, config.lengths, info), members
+        except SkippedSampleError as error:
             sys.stderr.write(f"left out: {error}\n")
 
 
-def decoding(urls: list[str], config: DataConfig, facts: Facts) -> Iterator[Row]:
+def decoding(urls: list[str], config: DataConfig, info: DatasetInfo) -> Iterator[Row]:
     """The same spans at the size of their bucket, from MP4 files in memory."""
-    clips = [(clip, members["mp4"]) for clip, members in _prepared(urls, config, facts)]
+    clips = [(clip, members["mp4"]) for clip, members in _prepared(urls, config, info)]
     rng = np.random.default_rng(SEED)
     firsts = [int(rng.integers(0, clip.num_frames - config.num_frames + 1)) for clip, _ in clips]
-    ways: Mapping[str, Callable[[Prepared, bytes, int], np.ndarray]] = {
-        "PyAV, scaled in YUV (the loader's)": lambda clip, _, first: clip.pictures.rgb(
+    ways: Mapping[str, Callable[[DecodedSample, bytes, int], np.ndarray]] = {
+        "PyAV, scaled in YUV (the loader's)": lambda clip, _, first: clip.frames.rgb(
             first, first + config.num_frames
         ),
         "decord, scaled by its decoder": lambda clip, mp4, first: _decord(
@@ -211,7 +213,7 @@ def decoding(urls: list[str], config: DataConfig, facts: Facts) -> Iterator[Row]
     }
     for name, way in ways.items():
 
-        def spans(way: Callable[[Prepared, bytes, int], np.ndarray] = way) -> int:
+        def spans(way: Callable[[DecodedSample, bytes, int], np.ndarray] = way) -> int:
             for (clip, mp4), first in zip(clips, firsts, strict=True):
                 assert len(way(clip, mp4, first)) == config.num_frames
             return len(clips)
@@ -219,7 +221,7 @@ def decoding(urls: list[str], config: DataConfig, facts: Facts) -> Iterator[Row]
         yield measured(name, spans)
 
 
-def _decord(clip: Prepared, mp4: bytes, first: int, frames: int) -> np.ndarray:
+def _decord(clip: DecodedSample, mp4: bytes, first: int, frames: int) -> np.ndarray:
     height_px, width_px = clip.size
     reader = decord.VideoReader(
         io.BytesIO(mp4), ctx=decord.cpu(0), num_threads=1, width=width_px, height=height_px
@@ -228,7 +230,7 @@ def _decord(clip: Prepared, mp4: bytes, first: int, frames: int) -> np.ndarray:
     return found
 
 
-def _decord_cv2(clip: Prepared, mp4: bytes, first: int, frames: int) -> np.ndarray:
+def _decord_cv2(clip: DecodedSample, mp4: bytes, first: int, frames: int) -> np.ndarray:
     reader = decord.VideoReader(io.BytesIO(mp4), ctx=decord.cpu(0), num_threads=1)
     full = reader.get_batch(range(first, first + frames)).asnumpy()
     return np.stack([cv2.resize(rgb, clip.size[::-1], interpolation=cv2.INTER_AREA) for rgb in full])
@@ -263,12 +265,12 @@ def main() -> None:
             shards=shards, num_frames=given.frames, sizes=(tuple(given.size),), batch_size=given.batch,
             shuffle=16, workers=0,
         )  # fmt: skip
-        facts = probe(shards)
+        info = probe(shards)
         urls = [url for url, _ in shard_list(shards)]
         begun_s = time.monotonic()
-        rows = list(reading(urls, config, facts, given.samples))
-        show(f"Reading {facts.num_samples} clips, spans of {given.frames} frames", rows, given.rate)
-        show("Decoding a span", list(decoding(urls, config, facts)), given.rate)
+        rows = list(reading(urls, config, info, given.samples))
+        show(f"Reading {info.num_samples} clips, spans of {given.frames} frames", rows, given.rate)
+        show("Decoding a span", list(decoding(urls, config, info)), given.rate)
         sys.stdout.write(f"{time.monotonic() - begun_s:.0f} s\n")
 
 

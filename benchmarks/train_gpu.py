@@ -64,7 +64,7 @@ class Shape:
 
 _WAN_14B = {"num_attention_heads": 40, "attention_head_dim": 128, "num_layers": 40, "ffn_dim": 13824}
 _WAN_14B |= {"text_dim": 4096, "freq_dim": 256, "image_dim": 1280}
-_TINY = AdapterConfig(audio_dim=128, audio_slots=True, motion_dim=64)
+_TINY = AdapterConfig(audio_dim=128, window_positions=True, motion_dim=64)
 
 SHAPES = {
     "14b": Shape(WanShape(**_WAN_14B), AdapterConfig(), speech_dim=768, identity_dim=512, text_tokens=512),
@@ -192,7 +192,7 @@ def stepper(model: TalkingWan, given: Conditions, device: torch.device) -> Calla
         optimizer.step()
         optimizer.zero_grad()
         if not bool(torch.isfinite(loss.total)):
-            raise RunError(f"loss: expected a number, found {float(loss.plain)}")
+            raise RunError(f"loss: expected a number, found {float(loss.unmasked)}")
 
     return step
 

@@ -30,8 +30,8 @@ from talkforge.curation.media.encode import encode_mp4
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import load_train_config
-from talkforge.training.generate import Portraitist
-from talkforge.training.run.progress import Watch
+from talkforge.training.generate import GenerationPipeline
+from talkforge.training.run.progress import TrainDisplay
 from talkforge.training.train import train
 
 OUT = Path("learn-out")
@@ -202,14 +202,14 @@ def learn(plan: Plan, dataset: Path, out: Path, seed: int, console: Console) -> 
         console.print(
             f"talkforge train {config} {' '.join(f'--set {one}' for one in settings)}", soft_wrap=True
         )
-        with Watch(console) as watch:
+        with TrainDisplay(console) as watch:
             train(load_train_config(config, settings), show=watch.show)
     return runs
 
 
 def examine(plan: Plan, runs: tuple[Path, Path]) -> tuple[Figures, Shown]:
     """The figures of two runs, and what stage 2 generated."""
-    clip_stage, frame_stage = (Portraitist.load(run, "cpu") for run in runs)
+    clip_stage, frame_stage = (GenerationPipeline.load(run, "cpu") for run in runs)
     return Examiner(frame_stage, plan.unseen).figures(clip_stage, frame_stage)
 
 

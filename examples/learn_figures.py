@@ -15,7 +15,7 @@ from examples.learn_videos import SIZE_PX, UNSEEN, Window, window
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.training.config import DropoutConfig
 from talkforge.training.data.loader import SpanLoader
-from talkforge.training.generate import Portraitist
+from talkforge.training.generate import GenerationPipeline
 from talkforge.training.objective.step import training_step
 
 READ_FROM = 10_000
@@ -76,20 +76,22 @@ class Shown:
 class Examiner:
     """Unseen windows, and what is read of the videos that are generated for them."""
 
-    def __init__(self, artist: Portraitist, count: int) -> None:
-        """`count` windows for a model of these facts, codec, size and length."""
-        (self._size_px, _), *_ = artist.config.data.sizes
-        self._frames = artist.config.data.num_frames
-        make = partial(window, size_px=self._size_px, embedding=artist.facts.speech_model)
+    def __init__(self, pipeline: GenerationPipeline, count: int) -> None:
+        """`count` windows for a model of these info, codec, size and length."""
+        (self._size_px, _), *_ = pipeline.config.data.sizes
+        self._frames = pipeline.config.data.num_frames
+        make = partial(window, size_px=self._size_px, embedding=pipeline.info.speech_model)
         self.windows = [make(UNSEEN + k, self._frames) for k in range(count)]
-        self._codec = artist.encoders.codec
+        self._codec = pipeline.encoders.codec
         known = [make(READ_FROM + k, TRUTH_FRAMES) for k in range(count // 2)]
         self._reader = MouthReader.fit(
             [boxes(self._through_codec(one.rgb), one.portrait, self._mouth(one)) for one in known],
             [one.opening for one in known],
         )
 
-    def figures(self, clip_stage: Portraitist, frame_stage: Portraitist) -> tuple[Figures, Shown]:
+    def figures(
+        self, clip_stage: GenerationPipeline, frame_stage: GenerationPipeline
+    ) -> tuple[Figures, Shown]:
         """Everything, of the models after either stage; and the videos generated to their own speech."""
         windows, swapped = self.windows, self.windows[1:] + self.windows[:1]
         heard = [one.speech for one in windows]
@@ -116,15 +118,17 @@ class Examiner:
             motion=(self._motion(still), self._motion(videos), self._motion(lively)),
         ), Shown(windows, videos)
 
-    def _generate(self, artist: Portraitist, speech: Sequence[Floats], omega: float = 0.5) -> list[Bytes]:
+    def _generate(
+        self, pipeline: GenerationPipeline, speech: Sequence[Floats], omega: float = 0.5
+    ) -> list[Bytes]:
         """A video for every window's portrait, each with the same noise whatever is heard."""
         found: list[Bytes] = []
         for first in range(0, len(self.windows), GENERATED_AT_ONCE):
             part = slice(first, first + GENERATED_AT_ONCE)
             portraits = torch.from_numpy(np.stack([one.portrait for one in self.windows[part]]))
             heard = torch.from_numpy(np.stack(speech[part]))
-            told = artist.batch(heard, (omega, omega), (self._size_px, self._size_px))
-            found += list(artist.sample(portraits, told, artist.config.sample, seed=first).numpy())
+            told = pipeline.batch(heard, (omega, omega), (self._size_px, self._size_px))
+            found += list(pipeline.sample(portraits, told, pipeline.config.sample, seed=first).numpy())
         return found
 
     def _read(self, videos: Sequence[Bytes]) -> list[Floats]:
@@ -146,15 +150,17 @@ class Examiner:
         return seen
 
 
-def held_out_loss(artist: Portraitist) -> float:
+def held_out_loss(pipeline: GenerationPipeline) -> float:
     """Lip-region loss on the held-out shards: the same spans, noise and noise levels for every model."""
-    config = artist.config
+    config = pipeline.config
     held_out = config.data.model_copy(update={"shards": config.data.validation_shards, "workers": 0})
     config = config.model_copy(update={"dropout": DropoutConfig(image=0, audio=0, text=0)})
-    batches = itertools.islice(SpanLoader(held_out, artist.facts, seed=0), HELD_OUT_BATCHES)
+    batches = itertools.islice(SpanLoader(held_out, pipeline.info, seed=0), HELD_OUT_BATCHES)
     with torch.no_grad():
         losses = [
-            training_step(artist.model, artist.encoders, batch, config, torch.Generator().manual_seed(k)).lips
+            training_step(
+                pipeline.model, pipeline.encoders, batch, config, torch.Generator().manual_seed(k)
+            ).lips
             for k, batch in enumerate(batches)
         ]
     return float(torch.stack(losses).mean())

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,13 @@ class WanShape(Section):
     text_dim: int = Field(32, ge=1, description="Width of the text embedding.")
     freq_dim: int = Field(64, ge=2, description="Width of the timestep's sinusoidal embedding.")
     image_dim: int | None = Field(None, description="Width of the CLIP features; null: no image branch.")
+
+
+def _renamed(data: Any, names: Mapping[str, str]) -> Any:
+    """A section with the old names of its settings, as earlier versions wrote them, replaced by the new."""
+    if not isinstance(data, dict):
+        return data
+    return {new if (new := names.get(key, key)) not in data else key: value for key, value in data.items()}
 
 
 class ModelConfig(Section):
@@ -61,9 +68,9 @@ class AdapterConfig(Section):
         2048, ge=8, description="Width of the projected audio tokens. Source: the published weights."
     )
     audio_scale: float = Field(1.0, description="lambda1 of Eq. 4. Source: paper §3.3.")
-    audio_slots: bool = Field(
+    window_positions: bool = Field(
         False,
-        description="Add a learned embedding of the place in the window to audio keys and values (ours; the published weights have none).",
+        description="Add a learned embedding of the position in the window to audio keys and values (ours; the published weights have none).",
     )
     reference_padding: bool = Field(
         False,
@@ -77,6 +84,11 @@ class AdapterConfig(Section):
     face_heads: int = Field(12, ge=1, description="Heads of the Q-Former (ours).")
     motion: bool = Field(True, description="Motion-intensity network.")
     motion_dim: int = Field(256, ge=8, description="Width of the motion-intensity network (ours).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_old(cls, data: Any) -> Any:
+        return _renamed(data, {"audio_slots": "window_positions"})
 
 
 class CodecConfig(Section):
@@ -160,7 +172,7 @@ class FlowConfig(Section):
 
     timesteps: Literal["uniform", "logit_normal", "stratified"] = Field(
         "uniform",
-        description="How sigma is drawn before the shift: uniform, logit-normal (mean 0, deviation 1), or uniform and stratified over the samples of all ranks.",
+        description="How sigma is drawn before the shift: uniform, logit-normal (mean 0, standard deviation 1), or uniform and stratified over the samples of all ranks.",
     )
     shift: float = Field(5.0, gt=0, description="s' = k s / (1 + (k - 1) s). Wan: 5, or 3.")
     weighting: Literal["none", "bell"] = Field(
@@ -169,10 +181,10 @@ class FlowConfig(Section):
 
 
 class LossConfig(Section):
-    """Eq. 2-3: stage 2 weighs the loss with the lip mask, but for a share eta of the samples."""
+    """Eq. 2-3: stage 2 weighs the loss with the lip mask, but for a fraction eta of the samples."""
 
     eta: float = Field(
-        0.2, ge=0, le=1, description="Share of the samples trained without the mask. Source: paper §3.2."
+        0.2, ge=0, le=1, description="Fraction of the samples trained without the mask. Source: paper §3.2."
     )
     normalise: Literal["mask_sum", "pixels"] = Field(
         "mask_sum",
@@ -182,9 +194,14 @@ class LossConfig(Section):
         "trilinear",
         description="Lip mask to the latent grid. Paper: trilinear; area loses no lips at small sizes.",
     )
-    plain_weight: float = Field(
+    unmasked_weight: float = Field(
         0.0, ge=0, description="Weight of the unmasked loss that is added to the masked one (ours; paper: 0)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_old(cls, data: Any) -> Any:
+        return _renamed(data, {"plain_weight": "unmasked_weight"})
 
 
 class OptimConfig(Section):
@@ -296,7 +313,7 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("adapters.motion_dim",), "adapters.motion=false"
     if config.run.stage == "clip":
         yield (
-            ("adapters.reference_padding", "loss.eta", "loss.normalise", "loss.plain_weight"),
+            ("adapters.reference_padding", "loss.eta", "loss.normalise", "loss.unmasked_weight"),
             "run.stage=clip",
         )
     if not config.run.validate_every:

@@ -28,11 +28,11 @@ from talkforge.schemas.config import IdentityConfig, ScanConfig, SpeechConfig
 from talkforge.schemas.errors import CommandError, ModelError
 from talkforge.schemas.units import AUDIO_HZ, features_from_frames, samples_from_frames
 from talkforge.training.config import SampleConfig, TrainConfig
-from talkforge.training.data.batch import Batch, Facts
-from talkforge.training.data.frames import BadSampleError, Crop, nearest
+from talkforge.training.data.batch import Batch, DatasetInfo
+from talkforge.training.data.frames import Crop, SkippedSampleError, nearest
 from talkforge.training.data.loader import collate
 from talkforge.training.data.shards import shard_list
-from talkforge.training.data.spans import MEMBERS, prepare
+from talkforge.training.data.spans import MEMBERS, decode_sample
 from talkforge.training.data.tar import read_samples
 from talkforge.training.objective import sampling
 from talkforge.training.objective.step import encode_image
@@ -48,36 +48,36 @@ FACE_MARGIN = 0.6
 CRF, PRESET = 18, "veryfast"
 
 
-class Portraitist:
+class GenerationPipeline:
     """A trained model with all that it needs to speak, loaded once.
 
     Attributes:
-        model, encoders: as they were trained. config: of its run. facts: of the data set.
+        model, encoders: as they were trained. config: of its run. info: of the data set.
     """
 
-    def __init__(self, model: TalkingWan, encoders: Encoders, config: TrainConfig, facts: Facts) -> None:
+    def __init__(self, model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo) -> None:
         self.model, self.encoders = model, encoders
-        self.config, self.facts = config, facts
+        self.config, self.info = config, info
 
     @classmethod
-    def load(cls, place: Path, device: str = "auto") -> Portraitist:
+    def load(cls, run: Path, device: str = "auto") -> GenerationPipeline:
         """From a run's folder (its last checkpoint) or a checkpoint's; averaged weights where there are.
 
         Raises:
             CommandError: there is no checkpoint. ModelError: weights are missing or damaged, or there is no
                 such device.
         """
-        found = checkpoint.read(checkpoint.find(place))
-        config, facts = found.config, found.progress.facts
+        found = checkpoint.read(checkpoint.find(run))
+        config, info = found.config, found.progress.info
         where = torch_device(device, "--device")
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        model = build(config, facts, dtype=dtype)
+        model = build(config, info, dtype=dtype)
         checkpoint.load_trained(model, found.best(), str(found.folder))
         encoders = load_encoders(config, model.transformer.config.text_dim, where)
         codec = found.codec()
         if codec is not None:
             encoders = Encoders(codec.to(where), encoders.text, encoders.image)
-        return cls(model.to(where).eval(), encoders, config, facts)
+        return cls(model.to(where).eval(), encoders, config, info)
 
     def sample(self, rgb_BHWC: Tensor, told: Batch, settings: SampleConfig, seed: int) -> Tensor:
         """Videos, uint8 [B, F, H, W, 3], of reference pictures that follow `told`'s speech and motion.
@@ -119,25 +119,25 @@ class Portraitist:
             identity_D: of unit length; None: no face attention.
         """
         count, frames = len(speech_BLD), num_frames or self.config.data.num_frames
-        identity_BD = torch.zeros(count, self.facts.identity_dim)
-        if identity_D is not None and self.facts.identity_dim:
+        identity_BD = torch.zeros(count, self.info.identity_dim)
+        if identity_D is not None and self.info.identity_dim:
             identity_BD[:] = torch.from_numpy(identity_D)
         return Batch(
             keys=tuple(f"generated+{k}" for k in range(count)),
-            fps=self.facts.fps,
+            fps=self.info.fps,
             rgb_BFHWC=None,
             lips_BFHW=torch.zeros(count, frames, *size_HW, dtype=torch.uint8),
             lip_valid_BF=torch.zeros(count, frames, dtype=torch.bool),
             speech_BLD=speech_BLD,
             identity_BD=identity_BD,
-            has_identity_B=torch.full((count,), identity_D is not None and self.facts.identity_dim > 0),
+            has_identity_B=torch.full((count,), identity_D is not None and self.info.identity_dim > 0),
             omega_B2=torch.tensor([omega] * count, dtype=torch.float32),
             texts=(prompt,) * count,
         )
 
 
 def generate(
-    place: Path,
+    run: Path,
     image: Path,
     audio: Path,
     out: Path,
@@ -154,7 +154,7 @@ def generate(
     A window is the run's `data.num_frames`; longer sound is cut, shorter sound goes on in silence.
 
     Args:
-        place: a run's folder, or a checkpoint's.
+        run: a run's folder, or a checkpoint's.
         omega_face, omega_body: how much face and body move, 0..1; 0.5 is the data set's median.
         changes: to the run's steps and guidance (`sample` of its configuration), by name.
 
@@ -167,10 +167,10 @@ def generate(
             raise CommandError(f"--{name} {omega:g}: expected 0 to 1")
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
         raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
-    picture = _picture(image)
+    picture = _read_image(image)
     loud = read_audio_file(audio, CLIP_AUDIO_HZ, 2)
-    artist = Portraitist.load(place, device)
-    config, facts = artist.config, artist.facts
+    pipeline = GenerationPipeline.load(run, device)
+    config, info = pipeline.config, pipeline.info
     points = _face_points(picture)
     if points is None:
         log.warning("%s: no face was found in it; the middle of the picture is taken", image)
@@ -179,22 +179,22 @@ def generate(
     if points is not None:
         x, y = np.median(points[:, :2], axis=0)
         middle = (float(y), float(x))
-    told = artist.batch(
-        _speech(loud, facts, config.data.num_frames),
+    told = pipeline.batch(
+        _speech(loud, info, config.data.num_frames),
         (omega_face, omega_body),
         size,
-        identity_D=_identity(picture, points, facts) if points is not None else None,
+        identity_D=_identity(picture, points, info) if points is not None else None,
         prompt=prompt,
     )
     reference = torch.from_numpy(cropped(picture, Crop.around(picture.shape[:2], size, middle)))
-    video = artist.sample(reference[None], told, config.sample.model_copy(update=dict(changes or {})), seed)[
-        0
-    ]
-    write(out, video.numpy(), facts.fps, loud)
+    video = pipeline.sample(
+        reference[None], told, config.sample.model_copy(update=dict(changes or {})), seed
+    )[0]
+    write(out, video.numpy(), info.fps, loud)
 
 
 def preview(
-    model: TalkingWan, encoders: Encoders, config: TrainConfig, facts: Facts, folder: Path
+    model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, folder: Path
 ) -> list[Path]:
     """Write a video with sound for each of the first validation samples, the true one to its right.
 
@@ -203,7 +203,7 @@ def preview(
     """
     shards = config.data.validation_shards or config.data.shards
     training = model.training
-    artist = Portraitist(model.eval(), encoders, config, facts)
+    pipeline = GenerationPipeline(model.eval(), encoders, config, info)
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
@@ -211,15 +211,15 @@ def preview(
             if len(written) == config.run.validation_samples:
                 break
             try:
-                clip = prepare(key, members, config.data.sizes, config.data.lengths, facts)
-                batch = collate([clip.span(0)], facts)
-            except BadSampleError as error:
+                clip = decode_sample(key, members, config.data.sizes, config.data.lengths, info)
+                batch = collate([clip.span(0)], info)
+            except SkippedSampleError as error:
                 log.warning("no validation sample: %s", error)
                 continue
             assert batch.rgb_BFHWC is not None
-            video = artist.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
+            video = pipeline.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
             both = np.concatenate([video.numpy(), batch.rgb_BFHWC[0].numpy()], axis=2)
-            write(folder / f"{key}.mp4", both, facts.fps, stereo(decode_flac(members["flac"])))
+            write(folder / f"{key}.mp4", both, info.fps, stereo(decode_flac(members["flac"])))
             written.append(folder / f"{key}.mp4")
     finally:
         model.train(training)
@@ -254,7 +254,7 @@ def cropped(picture: Bytes, crop: Crop) -> Bytes:
     return np.ascontiguousarray(crop.of(scaled))
 
 
-def _picture(path: Path) -> Bytes:
+def _read_image(path: Path) -> Bytes:
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
@@ -278,29 +278,28 @@ def _face_points(picture: Bytes) -> Floats | None:
     return None if found is None else found.points + np.array([left, top, 0], np.float32)
 
 
-def _speech(loud: Floats, facts: Facts, num_frames: int) -> Tensor:
+def _speech(loud: Floats, info: DatasetInfo, num_frames: int) -> Tensor:
     """Features [1, L, D] of the window's sound, by the encoder of the data set."""
-    if not facts.speech_model:
+    if not info.speech_model:
         raise ModelError("the checkpoint does not say which speech encoder its data set used")
     mono = resample_poly(loud.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
-    samples = np.zeros(samples_from_frames(num_frames, facts.fps), np.float32)
+    samples = np.zeros(samples_from_frames(num_frames, info.fps), np.float32)
     samples[: len(mono)] = mono[: len(samples)]
-    encoder = speech_encoders.load_speech_encoder(SpeechConfig(embedding=facts.speech_model))
-    (features,) = encoder.encode([samples], [features_from_frames(num_frames, facts.fps)])
-    if features.shape[1] != facts.speech_dim:
+    encoder = speech_encoders.load_speech_encoder(SpeechConfig(embedding=info.speech_model))
+    (features,) = encoder.encode([samples], [features_from_frames(num_frames, info.fps)])
+    if features.shape[1] != info.speech_dim:
         raise ModelError(
-            f"speech encoder {facts.speech_model}: expected width {facts.speech_dim},"
-            f" found {features.shape[1]}"
+            f"speech encoder {info.speech_model}: expected width {info.speech_dim}, found {features.shape[1]}"
         )
     return torch.from_numpy(features.astype(np.float32))[None]
 
 
-def _identity(picture: Bytes, points: Floats, facts: Facts) -> Floats | None:
+def _identity(picture: Bytes, points: Floats, info: DatasetInfo) -> Floats | None:
     """Embedding of the face by the data set's own model; None where it has none."""
-    if not facts.identity_dim:
+    if not info.identity_dim:
         return None
-    embedder = identity.load_embedder(IdentityConfig(model=facts.identity_model))
-    if embedder is None or embedder.dim != facts.identity_dim:
-        raise ModelError(f"identity model {facts.identity_model}: expected width {facts.identity_dim}")
+    embedder = identity.load_embedder(IdentityConfig(model=info.identity_model))
+    if embedder is None or embedder.dim != info.identity_dim:
+        raise ModelError(f"identity model {info.identity_model}: expected width {info.identity_dim}")
     found: Floats = embedder.embed(identity.align(picture, points)[None])[0]
     return found

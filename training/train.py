@@ -1,7 +1,7 @@
 """The trainer: `accelerate launch -m talkforge.training.train --config tiny-stage1`.
 
 Both stages are one loop; what differs is in the configuration. Everything random is a function of
-(seed, step, process), and a checkpoint opens a new chapter of the data, so that a run that was stopped
+(seed, step, process), and a checkpoint opens a new interval of the data, so that a run that was stopped
 goes on as if it had not been.
 """
 
@@ -25,18 +25,18 @@ from rich.console import Console
 from talkforge.schemas.config import flatten
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError
 from talkforge.training.config import CodecConfig, TrainConfig, check, load_train_config
-from talkforge.training.data.batch import Facts
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.latent_cache import usable
 from talkforge.training.data.loader import SpanLoader
-from talkforge.training.data.shards import facts_of, shard_list
+from talkforge.training.data.shards import dataset_info, shard_list
 from talkforge.training.generate import preview
 from talkforge.training.run import checkpoint, folder
-from talkforge.training.run.checkpoint import Checkpoint, Progress
+from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result
-from talkforge.training.run.parallel import make_accelerator, together
-from talkforge.training.run.progress import Report, Watch
+from talkforge.training.run.parallel import error_barrier, make_accelerator
+from talkforge.training.run.progress import Report, TrainDisplay
 from talkforge.training.run.published import export_published, load_published
-from talkforge.training.run.update import Updater
+from talkforge.training.run.update import TrainState
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders, load_encoders
 from talkforge.training.wan.talking_wan import TalkingWan, build
@@ -93,7 +93,7 @@ def run_train(config_name: str | Path | None, settings: Sequence[str] = ()) -> i
     """
     config = load_train_config(config_name, tuple(settings))
     console = Console(stderr=True, soft_wrap=True)
-    with _telling(console), _asked_to_stop() as asked, Watch(console, quiet=_rank() > 0) as watch:
+    with _telling(console), _asked_to_stop() as asked, TrainDisplay(console, quiet=_rank() > 0) as watch:
         result = train(config, stop=asked, show=watch.show)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -157,14 +157,14 @@ def _prepared(
 ) -> tuple[Loop, Result]:
     """Everything that can go wrong goes wrong here, the cheapest first, and on all processes together."""
     out, world = Path(config.run.out), accelerator.num_processes
-    with together(accelerator):
-        facts, cached = _data(config)
-        fresh = Progress(0, 0, 0, world, cached, facts)
+    with error_barrier(accelerator):
+        info, cached = _data(config)
+        fresh = TrainProgress(0, 0, 0, world, cached, info)
         resumed = folder.resumable(out, config, fresh)
         progress = folder.regrouped(resumed.progress, world) if resumed else fresh
         loader = SpanLoader(
             config.data,
-            facts,
+            info,
             seed=config.run.seed,
             rank=accelerator.process_index,
             world=world,
@@ -172,25 +172,25 @@ def _prepared(
         )
         if accelerator.is_main_process:
             folder.describe(out, config, progress)
-        model = build(config, facts, dtype=_frozen_dtype(config.run.precision))
+        model = build(config, info, dtype=_frozen_dtype(config.run.precision))
         source = _load(model, config, resumed)
-        encoders = _encoders(config, model, facts, cached, source, accelerator.device)
+        encoders = _encoders(config, model, info, cached, source, accelerator.device)
     if config.run.trackers:
         accelerator.init_trackers("talkforge", config={k: str(v) for k, v in flatten(config).items()})
-    updater = Updater(accelerator, model, encoders, config, resumed)
+    state = TrainState(accelerator, model, encoders, config, resumed)
     result = Result(progress.step, checkpoint=resumed.folder if resumed else None)
-    return Loop(accelerator, updater, loader, config, progress, result, stop, show, preview), result
+    return Loop(accelerator, state, loader, config, progress, result, stop, show, preview), result
 
 
-def _data(config: TrainConfig) -> tuple[Facts, bool]:
+def _data(config: TrainConfig) -> tuple[DatasetInfo, bool]:
     """What there is to train on, and whether its latents are cached."""
     shards = shard_list(config.data.shards)
-    facts = facts_of(shards, config.data.shards)
+    info = dataset_info(shards, config.data.shards)
     cached = usable(shards, config)
-    log.info("%d samples; %s", facts.num_samples, "cached latents" if cached else "pictures, encoded now")
-    if config.adapters.face and not facts.identity_dim:
+    log.info("%d samples; %s", info.num_samples, "cached latents" if cached else "pictures, encoded now")
+    if config.adapters.face and not info.identity_dim:
         log.warning("adapters.face: no sample has an identity, so there is no face attention")
-    return facts, cached
+    return info, cached
 
 
 def _frozen_dtype(precision: str) -> torch.dtype:
@@ -218,7 +218,7 @@ def _load(model: TalkingWan, config: TrainConfig, resumed: Checkpoint | None) ->
 def _encoders(
     config: TrainConfig,
     model: TalkingWan,
-    facts: Facts,
+    info: DatasetInfo,
     cached: bool,
     source: Checkpoint | None,
     device: torch.device,
@@ -231,14 +231,14 @@ def _encoders(
     encoders = load_encoders(config, model.transformer.config.text_dim, device)
     if encoders.codec.kind != "linear":
         return encoders
-    codec = (source.codec() if source else None) or _fitted(config, facts)
+    codec = (source.codec() if source else None) or _fitted(config, info)
     return Encoders(codec.to(device), encoders.text, encoders.image)
 
 
-def _fitted(config: TrainConfig, facts: Facts) -> LinearCodec:
+def _fitted(config: TrainConfig, info: DatasetInfo) -> LinearCodec:
     """A linear codec for these shards: the same on every process, for all read the same batches."""
     alone = config.data.model_copy(update={"workers": 0})
-    loader = SpanLoader(alone, facts, seed=config.run.seed)
+    loader = SpanLoader(alone, info, seed=config.run.seed)
     batches = itertools.islice(loader, FIT_BATCHES)
     return LinearCodec.fit(batch.rgb_BFHWC for batch in batches if batch.rgb_BFHWC is not None)
 

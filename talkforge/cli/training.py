@@ -45,7 +45,7 @@ def encode(
             display.show(Progress("encoding", state.done, state.shards, state.line()))
 
         result = run_encode(dataset, config, settings, spans, show)
-    for key, reason in result.bad_keys.items():
+    for key, reason in result.skipped_keys.items():
         err.print(f"left out: {key}: {reason}", soft_wrap=True, markup=False, highlight=False)
     out.print(result.line(), soft_wrap=True, highlight=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from talkforge.schemas.units import features_from_frames
-from talkforge.training.data.batch import Batch, Cached, Facts
+from talkforge.training.data.batch import Batch, Cached, DatasetInfo
 
 
 def a_batch(
@@ -56,9 +56,9 @@ def a_cache(size: int = 2, num_frames: int = 9, edge_px: int = 32, seed: int = 0
     )
 
 
-def some_facts(speech_dim: int = 12, identity_dim: int = 8, fps: float = 25.0) -> Facts:
+def some_info(speech_dim: int = 12, identity_dim: int = 8, fps: float = 25.0) -> DatasetInfo:
     """What a probe of a data set of such batches would say."""
-    return Facts(
+    return DatasetInfo(
         fps=fps,
         speech_dim=speech_dim,
         speech_model="logmel-80",

@@ -9,7 +9,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from talkforge.training.config import AdapterConfig, ModelConfig, TrainConfig, WanShape
-from talkforge.training.data.batch import Conditions, Facts
+from talkforge.training.data.batch import Conditions, DatasetInfo
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 SHAPE: dict[str, Any] = {
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 ADAPTERS = AdapterConfig(audio_dim=12, face_tokens=4, face_depth=1, face_dim=8, face_heads=2, motion_dim=8)
 SPEECH_DIM, IDENTITY_DIM = 6, 5
-FACTS = Facts(25.0, SPEECH_DIM, "logmel", IDENTITY_DIM, "arcface", 1, 1, "")
+INFO = DatasetInfo(25.0, SPEECH_DIM, "logmel", IDENTITY_DIM, "arcface", 1, 1, "")
 FRAMES, LATENTS, FEATURES = 9, 3, 18
 
 

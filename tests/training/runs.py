@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "adapters": {
         "audio_dim": 12,
-        "audio_slots": True,
+        "window_positions": True,
         "face_tokens": 4,
         "face_depth": 1,
         "face_dim": 8,
@@ -75,5 +75,5 @@ def last(run: Path) -> Checkpoint:
 def tensors(run: Path) -> dict[str, Tensor]:
     """Everything in its last checkpoint."""
     found = last(run)
-    parts = {"trained": found.trained(), "ema": found.averaged() or {}, "optimizer": found.optimizer()}
+    parts = {"trained": found.trained(), "ema": found.ema() or {}, "optimizer": found.optimizer()}
     return {f"{part} {name}": tensor for part, state in parts.items() for name, tensor in state.items()}

@@ -12,7 +12,7 @@ from talkforge.schemas.errors import CommandError
 from talkforge.training.config import TrainConfig, check, load_train_config
 from talkforge.training.run.checkpoint import load_trained
 from talkforge.training.wan.talking_wan import build
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "codec": {"kind": "linear", "text": "none", "image": "none"},
@@ -30,7 +30,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def test_what_is_in_order_passes() -> None:
     check(config())
-    check(config(run__stage="frame", loss__eta=0.5, loss__plain_weight=0.5, run__validate_every=3))
+    check(config(run__stage="frame", loss__eta=0.5, loss__unmasked_weight=0.5, run__validate_every=3))
     check(TrainConfig.model_validate({"model": {"base": "Wan"}, "run": {"out": "run"}}))
     check(config(loss__eta=0.2, loss__mask_resize="area", model__trainable="lora", model__lora_rank=4))
 
@@ -149,9 +149,18 @@ def test_the_large_presets_are_the_paper_s() -> None:
 
 
 def test_stage_2_of_the_small_preset_takes_what_stage_1_made() -> None:
-    facts = some_facts(speech_dim=80, identity_dim=0)
-    first, second = (build(preset(f"tiny-stage{stage}"), facts) for stage in (1, 2))
+    info = some_info(speech_dim=80, identity_dim=0)
+    first, second = (build(preset(f"tiny-stage{stage}"), info) for stage in (1, 2))
     trained = {name: parameter + 1 for name, parameter in first.named_parameters()}
     load_trained(second, trained, "stage 1")
     assert all(torch.equal(parameter, trained[name]) for name, parameter in second.named_parameters())
     assert sum(parameter.numel() for parameter in second.parameters()) < 3e6
+
+
+def test_old_names_of_settings_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("adapters: {audio_slots: true}\nloss: {plain_weight: 0.5}\n")
+    found = load_train_config(file, ["adapters.face=false"])
+    assert (found.adapters.window_positions, found.loss.unmasked_weight) == (True, 0.5)
+    with pytest.raises(CommandError, match=r"adapters\.audio_slots"):  # which of the two counts?
+        load_train_config(file, ["adapters.window_positions=false"])

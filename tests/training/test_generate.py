@@ -18,14 +18,14 @@ from talkforge.schemas.errors import CommandError, MediaError, ModelError
 from talkforge.training import generate
 from talkforge.training.config import SampleConfig, TrainConfig
 from talkforge.training.data import loader
-from talkforge.training.data.batch import Facts
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import Crop
-from talkforge.training.generate import Portraitist, cropped, preview, stereo, write
+from talkforge.training.generate import GenerationPipeline, cropped, preview, stereo, write
 from talkforge.training.run import checkpoint
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import load_encoders
 from talkforge.training.wan.talking_wan import TalkingWan, build
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 from tests.training.runs import four_clips, small
 from tests.training.shard_files import Shown, write_set
 
@@ -48,17 +48,17 @@ def a_codec() -> LinearCodec:
     return LinearCodec.fit([pictures.to(torch.uint8)])
 
 
-def a_run(out: Path, facts: Facts, **changes: Any) -> Path:
+def a_run(out: Path, info: DatasetInfo, **changes: Any) -> Path:
     """A run's folder with one checkpoint of a model that was never trained."""
     config = small("unused", out, **changes)
-    model = moved(build(config, facts))
+    model = moved(build(config, info))
     checkpoint.save(
         out,
-        checkpoint.Progress(1, 1, 0, 1, False, facts),
+        checkpoint.TrainProgress(1, 1, 0, 1, False, info),
         config,
         trained={name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
         optimizer={},
-        averaged=None,
+        ema=None,
         codec=a_codec(),
         keep=1,
     )
@@ -68,7 +68,7 @@ def a_run(out: Path, facts: Facts, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on log-mel features, without identities."""
-    return a_run(tmp_path_factory.mktemp("run"), some_facts(speech_dim=80, identity_dim=0))
+    return a_run(tmp_path_factory.mktemp("run"), some_info(speech_dim=80, identity_dim=0))
 
 
 def tone(path: Path, duration_s: float, hz: float = 440.0) -> Path:
@@ -96,11 +96,11 @@ def shown(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(pictures), float(reader.get(cv2.CAP_PROP_FPS))
 
 
-# --------------------------------------------------------------------------- Portraitist
+# --------------------------------------------------------------------------- GenerationPipeline
 
 
 def test_a_seed_is_one_video_and_everything_told_changes_it(run: Path) -> None:
-    artist = Portraitist.load(run, "cpu")
+    pipeline = GenerationPipeline.load(run, "cpu")
     generator = torch.Generator().manual_seed(0)
     picture = torch.randint(0, 256, (1, EDGE_PX, EDGE_PX, 3), generator=generator).to(torch.uint8)
     speech = torch.randn(1, 18, 80, generator=generator)
@@ -108,8 +108,8 @@ def test_a_seed_is_one_video_and_everything_told_changes_it(run: Path) -> None:
     def video(
         rgb: torch.Tensor = picture, heard: torch.Tensor = speech, omega: float = 0.5, seed: int = 0
     ) -> Any:
-        told = artist.batch(heard, (omega, 0.5), (EDGE_PX, EDGE_PX))
-        return artist.sample(rgb, told, SampleConfig(steps=2, text_cfg=1, audio_cfg=1), seed)
+        told = pipeline.batch(heard, (omega, 0.5), (EDGE_PX, EDGE_PX))
+        return pipeline.sample(rgb, told, SampleConfig(steps=2, text_cfg=1, audio_cfg=1), seed)
 
     first = video()
     assert first.shape == (1, FRAMES, EDGE_PX, EDGE_PX, 3) and first.dtype == torch.uint8
@@ -119,37 +119,37 @@ def test_a_seed_is_one_video_and_everything_told_changes_it(run: Path) -> None:
 
 
 def test_the_average_of_the_weights_is_what_speaks(tmp_path: Path, run: Path) -> None:
-    facts = some_facts(speech_dim=80, identity_dim=0)
-    a_run(tmp_path, facts)
+    info = some_info(speech_dim=80, identity_dim=0)
+    a_run(tmp_path, info)
     found = checkpoint.read(checkpoint.find(tmp_path))
     average = {name: tensor + 0.1 for name, tensor in found.trained().items()}
     checkpoint.save(
-        tmp_path, found.progress, found.config, trained=found.trained(), optimizer={}, averaged=average,
+        tmp_path, found.progress, found.config, trained=found.trained(), optimizer={}, ema=average,
         codec=found.codec(), keep=1,
     )  # fmt: skip
-    weights = dict(Portraitist.load(tmp_path, "cpu").model.named_parameters())
+    weights = dict(GenerationPipeline.load(tmp_path, "cpu").model.named_parameters())
     assert all(torch.equal(weights[name], tensor) for name, tensor in average.items())
-    weights = dict(Portraitist.load(run, "cpu").model.named_parameters())
+    weights = dict(GenerationPipeline.load(run, "cpu").model.named_parameters())
     plain = checkpoint.read(checkpoint.find(run)).trained()
     assert all(torch.equal(weights[name], tensor) for name, tensor in plain.items())
 
 
 def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
-    artist = Portraitist.load(a_run(tmp_path, some_facts(speech_dim=80, identity_dim=8)), "cpu")
+    pipeline = GenerationPipeline.load(a_run(tmp_path, some_info(speech_dim=80, identity_dim=8)), "cpu")
     known = np.eye(8, dtype=np.float32)[3]
-    told = artist.batch(
+    told = pipeline.batch(
         torch.zeros(2, 18, 80), (0.2, 0.7), (EDGE_PX, EDGE_PX), identity_D=known, prompt="hello"
     )
     assert told.identity_BD.tolist() == [known.tolist()] * 2 and told.has_identity_B.tolist() == [True, True]
     assert told.texts == ("hello", "hello") and told.num_frames == FRAMES
     assert torch.equal(told.omega_B2, torch.tensor([[0.2, 0.7]] * 2))
-    unknown = artist.batch(torch.zeros(1, 18, 80), (0.5, 0.5), (EDGE_PX, EDGE_PX))
+    unknown = pipeline.batch(torch.zeros(1, 18, 80), (0.5, 0.5), (EDGE_PX, EDGE_PX))
     assert unknown.has_identity_B.tolist() == [False] and not unknown.identity_BD.any()
 
 
 def test_a_device_that_is_none_is_refused(run: Path) -> None:
     with pytest.raises(ModelError, match="--device quantum: is no torch device"):
-        Portraitist.load(run, "quantum")
+        GenerationPipeline.load(run, "quantum")
 
 
 # --------------------------------------------------------------------------- generate
@@ -170,9 +170,9 @@ def test_a_portrait_and_its_sound_become_a_video(run: Path, tmp_path: Path) -> N
 
 def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) -> None:
     """Of the window, by the data set's encoder; silence follows sound that is too short."""
-    facts = some_facts(speech_dim=80, identity_dim=0)
+    info = some_info(speech_dim=80, identity_dim=0)
     loud = generate.read_audio_file(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
-    heard = generate._speech(loud, facts, FRAMES)
+    heard = generate._speech(loud, info, FRAMES)
     assert heard.shape == (1, 18, 80) and heard.dtype == torch.float32
     mono = generate.read_audio_file(tmp_path / "tone.wav")
     (stored,) = LogMelEncoder().encode([np.pad(mono, (0, 16_000))], [18])
@@ -185,13 +185,13 @@ def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) ->
 def test_the_face_is_kept_in_view(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide picture is cut around the face in it."""
     given: list[torch.Tensor] = []
-    real = Portraitist.sample
+    real = GenerationPipeline.sample
 
-    def sample(self: Portraitist, rgb_BHWC: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def sample(self: GenerationPipeline, rgb_BHWC: torch.Tensor, *arguments: Any) -> torch.Tensor:
         given.append(rgb_BHWC)
         return real(self, rgb_BHWC, *arguments)
 
-    monkeypatch.setattr(Portraitist, "sample", sample)
+    monkeypatch.setattr(GenerationPipeline, "sample", sample)
     head = frame("hopper", 240, 240).picture
     wide = np.concatenate([np.full((240, 240, 3), 90, np.uint8), head], axis=1)
     cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
@@ -259,9 +259,9 @@ def test_what_does_not_fit_is_refused(
     ],
 )
 def test_other_speech_features_are_refused(changes: dict[str, Any], message: str) -> None:
-    facts = Facts(**{**vars(some_facts(speech_dim=80)), **changes})
+    info = DatasetInfo(**{**vars(some_info(speech_dim=80)), **changes})
     with pytest.raises(ModelError, match=message):
-        generate._speech(np.zeros((100, 2), np.float32), facts, FRAMES)
+        generate._speech(np.zeros((100, 2), np.float32), info, FRAMES)
 
 
 # --------------------------------------------------------------------------- preview
@@ -269,10 +269,10 @@ def test_other_speech_features_are_refused(changes: dict[str, Any], message: str
 
 def previewed(shards: str, out: Path, **changes: Any) -> tuple[list[Path], TalkingWan, TrainConfig]:
     config = small(shards, out, **changes)
-    facts = loader.probe(shards)
-    model = build(config, facts).train()
+    info = loader.probe(shards)
+    model = build(config, info).train()
     encoders = load_encoders(config, model.transformer.config.text_dim, torch.device("cpu"))
-    return preview(model, encoders, config, facts, out / "samples"), model, config
+    return preview(model, encoders, config, info, out / "samples"), model, config
 
 
 def test_a_preview_shows_what_was_generated_beside_the_truth(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def losses(history: list[Report]) -> list[tuple[int, float, float, float]]:
-    return [(report.step, report.loss, report.plain, report.grad_norm) for report in history]
+    return [(report.step, report.loss, report.unmasked, report.grad_norm) for report in history]
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -47,7 +47,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("workers", (0, 1))
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(shards: str, tmp_path: Path, workers: int) -> None:
-    """Bit for bit: losses, weights, moments and average; stopped within a chapter, over a checkpoint."""
+    """Bit for bit: losses, weights, moments and average; stopped within an interval, over a checkpoint."""
     settings: dict[str, Any] = {
         "run__stage": "frame",
         "data__workers": workers,
@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(shards: str, tmp_path: Path
     first = train(config, stop=Stop(6))
     assert not first.finished and first.step == 3
     progress = last(tmp_path / "stopped").progress
-    assert (progress.step, progress.chapter, progress.consumed) == (3, 0, 6)
+    assert (progress.step, progress.interval, progress.consumed) == (3, 0, 6)
     second = train(config)
     assert second.finished and second.step == 6
     assert losses(first.history + second.history) == losses(straight.history)
@@ -85,10 +85,10 @@ def test_the_next_loss_is_the_same_on_a_gpu(
 
 
 def test_a_run_that_is_made_longer_goes_on_likewise(shards: str, tmp_path: Path) -> None:
-    """Its last checkpoint was no turn of a chapter."""
+    """Its last checkpoint was no turn of an interval."""
     straight = train(small(shards, tmp_path / "straight", run__steps=3))
     train(small(shards, tmp_path / "longer", run__steps=2))
-    assert last(tmp_path / "longer").progress.chapter == 0
+    assert last(tmp_path / "longer").progress.interval == 0
     longer = train(small(shards, tmp_path / "longer", run__steps=3))
     assert losses(longer.history) == losses(straight.history)[2:]
     assert same(tensors(tmp_path / "longer"), tensors(tmp_path / "straight"))
@@ -110,7 +110,7 @@ def test_stage_2_starts_from_stage_1(shards: str, tmp_path: Path) -> None:
     )  # fmt: skip
     train(config)
     before, after = last(tmp_path / "one"), last(tmp_path / "two")
-    assert before.averaged() is not None and same(after.trained(), before.best())
+    assert before.ema() is not None and same(after.trained(), before.best())
     assert not same(after.trained(), before.trained())
     codecs = before.codec(), after.codec()
     assert codecs[0] is not None and codecs[1] is not None and codecs[0].sha256 == codecs[1].sha256
@@ -145,11 +145,11 @@ def test_a_run_starts_from_adapters_alone_or_from_published_weights(shards: str,
 def test_weights_that_do_not_fit_are_refused_by_name(shards: str, tmp_path: Path) -> None:
     train(small(shards, tmp_path / "one", run__steps=1))
     config = small(
-        shards, tmp_path / "two", run__init_from=str(tmp_path / "one"), adapters__audio_slots=False
+        shards, tmp_path / "two", run__init_from=str(tmp_path / "one"), adapters__window_positions=False
     )
     with pytest.raises(
         ModelError,
-        match=r"one/checkpoints/step-00000001: does not fit the model: unexpected audio_slots\.weight$",
+        match=r"one/checkpoints/step-00000001: does not fit the model: unexpected window_positions\.weight$",
     ):
         train(config)
     with pytest.raises(CommandError, match="expected a run or a checkpoint"):
@@ -361,7 +361,7 @@ def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Pa
     assert process.wait(timeout=60) == 130, [*lines, rest]
     assert "interrupted; the same command goes on from here" in rest and "Traceback" not in rest
     progress = last(tmp_path / "run").progress
-    assert progress.step >= 1 and progress.consumed == progress.step and progress.chapter == 0
+    assert progress.step >= 1 and progress.consumed == progress.step and progress.interval == 0
     assert train(config.model_copy(update={"run": config.run.model_copy(update={"steps": 1})})).finished
 
 

@@ -24,12 +24,12 @@ from talkforge.schemas.errors import DatasetError, RunError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch
 from talkforge.training.run import checkpoint, loop, parallel
-from talkforge.training.run.update import Updater
+from talkforge.training.run.update import TrainState
 from talkforge.training.train import train
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders, NoText
 from talkforge.training.wan.talking_wan import build
-from tests.training.batches import a_batch, some_facts
+from tests.training.batches import a_batch, some_info
 from tests.training.runs import Stop, small
 
 BATCHES = [a_batch(seed=seed) for seed in range(4)]
@@ -38,24 +38,24 @@ BATCHES = [a_batch(seed=seed) for seed in range(4)]
 
 def gradients(config: TrainConfig, accelerator: Accelerator, batches: list[Batch]) -> dict[str, torch.Tensor]:
     """What the optimizer is given in step 5."""
-    model = build(config, some_facts())
+    model = build(config, some_info())
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)  # so that no gradient is zero
     encoders = Encoders(LinearCodec(), NoText(1, 8, torch.device("cpu")), None)
-    updater = Updater(accelerator, model, encoders, config)
+    state = TrainState(accelerator, model, encoders, config)
     found: dict[str, torch.Tensor] = {}
 
     def step(*_: Any, **__: Any) -> None:
-        for name, parameter in updater.model.named_parameters():
+        for name, parameter in state.model.named_parameters():
             assert parameter.grad is not None, name
             found[name] = parameter.grad.clone()
 
     real, torch.optim.AdamW.step = torch.optim.AdamW.step, step  # type: ignore[method-assign]
     try:
         left = iter(batches)
-        _, norm = updater.step(5, lambda: next(left))
+        _, norm = state.step(5, lambda: next(left))
     finally:
         torch.optim.AdamW.step = real  # type: ignore[method-assign]
     found["norm"] = torch.tensor(norm)
@@ -100,14 +100,14 @@ def raised(run: Callable[[], Any]) -> str:
     return ""
 
 
-def broken_on_one(self: loop.SpanLoader, chapter: int, skip: int = 0) -> Iterator[Batch]:
+def broken_on_one(self: loop.SpanLoader, interval: int, skip: int = 0) -> Iterator[Batch]:
     """A loader that has no batch for the second process."""
     if os.environ["RANK"] == "1":
         raise DatasetError("the disk is gone")
-    yield from real_chapter(self, chapter, skip)
+    yield from real_batches(self, interval, skip)
 
 
-real_chapter = loop.SpanLoader.chapter
+real_batches = loop.SpanLoader.batches
 
 
 def main(shards: str, folder: Path, rank: int) -> None:
@@ -137,13 +137,13 @@ def main(shards: str, folder: Path, rank: int) -> None:
     told["full"] = raised(lambda: train(config("full")))
     checkpoint.write_tensors = real_write
     told["nan"] = raised(lambda: train(config("nan", optim__lr=1e30)))
-    loop.SpanLoader.chapter = broken_on_one  # type: ignore[method-assign]
+    loop.SpanLoader.batches = broken_on_one  # type: ignore[method-assign]
     told["unprepared"] = raised(lambda: train(config("unprepared")))
     longer = config("straight").model_copy(
         update={"run": config("straight").run.model_copy(update={"steps": 9})}
     )
     told["broken"] = raised(lambda: train(longer))
-    loop.SpanLoader.chapter = real_chapter  # type: ignore[method-assign]
+    loop.SpanLoader.batches = real_batches  # type: ignore[method-assign]
 
     precise = {"run__precision": "bf16", "model__trainable": "adapters", "optim__lr": 1e-3}
     afresh()
@@ -151,14 +151,14 @@ def main(shards: str, folder: Path, rank: int) -> None:
 
     sys.modules["talkforge.training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
     seen: list[tuple[bool, bool]] = []
-    real_init = Updater.__init__
+    real_init = TrainState.__init__
 
-    def init(self: Updater, *arguments: Any, **options: Any) -> None:
+    def init(self: TrainState, *arguments: Any, **options: Any) -> None:
         real_init(self, *arguments, **options)
         blocks = self.model.transformer.blocks
         seen.append((isinstance(blocks[0], FSDPModule), isinstance(next(blocks.parameters()), DTensor)))
 
-    Updater.__init__ = init  # type: ignore[method-assign]
+    TrainState.__init__ = init  # type: ignore[method-assign]
     for name in ("fsdp", "fsdp-checkpointing"):
         for stop in (Stop(4), lambda: False):
             afresh()

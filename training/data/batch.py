@@ -91,7 +91,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """What must be known of a data set before a model can be made; see `data.probe`."""
 
     fps: float

@@ -25,7 +25,7 @@ Size = tuple[int, int]
 """Height and width, px."""
 
 
-class BadSampleError(DatasetError):
+class SkippedSampleError(DatasetError):
     """A sample that cannot be used; `reason` is what it is counted under."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -75,14 +75,14 @@ class Crop:
         return picture[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
 
 
-class Pictures(Protocol):
+class ClipFrames(Protocol):
     """The pictures of one clip."""
 
     def rgb(self, first: int, last: int) -> Bytes:
         """Frames [first, last), uint8 [n, H, W, 3].
 
         Raises:
-            BadSampleError: 'unreadable' or 'wrong_shape': the video cannot be decoded up to `last`.
+            SkippedSampleError: 'unreadable' or 'wrong_shape': the video cannot be decoded up to `last`.
         """
 
     def lips(self, first: int, last: int) -> Bytes:
@@ -93,7 +93,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Masks:
+class LipMasks:
     """Lip masks as they are stored: `bits` [F, ceil(h*w/8)] uint8, `valid` [F] bool."""
 
     bits: Bytes
@@ -101,7 +101,7 @@ class Masks:
     crop: Crop
 
     def lips(self, first: int, last: int) -> Bytes:
-        """See `Pictures.lips`; nothing in frames that are not valid."""
+        """See `ClipFrames.lips`; nothing in frames that are not valid."""
         lips = np.zeros((last - first, *self.crop.size), np.uint8)
         for k in first + np.flatnonzero(self.valid[first:last]):
             lips[k - first] = self.crop.of(
@@ -124,16 +124,16 @@ def shrunk(mask: np.ndarray, size: Size) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedVideo:
     """Pictures in an MP4 file that is expected to hold `num_frames` of the size `masks.crop.own`."""
 
     key: str
     mp4: bytes
     num_frames: int
-    masks: Masks
+    masks: LipMasks
 
     def rgb(self, first: int, last: int) -> Bytes:
-        """See `Pictures.rgb`. Decodes from the start: clips are short, with one key frame in 250."""
+        """See `ClipFrames.rgb`. Decodes from the start: clips are short, with one key frame in 250."""
         crop = self.masks.crop
         rgb = np.empty((last - first, *crop.size, 3), np.uint8)
         scaled = _Scaling(crop)
@@ -143,24 +143,24 @@ class Encoded:
         return rgb
 
     def lips(self, first: int, last: int) -> Bytes:
-        """See `Pictures.lips`."""
+        """See `ClipFrames.lips`."""
         return self.masks.lips(first, last)
 
     def check(self, last: int) -> None:
-        """See `Pictures.check`: decodes, and converts nothing."""
+        """See `ClipFrames.check`: decodes, and converts nothing."""
         for _ in self._frames(last):
             pass
 
-    def decoded(self) -> Decoded:
+    def decoded(self) -> DecodedVideo:
         """All of it; what is wrong with the video is kept for whoever asks for frames beyond."""
         scaled, found, wrong = _Scaling(self.masks.crop), [], None
         try:
             for frame in self._frames(self.num_frames):
                 found.append(scaled(frame))
-        except BadSampleError as error:
+        except SkippedSampleError as error:
             wrong = error
         rgb = np.stack(found) if found else np.empty((0, *self.masks.crop.size, 3), np.uint8)
-        return Decoded(rgb, self.lips(0, self.num_frames), wrong)
+        return DecodedVideo(rgb, self.lips(0, self.num_frames), wrong)
 
     def _frames(self, last: int) -> Iterator[Any]:
         """The first `last` frames; raises unless there are as many."""
@@ -170,10 +170,10 @@ class Encoded:
                 container.streams.video[0].thread_count = 1
                 for frame in container.decode(video=0):
                     if frame.is_corrupt:  # patched up by the decoder, and all that follow with it
-                        raise BadSampleError("unreadable", f"{self.key}: mp4: frame {count} is damaged")
+                        raise SkippedSampleError("unreadable", f"{self.key}: mp4: frame {count} is damaged")
                     if (frame.height, frame.width) != expected:
                         found = f"{frame.width} x {frame.height}"
-                        raise BadSampleError(
+                        raise SkippedSampleError(
                             "wrong_shape",
                             f"{self.key}: mp4: expected {expected[1]} x {expected[0]} px, found {found}",
                         )
@@ -183,38 +183,38 @@ class Encoded:
                         return
         except (FFmpegError, IndexError) as error:
             what = " ".join(str(error).split())
-            raise BadSampleError("unreadable", f"{self.key}: mp4: frame {count}: {what}") from None
-        raise BadSampleError(
+            raise SkippedSampleError("unreadable", f"{self.key}: mp4: frame {count}: {what}") from None
+        raise SkippedSampleError(
             "wrong_shape", f"{self.key}: mp4: expected {self.num_frames} frames, found {count}"
         )
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedVideo:
     """Pictures in memory: `frames` [n, H, W, 3], fewer than the clip's where `wrong` says why; `masks`
     [F, H, W]."""
 
     frames: Bytes
     masks: Bytes
-    wrong: BadSampleError | None
+    wrong: SkippedSampleError | None
 
     def rgb(self, first: int, last: int) -> Bytes:
-        """See `Pictures.rgb`."""
+        """See `ClipFrames.rgb`."""
         self.check(last)
         return self.frames[first:last]
 
     def lips(self, first: int, last: int) -> Bytes:
-        """See `Pictures.lips`."""
+        """See `ClipFrames.lips`."""
         return self.masks[first:last]
 
     def check(self, last: int) -> None:
-        """See `Pictures.check`."""
+        """See `ClipFrames.check`."""
         if self.wrong is not None and last > len(self.frames):
-            raise BadSampleError(self.wrong.reason, str(self.wrong))
+            raise SkippedSampleError(self.wrong.reason, str(self.wrong))
 
 
 class _Scaling:
-    """Decoded frames as cropped RGB, uint8 [H, W, 3].
+    """DecodedVideo frames as cropped RGB, uint8 [H, W, 3].
 
     First scaled, then converted: in one pass swscale is two grey levels too dark. Colours keep the
     target's resolution where the clip is at least twice as large; else they have but half of it, as in

@@ -1,6 +1,6 @@
 """Batches out of shards: an endless stream that is a function of its seed.
 
-A stream is named by (seed, chapter, rank, worker): the trainer opens a new chapter with every
+A stream is named by (seed, interval, rank, worker): the trainer opens a new interval with every
 checkpoint, so that a run that is resumed reads what the uninterrupted one would have read.
 """
 
@@ -21,24 +21,24 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, DatasetError, RunError, TalkforgeError, one_line
 from talkforge.training.config import UMT5_TOKENS, DataConfig
-from talkforge.training.data.batch import Batch, Cached, Facts
+from talkforge.training.data.batch import Batch, Cached, DatasetInfo
 from talkforge.training.data.shards import Shard
 from talkforge.training.data.shards import probe as probe
 from talkforge.training.data.shards import shard_list as shard_list
 from talkforge.training.data.spans import Span
-from talkforge.training.data.stream import Bad, Kept, Place, Reader
+from talkforge.training.data.stream import ClipCache, Reader, ReaderId, SkippedSample
 
 log = logging.getLogger(__name__)
 
 
-def collate(spans: Sequence[Span], facts: Facts) -> Batch:
+def collate(spans: Sequence[Span], info: DatasetInfo) -> Batch:
     """Spans of one size and length as a batch; an absent identity is zeros."""
-    identity_BD = np.zeros((len(spans), facts.identity_dim), np.float32)
+    identity_BD = np.zeros((len(spans), info.identity_dim), np.float32)
     for row, span in zip(identity_BD, spans, strict=True):
         row[: len(span.identity)] = span.identity
     return Batch(
         keys=tuple(span.key for span in spans),
-        fps=facts.fps,
+        fps=info.fps,
         rgb_BFHWC=None if spans[0].rgb is None else _stacked(span.rgb for span in spans),
         lips_BFHW=_stacked(span.lips for span in spans),
         lip_valid_BF=_stacked(span.lip_valid for span in spans),
@@ -81,32 +81,32 @@ class _Read:
     cannot go on, because an exception would cross the process with its traceback."""
 
     batch: Batch | None
-    bad: tuple[Bad, ...] = ()
+    skipped: tuple[SkippedSample, ...] = ()
     fault: tuple[type[TalkforgeError], str] | None = None
 
 
 class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to mypy
     """The endless stream of one rank; each loader process is a reader of its own.
 
-    Lives on in its processes from chapter to chapter, and so do the clips that it keeps.
+    Lives on in its processes from interval to interval, and so do the clips that it keeps.
     """
 
-    def __init__(self, reader: Reader, facts: Facts, *, seed: int, rank: int, world: int) -> None:
-        self._reader, self._facts = reader, facts
+    def __init__(self, reader: Reader, info: DatasetInfo, *, seed: int, rank: int, world: int) -> None:
+        self._reader, self._info = reader, info
         self._seed, self._rank, self._world = seed, rank, world
         self.turn = torch.zeros(2, dtype=torch.int64).share_memory_()
         """Chapter and batches to skip, seen by every process when it begins to iterate."""
 
     def __iter__(self) -> Iterator[_Read]:
-        chapter, skip = self.turn.tolist()
+        interval, skip = self.turn.tolist()
         worker = get_worker_info()
         own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         # Batches are taken from the processes in turn, always from the first one first.
         own = (own + skip) % workers
-        place = Place(self._seed, chapter, self._rank * workers + own, self._world * workers)
+        reader_id = ReaderId(self._seed, interval, self._rank * workers + own, self._world * workers)
         try:
-            for spans, bad in self._reader.batches(place, len(range(own, skip, workers))):
-                yield _Read(collate(spans, self._facts), bad)
+            for spans, skipped in self._reader.batches(reader_id, len(range(own, skip, workers))):
+                yield _Read(collate(spans, self._info), skipped)
         except TalkforgeError as error:
             yield _Read(None, fault=(type(error), one_line(error)))
         except Exception as error:
@@ -124,14 +124,14 @@ class SpanLoader:
     """Batches for one rank, for ever.
 
     Args:
-        config: which shards, and what a batch is. facts: of these shards, see `probe`.
-        rank, world: this process among all. chapter: names the stream together with `seed`.
-        skip: batches at the start of the chapter that are passed over.
+        config: which shards, and what a batch is. info: of these shards, see `probe`.
+        rank, world: this process among all. interval: names the stream together with `seed`.
+        skip: batches at the start of the interval that are passed over.
         cached: read latents beside the shards, see `cache.usable`.
 
     Attributes:
-        bad: how many samples were left out, by reason; each counts once, however often it comes round.
-        bad_keys: why, by key; by shard for samples that are lost with it. Each is named in the log once.
+        skipped: how many samples were left out, by reason; each counts once, however often it comes round.
+        skipped_keys: why, by key; by shard for samples that are lost with it. Each is named in the log once.
 
     Raises:
         CommandError: fewer shards than ranks x workers, of which some would have nothing to read.
@@ -141,12 +141,12 @@ class SpanLoader:
     def __init__(
         self,
         config: DataConfig,
-        facts: Facts,
+        info: DatasetInfo,
         *,
         seed: int,
         rank: int = 0,
         world: int = 1,
-        chapter: int = 0,
+        interval: int = 0,
         skip: int = 0,
         cached: bool = False,
     ) -> None:
@@ -156,11 +156,11 @@ class SpanLoader:
         listed = shard_list(config.shards)
         shards = [(url, manifest) for url, manifest in listed if manifest.count]
         _check_enough(shards, len(listed), config, world)
-        self.bad: Counter[str] = Counter()
-        self.bad_keys: dict[str, str] = {}
-        self._first = (chapter, skip)
-        reader = Reader(shards, config, facts, cached=cached, kept=Kept(config.cache_mb * 2**20))
-        self._stream = _Stream(reader, facts, seed=seed, rank=rank, world=world)
+        self.skipped: Counter[str] = Counter()
+        self.skipped_keys: dict[str, str] = {}
+        self._first = (interval, skip)
+        reader = Reader(shards, config, info, cached=cached, cache=ClipCache(config.cache_mb * 2**20))
+        self._stream = _Stream(reader, info, seed=seed, rank=rank, world=world)
         self._loader = DataLoader(
             self._stream,
             batch_size=None,
@@ -172,17 +172,17 @@ class SpanLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.chapter(*self._first)
+        return self.batches(*self._first)
 
-    def chapter(self, chapter: int, skip: int = 0) -> Iterator[Batch]:
-        """Batches of a chapter after its first `skip`, for ever; any earlier iteration ends.
+    def batches(self, interval: int, skip: int = 0) -> Iterator[Batch]:
+        """Batches of an interval after its first `skip`, for ever; any earlier iteration ends.
 
         The same as a new loader's, but loader processes and the clips that they keep live on.
         """
-        self._stream.turn.copy_(torch.tensor([chapter, skip]))
+        self._stream.turn.copy_(torch.tensor([interval, skip]))
         for read in self._each():
-            for bad in read.bad:
-                self._count(bad)
+            for skipped in read.skipped:
+                self._count(skipped)
             if read.fault:
                 self._end()
                 kind, message = read.fault
@@ -198,16 +198,16 @@ class SpanLoader:
             raise RunError(f"a loader process ended: {one_line(error, 300)}") from None
 
     def _end(self) -> None:
-        """End the loader processes, which torch would do when it comes to it; a next chapter has new ones."""
+        """End the loader processes now; the next interval starts new ones."""
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()
 
-    def _count(self, bad: Bad) -> None:
-        if bad.key not in self.bad_keys:
-            self.bad_keys[bad.key] = bad.reason
-            self.bad[bad.reason] += bad.count
-            bad.tell()
+    def _count(self, skipped: SkippedSample) -> None:
+        if skipped.key not in self.skipped_keys:
+            self.skipped_keys[skipped.key] = skipped.reason
+            self.skipped[skipped.reason] += skipped.count
+            skipped.log()
 
 
 def _check_enough(shards: Sequence[Shard], listed: int, config: DataConfig, world: int) -> None:

@@ -16,7 +16,7 @@ import webdataset as wds
 
 from talkforge.schemas.errors import CommandError, DatasetError, one_line
 from talkforge.schemas.sample import SampleMeta, ShardManifest
-from talkforge.training.data.batch import Facts
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.tar import BrokenShardError, Members, beside, read_files, read_samples
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,17 @@ def _manifest(url: str, name: str, data: bytes | Exception) -> ShardManifest:
         raise DatasetError(f"{name}: not a shard's manifest ({one_line(error, 200)})") from None
 
 
-def probe(shards: str) -> Facts:
+def probe(shards: str) -> DatasetInfo:
     """What a model must know of a data set, from manifests, first samples and `dataset.json`.
 
     Raises:
         CommandError, DatasetError: as `shard_list`; or there is no sample at all; or the pattern spans
             data sets that differ in frame rate, speech features or identity embedding.
     """
-    return facts_of(shard_list(shards), shards)
+    return dataset_info(shard_list(shards), shards)
 
 
-def facts_of(found: Sequence[Shard], name: str) -> Facts:
+def dataset_info(found: Sequence[Shard], name: str) -> DatasetInfo:
     """As `probe`, of shards that are listed already; `name` is for messages."""
     full = [(url, manifest) for url, manifest in found if manifest.count]
     if not full:
@@ -81,10 +81,10 @@ def facts_of(found: Sequence[Shard], name: str) -> Facts:
     sets: dict[str, list[str]] = {}
     for url, _ in full:
         sets.setdefault(url.rpartition("/")[0], []).append(url)
-    facts = _common(name, {urls[0]: _described(urls) for urls in sets.values()})
+    info = _common(name, {urls[0]: _described(urls) for urls in sets.values()})
     digest = hashlib.sha256("".join(manifest.sha256 for _, manifest in found).encode())
-    return Facts(
-        **facts,
+    return DatasetInfo(
+        **info,
         num_shards=len(found),
         num_samples=sum(manifest.count for _, manifest in found),
         fingerprint=digest.hexdigest(),
@@ -95,8 +95,8 @@ def _common(name: str, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What all data sets say; one without identities has nothing to say of them."""
     common: dict[str, Any] = {}
     said_by: dict[str, str] = {}
-    for url, facts in described.items():
-        for key, value in facts.items():
+    for url, info in described.items():
+        for key, value in info.items():
             known = bool(value) or not key.startswith("identity")
             if known and key in said_by and common[key] != value:
                 both = f"{common[key]} in {said_by[key]} and {value} in {url}"
@@ -113,7 +113,7 @@ def _described(urls: Sequence[str]) -> dict[str, Any]:
 
     A damaged sample or shard is no reason to stop here; whoever trains on it counts it.
     """
-    facts: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     wrong = ""
     for url, members in itertools.islice(_samples(urls), LOOKED_AT):
         try:
@@ -126,14 +126,14 @@ def _described(urls: Sequence[str]) -> dict[str, Any]:
         except Exception as error:  # damaged bytes make the libraries raise almost anything
             wrong = wrong or f"{url}: {one_line(error, 200)}"
             continue
-        facts = found | identity if identity["identity_dim"] else facts or found | identity
-        if facts["identity_dim"]:
+        info = found | identity if identity["identity_dim"] else info or found | identity
+        if info["identity_dim"]:
             break
-    if not facts:
+    if not info:
         raise DatasetError(
             f"{urls[0]}: expected samples, as its manifest says, found none ({wrong or 'empty'})"
         )
-    return facts
+    return info
 
 
 def _samples(urls: Sequence[str]) -> Iterator[tuple[str, Members]]:

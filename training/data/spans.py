@@ -1,7 +1,7 @@
 """One shard sample to spans of frames, with everything cut to the same span and size.
 
-`prepare` reads and checks all of a sample but its pictures, which are decoded when a span is cut; a clip
-that is kept in memory (`Prepared.kept`) gives further spans for nothing. Suffixes as in
+`decode_sample` reads and checks a sample without decoding its video, which happens when a span is cut. Spans
+of a clip that is held in memory (`DecodedSample.in_memory`) need no decoding. Suffixes as in
 `training.data.batch`.
 """
 
@@ -27,15 +27,15 @@ from talkforge.schemas.units import (
     latent_frames,
     span_features,
 )
-from talkforge.training.data.batch import Facts
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import (
-    BadSampleError,
+    ClipFrames,
     Crop,
-    Decoded,
-    Encoded,
-    Masks,
-    Pictures,
+    DecodedVideo,
+    EncodedVideo,
+    LipMasks,
     Size,
+    SkippedSampleError,
     nearest,
 )
 
@@ -101,7 +101,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DecodedSample:
     """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip.
 
     `span_frames` are those of a span in its bucket.
@@ -112,7 +112,7 @@ class Prepared:
     num_frames: int
     span_frames: int
     size: Size
-    pictures: Pictures
+    frames: ClipFrames
     lip_valid: np.ndarray
     speech: Floats
     identity: Floats
@@ -124,14 +124,14 @@ class Prepared:
         """Frames [first, first + span_frames) with their speech.
 
         Raises:
-            BadSampleError: the pictures cannot be decoded so far.
+            SkippedSampleError: the pictures cannot be decoded so far.
         """
         last = first + self.span_frames
         return Span(
             key=f"{self.key}+{first}",
             first=first,
-            rgb=self.pictures.rgb(first, last) if self.latents is None else None,
-            lips=self.pictures.lips(first, last),
+            rgb=self.frames.rgb(first, last) if self.latents is None else None,
+            lips=self.frames.lips(first, last),
             lip_valid=self.lip_valid[first:last],
             speech=self.speech[span_features(first, self.span_frames, self.num_frames, self.fps)],
             identity=self.identity,
@@ -144,95 +144,97 @@ class Prepared:
     def check(self, first: int) -> None:
         """Raise what `span` would raise."""
         if self.latents is None:
-            self.pictures.check(first + self.span_frames)
+            self.frames.check(first + self.span_frames)
 
-    def kept(self) -> Prepared:
+    def in_memory(self) -> DecodedSample:
         """The same clip with its pictures decoded, for keeping in memory."""
-        if not isinstance(self.pictures, Encoded):
+        if not isinstance(self.frames, EncodedVideo):
             return self
         if self.latents is None:
-            return replace(self, pictures=self.pictures.decoded())
-        no_pictures = np.empty((0, *self.size, 3), np.uint8)
-        return replace(self, pictures=Decoded(no_pictures, self.pictures.lips(0, self.num_frames), None))
+            return replace(self, frames=self.frames.decoded())
+        no_frames = np.empty((0, *self.size, 3), np.uint8)
+        return replace(self, frames=DecodedVideo(no_frames, self.frames.lips(0, self.num_frames), None))
 
     @property
-    def kept_bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """Memory that the arrays take when it is kept."""
         planes = 4 if self.latents is None else 1  # RGB and lips, or lips alone
-        pictures = planes * self.num_frames * self.size[0] * self.size[1]
+        video = planes * self.num_frames * self.size[0] * self.size[1]
         latents = self.latents.num_bytes if self.latents else 0
-        return pictures + latents + self.speech.nbytes + self.identity.nbytes
+        return video + latents + self.speech.nbytes + self.identity.nbytes
 
 
-def prepare(
+def decode_sample(
     key: str,
     members: Mapping[str, bytes],
     sizes: Iterable[Size],
     lengths: Sequence[int],
-    facts: Facts,
+    info: DatasetInfo,
     *,
     cached: bool = False,
-) -> Prepared:
+) -> DecodedSample:
     """A sample for spans of the longest of `lengths` that it holds, at the nearest of `sizes`.
 
     Its pictures are not decoded yet.
 
     Pictures are scaled to cover the size and cropped around the median of the lips, so that a face stays
-    in view where aspects differ. An identity is left out where the data set has none (`facts`).
+    in view where aspects differ. An identity is left out where the data set has none (`info`).
 
     Args:
         cached: take latents from the member `latents.npz` in place of pictures.
 
     Raises:
-        BadSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
+        SkippedSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
             'wrong_shape' or 'unreadable'; one line.
     """
     try:
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
-            raise BadSampleError("unreadable", f"{key}: no {', '.join(missing)}")
+            raise SkippedSampleError("unreadable", f"{key}: no {', '.join(missing)}")
         meta = _meta(key, members)
-        span_frames = _span_frames(key, meta.clip, lengths, facts)
+        span_frames = _span_frames(key, meta.clip, lengths, info)
         size = nearest(sizes, (meta.clip.height_px, meta.clip.width_px))
         latents = _latents(key, members, size, span_frames) if cached else None
         masks = _masks(key, members, meta.clip, size)
-        return Prepared(
+        return DecodedSample(
             key=key,
             fps=meta.clip.fps,
             num_frames=meta.clip.num_frames,
             span_frames=span_frames,
             size=size,
-            pictures=Encoded(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
+            frames=EncodedVideo(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
             lip_valid=masks.valid,
-            speech=_speech(key, members, meta.clip, facts.speech_dim),
-            identity=_identity(key, members, facts.identity_dim),
+            speech=_speech(key, members, meta.clip, info.speech_dim),
+            identity=_identity(key, members, info.identity_dim),
             omega=(_omega(meta.omega_face), _omega(meta.omega_body)),
             text=members.get("txt", b"").decode("utf-8"),
             latents=latents,
         )
-    except BadSampleError:
+    except SkippedSampleError:
         raise
     except Exception as error:  # damaged bytes make numpy, zipfile and pydantic raise almost anything
         what = " ".join(str(error).split())[:300] or "no reason given"
-        raise BadSampleError("unreadable", f"{key}: {type(error).__name__}: {what}") from None
+        raise SkippedSampleError("unreadable", f"{key}: {type(error).__name__}: {what}") from None
 
 
 def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
     data: dict[str, Any] = json.loads(members["json"])
     if data.get("version") not in sample.VERSIONS:
         expected = " or ".join(map(str, sample.VERSIONS))
-        raise BadSampleError(
+        raise SkippedSampleError(
             "other_version", f"{key}: expected sample version {expected}, found {data.get('version')}"
         )
     return SampleMeta.model_validate(data)
 
 
-def _span_frames(key: str, clip: Clip, lengths: Sequence[int], facts: Facts) -> int:
+def _span_frames(key: str, clip: Clip, lengths: Sequence[int], info: DatasetInfo) -> int:
     if clip.clip_id != key:
-        raise BadSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
-    if clip.fps != facts.fps:
-        raise BadSampleError("other_fps", f"{key}: expected {facts.fps:g} frames/s, found {clip.fps:g}")
+        raise SkippedSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
+    if clip.fps != info.fps:
+        raise SkippedSampleError("other_fps", f"{key}: expected {info.fps:g} frames/s, found {clip.fps:g}")
     if clip.num_frames < min(lengths):
-        raise BadSampleError("too_short", f"{key}: expected {min(lengths)} frames, found {clip.num_frames}")
+        raise SkippedSampleError(
+            "too_short", f"{key}: expected {min(lengths)} frames, found {clip.num_frames}"
+        )
     return max(frames for frames in lengths if frames <= clip.num_frames)
 
 
@@ -240,7 +242,7 @@ def _omega(value: float | None) -> float:
     return UNKNOWN_OMEGA if value is None else value
 
 
-def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> Masks:
+def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> LipMasks:
     own = (clip.height_px, clip.width_px)
     with np.load(io.BytesIO(members["lips.npz"]), allow_pickle=False) as stored:
         bits, valid, contour = stored["mask"], stored["valid"], stored["contour"]
@@ -249,8 +251,8 @@ def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> Ma
     seen = contour[valid > 0].reshape(-1, 2)
     x, y = np.median(seen, axis=0) if len(seen) else (own[1] / 2, own[0] / 2)
     if not np.isfinite((x, y)).all():
-        raise BadSampleError("unreadable", f"{key}: lips.npz contour: expected numbers, found NaN")
-    return Masks(bits, valid > 0, Crop.around(own, size, (float(y), float(x))))
+        raise SkippedSampleError("unreadable", f"{key}: lips.npz contour: expected numbers, found NaN")
+    return LipMasks(bits, valid > 0, Crop.around(own, size, (float(y), float(x))))
 
 
 def _speech(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> Floats:
@@ -270,18 +272,18 @@ def _identity(key: str, members: Mapping[str, bytes], dim: int) -> Floats:
 def _numbers(key: str, name: str, data: bytes) -> Floats:
     array = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
     if not np.isfinite(array).all():
-        raise BadSampleError("unreadable", f"{key}: {name}: expected numbers, found NaN or infinity")
+        raise SkippedSampleError("unreadable", f"{key}: {name}: expected numbers, found NaN or infinity")
     return array
 
 
 def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int) -> Latents:
     if "latents.npz" not in members:
-        raise BadSampleError("no_latents", f"{key}: no cached latents")
+        raise SkippedSampleError("no_latents", f"{key}: no cached latents")
     with np.load(io.BytesIO(members["latents.npz"]), allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     spans, grid = len(arrays["first_frame"]), [edge // LATENT_STRIDE_PX for edge in size]
     if not spans:
-        raise BadSampleError("no_latents", f"{key}: latents.npz: no spans")
+        raise SkippedSampleError("no_latents", f"{key}: latents.npz: no spans")
     for name, channels in (("latents", LATENT_CHANNELS), ("condition", CONDITION_CHANNELS)):
         _expect(key, name, arrays[name], (spans, channels, latent_frames(num_frames), *grid))
     return Latents(
@@ -296,4 +298,4 @@ def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int
 
 def _expect(key: str, name: str, found: np.ndarray, expected: tuple[int, ...]) -> None:
     if found.shape != expected:
-        raise BadSampleError("wrong_shape", f"{key}: {name}: expected {expected}, found {found.shape}")
+        raise SkippedSampleError("wrong_shape", f"{key}: {name}: expected {expected}, found {found.shape}")

@@ -1,4 +1,4 @@
-"""Shards to batches of spans, for one reader among many; what it gives is a function of its place.
+"""Shards to batches of spans, for one reader among many; what it gives is a function of its reader_id.
 
 shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  shuffled
 ->  spans  ->  buckets by size and length  ->  batches
@@ -18,10 +18,10 @@ from webdataset.filters import shuffle
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import DataConfig
 from talkforge.training.data import latent_cache
-from talkforge.training.data.batch import Facts
-from talkforge.training.data.frames import BadSampleError, Size
+from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.data.frames import Size, SkippedSampleError
 from talkforge.training.data.shards import Shard
-from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, Prepared, Span, prepare
+from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, DecodedSample, Span, decode_sample
 from talkforge.training.data.tar import BrokenShardError, Members, Sample, read_joined, read_samples
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ that many epochs at most: of few shards, those without a good sample may come ag
 
 
 @dataclass(frozen=True)
-class Bad:
+class SkippedSample:
     """What was left out, and why: a sample, or `count` samples of a shard."""
 
     key: str
@@ -46,43 +46,43 @@ class Bad:
     message: str
     count: int = 1
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """Name it in the log; only in a detailed one if samples are left out for this reason by design."""
         log.log(logging.INFO if self.reason in BY_DESIGN else logging.WARNING, "left out: %s", self.message)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A reader among all readers of all ranks, in one chapter of a run."""
+class ReaderId:
+    """A reader among all readers of all ranks, in one interval of a run."""
 
     seed: int
-    chapter: int
+    interval: int
     number: int
     total: int
 
     def rng(self, purpose: str) -> random.Random:
         """Randomness of this reader alone."""
-        return random.Random(f"{self.seed} {self.chapter} {self.number} {purpose}")
+        return random.Random(f"{self.seed} {self.interval} {self.number} {purpose}")
 
 
-def shard_order(count: int, sampling: str, place: Place) -> Iterator[int]:
+def shard_order(count: int, sampling: str, reader_id: ReaderId) -> Iterator[int]:
     """Numbers of the shards that a reader reads, for ever.
 
     'epochs': all readers together read every shard once before any begins its next epoch's;
     'resampled': any shard at any time.
     """
     if sampling == "resampled":
-        rng = place.rng("shards")
+        rng = reader_id.rng("shards")
         while True:
             yield rng.randrange(count)
-    everyone = random.Random(f"{place.seed} {place.chapter}")  # all readers agree on the order
+    everyone = random.Random(f"{reader_id.seed} {reader_id.interval}")  # all readers agree on the order
     while True:
         epoch = list(range(count))
         everyone.shuffle(epoch)
-        yield from epoch[place.number :: place.total]
+        yield from epoch[reader_id.number :: reader_id.total]
 
 
-class Kept:
+class ClipCache:
     """Clips in memory. What came first stays: whoever comes round and round would else miss them all.
 
     A shard of which everything is kept is not read again.
@@ -90,25 +90,25 @@ class Kept:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes, self._left_bytes = limit_bytes, limit_bytes
-        self._found: dict[tuple[str, str], Prepared | Bad] = {}
+        self._found: dict[tuple[str, str], DecodedSample | SkippedSample] = {}
         self._shards: dict[str, list[str]] = {}
 
-    def get(self, shard: str, key: str) -> Prepared | Bad | None:
+    def get(self, shard: str, key: str) -> DecodedSample | SkippedSample | None:
         """What is kept of a sample."""
         return self._found.get((shard, key))
 
-    def room_for(self, clip: Prepared) -> bool:
+    def room_for(self, clip: DecodedSample) -> bool:
         """Whether `put` would keep it."""
-        return clip.kept_bytes <= self._left_bytes
+        return clip.memory_bytes <= self._left_bytes
 
-    def put(self, shard: str, key: str, found: Prepared | Bad) -> None:
-        """Keep a clip, or that a sample is bad, if there is room."""
+    def put(self, shard: str, key: str, found: DecodedSample | SkippedSample) -> None:
+        """Keep a clip, or that a sample is skipped, if there is room."""
         if not self.limit_bytes or (shard, key) in self._found:
             return
-        if isinstance(found, Prepared):
+        if isinstance(found, DecodedSample):
             if not self.room_for(found):
                 return
-            self._left_bytes -= found.kept_bytes
+            self._left_bytes -= found.memory_bytes
         self._found[shard, key] = found
 
     def put_shard(self, shard: str, keys: list[str]) -> None:
@@ -116,7 +116,7 @@ class Kept:
         if self.limit_bytes:
             self._shards[shard] = keys
 
-    def whole(self, shard: str) -> list[tuple[str, Prepared | Bad]] | None:
+    def whole(self, shard: str) -> list[tuple[str, DecodedSample | SkippedSample]] | None:
         """Everything in a shard, in its order; None unless all of it is kept."""
         found = [(key, self.get(shard, key)) for key in self._shards.get(shard, ())]
         whole = [(key, what) for key, what in found if what is not None]
@@ -125,23 +125,31 @@ class Kept:
 
 @dataclass(frozen=True)
 class _Item:
-    """A sample on its way through the shuffle: not looked at yet, kept in memory, or known to be bad."""
+    """A sample on its way through the shuffle: not looked at yet, kept in memory, or known to be skipped."""
 
     shard: str
     key: str
-    what: Members | Prepared | Bad
+    what: Members | DecodedSample | SkippedSample
 
 
 class Reader:
     """Batches of spans for one reader."""
 
     def __init__(
-        self, shards: Sequence[Shard], config: DataConfig, facts: Facts, *, cached: bool, kept: Kept
+        self,
+        shards: Sequence[Shard],
+        config: DataConfig,
+        info: DatasetInfo,
+        *,
+        cached: bool,
+        cache: ClipCache,
     ) -> None:
-        self._shards, self._config, self._facts = shards, config, facts
-        self._cached, self._kept = cached, kept
+        self._shards, self._config, self._info = shards, config, info
+        self._cached, self._cache = cached, cache
 
-    def batches(self, place: Place, skip: int = 0) -> Iterator[tuple[list[Span], tuple[Bad, ...]]]:
+    def batches(
+        self, reader_id: ReaderId, skip: int = 0
+    ) -> Iterator[tuple[list[Span], tuple[SkippedSample, ...]]]:
         """Batches for ever, each with what was left out since the last one.
 
         The first `skip` batches are passed over: they are drawn and checked, not converted.
@@ -149,17 +157,17 @@ class Reader:
         Raises:
             DatasetError: no sample can be used, or a shard is not there; one line.
         """
-        rng = place.rng("spans")
+        rng = reader_id.rng("spans")
         buckets: dict[Bucket, list[Span | Callable[[], Span]]] = {}
-        bad: list[Bad] = []
-        patience = _Patience(sum(manifest.count for _, manifest in self._shards) / place.total)
-        for item in self._shuffled(place):
+        skipped: list[SkippedSample] = []
+        patience = _Patience(sum(manifest.count for _, manifest in self._shards) / reader_id.total)
+        for item in self._shuffled(reader_id):
             found = self._drawn(item, rng, check_only=skip > 0)
-            if isinstance(found, Bad):
-                bad.append(found)
-                patience.lose(found)
+            if isinstance(found, SkippedSample):
+                skipped.append(found)
+                patience.skipped(found)
                 continue
-            patience.win()
+            patience.usable()
             where, span = found
             bucket = buckets.setdefault(where, [])
             bucket.append(span)
@@ -168,32 +176,34 @@ class Reader:
             if skip:
                 skip -= 1
             else:
-                yield [one if isinstance(one, Span) else one() for one in bucket], tuple(bad)
-                bad.clear()
+                yield [one if isinstance(one, Span) else one() for one in bucket], tuple(skipped)
+                skipped.clear()
             bucket.clear()
 
-    def _shuffled(self, place: Place) -> Iterator[_Item]:
+    def _shuffled(self, reader_id: ReaderId) -> Iterator[_Item]:
         size = self._config.shuffle
-        shuffled: Iterable[_Item] = shuffle(size, initial=size, rng=place.rng("shuffle"))(self._items(place))
+        shuffled: Iterable[_Item] = shuffle(size, initial=size, rng=reader_id.rng("shuffle"))(
+            self._items(reader_id)
+        )
         yield from shuffled
 
-    def _items(self, place: Place) -> Iterator[_Item]:
-        order = shard_order(len(self._shards), self._config.sampling, place)
+    def _items(self, reader_id: ReaderId) -> Iterator[_Item]:
+        order = shard_order(len(self._shards), self._config.sampling, reader_id)
         for url, manifest in (self._shards[k] for k in order):
-            if whole := self._kept.whole(url):
+            if whole := self._cache.whole(url):
                 for key, what in whole:
                     yield _Item(url, key, what)
                 continue
             keys: list[str] = []
             for key, members in self._samples(url):
                 keys.append(key)
-                yield _Item(url, key, self._kept.get(url, key) or members)
+                yield _Item(url, key, self._cache.get(url, key) or members)
             if len(keys) < manifest.count:
                 lost = self._lost(url, manifest.count - len(keys), manifest.count)
                 keys.append(lost.key)
-                self._kept.put(url, lost.key, lost)
+                self._cache.put(url, lost.key, lost)
                 yield _Item(url, lost.key, lost)
-            self._kept.put_shard(url, keys)
+            self._cache.put_shard(url, keys)
 
     def _samples(self, url: str) -> Iterator[Sample]:
         self._broken = ""
@@ -207,16 +217,16 @@ class Reader:
         except FileNotFoundError as error:
             raise DatasetError(f"{error.filename or url}: a shard that was there is gone") from None
 
-    def _lost(self, url: str, lost: int, count: int) -> Bad:
+    def _lost(self, url: str, lost: int, count: int) -> SkippedSample:
         why = self._broken or f"{url}: holds fewer than its manifest says"
-        return Bad(url, "lost", f"{why}; {lost} of {count} samples are lost", lost)
+        return SkippedSample(url, "lost", f"{why}; {lost} of {count} samples are lost", lost)
 
     def _drawn(
         self, item: _Item, rng: random.Random, *, check_only: bool
-    ) -> tuple[Bucket, Span | Callable[[], Span]] | Bad:
+    ) -> tuple[Bucket, Span | Callable[[], Span]] | SkippedSample:
         """A span of a sample, or how to make it where it may not be needed."""
         clip = self._clip(item)
-        if isinstance(clip, Bad):
+        if isinstance(clip, SkippedSample):
             return clip
         bucket = (clip.size, clip.span_frames)
         if clip.latents is not None:
@@ -228,25 +238,25 @@ class Reader:
                 return bucket, clip.span(first)
             clip.check(first)
             return bucket, partial(clip.span, first)
-        except BadSampleError as error:
-            return Bad(item.key, error.reason, str(error))
+        except SkippedSampleError as error:
+            return SkippedSample(item.key, error.reason, str(error))
 
-    def _clip(self, item: _Item) -> Prepared | Bad:
-        if isinstance(item.what, Prepared | Bad):
+    def _clip(self, item: _Item) -> DecodedSample | SkippedSample:
+        if isinstance(item.what, DecodedSample | SkippedSample):
             return item.what
-        found = self._kept.get(item.shard, item.key)  # it may have come twice before it was looked at
+        found = self._cache.get(item.shard, item.key)  # it may have come twice before it was looked at
         if found is not None:
             return found
         try:
-            found = prepare(
-                item.key, item.what, self._config.sizes, self._config.lengths, self._facts,
+            found = decode_sample(
+                item.key, item.what, self._config.sizes, self._config.lengths, self._info,
                 cached=self._cached,
             )  # fmt: skip
-            if self._kept.room_for(found):
-                found = found.kept()
-        except BadSampleError as error:
-            found = Bad(item.key, error.reason, str(error))
-        self._kept.put(item.shard, item.key, found)
+            if self._cache.room_for(found):
+                found = found.in_memory()
+        except SkippedSampleError as error:
+            found = SkippedSample(item.key, error.reason, str(error))
+        self._cache.put(item.shard, item.key, found)
         return found
 
 
@@ -257,13 +267,13 @@ class _Patience:
         self._most = min(MOST_EPOCHS * epoch, max(PATIENT_EPOCHS * epoch, PATIENT_SAMPLES))
         self._bad = Counter[str]()
 
-    def win(self) -> None:
+    def usable(self) -> None:
         """A good sample."""
         self._bad.clear()
 
-    def lose(self, bad: Bad) -> None:
+    def skipped(self, skipped: SkippedSample) -> None:
         """A bad one; raises DatasetError where there seem to be none but bad ones."""
-        self._bad[bad.reason] += bad.count
+        self._bad[skipped.reason] += skipped.count
         if self._bad.total() > self._most:
             counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items()))
-            raise DatasetError(f"no sample can be used: {counts}; the last: {bad.message}")
+            raise DatasetError(f"no sample can be used: {counts}; the last: {skipped.message}")

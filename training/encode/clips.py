@@ -16,10 +16,10 @@ from torch import Generator, Tensor
 
 from talkforge.schemas.errors import DatasetError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.batch import Facts
-from talkforge.training.data.frames import BadSampleError
-from talkforge.training.data.spans import MEMBERS, Span, prepare
-from talkforge.training.data.stream import Bad
+from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.data.frames import SkippedSampleError
+from talkforge.training.data.spans import MEMBERS, Span, decode_sample
+from talkforge.training.data.stream import SkippedSample
 from talkforge.training.data.tar import BrokenShardError, read_samples
 from talkforge.training.wan.encoders import Encoders
 
@@ -75,12 +75,17 @@ class ClipEncoder:
     """Encodes clips on one device; on a GPU in the precision of `run.precision`."""
 
     def __init__(
-        self, config: TrainConfig, facts: Facts, spans_per_clip: int, encoders: Encoders, device: torch.device
+        self,
+        config: TrainConfig,
+        info: DatasetInfo,
+        spans_per_clip: int,
+        encoders: Encoders,
+        device: torch.device,
     ) -> None:
-        self._config, self._facts, self._spans_per_clip = config, facts, spans_per_clip
+        self._config, self._info, self._spans_per_clip = config, info, spans_per_clip
         self._encoders, self._device = encoders, device
 
-    def shard(self, url: str) -> Iterator[EncodedClip | Bad]:
+    def shard(self, url: str) -> Iterator[EncodedClip | SkippedSample]:
         """Every sample of a shard in its order; the next one is decoded while one is encoded.
 
         Raises:
@@ -88,12 +93,12 @@ class ClipEncoder:
             RunError: the device's memory does not hold a span.
         """
         for key, found in _ahead(self._samples(url)):
-            if isinstance(found, BadSampleError):
-                yield Bad(key, found.reason, str(found))
+            if isinstance(found, SkippedSampleError):
+                yield SkippedSample(key, found.reason, str(found))
             else:
                 yield EncodedClip(key, self._arrays(found))
 
-    def _samples(self, url: str) -> Iterator[tuple[str, list[Span] | BadSampleError]]:
+    def _samples(self, url: str) -> Iterator[tuple[str, list[Span] | SkippedSampleError]]:
         samples = read_samples(url, MEMBERS)
         while True:
             try:
@@ -104,15 +109,15 @@ class ClipEncoder:
                 raise DatasetError(f"{url}: {' '.join(str(error).split())}") from None
             try:
                 yield key, self._spans(key, members)
-            except BadSampleError as error:
+            except SkippedSampleError as error:
                 yield key, error
 
     def _spans(self, key: str, members: Mapping[str, bytes]) -> list[Span]:
         data = self._config.data
-        clip = prepare(key, members, data.sizes, data.lengths, self._facts)
+        clip = decode_sample(key, members, data.sizes, data.lengths, self._info)
         firsts = first_frames(clip.num_frames, clip.span_frames, self._spans_per_clip)
         if len(firsts) > 1:
-            clip = clip.kept()  # decoded once for all
+            clip = clip.in_memory()  # decoded once for all
         return [clip.span(first) for first in firsts]
 
     def _arrays(self, spans: Sequence[Span]) -> dict[str, np.ndarray]:

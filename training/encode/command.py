@@ -31,8 +31,8 @@ from talkforge.schemas.tar import tar_writer, write_sample
 from talkforge.training.config import TrainConfig, load_train_config
 from talkforge.training.data import latent_cache
 from talkforge.training.data.latent_cache import LatentsManifest
-from talkforge.training.data.shards import facts_of
-from talkforge.training.data.stream import Bad
+from talkforge.training.data.shards import dataset_info
+from talkforge.training.data.stream import SkippedSample
 from talkforge.training.encode.clips import ClipEncoder, EncodedClip, npz, text_dim
 from talkforge.training.wan.codec import load_codec
 from talkforge.training.wan.encoders import load_encoders
@@ -44,7 +44,7 @@ class EncodeResult:
 
     Attributes:
         shards: of the data set; done: have latents; kept: of these, were there before.
-        clips, spans: written. bad, bad_keys: samples that were left out, by reason and by key.
+        clips, spans: written. bad, skipped_keys: samples that were left out, by reason and by key.
         seconds: since the beginning.
     """
 
@@ -53,17 +53,17 @@ class EncodeResult:
     kept: int = 0
     clips: int = 0
     spans: int = 0
-    bad: Counter[str] = field(default_factory=Counter)
-    bad_keys: dict[str, str] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_keys: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     def line(self) -> str:
         """All of it in one line."""
         kept = f" ({self.kept} were there)" if self.kept else ""
-        bad = ", ".join(f"{count} {reason}" for reason, count in sorted(self.bad.items())) or "none"
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
         return (
             f"shards {self.done}/{self.shards}{kept}, clips {self.clips}, spans {self.spans}, "
-            f"left out: {bad}, {self.seconds:.0f} s"
+            f"left out: {skipped}, {self.seconds:.0f} s"
         )
 
 
@@ -105,7 +105,7 @@ def encode_dataset(
         raise CommandError(f"--spans: expected 1 or more, found {spans_per_clip}")
     store = Store(dataset)
     shards = _shards(store)
-    facts = facts_of([(_url(store, shard.name), shard) for shard in shards], dataset)
+    info = dataset_info([(_url(store, shard.name), shard) for shard in shards], dataset)
     width = text_dim(config)
     with exclusive(store):
         store.sweep()
@@ -114,7 +114,7 @@ def encode_dataset(
         if work.waiting:  # the other encoders are large: not loaded for nothing
             work.share(
                 [
-                    ClipEncoder(config, facts, spans_per_clip, load_encoders(config, width, device), device)
+                    ClipEncoder(config, info, spans_per_clip, load_encoders(config, width, device), device)
                     for device in map(torch.device, devices or _devices())
                 ]
             )
@@ -265,16 +265,18 @@ class _Work:
                 self._count(found)
         if lost := shard.count - count:
             self._count(
-                Bad(shard.name, "lost", f"{shard.name}: {lost} of {shard.count} samples are lost", lost)
+                SkippedSample(
+                    shard.name, "lost", f"{shard.name}: {lost} of {shard.count} samples are lost", lost
+                )
             )
         return keys, lost
 
-    def _count(self, found: EncodedClip | Bad) -> None:
+    def _count(self, found: EncodedClip | SkippedSample) -> None:
         with self._counting() as result:
-            if isinstance(found, Bad):
-                found.tell()
-                result.bad[found.reason] += found.count
-                result.bad_keys[found.key] = found.reason
+            if isinstance(found, SkippedSample):
+                found.log()
+                result.skipped[found.reason] += found.count
+                result.skipped_keys[found.key] = found.reason
             else:
                 result.clips += 1
                 result.spans += len(found.arrays["first_frame"])

@@ -86,13 +86,13 @@ class Loss:
         plain: scalar, mean squared error over everything, detached.
         lips: scalar, mean squared error weighted by the lip mask over the samples that have one,
             detached; nan where none has.
-        masked_share: scalar, share of the samples that were weighted by their lips, detached.
+        masked_fraction: scalar, share of the samples that were weighted by their lips, detached.
     """
 
     total: Tensor
-    plain: Tensor
+    unmasked: Tensor
     lips: Tensor
-    masked_share: Tensor
+    masked_fraction: Tensor
 
 
 def flow_loss(
@@ -106,25 +106,25 @@ def flow_loss(
     """Mean squared error of the velocity; of the lips alone for the samples in `masked_B`.
 
     The masked error is a mean over the mask ('mask_sum') or over all cells ('pixels'), plus
-    `config.plain_weight` times the unmasked one. A sample without lips in any frame has nothing to be
+    `config.unmasked_weight` times the unmasked one. A sample without lips in any frame has nothing to be
     weighted by, and counts unmasked.
 
     Source: FantasyTalking §3.2, Eq. 2-3; the paper leaves the division open.
     """
     error_BTHW = (predicted_BCTHW.float() - target_BCTHW.float()).square().mean(dim=1)
     mask_BTHW = mask_B1THW[:, 0].float()
-    plain_B = error_BTHW.mean(dim=(1, 2, 3))
+    unmasked_B = error_BTHW.mean(dim=(1, 2, 3))
     sum_B = mask_BTHW.sum(dim=(1, 2, 3))
     has_lips_B = sum_B > 0
     under_B = (error_BTHW * mask_BTHW).sum(dim=(1, 2, 3))
     lips_B = under_B / sum_B.clamp(min=torch.finfo(torch.float32).tiny)
     weighted_B = lips_B if config.normalise == "mask_sum" else under_B / mask_BTHW[0].numel()
-    weighted_B = weighted_B + config.plain_weight * plain_B
+    weighted_B = weighted_B + config.unmasked_weight * unmasked_B
     chosen_B = masked_B & has_lips_B
-    total = (weight_B * torch.where(chosen_B, weighted_B, plain_B)).mean()
+    total = (weight_B * torch.where(chosen_B, weighted_B, unmasked_B)).mean()
     return Loss(
         total=total,
-        plain=plain_B.detach().mean(),
+        unmasked=unmasked_B.detach().mean(),
         lips=lips_B.detach()[has_lips_B].mean(),
-        masked_share=chosen_B.float().mean(),
+        masked_fraction=chosen_B.float().mean(),
     )

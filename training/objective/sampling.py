@@ -12,7 +12,7 @@ from talkforge.schemas.units import LATENT_CHANNELS
 from talkforge.training.config import AdapterConfig, SampleConfig
 from talkforge.training.data.batch import Batch
 from talkforge.training.objective import losses
-from talkforge.training.objective.step import Encoded, Kept, Model, conditions
+from talkforge.training.objective.step import EncodedBatch, KeepMask, Model, conditions
 
 
 def sigmas(steps: int, shift: float) -> Tensor:
@@ -23,7 +23,7 @@ def sigmas(steps: int, shift: float) -> Tensor:
 def sample(
     model: Model,
     batch: Batch,
-    encoded: Encoded,
+    encoded: EncodedBatch,
     adapters: AdapterConfig,
     stage: str,
     config: SampleConfig,
@@ -35,7 +35,7 @@ def sample(
     v = v(no text, no audio) + s_text (v(text, no audio) - v(no text, no audio))
                              + s_audio (v(text, audio) - v(text, no audio))
 
-    where "no" is what `training.objective.step` does to a dropped condition. The image is always kept. A
+    where "no" is what `training.objective.step` does to a dropped condition. The image is always keep. A
     pass whose weight is zero is not computed.
 
     Args:
@@ -50,12 +50,12 @@ def sample(
         (True, False): config.text_cfg - config.audio_cfg,
         (True, True): config.audio_cfg,
     }
-    kept = Kept.everything(batch.size)
+    keep = KeepMask.all(batch.size)
     told = {
         (text, audio): conditions(
             batch,
             encoded,
-            replace(kept, text_B=kept.text_B & text, audio_B=kept.audio_B & audio),
+            replace(keep, text_B=keep.text_B & text, audio_B=keep.audio_B & audio),
             adapters,
             stage,
         )

@@ -27,27 +27,27 @@ Model = Callable[[Tensor, Tensor, Conditions], Tensor]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Which conditions of each sample are kept, bool [B]."""
+class KeepMask:
+    """Which conditions of each sample are keep, bool [B]."""
 
     image_B: Tensor
     audio_B: Tensor
     text_B: Tensor
 
     @classmethod
-    def everything(cls, batch: int) -> Kept:
+    def all(cls, batch: int) -> KeepMask:
         """Nothing is dropped."""
         return cls(*(torch.ones(batch, dtype=torch.bool) for _ in range(3)))
 
     @classmethod
-    def draw(cls, batch: int, config: DropoutConfig, generator: Generator) -> Kept:
+    def draw(cls, batch: int, config: DropoutConfig, generator: Generator) -> KeepMask:
         """Each condition of each sample is dropped by itself. Source: FantasyTalking, training details."""
         rates = (config.image, config.audio, config.text)
         return cls(*(torch.rand(batch, generator=generator) >= rate for rate in rates))
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """A batch as the transformer takes it, before anything is dropped.
 
     Suffixes as in `training.data.batch`.
@@ -61,7 +61,7 @@ class Encoded:
     image_BKD: Tensor | None
 
 
-def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> Encoded:
+def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> EncodedBatch:
     """Latents and conditions of a batch, encoded now or taken from its cache.
 
     Raises:
@@ -78,7 +78,7 @@ def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> Enc
     text_BSD, empty_SD = cached.text_BSD, cached.empty_text_SD
     if text_BSD is None or empty_SD is None:
         text_BSD, empty_SD = _texts(batch.texts, encoders)
-    return Encoded(cached.latents_BCTHW, cached.condition_BCTHW, text_BSD, empty_SD, cached.image_BKD)
+    return EncodedBatch(cached.latents_BCTHW, cached.condition_BCTHW, text_BSD, empty_SD, cached.image_BKD)
 
 
 def encode_image(
@@ -87,10 +87,10 @@ def encode_image(
     texts: Sequence[str],
     encoders: Encoders,
     latents_BCTHW: Tensor | None = None,
-) -> Encoded:
+) -> EncodedBatch:
     """Conditions of reference pictures, uint8 [B, H, W, 3], and prompts, for spans of `num_frames`."""
     text_BSD, empty_SD = _texts(texts, encoders)
-    return Encoded(
+    return EncodedBatch(
         latents_BCTHW=latents_BCTHW,
         condition_BCTHW=encoders.codec.condition(rgb_BHWC, num_frames),
         text_BSD=text_BSD,
@@ -104,12 +104,14 @@ def _texts(texts: Sequence[str], encoders: Encoders) -> tuple[Tensor, Tensor]:
     return found[:-1], found[-1]
 
 
-def conditions(batch: Batch, encoded: Encoded, kept: Kept, adapters: AdapterConfig, stage: str) -> Conditions:
+def conditions(
+    batch: Batch, encoded: EncodedBatch, keep: KeepMask, adapters: AdapterConfig, stage: str
+) -> Conditions:
     """What the transformer is told of a batch; see the module's docstring for what is dropped and how.
 
     `batch` gives speech, identity and motion intensity; its pictures are not looked at.
     """
-    image_B, audio_B, text_B = (keep.to(batch.speech_BLD.device) for keep in _each(kept))
+    image_B, audio_B, text_B = (keep.to(batch.speech_BLD.device) for keep in _each(keep))
     with_face_B = batch.has_identity_B & image_B
     image_BKD = encoded.image_BKD
     identity_known = adapters.face and batch.identity_BD.shape[1] > 0
@@ -127,8 +129,8 @@ def conditions(batch: Batch, encoded: Encoded, kept: Kept, adapters: AdapterConf
     )
 
 
-def _each(kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
-    return kept.image_B, kept.audio_B, kept.text_B
+def _each(keep: KeepMask) -> tuple[Tensor, Tensor, Tensor]:
+    return keep.image_B, keep.audio_B, keep.text_B
 
 
 def training_step(
@@ -151,8 +153,8 @@ def training_step(
     encoded = encode(batch, encoders, generator)
     latents = encoded.latents_BCTHW
     assert latents is not None, "training needs latents"
-    kept = Kept.draw(batch.size, config.dropout, generator)
-    told = conditions(batch, encoded, kept, config.adapters, config.run.stage)
+    keep = KeepMask.draw(batch.size, config.dropout, generator)
+    told = conditions(batch, encoded, keep, config.adapters, config.run.stage)
     sigma_B = losses.draw_sigmas(batch.size, config.flow, generator, rank=rank, world=world).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     masked_B = losses.draw_masked(batch.size, config.loss, config.run.stage, generator).to(device)

@@ -6,7 +6,7 @@
         codec.safetensors        statistics of the linear codec, where it is used
         optimizer.safetensors    AdamW's moments, as `<name in the model>.<moment>`
         deepspeed/               the optimizer in DeepSpeed's own files, in its place
-        state.json               step, place in the data, facts of the data set
+        state.json               step, place in the data, info of the data set
         config.yaml              the run's whole configuration
 
 A folder without a dot is complete: it is written under another name, flushed, and moved. The files are
@@ -28,40 +28,46 @@ from torch import Tensor
 from talkforge.schemas import yaml_text
 from talkforge.schemas.errors import CommandError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.batch import Facts
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.run.tensor_files import WRITE_ERRORS, State, fill, flush, read_tensors, write_tensors
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 FOLDER = "checkpoints"
 
-TRAINED, AVERAGED, CODEC, OPTIMIZER = (
+TRAINED, EMA_FILE, CODEC, OPTIMIZER = (
     f"{name}.safetensors" for name in ("trained", "ema", "codec", "optimizer")
 )
 
 DEEPSPEED = "deepspeed"
 
+_OLD_FIELDS = {"chapter": "interval", "facts": "info"}
+"""Fields of `state.json` by their names in earlier versions."""
+
+_OLD_PREFIX, _PREFIX = "audio_slots.", "window_positions."
+"""The window's position embedding by its name in earlier versions, and now."""
+
 _NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """Where a run stands.
 
     Attributes:
         step: optimizer steps done.
-        chapter: the loader's chapter; consumed: batches of it that each rank has used.
+        interval: the loader's interval; consumed: batches of it that each rank has used.
         world: processes that shared the run.
         cached: cached latents were read.
-        facts: of the data set it was trained on.
+        info: of the data set it was trained on.
     """
 
     step: int
-    chapter: int
+    interval: int
     consumed: int
     world: int
     cached: bool
-    facts: Facts
+    info: DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -69,25 +75,25 @@ class Checkpoint:
     """A checkpoint as it is read."""
 
     folder: Path
-    progress: Progress
+    progress: TrainProgress
     config: TrainConfig
 
     def trained(self) -> State:
         """What was trained."""
-        return read_tensors(self.folder / TRAINED)
+        return _read(self.folder / TRAINED)
 
-    def averaged(self) -> State | None:
+    def ema(self) -> State | None:
         """The moving average; None where none was kept."""
-        path = self.folder / AVERAGED
-        return read_tensors(path) if path.exists() else None
+        path = self.folder / EMA_FILE
+        return _read(path) if path.exists() else None
 
     def best(self) -> State:
         """What to go on with elsewhere: the moving average if there is one, else what was trained."""
-        return self.averaged() or self.trained()
+        return self.ema() or self.trained()
 
     def optimizer(self) -> State:
         """Moments of the optimizer."""
-        return read_tensors(self.folder / OPTIMIZER)
+        return _read(self.folder / OPTIMIZER)
 
     def codec(self) -> LinearCodec | None:
         """The linear codec with its statistics; None where the run uses another."""
@@ -95,14 +101,22 @@ class Checkpoint:
         return LinearCodec(read_tensors(path)) if path.exists() else None
 
 
+def _read(path: Path) -> State:
+    """Tensors of a checkpoint's file under the names that the model uses now."""
+    return {
+        _PREFIX + name.removeprefix(_OLD_PREFIX) if name.startswith(_OLD_PREFIX) else name: tensor
+        for name, tensor in read_tensors(path).items()
+    }
+
+
 def save(
     run: Path,
-    progress: Progress,
+    progress: TrainProgress,
     config: TrainConfig,
     *,
     trained: State,
     optimizer: State | Path,
-    averaged: State | None,
+    ema: State | None,
     codec: LinearCodec | None,
     keep: int,
 ) -> Path:
@@ -124,7 +138,7 @@ def save(
         states = {
             TRAINED: trained,
             OPTIMIZER: None if isinstance(optimizer, Path) else optimizer,
-            AVERAGED: averaged,
+            EMA_FILE: ema,
             CODEC: codec.state() if codec else None,
         }
         for name, state in states.items():
@@ -195,7 +209,8 @@ def read(folder: Path) -> Checkpoint:
     path = folder / "state.json"
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        progress = Progress(**{**data, "facts": Facts(**data["facts"])})
+        data = {_OLD_FIELDS.get(key, key): value for key, value in data.items()}
+        progress = TrainProgress(**{**data, "info": DatasetInfo(**data["info"])})
         path = folder / "config.yaml"
         config = TrainConfig.model_validate(yaml_text.load(path.read_text(encoding="utf-8"))[0])
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -23,7 +23,7 @@ from talkforge.schemas.config import differences
 from talkforge.schemas.errors import CommandError
 from talkforge.training.config import TrainConfig
 from talkforge.training.run import checkpoint
-from talkforge.training.run.checkpoint import Checkpoint, Progress
+from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ MAY_CHANGE = (
 _LIBRARIES = ("talkforge", "torch", "diffusers", "accelerate")
 
 
-def resumable(out: Path, config: TrainConfig, fresh: Progress) -> Checkpoint | None:
+def resumable(out: Path, config: TrainConfig, fresh: TrainProgress) -> Checkpoint | None:
     """The last checkpoint in the run's folder; None where there is none.
 
     Args:
@@ -68,7 +68,7 @@ def resumable(out: Path, config: TrainConfig, fresh: Progress) -> Checkpoint | N
             f"run.out {out}: holds a run with other settings: {'; '.join(changed)}: use those again, "
             "or another run.out"
         )
-    if had.facts != fresh.facts:
+    if had.info != fresh.info:
         raise CommandError(f"run.out {out}: was trained on other shards than {config.data.shards}")
     if had.cached != fresh.cached:
         kinds = {True: "cached latents", False: "pictures"}
@@ -79,17 +79,17 @@ def resumable(out: Path, config: TrainConfig, fresh: Progress) -> Checkpoint | N
     return found
 
 
-def regrouped(progress: Progress, world: int) -> Progress:
-    """Where a run goes on with `world` processes: with another number than before, in a new chapter."""
+def regrouped(progress: TrainProgress, world: int) -> TrainProgress:
+    """Where a run goes on with `world` processes: with another number than before, in a new interval."""
     if progress.world == world:
         return progress
     log.warning(
         "%d processes where there were %d: samples come in another order from here", world, progress.world
     )
-    return replace(progress, world=world, chapter=progress.step, consumed=0)
+    return replace(progress, world=world, interval=progress.step, consumed=0)
 
 
-def describe(out: Path, config: TrainConfig, progress: Progress) -> None:
+def describe(out: Path, config: TrainConfig, progress: TrainProgress) -> None:
     """Write `config.yaml`, and an entry of this start into `run.json`.
 
     Raises:
@@ -102,7 +102,7 @@ def describe(out: Path, config: TrainConfig, progress: Progress) -> None:
         **{name: _version(name) for name in _LIBRARIES},
         "processes": progress.world,
         "cached_latents": progress.cached,
-        "data": asdict(progress.facts),
+        "data": asdict(progress.info),
     }
     path = out / "run.json"
     try:

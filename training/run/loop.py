@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,21 +15,21 @@ from torch import Tensor
 
 from talkforge.schemas.errors import DatasetError, TalkforgeError
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.batch import Batch, Facts
+from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.loader import SpanLoader
 from talkforge.training.objective.losses import Loss
 from talkforge.training.run import checkpoint, parallel
-from talkforge.training.run.checkpoint import FOLDER, Progress
+from talkforge.training.run.checkpoint import FOLDER, TrainProgress
 from talkforge.training.run.optim import learning_rate
 from talkforge.training.run.progress import Clock, Report
-from talkforge.training.run.update import Updater
+from talkforge.training.run.update import TrainState
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
 
 _STOP = "stop"
 
-Preview = Callable[[TalkingWan, Encoders, TrainConfig, Facts, Path], object]
+Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], object]
 """Writes validation samples of a model into a folder."""
 
 
@@ -47,7 +47,7 @@ class Result:
     step: int
     finished: bool = False
     checkpoint: Path | None = None
-    bad: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     history: list[Report] = field(default_factory=list)
 
 
@@ -61,16 +61,16 @@ class Loop:
     def __init__(
         self,
         accelerator: Accelerator,
-        updater: Updater,
+        state: TrainState,
         loader: SpanLoader,
         config: TrainConfig,
-        progress: Progress,
+        progress: TrainProgress,
         result: Result,
         stop: Callable[[], bool],
         show: Callable[[Report], None],
         preview: Preview,
     ) -> None:
-        self._accelerator, self._updater, self._loader, self._config = accelerator, updater, loader, config
+        self._accelerator, self._state, self._loader, self._config = accelerator, state, loader, config
         self._out, self._progress, self._result = Path(config.run.out), progress, result
         self._stop, self._show, self._preview = stop, show, preview
 
@@ -78,7 +78,7 @@ class Loop:
         """Train until the last step, or until some process is told to stop; fills the result."""
         try:
             while self._progress.step < self._config.run.steps:
-                self._chapter()
+                self._interval()
             self._result.finished = True
         except _StopRun:
             if self._result.step < self._progress.step:
@@ -86,20 +86,20 @@ class Loop:
 
     # ----------------------------------------------------------------------- steps
 
-    def _chapter(self) -> None:
+    def _interval(self) -> None:
         """Steps to the next checkpoint."""
         run, begun = self._config.run, self._progress
-        batches = self._loader.chapter(begun.chapter, begun.consumed)
+        batches = self._loader.batches(begun.interval, begun.consumed)
         clock = Clock(begun.step)
         end = min(run.steps, (begun.step // run.save_every + 1) * run.save_every)
         for step in range(begun.step + 1, end + 1):
-            losses, grad_norm = self._updater.step(step, lambda: self._fetch(batches, clock))
+            losses, grad_norm = self._state.step(step, lambda: self._fetch(batches, clock))
             used = self._progress.consumed + self._config.optim.accumulate
             self._progress = replace(self._progress, step=step, consumed=used)
             if step % run.log_every == 0 or step == run.steps:
                 self._report(losses, grad_norm, clock)
             if step % run.save_every == 0:
-                self._progress = replace(self._progress, chapter=step, consumed=0)
+                self._progress = replace(self._progress, interval=step, consumed=0)
             if step == end:
                 self._save()
             if run.validate_every and step % run.validate_every == 0:
@@ -107,21 +107,21 @@ class Loop:
 
     def _fetch(self, batches: Iterator[Batch], clock: Clock) -> Batch:
         """The next batch of this process, unless some process stops or has none."""
-        batch, failed, word = None, None, _STOP if self._stop() else ""
-        if not word:
+        batch, failed, status = None, None, _STOP if self._stop() else ""
+        if not status:
             try:
                 with clock.waiting():
                     batch = next(batches)
             except TalkforgeError as error:
                 # A signal to the whole group ends the loader's processes, too.
-                failed, word = error, _STOP if self._stop() else str(error)
-        self._result.bad = Counter(self._loader.bad)
-        words = parallel.agreed(self._accelerator, word)
-        if errors := sorted({said for said in words if said != _STOP}):
+                failed, status = error, _STOP if self._stop() else str(error)
+        self._result.skipped = Counter(self._loader.skipped)
+        statuses = parallel.all_gather_messages(self._accelerator, status)
+        if errors := sorted({found for found in statuses if found != _STOP}):
             raise failed or DatasetError("; ".join(errors))
-        if words:
+        if statuses:
             raise _StopRun
-        assert batch is not None, "without a word there is a batch"
+        assert batch is not None, "no process had a status, so each has a batch"
         return batch
 
     # ----------------------------------------------------------------------- what is told and kept
@@ -130,18 +130,18 @@ class Loop:
         """Gather a step's figures from all processes; the main one shows them and tells the trackers."""
         wait_fraction, steps_per_s = clock.read(self._progress.step)
         parts_KP = torch.stack([_parts(loss) for loss in losses])
-        own_2 = torch.tensor([wait_fraction, self._result.bad.total()], device=self._accelerator.device)
+        own_2 = torch.tensor([wait_fraction, self._result.skipped.total()], device=self._accelerator.device)
         parts_KP = self._accelerator.gather(parts_KP).cpu()
         everyone_N2 = self._accelerator.gather(own_2[None]).cpu()
-        loss, plain, _, masked_share = parts_KP.mean(dim=0).tolist()
+        loss, unmasked, _, masked_fraction = parts_KP.mean(dim=0).tolist()
         run, samples = self._config.run, self._config.data.batch_size * self._config.optim.accumulate
         report = Report(
             step=self._progress.step,
             steps=run.steps,
             loss=loss,
-            plain=plain,
+            unmasked=unmasked,
             lips=float(parts_KP[:, 2].nanmean()),
-            masked_share=masked_share,
+            masked_fraction=masked_fraction,
             grad_norm=grad_norm,
             lr=learning_rate(self._progress.step, run.steps, self._config.optim),
             samples_per_s=samples * len(everyone_N2) * steps_per_s,
@@ -151,8 +151,7 @@ class Loop:
             left_s=(run.steps - self._progress.step) / steps_per_s,
         )
         self._result.history.append(report)
-        values = {key: value for key, value in asdict(report).items() if key not in ("step", "steps")}
-        self._accelerator.log(values, step=report.step)
+        self._accelerator.log(report.tracked(), step=report.step)
         if self._accelerator.is_main_process:
             self._show(report)
 
@@ -162,9 +161,9 @@ class Loop:
         Raises:
             RunError: it cannot be written, on every process.
         """
-        states = self._updater.states(self._out / FOLDER / ".deepspeed")
-        codec = self._updater.encoders.codec
-        with parallel.together(self._accelerator):
+        states = self._state.states(self._out / FOLDER / ".deepspeed")
+        codec = self._state.encoders.codec
+        with parallel.error_barrier(self._accelerator):
             if self._accelerator.is_main_process:
                 checkpoint.save(
                     self._out,
@@ -181,12 +180,12 @@ class Loop:
         """Validation samples of this step: the main process writes them, others help where they must."""
         main = self._accelerator.is_main_process
         kept = self._out / "samples" / f"step-{step:08d}"
-        updater, facts = self._updater, self._progress.facts
-        with parallel.together(self._accelerator):
+        state, info = self._state, self._progress.info
+        with parallel.error_barrier(self._accelerator):
             if main or parallel.is_sharded(self._accelerator):
                 with nullcontext(kept) if main else tempfile.TemporaryDirectory() as folder:
-                    self._preview(updater.model, updater.encoders, self._config, facts, Path(folder))
+                    self._preview(state.model, state.encoders, self._config, info, Path(folder))
 
 
 def _parts(loss: Loss) -> Tensor:
-    return torch.stack([loss.total.detach(), loss.plain, loss.lips, loss.masked_share]).float()
+    return torch.stack([loss.total.detach(), loss.unmasked, loss.lips, loss.masked_fraction]).float()

@@ -48,7 +48,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = group["scale"] * rate
 
 
-class Average:
+class EMA:
     """Exponential moving average of what is trained, float32, spread over processes as the weights are.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""One process or many: Accelerate as this trainer uses it, and tensors that are spread over processes.
+"""One process or many: Accelerate as this trainer uses it, and tensors that are sharded over processes.
 
 Plain, DDP and FSDP2 models are treated alike: a parameter is a tensor, or a `DTensor` of which each
 process holds a part. DeepSpeed keeps its optimizer to itself, and writes and reads it in its own files.
@@ -131,22 +131,29 @@ def is_sharded(accelerator: Accelerator) -> bool:
     )
 
 
-def agreed(accelerator: Accelerator, word: str) -> list[str]:
-    """What all processes have to say, none of which is empty; every process gets the same list.
+def all_gather_messages(accelerator: Accelerator, message: str) -> list[str]:
+    """The messages of all processes that have one; every process gets the same list.
 
-    To be called by all at the same place: before one gives up, the others must know, or they wait.
+    All processes have to call this at the same point. A process that fails must let the others know before
+    it leaves, because they would wait for it.
+
+    Args:
+        accelerator: of this process.
+        message: of this process; empty where it has none.
     """
     if accelerator.num_processes == 1:
-        return [word] if word else []
-    speaking = torch.tensor(int(bool(word)), device=accelerator.device)
-    if not int(accelerator.reduce(speaking, "sum")):
+        return [message] if message else []
+    has_message = torch.tensor(int(bool(message)), device=accelerator.device)
+    if not int(accelerator.reduce(has_message, "sum")):
         return []
-    return [said for said in gather_object([word]) if said]
+    return [found for found in gather_object([message]) if found]
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
-    """What fails in here on one process fails on all: they enter it together, and do not wait inside.
+def error_barrier(accelerator: Accelerator) -> Iterator[None]:
+    """An error inside on one process is raised on all of them.
+
+    All processes have to enter it, and must not wait for each other inside.
 
     Raises:
         TalkforgeError: what this process found. RunError: what another one found.
@@ -156,21 +163,21 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         yield
     except TalkforgeError as error:
         failed = error
-    words = agreed(accelerator, str(failed or ""))
-    if failed or words:
-        raise failed or RunError(words[0])
+    messages = all_gather_messages(accelerator, str(failed or ""))
+    if failed or messages:
+        raise failed or RunError(messages[0])
 
 
 # --------------------------------------------------------------------------- tensors
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its parts; every process must ask."""
+    """A tensor gathered from all processes. Every process has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor spread, and on the device, as `parameter` is; every process must ask."""
+    """A whole tensor sharded and placed as `parameter` is. Every process has to call this."""
     if isinstance(parameter, DTensor):
         on_device = tensor.to(parameter.device)
         return distribute_tensor(on_device, parameter.device_mesh, parameter.placements)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +16,10 @@ LINE_EVERY_S = 30.0
 """Where the output is no terminal, a line is written at most this often, s."""
 
 
+TRACKER_KEYS = {"unmasked": "plain", "masked_fraction": "masked_share"}
+"""Names in the trackers that differ from a report's own, so that a resumed run continues its curves."""
+
+
 @dataclass(frozen=True)
 class Report:
     """The state of a run after a step.
@@ -23,7 +27,7 @@ class Report:
     Attributes:
         loss: what was minimised; plain, lips: its parts, see `losses.Loss`; means over the ranks and the
             accumulated batches of this step. lips is nan where no sample had lips.
-        masked_share: share of the samples that were weighted by their lips.
+        masked_fraction: share of the samples that were weighted by their lips.
         grad_norm: before it was clipped.
         samples_per_s: over all ranks; samples_per_s_rank: of this one.
         wait_fraction: share of the time since the last report that the slowest rank waited for data.
@@ -34,9 +38,9 @@ class Report:
     step: int
     steps: int
     loss: float
-    plain: float
+    unmasked: float
     lips: float
-    masked_share: float
+    masked_fraction: float
     grad_norm: float
     lr: float
     samples_per_s: float
@@ -44,6 +48,11 @@ class Report:
     wait_fraction: float
     bad_samples: int
     left_s: float
+
+    def tracked(self) -> dict[str, float]:
+        """Values for the trackers, by their names there."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("step", "steps")}
+        return {TRACKER_KEYS.get(key, key): value for key, value in values.items()}
 
     def line(self) -> str:
         """All of it in one line."""
@@ -54,7 +63,7 @@ class Report:
             speed += f" ({self.samples_per_s_rank:.1f} a rank)"
         bad = f"  bad samples {self.bad_samples}" if self.bad_samples else ""
         return (
-            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  plain {self.plain:.4f}"
+            f"step {self.step}/{self.steps}  loss {self.loss:.4f}  unmasked {self.unmasked:.4f}"
             f"  lips {self.lips:.4f}  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}"
             f"  data wait {self.wait_fraction:.0%}{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
         )
@@ -84,7 +93,7 @@ class Clock:
         return found
 
 
-class Watch:
+class TrainDisplay:
     """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -94,7 +103,7 @@ class Watch:
         self._task = self._bar.add_task("starting", total=None)
         self._last_line_s = float("-inf")
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> TrainDisplay:
         if self._live:
             self._bar.start()
         return self

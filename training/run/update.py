@@ -17,14 +17,14 @@ from talkforge.training.data.batch import Batch, Conditions
 from talkforge.training.objective.losses import Loss
 from talkforge.training.objective.step import training_step
 from talkforge.training.run import parallel
-from talkforge.training.run.checkpoint import AVERAGED, DEEPSPEED, OPTIMIZER, Checkpoint
-from talkforge.training.run.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from talkforge.training.run.checkpoint import DEEPSPEED, EMA_FILE, OPTIMIZER, Checkpoint
+from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
 from talkforge.training.run.tensor_files import State
 from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
 
 
-class Updater:
+class TrainState:
     """Model, optimizer and moving average, and how one step changes them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Updater:
         self._prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
         self._optimizer: torch.optim.Optimizer = optimizer
         self.model: TalkingWan = accelerator.unwrap_model(self._prepared)
-        self._average = Average(self.model, config.optim.ema)
+        self._ema = EMA(self.model, config.optim.ema)
         if resumed is not None:
             self._resume(resumed)
 
@@ -59,8 +59,8 @@ class Updater:
             return
         place = resumed.folder / OPTIMIZER
         parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer(), str(place))
-        if averaged := resumed.averaged():
-            self._average.load(averaged, str(resumed.folder / AVERAGED))
+        if ema := resumed.ema():
+            self._ema.load(ema, str(resumed.folder / EMA_FILE))
 
     def step(self, step: int, fetch: Callable[[], Batch]) -> tuple[list[Loss], float]:
         """Step number 1, 2, ...: losses of its batches on this process, and the gradient's norm.
@@ -88,7 +88,7 @@ class Updater:
                 self._optimizer.step()
                 self._optimizer.zero_grad()
             losses.append(loss)
-        self._average.update(self.model)
+        self._ema.update(self.model)
         return losses, norm
 
     def _loss(self, step: int, micro: int, batch: Batch) -> Loss:
@@ -118,7 +118,7 @@ class Updater:
 
     def _refuse_infinite(self, step: int, what: str, value: float, keys: list[str]) -> None:
         told = "" if math.isfinite(value) else f"{value} for {', '.join(keys)}"
-        if found := parallel.agreed(self._accelerator, told):
+        if found := parallel.all_gather_messages(self._accelerator, told):
             raise RunError(f"step {step}: {what} is {'; '.join(found)}: stopped before the update")
 
     def states(self, folder: Path) -> Mapping[str, Any]:
@@ -132,11 +132,11 @@ class Updater:
             parallel.save_deepspeed(self._accelerator, self._prepared, folder)
         else:
             optimizer = parallel.optimizer_state(self._accelerator, self.model, self._optimizer)
-        average = self._average.state
+        average = self._ema.state
         return {
             "trained": parallel.trained_state(self._accelerator, self.model),
             "optimizer": optimizer,
-            "averaged": None if average is None else parallel.gathered(self._accelerator, average),
+            "ema": None if average is None else parallel.gathered(self._accelerator, average),
         }
 
 

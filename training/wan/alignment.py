@@ -1,7 +1,7 @@
 """Which speech belongs to which latent frame, and where the lips lie on the latent grid.
 
 The one place that aligns the clocks and grids of video, speech and latents: training and generation
-both ask here. Suffixes as in `training.data.batch`; W slots of an audio window.
+both ask here. Suffixes as in `training.data.batch`; W positions of an audio window.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class Windows:
 
     Attributes:
         index_TW: int64, place of each slot's feature in the span, the valid ones first; 0 where not valid.
-        valid_TW: bool; slots beyond the span's ends are not valid, and lie on the right.
-        slot_TW: int64, place 0..W-1 of that feature in the window before it was cut at the span's ends,
+        valid_TW: bool; positions beyond the span's ends are not valid, and lie on the right.
+        position_TW: int64, place 0..W-1 of that feature in the window before it was cut at the span's ends,
             so that the same distance from the latent frame is the same slot in every window.
     """
 
     index_TW: Tensor
     valid_TW: Tensor
-    slot_TW: Tensor
+    position_TW: Tensor
 
 
 def windows(num_features: int, num_frames: int) -> Windows:
     """Windows of a span of `num_frames` = 4n + 1 frames that has `num_features` speech features.
 
     Source: published inference code of FantasyTalking; at 23 frames/s, 81 frames and 175 features, 17
-    slots of which 6, 14, 17 ... 17, 14 are valid.
+    positions of which 6, 14, 17 ... 17, 14 are valid.
 
     Raises:
         ValueError: `num_frames` is not 4n + 1, or there are no features.
@@ -52,9 +52,9 @@ def windows(num_features: int, num_frames: int) -> Windows:
     starts = [_start(i, per_frame, half) for i in range(latent_frames(num_frames))]
     place_TW = torch.tensor(starts)[:, None] - MARGIN_FEATURES + torch.arange(width)
     inside_TW = (place_TW >= 0) & (place_TW < num_features)
-    slot_TW = torch.argsort((~inside_TW).int(), dim=1, stable=True)
-    valid_TW = inside_TW.gather(1, slot_TW)
-    return Windows(place_TW.gather(1, slot_TW) * valid_TW, valid_TW, slot_TW)
+    position_TW = torch.argsort((~inside_TW).int(), dim=1, stable=True)
+    valid_TW = inside_TW.gather(1, position_TW)
+    return Windows(place_TW.gather(1, position_TW) * valid_TW, valid_TW, position_TW)
 
 
 def _start(latent: int, per_frame: float, half: int) -> int:
@@ -66,7 +66,7 @@ def _start(latent: int, per_frame: float, half: int) -> int:
 
 
 def gather_windows(tokens_BLC: Tensor, place: Windows) -> Tensor:
-    """Tokens of every window, [B, T, W, C]; zeros in slots that are not valid."""
+    """Tokens of every window, [B, T, W, C]; zeros in positions that are not valid."""
     index_TW = place.index_TW.to(tokens_BLC.device)
     valid_TW = place.valid_TW.to(tokens_BLC.device)
     return tokens_BLC[:, index_TW] * valid_TW[None, :, :, None].to(tokens_BLC.dtype)

@@ -82,9 +82,9 @@ _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -
 class LinearCodec:
     """A truncated orthonormal 3-D DCT: no weights, nothing to download, and blurred pictures.
 
-    Latents are the coefficients less their mean, over one deviation for all channels, separately for
-    the first frame and for the rest: with a deviation of its own, every faint high frequency would
-    count as much as the picture's brightness.
+    Latents are the coefficients minus their mean, divided by one standard deviation for all channels,
+    separately for the first frame and for the rest. With a standard deviation for each channel, every faint
+    high frequency would count as much as the frame's brightness.
     """
 
     kind = "linear"
@@ -111,7 +111,11 @@ class LinearCodec:
 
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> LinearCodec:
-        """A codec whose latents have mean 0 and deviation 1 over uint8 pictures [B, F, H, W, 3], F > 1."""
+        """A codec whose latents have mean 0 and standard deviation 1 over `batches`.
+
+        Args:
+            batches: frames, uint8 [B, F, H, W, 3] with F > 1.
+        """
         raw = cls()
         sums = {"first": _Sums(), "rest": _Sums()}
         for rgb_BFHWC in batches:
@@ -122,7 +126,7 @@ class LinearCodec:
             {
                 "mean_first": sums["first"].mean(),
                 "mean_rest": sums["rest"].mean(),
-                "deviation": torch.stack([sums["first"].deviation(), sums["rest"].deviation()]),
+                "deviation": torch.stack([sums["first"].std(), sums["rest"].std()]),
             }
         )
 
@@ -139,11 +143,11 @@ class LinearCodec:
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """See `Codec.decode`."""
-        deviation, found = self._statistics["deviation"], []
-        first = latents_BCTHW[:, :, :1].float() * deviation[0] + _column(self._statistics["mean_first"])
+        std, found = self._statistics["deviation"], []
+        first = latents_BCTHW[:, :, :1].float() * std[0] + _column(self._statistics["mean_first"])
         found.append(_from_blocks(first, self._first))
         if latents_BCTHW.shape[2] > 1:
-            rest = latents_BCTHW[:, :, 1:].float() * deviation[1] + _column(self._statistics["mean_rest"])
+            rest = latents_BCTHW[:, :, 1:].float() * std[1] + _column(self._statistics["mean_rest"])
             found.append(_from_blocks(rest, self._rest))
         ycc = torch.cat(found, dim=2)
         to_rgb = torch.linalg.inv(self._ycc)
@@ -174,7 +178,7 @@ class LinearCodec:
 
 
 class _Sums:
-    """Means per channel, and one deviation around them."""
+    """Mean of each channel, and one standard deviation around the means."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -192,7 +196,7 @@ class _Sums:
             raise ValueError("no latents to fit the codec's statistics to")
         return (self._sum / self._count).float()
 
-    def deviation(self) -> Tensor:
+    def std(self) -> Tensor:
         variance = self._squares / self._count - (self._sum / self._count).square()
         return variance.mean().clamp(min=1e-12).sqrt().float()
 
@@ -250,7 +254,7 @@ def _column(channels: Tensor) -> Tensor:
 class WanCodec:
     """Wan's causal 3-D VAE by diffusers, one sample at a time; frozen.
 
-    Latents are normalised as (z - mean) / deviation with the VAE's own figures per channel.
+    Latents are normalised as (z - mean) / std with the VAE's own figures per channel.
     """
 
     kind = "wan"

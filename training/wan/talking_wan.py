@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import LATENT_CHANNELS, latent_frames
 from talkforge.training.config import AdapterConfig, ModelConfig, TrainConfig
-from talkforge.training.data.batch import Conditions, Facts
+from talkforge.training.data.batch import Conditions, DatasetInfo
 from talkforge.training.wan.adapters import (
     AudioProjection,
     Context,
@@ -29,7 +29,7 @@ from talkforge.training.wan.adapters import (
 from talkforge.training.wan.alignment import Windows, gather_windows, windows
 from talkforge.training.wan.base import check_wan, load_transformer, random_transformer
 
-AUDIO_SLOTS = 32
+MAX_POSITIONS = 32
 """Slots that a window may have with a learned embedding: videos of 9 frames/s and more."""
 
 _LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
@@ -43,7 +43,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
     Attributes:
         transformer: diffusers' model; `blocks.N.attn2.processor` is our `TalkingProcessor`.
         audio_proj: speech features to audio tokens.
-        audio_slots: learned embedding of the place in a window, or None.
+        window_positions: learned embedding of the place in a window, or None.
         face: identity to face tokens, or None.
         motion: motion intensities to the timestep embedding, or None.
         context: carries the signals of a forward pass to the processors.
@@ -80,7 +80,9 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         self.transformer = transformer
         self.audio_proj = AudioProjection(speech_dim, config.audio_dim)
         # As large as the tokens, which are normalised, so that a place can be told from the start.
-        self.audio_slots = nn.Embedding(AUDIO_SLOTS, config.audio_dim) if config.audio_slots else None
+        self.window_positions = (
+            nn.Embedding(MAX_POSITIONS, config.audio_dim) if config.window_positions else None
+        )
         self.face = None
         if face_dim:
             self.face = FaceResampler(
@@ -164,30 +166,32 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         """Groups of video tokens, the audio tokens of each, and which of them exist."""
         tokens_BLC = self.audio_proj(conditions.speech_BLD)
         if conditions.stage == "clip":
-            if self.audio_slots is not None:
+            if self.window_positions is not None:
                 # No window, no slot; but all that is trained must have a gradient, or DDP waits for it.
-                tokens_BLC = tokens_BLC + 0 * self.audio_slots.weight[0]
+                tokens_BLC = tokens_BLC + 0 * self.window_positions.weight[0]
             return 1, tokens_BLC, None
         place = windows(tokens_BLC.shape[1], conditions.num_frames)
         tokens_BTWC = gather_windows(tokens_BLC, place)
-        if self.audio_slots is not None:
-            tokens_BTWC = tokens_BTWC + _slot_tokens(self.audio_slots, place)
+        if self.window_positions is not None:
+            tokens_BTWC = tokens_BTWC + _position_tokens(self.window_positions, place)
         mask_G11W = None if self.config.reference_padding else _window_mask(place, tokens_BTWC)
         return tokens_BTWC.shape[1], tokens_BTWC.flatten(0, 1), mask_G11W
 
 
-def _slot_tokens(slots: nn.Embedding, place: Windows) -> Tensor:
+def _position_tokens(positions: nn.Embedding, place: Windows) -> Tensor:
     """Embedding of every window's places, [T, W, C]; zeros where there is no token."""
-    width = place.slot_TW.shape[1]
-    if width > AUDIO_SLOTS:
+    width = place.position_TW.shape[1]
+    if width > MAX_POSITIONS:
         raise ModelError(
-            f"adapters.audio_slots: expected windows of at most {AUDIO_SLOTS} features, found {width}"
+            f"adapters.window_positions: expected windows of at most {MAX_POSITIONS} features, found {width}"
         )
-    return slots(place.slot_TW.to(slots.weight.device)) * place.valid_TW.to(slots.weight).unsqueeze(2)
+    return positions(place.position_TW.to(positions.weight.device)) * place.valid_TW.to(
+        positions.weight
+    ).unsqueeze(2)
 
 
 def _window_mask(place: Windows, tokens_BTWC: Tensor) -> Tensor:
-    """Which slots hold a token, in every sample's windows, [B * T, 1, 1, W]; in each window some do."""
+    """Which positions hold a token, in every sample's windows, [B * T, 1, 1, W]; in each window some do."""
     return place.valid_TW.to(tokens_BTWC.device).repeat(len(tokens_BTWC), 1)[:, None, None, :]
 
 
@@ -219,11 +223,11 @@ def set_trainable(model: TalkingWan, config: ModelConfig, *, seed: int = 0) -> N
         parameter.requires_grad_(config.trainable == "full" or _is_adapter(name) or lora_trained)
 
 
-def build(config: TrainConfig, facts: Facts, *, dtype: torch.dtype = torch.float32) -> TalkingWan:
+def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.float32) -> TalkingWan:
     """The model of a run, on the CPU, ready to be trained: what is trained is set, and recomputation.
 
     Args:
-        facts: of the data set: widths of the speech features and of the identity embedding.
+        info: of the data set: widths of the speech features and of the identity embedding.
         dtype: of the weights that are not trained, but for those that Wan keeps in float32; what is
             trained is float32, for the optimizer's sake.
 
@@ -240,7 +244,7 @@ def build(config: TrainConfig, facts: Facts, *, dtype: torch.dtype = torch.float
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         model = TalkingWan(
-            transformer, config.adapters, facts.speech_dim, facts.identity_dim, config.model.text_tokens
+            transformer, config.adapters, info.speech_dim, info.identity_dim, config.model.text_tokens
         )
     set_trainable(model, config.model, seed=config.run.seed)
     cast(model, dtype)

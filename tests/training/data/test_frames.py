@@ -10,17 +10,25 @@ import pytest
 
 from talkforge.curation.media.encode import encode_mp4
 from talkforge.schemas.sample import pack_mask
-from talkforge.training.data.frames import BadSampleError, Crop, Encoded, Masks, Pictures, nearest, shrunk
+from talkforge.training.data.frames import (
+    ClipFrames,
+    Crop,
+    EncodedVideo,
+    LipMasks,
+    SkippedSampleError,
+    nearest,
+    shrunk,
+)
 from tests.training.shard_files import Shown, members_of, number_and_frame
 
 SHOWN = Shown(5, num_frames=12)
 
 
-def encoded(shown: Shown = SHOWN, size: tuple[int, int] = (32, 32), mp4: bytes | None = None) -> Encoded:
+def encoded(shown: Shown = SHOWN, size: tuple[int, int] = (32, 32), mp4: bytes | None = None) -> EncodedVideo:
     own = (shown.height_px, shown.width_px)
     crop = Crop.around(own, size, (own[0] / 2, own[1] / 2))
-    masks = Masks(pack_mask(shown.lips()), shown.valid() > 0, crop)
-    return Encoded(shown.key, members_of(shown)["mp4"] if mp4 is None else mp4, shown.num_frames, masks)
+    masks = LipMasks(pack_mask(shown.lips()), shown.valid() > 0, crop)
+    return EncodedVideo(shown.key, members_of(shown)["mp4"] if mp4 is None else mp4, shown.num_frames, masks)
 
 
 @pytest.mark.parametrize(
@@ -142,21 +150,21 @@ def test_lips_that_are_thin_do_not_vanish() -> None:
 def test_masks_follow_the_crop_and_skip_what_is_missing() -> None:
     shown = Shown(1, num_frames=12, height_px=64, width_px=128)
     crop = Crop.around((64, 128), (32, 32), (32, 90))
-    masks = Masks(pack_mask(shown.lips()), shown.valid() > 0, crop)
+    masks = LipMasks(pack_mask(shown.lips()), shown.valid() > 0, crop)
     found = masks.lips(2, 12)
     assert found.dtype == np.uint8 and found.shape == (10, 32, 32)
     for k, lips in enumerate(found, start=2):
         expected = area_shares(shown.lips()[k], (32, 64))[:, crop.left : crop.left + 32] >= 0.5
         assert np.array_equal(lips, expected) if k not in (3, 10) else not lips.any()
     everything = np.ones_like(shown.lips())
-    missing = Masks(pack_mask(everything), shown.valid() > 0, crop).lips(3, 4)
+    missing = LipMasks(pack_mask(everything), shown.valid() > 0, crop).lips(3, 4)
     assert not missing.any()  # whatever is stored where nothing was found
 
 
-def outcome(pictures: Pictures, first: int, last: int) -> object:
+def outcome(pictures: ClipFrames, first: int, last: int) -> object:
     try:
         return pictures.rgb(first, last).tolist()
-    except BadSampleError as error:
+    except SkippedSampleError as error:
         return error.reason, str(error)
 
 
@@ -184,7 +192,7 @@ def test_a_damaged_file_gives_what_is_before_the_damage(tmp_path: Path, keep: fl
         found = outcome(file, last - 1, last)
         assert found == outcome(memory, last - 1, last)
         if isinstance(found, tuple):
-            with pytest.raises(BadSampleError) as caught:
+            with pytest.raises(SkippedSampleError) as caught:
                 file.check(last)
             assert (caught.value.reason, str(caught.value)) == found
             assert "\n" not in found[1] and found[1].startswith("clip05: mp4: ")
@@ -208,18 +216,18 @@ def test_frames_that_the_decoder_patched_up_are_not_used(tmp_path: Path) -> None
     good = len(file.decoded().frames)
     assert 4 <= good <= 7
     assert np.array_equal(file.rgb(0, good), whole.rgb(0, good))
-    with pytest.raises(BadSampleError, match=f"clip05: mp4: frame {good} is damaged"):
+    with pytest.raises(SkippedSampleError, match=f"clip05: mp4: frame {good} is damaged"):
         file.rgb(0, good + 1)
-    with pytest.raises(BadSampleError, match="is damaged"):
+    with pytest.raises(SkippedSampleError, match="is damaged"):
         file.decoded().rgb(0, good + 1)
 
 
 def test_another_number_or_size_of_frames_is_refused() -> None:
     longer = replace(encoded(), num_frames=13)
     assert number_and_frame(longer.rgb(0, 12))[1].tolist() == list(range(12))
-    with pytest.raises(BadSampleError, match="mp4: expected 13 frames, found 12") as caught:
+    with pytest.raises(SkippedSampleError, match="mp4: expected 13 frames, found 12") as caught:
         longer.rgb(12, 13)
     assert caught.value.reason == "wrong_shape"
     other = encoded(replace(SHOWN, width_px=66))
-    with pytest.raises(BadSampleError, match="mp4: expected 66 x 64 px, found 64 x 64"):
+    with pytest.raises(SkippedSampleError, match="mp4: expected 66 x 64 px, found 64 x 64"):
         replace(other, mp4=members_of(SHOWN)["mp4"]).rgb(0, 1)

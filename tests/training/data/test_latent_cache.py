@@ -27,12 +27,12 @@ def config(latents: str = "auto") -> TrainConfig:
 def write(shard: Shard, **changes: Any) -> LatentsManifest:
     """A manifest of latents that fit `config`, but for `changes`."""
     url, manifest = shard
-    facts = {
+    info = {
         "name": manifest.name, "shard_sha256": manifest.sha256, "sha256": "", "bytes": 0,
         "keys": manifest.keys, "lost": 0, "num_frames": 9, "sizes": ((32, 32),), "spans_per_clip": 1,
         "base": "random", "codec": "wan", "codec_sha256": "", "text": "umt5", "image": "clip",
     }  # fmt: skip
-    found = LatentsManifest.model_validate(facts | changes)
+    found = LatentsManifest.model_validate(info | changes)
     path = Path(path_of(url)).with_suffix(".json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(found.model_dump_json())

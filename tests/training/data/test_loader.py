@@ -124,27 +124,27 @@ def test_a_stream_has_a_name(shards: str, workers: int) -> None:
     settings = config(shards, workers=workers)
     first = take(loader(settings), 8)
     assert equal(first, take(loader(settings), 8))
-    for other in ({"seed": 1}, {"chapter": 1}, {"rank": 1, "world": 2}):
+    for other in ({"seed": 1}, {"interval": 1}, {"rank": 1, "world": 2}):
         assert clips_of(first) != clips_of(take(loader(settings, **other), 8))
 
 
 @pytest.mark.parametrize(("workers", "skip"), ((0, 5), (2, 4), (2, 5)))
-def test_a_chapter_goes_on_where_it_was_left(shards: str, workers: int, skip: int) -> None:
+def test_an_interval_goes_on_where_it_was_left(shards: str, workers: int, skip: int) -> None:
     settings = config(shards, workers=workers)
-    expected = take(loader(settings, chapter=3), skip + 6)[skip:]
-    assert equal(take(loader(settings, chapter=3, skip=skip), 6), expected)
-    used = loader(settings, chapter=3)
+    expected = take(loader(settings, interval=3), skip + 6)[skip:]
+    assert equal(take(loader(settings, interval=3, skip=skip), 6), expected)
+    used = loader(settings, interval=3)
     take(used, 3)
-    assert equal(take(used.chapter(3, skip), 6), expected)
+    assert equal(take(used.batches(3, skip), 6), expected)
 
 
 @pytest.mark.parametrize("workers", (0, 2))
-def test_memory_changes_nothing_over_chapters(shards: str, workers: int) -> None:
+def test_memory_changes_nothing_over_intervals(shards: str, workers: int) -> None:
     keeping = loader(config(shards, workers=workers, cache_mb=64))
     processes = set()
-    for chapter in (0, 1, 0):
-        expected = take(loader(config(shards, workers=workers), chapter=chapter), 10)
-        assert equal(take(keeping.chapter(chapter), 10), expected)
+    for interval in (0, 1, 0):
+        expected = take(loader(config(shards, workers=workers), interval=interval), 10)
+        assert equal(take(keeping.batches(interval), 10), expected)
         if workers:
             processes.add(tuple(process.pid for process in keeping._loader._iterator._workers))
     assert len(processes) == (1 if workers else 0)  # they live on
@@ -186,14 +186,14 @@ def test_bad_samples_are_counted_and_named_once(
     caplog.set_level(logging.WARNING)
     made = loader(config(damaged(tmp_path), workers=workers, batch_size=1, shuffle=1))
     assert set(clips_of(take(made, 16))) == {"clip00", "clip04"}
-    assert made.bad == {"too_short": 1, "unreadable": 1, "other_fps": 1, "other_version": 1}
-    assert made.bad_keys == {
+    assert made.skipped == {"too_short": 1, "unreadable": 1, "other_fps": 1, "other_version": 1}
+    assert made.skipped_keys == {
         "clip01": "too_short", "clip02": "unreadable", "clip03": "other_fps", "clip05": "other_version",
     }  # fmt: skip
     named = sorted(message.split(":")[1].strip() for message in caplog.messages)
     assert named == ["clip02", "clip03", "clip05"]  # what is short by design is not named aloud
-    take(made.chapter(1), 16)
-    assert made.bad.total() == 4 and len(caplog.messages) == 3
+    take(made.batches(1), 16)
+    assert made.skipped.total() == 4 and len(caplog.messages) == 3
 
 
 def test_samples_lost_with_their_shard_are_counted(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_samples_lost_with_their_shard_are_counted(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:with_two])
     made = loader(config(shards, batch_size=1, shuffle=1))
     assert set(clips_of(take(made, 9))) == {"clip00", "clip01", "clip05"}
-    assert made.bad == {"lost": 3} and made.bad_keys == {str(tar): "lost"}
+    assert made.skipped == {"lost": 3} and made.skipped_keys == {str(tar): "lost"}
 
 
 @pytest.mark.parametrize("workers", (0, 1))
@@ -256,10 +256,10 @@ def test_after_a_fault_the_processes_are_gone(tmp_path: Path, workers: int) -> N
     tar = tmp_path / "shards" / "train-000000.tar"
     tar.rename(tmp_path / "away")
     with pytest.raises(DatasetError, match="is gone"):
-        take(made.chapter(1), 99)
+        take(made.batches(1), 99)
     assert [process.is_alive() for process in processes] == [False] * workers
     (tmp_path / "away").rename(tar)
-    assert len(take(made.chapter(1), 3)) == 3
+    assert len(take(made.batches(1), 3)) == 3
 
 
 def test_an_interrupt_is_the_trainers_to_answer(shards: str) -> None:
@@ -273,12 +273,12 @@ def test_an_interrupt_is_the_trainers_to_answer(shards: str) -> None:
 
 def test_there_must_be_samples(tmp_path: Path) -> None:
     shards = write_set(tmp_path, [[Shown(0)]])
-    facts = probe(shards)
+    info = probe(shards)
     manifest = tmp_path / "shards" / "train-000000.json"
     manifest.write_text(manifest.read_text().replace('"count": 1', '"count": 0'))
     for sampling in ("epochs", "resampled"):
         with pytest.raises(DatasetError, match="expected samples, found 1 empty shards"):
-            SpanLoader(config(shards, sampling=sampling), facts, seed=0)
+            SpanLoader(config(shards, sampling=sampling), info, seed=0)
 
 
 # --------------------------------------------------------------------------- cached latents
@@ -316,7 +316,7 @@ def test_latents_join_their_clips(cached: str, workers: int, cache_mb: int) -> N
         assert found.empty_text_SD is not None
         assert found.empty_text_SD[:, 1].tolist() == [9.0] + [0.0] * (UMT5_TOKENS - 1)
     assert set(drawn) == {"clip00+4", "clip00+11", "clip01+0", "clip01+21", "clip02+8", "clip02+9"}
-    assert made.bad_keys == {"clip03": "no_latents"}
+    assert made.skipped_keys == {"clip03": "no_latents"}
 
 
 def test_latents_without_text_or_image(tmp_path: Path) -> None:

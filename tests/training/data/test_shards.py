@@ -36,14 +36,14 @@ def test_paths_may_be_relative_to_here_or_home(shards: str, monkeypatch: pytest.
     assert shard_list("~/shards/train-{000000..000001}.tar") == shard_list(shards)
 
 
-def test_facts(shards: str) -> None:
-    facts = probe(shards)
-    assert (facts.fps, facts.speech_dim, facts.speech_model) == (25.0, SPEECH_DIM, "logmel-80")
-    assert (facts.identity_dim, facts.identity_model) == (IDENTITY_DIM, "unit")
-    assert (facts.num_shards, facts.num_samples) == (2, 3)
+def test_info(shards: str) -> None:
+    info = probe(shards)
+    assert (info.fps, info.speech_dim, info.speech_model) == (25.0, SPEECH_DIM, "logmel-80")
+    assert (info.identity_dim, info.identity_model) == (IDENTITY_DIM, "unit")
+    assert (info.num_shards, info.num_samples) == (2, 3)
     tars = [Path(url).read_bytes() for url, _ in shard_list(shards)]
     together = "".join(hashlib.sha256(data).hexdigest() for data in tars)
-    assert facts.fingerprint == hashlib.sha256(together.encode()).hexdigest()
+    assert info.fingerprint == hashlib.sha256(together.encode()).hexdigest()
 
 
 def test_shards_may_be_remote(shards: str) -> None:
@@ -96,9 +96,9 @@ def test_data_sets_that_agree_may_be_mixed(shards: str, tmp_path: Path, known: b
     first = shard_list(shards)[0][0]
     second = shard_list(write_set(tmp_path, [[Shown(7, identity=known)]]))[0][0]
     for pattern in (f"{{{first},{second}}}", f"{{{second},{first}}}"):
-        facts = probe(pattern)
-        assert (facts.num_samples, facts.num_shards) == (3, 2)
-        assert (facts.identity_dim, facts.identity_model) == (IDENTITY_DIM, "unit")
+        info = probe(pattern)
+        assert (info.num_samples, info.num_shards) == (3, 2)
+        assert (info.identity_dim, info.identity_model) == (IDENTITY_DIM, "unit")
 
 
 def test_no_pattern() -> None:

@@ -12,24 +12,26 @@ import pytest
 
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.units import features_from_frames
-from talkforge.training.data.batch import Facts
-from talkforge.training.data.frames import BadSampleError
-from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, Prepared, prepare
-from tests.training.batches import some_facts
+from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.data.frames import SkippedSampleError
+from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, DecodedSample, decode_sample
+from tests.training.batches import some_info
 from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, members_of, number_and_frame
 
-FACTS = some_facts(SPEECH_DIM, IDENTITY_DIM)
+INFO = some_info(SPEECH_DIM, IDENTITY_DIM)
 SIZES = ((32, 32), (32, 48))
 SHOWN = Shown(3, text="a person speaks")
 
 
-def prepared(shown: Shown = SHOWN, frames: int = 9, facts: Facts = FACTS, **changes: bytes) -> Prepared:
+def prepared(
+    shown: Shown = SHOWN, frames: int = 9, info: DatasetInfo = INFO, **changes: bytes
+) -> DecodedSample:
     members = {name: data for name, data in members_of(shown).items() if name in MEMBERS}
-    return prepare(shown.key, members | changes, SIZES, (frames,), facts)
+    return decode_sample(shown.key, members | changes, SIZES, (frames,), info)
 
 
 def reason(**options: Any) -> tuple[str, str]:
-    with pytest.raises(BadSampleError) as caught:
+    with pytest.raises(SkippedSampleError) as caught:
         prepared(**options)
     return caught.value.reason, str(caught.value)
 
@@ -39,8 +41,8 @@ def reason(**options: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("shown", (SHOWN, Shown(4, width_px=96), Shown(5, height_px=48, width_px=64)))
 def test_everything_in_a_span_belongs_to_its_frames(shown: Shown, fps: float, kept: bool) -> None:
     shown = replace(shown, fps=fps)
-    clip = prepared(shown, facts=replace(FACTS, fps=fps))
-    clip = clip.kept() if kept else clip
+    clip = prepared(shown, info=replace(INFO, fps=fps))
+    clip = clip.in_memory() if kept else clip
     size = (32, 32) if shown.width_px == shown.height_px else (32, 48)
     for first in (0, 2, 10, 21):
         span = clip.span(first)
@@ -67,13 +69,13 @@ def test_everything_in_a_span_belongs_to_its_frames(shown: Shown, fps: float, ke
 @pytest.mark.parametrize(("num_frames", "span_frames"), ((30, 9), (9, 9), (8, 5), (5, 5)))
 def test_a_clip_is_trained_at_the_longest_span_that_it_holds(num_frames: int, span_frames: int) -> None:
     shown = Shown(3, num_frames=num_frames)
-    clip = prepare(shown.key, members_of(shown), SIZES, (5, 9), FACTS)
+    clip = decode_sample(shown.key, members_of(shown), SIZES, (5, 9), INFO)
     assert (clip.num_frames, clip.span_frames) == (num_frames, span_frames)
 
 
 def test_a_clip_that_holds_none_is_too_short() -> None:
-    with pytest.raises(BadSampleError, match=r"^clip03: expected 33 frames, found 30$") as caught:
-        prepare(SHOWN.key, members_of(SHOWN), SIZES, (49, 33), FACTS)
+    with pytest.raises(SkippedSampleError, match=r"^clip03: expected 33 frames, found 30$") as caught:
+        decode_sample(SHOWN.key, members_of(SHOWN), SIZES, (49, 33), INFO)
     assert caught.value.reason == "too_short"
 
 
@@ -81,7 +83,7 @@ def test_what_is_not_known() -> None:
     clip = prepared(Shown(1, omega=(None, 0.1), identity=False))
     assert clip.omega == (0.5, 0.1)
     assert clip.identity.shape == (0,)
-    nobody = prepared(facts=some_facts(SPEECH_DIM, identity_dim=0))
+    nobody = prepared(info=some_info(SPEECH_DIM, identity_dim=0))
     assert nobody.identity.shape == (0,)  # a data set that is taken to have none has none
 
 
@@ -152,8 +154,8 @@ BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
 @pytest.mark.parametrize(("member", "data", "expected", "words"), BROKEN)
 def test_a_damaged_member_names_the_sample(member: str, data: bytes, expected: str, words: str) -> None:
     members = {name: data for name, data in members_of(SHOWN).items() if name in MEMBERS}
-    with pytest.raises(BadSampleError, match=words) as caught:
-        prepare(SHOWN.key, members | {member: data}, SIZES, (9,), FACTS)
+    with pytest.raises(SkippedSampleError, match=words) as caught:
+        decode_sample(SHOWN.key, members | {member: data}, SIZES, (9,), INFO)
     assert caught.value.reason == expected
     assert str(caught.value).startswith("clip03: ") and "\n" not in str(caught.value)
 
@@ -162,21 +164,21 @@ def test_a_damaged_member_names_the_sample(member: str, data: bytes, expected: s
 def test_a_missing_member_names_the_sample(member: str) -> None:
     members = dict(members_of(SHOWN))
     del members[member]
-    with pytest.raises(BadSampleError, match=f"^clip03: no {member}$") as caught:
-        prepare(SHOWN.key, members, SIZES, (9,), FACTS)
+    with pytest.raises(SkippedSampleError, match=f"^clip03: no {member}$") as caught:
+        decode_sample(SHOWN.key, members, SIZES, (9,), INFO)
     assert caught.value.reason == "unreadable"
 
 
 def test_members_that_training_does_not_read_are_not_looked_at() -> None:
     members = members_of(SHOWN) | {"landmarks.npz": b"", "joints.npz": b"", "flac": b"", "face.jpg": b""}
-    assert prepare(SHOWN.key, members, SIZES, (9,), FACTS).num_frames == 30
+    assert decode_sample(SHOWN.key, members, SIZES, (9,), INFO).num_frames == 30
 
 
 def test_pictures_are_not_decoded_before_they_are_needed() -> None:
     clip = prepared(mp4=b"nothing")
-    with pytest.raises(BadSampleError) as caught:
+    with pytest.raises(SkippedSampleError) as caught:
         clip.span(0)
-    with pytest.raises(BadSampleError) as checked:
+    with pytest.raises(SkippedSampleError) as checked:
         clip.check(0)
     assert caught.value.reason == "unreadable" and str(caught.value) == str(checked.value)
 
@@ -184,11 +186,13 @@ def test_pictures_are_not_decoded_before_they_are_needed() -> None:
 @pytest.mark.parametrize("shown", (SHOWN, Shown(4, width_px=96)))
 def test_a_kept_clip_takes_the_memory_that_it_says(shown: Shown) -> None:
     clip = prepared(shown)
-    span = clip.kept().span(0)
+    span = clip.in_memory().span(0)
     assert span.rgb is not None
     per_frame = span.rgb[0].nbytes + span.lips[0].nbytes
     assert (
-        clip.kept_bytes == clip.kept().kept_bytes == 30 * per_frame + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4
+        clip.memory_bytes
+        == clip.in_memory().memory_bytes
+        == 30 * per_frame + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4
     )
 
 
@@ -207,16 +211,16 @@ def latents(spans: int = 3, **changes: np.ndarray | None) -> bytes:
     return npz_bytes(**{name: array for name, array in (arrays | changes).items() if array is not None})
 
 
-def with_latents(data: bytes | None = None, frames: int = 9) -> Prepared:
+def with_latents(data: bytes | None = None, frames: int = 9) -> DecodedSample:
     members = {name: data for name, data in members_of(SHOWN).items() if name in CACHED_MEMBERS}
-    return prepare(
-        SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, (frames,), FACTS, cached=True
+    return decode_sample(
+        SHOWN.key, members | {"latents.npz": data or latents()}, SIZES, (frames,), INFO, cached=True
     )
 
 
 @pytest.mark.parametrize("kept", (False, True))
 def test_latents_stand_for_pictures(kept: bool) -> None:
-    clip = with_latents().kept() if kept else with_latents()
+    clip = with_latents().in_memory() if kept else with_latents()
     span = clip.span(11)
     assert span.rgb is None and span.nth == 1
     assert span.latents is not None and span.latents.latents[1].flatten()[0] == 16 * 3 * 16
@@ -224,7 +228,7 @@ def test_latents_stand_for_pictures(kept: bool) -> None:
     assert np.array_equal(span.speech, prepared().span(11).speech)
     clip.check(11)
     stored = 3 * (16 + 20) * 48 * 2 + (2 * 5 + 5 + 3 * 21) * 2
-    assert clip.kept_bytes == 30 * 32 * 32 + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4 + stored
+    assert clip.memory_bytes == 30 * 32 * 32 + 60 * SPEECH_DIM * 4 + IDENTITY_DIM * 4 + stored
 
 
 def test_latents_without_text_or_image() -> None:
@@ -242,13 +246,13 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ),
     }
     for words, data in cases.items():
-        with pytest.raises(BadSampleError, match=words) as caught:
+        with pytest.raises(SkippedSampleError, match=words) as caught:
             with_latents(data)
         assert caught.value.reason == "wrong_shape"
     for members in ({}, {"latents.npz": latents(0)}):
-        with pytest.raises(BadSampleError) as caught:
-            prepare(SHOWN.key, members_of(SHOWN) | members, SIZES, (9,), FACTS, cached=True)
+        with pytest.raises(SkippedSampleError) as caught:
+            decode_sample(SHOWN.key, members_of(SHOWN) | members, SIZES, (9,), INFO, cached=True)
         assert caught.value.reason == "no_latents"
-    with pytest.raises(BadSampleError) as caught:  # the reason that they are not there
-        prepare(SHOWN.key, members_of(SHOWN), SIZES, (33,), FACTS, cached=True)
+    with pytest.raises(SkippedSampleError) as caught:  # the reason that they are not there
+        decode_sample(SHOWN.key, members_of(SHOWN), SIZES, (33,), INFO, cached=True)
     assert caught.value.reason == "too_short"

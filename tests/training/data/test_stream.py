@@ -14,19 +14,19 @@ import pytest
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import DataConfig
 from talkforge.training.data import stream
-from talkforge.training.data.frames import Decoded, Encoded
+from talkforge.training.data.frames import DecodedVideo, EncodedVideo
 from talkforge.training.data.shards import shard_list
-from talkforge.training.data.spans import Span, prepare
-from talkforge.training.data.stream import Bad, Kept, Place, Reader, shard_order
+from talkforge.training.data.spans import Span, decode_sample
+from talkforge.training.data.stream import ClipCache, Reader, ReaderId, SkippedSample, shard_order
 from talkforge.training.data.tar import read_samples
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_set
 
 MEMORY = 2**30
 
 
-def place(number: int = 0, total: int = 1, *, seed: int = 0, chapter: int = 0) -> Place:
-    return Place(seed, chapter, number, total)
+def reader_id(number: int = 0, total: int = 1, *, seed: int = 0, interval: int = 0) -> ReaderId:
+    return ReaderId(seed, interval, number, total)
 
 
 # --------------------------------------------------------------------------- who reads what
@@ -34,7 +34,7 @@ def place(number: int = 0, total: int = 1, *, seed: int = 0, chapter: int = 0) -
 
 @pytest.mark.parametrize(("shards", "readers"), ((6, 1), (6, 2), (6, 3), (5, 2), (5, 4), (7, 7)))
 def test_together_the_readers_read_every_shard_once_an_epoch(shards: int, readers: int) -> None:
-    orders = [shard_order(shards, "epochs", place(k, readers)) for k in range(readers)]
+    orders = [shard_order(shards, "epochs", reader_id(k, readers)) for k in range(readers)]
     sizes = [len(range(k, shards, readers)) for k in range(readers)]
     epochs = []
     for _ in range(4):
@@ -46,17 +46,17 @@ def test_together_the_readers_read_every_shard_once_an_epoch(shards: int, reader
 
 def test_an_order_has_a_name() -> None:
     def first(**names: int) -> list[int]:
-        return list(itertools.islice(shard_order(50, "epochs", place(**names)), 50))
+        return list(itertools.islice(shard_order(50, "epochs", reader_id(**names)), 50))
 
     assert first() == first()
-    assert first() != first(chapter=1) and first() != first(seed=1)
+    assert first() != first(interval=1) and first() != first(seed=1)
 
 
 def test_resampled_shards_come_at_any_time() -> None:
-    drawn = list(itertools.islice(shard_order(4, "resampled", place(0, 9)), 4000))
+    drawn = list(itertools.islice(shard_order(4, "resampled", reader_id(0, 9)), 4000))
     assert all(900 < count < 1100 for count in Counter(drawn).values()) and len(set(drawn)) == 4
-    assert drawn == list(itertools.islice(shard_order(4, "resampled", place(0, 9)), 4000))
-    other = list(itertools.islice(shard_order(4, "resampled", place(1, 9)), 4000))
+    assert drawn == list(itertools.islice(shard_order(4, "resampled", reader_id(0, 9)), 4000))
+    other = list(itertools.islice(shard_order(4, "resampled", reader_id(1, 9)), 4000))
     assert drawn != other
 
 
@@ -83,27 +83,27 @@ def config(shards: str, **changes: Any) -> DataConfig:
     return DataConfig.model_validate(settings | changes)
 
 
-def reader(settings: DataConfig, kept_bytes: int = 0) -> Reader:
-    facts = some_facts(SPEECH_DIM, IDENTITY_DIM)
-    return Reader(shard_list(settings.shards), settings, facts, cached=False, kept=Kept(kept_bytes))
+def reader(settings: DataConfig, memory_bytes: int = 0) -> Reader:
+    info = some_info(SPEECH_DIM, IDENTITY_DIM)
+    return Reader(shard_list(settings.shards), settings, info, cached=False, cache=ClipCache(memory_bytes))
 
 
-def told(batch: tuple[list[Span], tuple[Bad, ...]]) -> tuple[Any, ...]:
-    spans, bad = batch
+def told(batch: tuple[list[Span], tuple[SkippedSample, ...]]) -> tuple[Any, ...]:
+    spans, skipped = batch
     parts = [[span.rgb, span.lips, span.speech] for span in spans]
     return [
         (span.key, [np.asarray(part).tobytes() for part in own])
         for span, own in zip(spans, parts, strict=True)
-    ], bad
+    ], skipped
 
 
-def batches(made: Reader, count: int, where: Place | None = None, skip: int = 0) -> list[tuple[Any, ...]]:
-    return [told(batch) for batch in itertools.islice(made.batches(where or place(), skip), count)]
+def batches(made: Reader, count: int, where: ReaderId | None = None, skip: int = 0) -> list[tuple[Any, ...]]:
+    return [told(batch) for batch in itertools.islice(made.batches(where or reader_id(), skip), count)]
 
 
 def test_batches_hold_one_size(shards: str) -> None:
     seen: Counter[str] = Counter()
-    for spans, _ in itertools.islice(reader(config(shards)).batches(place()), 24):
+    for spans, _ in itertools.islice(reader(config(shards)).batches(reader_id()), 24):
         assert len(spans) == 2 and len({span.lips.shape for span in spans}) == 1
         seen.update(span.key.partition("+")[0] for span in spans)
     good = {"clip00", "clip01", "clip02", "clip03", "clip05", "clip06", "clip08"}
@@ -113,10 +113,12 @@ def test_batches_hold_one_size(shards: str) -> None:
 def test_batches_hold_one_length(shards: str) -> None:
     """A clip of 5 frames is too short for 9, and is trained at 5 where that is asked for."""
     seen: Counter[tuple[str, int]] = Counter()
-    for spans, bad in itertools.islice(reader(config(shards, shorter_spans=[5])).batches(place()), 24):
+    for spans, skipped in itertools.islice(
+        reader(config(shards, shorter_spans=[5])).batches(reader_id()), 24
+    ):
         assert len(spans) == 2 and len({span.lips.shape for span in spans}) == 1
         assert all(span.rgb is not None and len(span.rgb) == len(span.lips) for span in spans)
-        assert all(one.reason != "too_short" for one in bad)
+        assert all(one.reason != "too_short" for one in skipped)
         seen.update((span.key.partition("+")[0], len(span.lips)) for span in spans)
     nine = {"clip00", "clip01", "clip02", "clip03", "clip05", "clip06", "clip08"}
     assert set(seen) == {(name, 9) for name in nine} | {("clip04", 5)}
@@ -124,34 +126,34 @@ def test_batches_hold_one_length(shards: str) -> None:
 
 
 def test_what_is_left_out_is_told_with_the_next_batch(shards: str) -> None:
-    stream = reader(config(shards, shuffle=1, batch_size=1)).batches(place())
+    stream = reader(config(shards, shuffle=1, batch_size=1)).batches(reader_id())
     epoch = list(itertools.islice(stream, 7))
-    bad = [one for _, left_out in epoch for one in left_out]
-    bad += next(stream)[1] if len(bad) < 2 else ()  # the last sample of an epoch may be a bad one
-    assert sorted((one.key, one.reason) for one in bad) == [
+    skipped = [one for _, left_out in epoch for one in left_out]
+    skipped += next(stream)[1] if len(skipped) < 2 else ()  # the last sample of an epoch may be a skipped one
+    assert sorted((one.key, one.reason) for one in skipped) == [
         ("clip04", "too_short"), ("clip07", "unreadable"),
     ]  # fmt: skip
 
 
 def test_spans_begin_anywhere(shards: str) -> None:
-    stream = reader(config(shards, batch_size=1), MEMORY).batches(place())
+    stream = reader(config(shards, batch_size=1), MEMORY).batches(reader_id())
     firsts = Counter(spans[0].first for spans, _ in itertools.islice(stream, 1100))
     assert set(firsts) == set(range(22)) and all(20 < count < 90 for count in firsts.values())
 
 
-@pytest.mark.parametrize("kept_bytes", (1, 200_000, MEMORY))
-def test_memory_changes_nothing(shards: str, kept_bytes: int) -> None:
+@pytest.mark.parametrize("memory_bytes", (1, 200_000, MEMORY))
+def test_memory_changes_nothing(shards: str, memory_bytes: int) -> None:
     """With room for nothing, for a few clips, and for all."""
     settings = config(shards)
-    assert batches(reader(settings, kept_bytes), 20) == batches(reader(settings), 20)
+    assert batches(reader(settings, memory_bytes), 20) == batches(reader(settings), 20)
 
 
-def test_a_reader_in_its_next_chapter_is_as_a_new_one(shards: str) -> None:
+def test_a_reader_in_its_next_interval_is_as_a_new_one(shards: str) -> None:
     settings = config(shards)
     old = reader(settings, MEMORY)
     batches(old, 7)
-    assert batches(old, 5, place(chapter=1)) == batches(reader(settings), 5, place(chapter=1))
-    assert batches(old, 5) == batches(reader(settings), 5) != batches(old, 5, place(chapter=1))
+    assert batches(old, 5, reader_id(interval=1)) == batches(reader(settings), 5, reader_id(interval=1))
+    assert batches(old, 5) == batches(reader(settings), 5) != batches(old, 5, reader_id(interval=1))
 
 
 @pytest.fixture
@@ -171,7 +173,7 @@ def test_shards_that_are_kept_whole_are_not_read_again(shards: str, reads: list[
     made = reader(config(shards, shuffle=1), MEMORY)
     batches(made, 30)
     assert sorted(reads) == ["0", "1", "2"]
-    batches(made, 10, place(chapter=1))
+    batches(made, 10, reader_id(interval=1))
     assert len(reads) == 3
     reads.clear()
     batches(reader(config(shards, shuffle=1)), 30)
@@ -189,8 +191,8 @@ def test_with_little_room_what_came_first_stays(shards: str, reads: list[str]) -
 
 def test_a_clip_counts_once_however_often_it_comes(shards: str) -> None:
     key, members = next(read_samples(shard_list(shards)[0][0], stream.MEMBERS))
-    clip = prepare(key, members, ((32, 32),), (9,), some_facts(SPEECH_DIM, IDENTITY_DIM)).kept()
-    kept = Kept(2 * clip.kept_bytes)
+    clip = decode_sample(key, members, ((32, 32),), (9,), some_info(SPEECH_DIM, IDENTITY_DIM)).in_memory()
+    kept = ClipCache(2 * clip.memory_bytes)
     for _ in range(3):
         kept.put("s", "a", clip)
     assert kept.room_for(clip) and kept.get("s", "a") is clip
@@ -202,13 +204,13 @@ def test_a_clip_counts_once_however_often_it_comes(shards: str) -> None:
 
 def test_what_cannot_be_kept_is_not_decoded_whole(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole: list[str] = []
-    original = Encoded.decoded
+    original = EncodedVideo.decoded
 
-    def counting(pictures: Encoded) -> Decoded:
+    def counting(pictures: EncodedVideo) -> DecodedVideo:
         whole.append(pictures.key)
         return original(pictures)
 
-    monkeypatch.setattr(Encoded, "decoded", counting)
+    monkeypatch.setattr(EncodedVideo, "decoded", counting)
     batches(reader(config(shards), 1), 5)
     assert whole == []
     batches(reader(config(shards), MEMORY), 20)
@@ -216,25 +218,25 @@ def test_what_cannot_be_kept_is_not_decoded_whole(shards: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("skip", (1, 4, 13))
-@pytest.mark.parametrize("kept_bytes", (0, MEMORY))
-def test_skipping_is_dropping(shards: str, skip: int, kept_bytes: int) -> None:
+@pytest.mark.parametrize("memory_bytes", (0, MEMORY))
+def test_skipping_is_dropping(shards: str, skip: int, memory_bytes: int) -> None:
     settings = config(shards)
     expected = batches(reader(settings), skip + 6)
-    found = batches(reader(settings, kept_bytes), 6, skip=skip)
+    found = batches(reader(settings, memory_bytes), 6, skip=skip)
     assert [spans for spans, _ in found] == [spans for spans, _ in expected[skip:]]
-    told_early = [one for _, bad in expected[: skip + 1] for one in bad]
+    told_early = [one for _, skipped in expected[: skip + 1] for one in skipped]
     assert list(found[0][1]) == told_early  # what was left out on the way is not forgotten
 
 
 def test_what_is_passed_over_is_not_converted(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    original = stream.Prepared.span
+    original = stream.DecodedSample.span
 
-    def counting(clip: stream.Prepared, first: int) -> Span:
+    def counting(clip: stream.DecodedSample, first: int) -> Span:
         made.append(clip.key)
         return original(clip, first)
 
-    monkeypatch.setattr(stream.Prepared, "span", counting)
+    monkeypatch.setattr(stream.DecodedSample, "span", counting)
     batches(reader(config(shards)), 1, skip=10)
     assert len(made) <= 4  # one batch, and what waits for company of its size
 
@@ -242,17 +244,17 @@ def test_what_is_passed_over_is_not_converted(shards: str, monkeypatch: pytest.M
 # --------------------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("kept_bytes", (0, MEMORY))
-def test_a_shard_that_breaks_off_is_counted(tmp_path: Path, kept_bytes: int) -> None:
+@pytest.mark.parametrize("memory_bytes", (0, MEMORY))
+def test_a_shard_that_breaks_off_is_counted(tmp_path: Path, memory_bytes: int) -> None:
     shards = write_set(tmp_path, [[Shown(0), Shown(1), Shown(2)], [Shown(3)]])
     tar = Path(shard_list(shards)[0][0])
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])  # in the middle of clip 1
-    found = batches(reader(config(shards, shuffle=1, batch_size=1), kept_bytes), 6)
+    found = batches(reader(config(shards, shuffle=1, batch_size=1), memory_bytes), 6)
     keys = {span[0].partition("+")[0] for spans, _ in found for span in spans}
     assert keys == {"clip00", "clip03"}
-    bad = {(one.key, one.reason, one.count) for _, left_out in found for one in left_out}
-    reasons = {reason for _, reason, _ in bad}
-    assert ("lost" in reasons) and sum(one[2] for one in bad) == 2
+    skipped = {(one.key, one.reason, one.count) for _, left_out in found for one in left_out}
+    reasons = {reason for _, reason, _ in skipped}
+    assert ("lost" in reasons) and sum(one[2] for one in skipped) == 2
     (message,) = {one.message for _, left_out in found for one in left_out if one.reason == "lost"}
     assert message.startswith(f"{tar}: unexpected end of data; ") and message.endswith(
         "of 3 samples are lost"
@@ -272,33 +274,33 @@ def test_a_shard_that_holds_less_than_promised_is_counted(tmp_path: Path) -> Non
         batches(reader(config(shards)), 3)
 
 
-@pytest.mark.parametrize("kept_bytes", (0, MEMORY))
-def test_a_reader_without_a_good_sample_gives_up(tmp_path: Path, kept_bytes: int) -> None:
+@pytest.mark.parametrize("memory_bytes", (0, MEMORY))
+def test_a_reader_without_a_good_sample_gives_up(tmp_path: Path, memory_bytes: int) -> None:
     shards = write_set(tmp_path, [[Shown(0), Shown(1, num_frames=3)]], {"clip00": {"mp4": b"x"}})
     with pytest.raises(
         DatasetError, match=r"no sample can be used: \d+ too_short, \d+ unreadable; the last: clip0"
     ):
-        batches(reader(config(shards), kept_bytes), 1)
+        batches(reader(config(shards), memory_bytes), 1)
     Path(shard_list(shards)[0][0]).write_bytes(b"")
     with pytest.raises(DatasetError, match=r"no sample can be used: \d+ lost; the last: .*train-000000.tar"):
-        batches(reader(config(shards), kept_bytes), 1)
+        batches(reader(config(shards), memory_bytes), 1)
 
 
 def test_a_reader_with_one_good_sample_goes_on(tmp_path: Path) -> None:
     clips = [Shown(k, num_frames=3) for k in range(12)]
     shards = write_set(tmp_path, [[clip] for clip in clips] + [[Shown(12)]])
-    found = batches(reader(config(shards, batch_size=1)), 5, place(1, 3))
+    found = batches(reader(config(shards, batch_size=1)), 5, reader_id(1, 3))
     assert {span[0].partition("+")[0] for spans, _ in found for span in spans} == {"clip12"}
 
 
 @pytest.mark.parametrize(("epoch", "most"), ((4, 64), (1000, 10_000), (2e6, 4_000_000)))
 def test_patience_grows_with_the_data_set(epoch: float, most: int) -> None:
     patience = stream._Patience(epoch)
-    patience.lose(Bad("k", "lost", "m", count=most))
-    patience.win()
-    patience.lose(Bad("k", "lost", "m", count=most))
+    patience.skipped(SkippedSample("k", "lost", "m", count=most))
+    patience.usable()
+    patience.skipped(SkippedSample("k", "lost", "m", count=most))
     with pytest.raises(DatasetError, match=f"no sample can be used: 1 b, {most} lost; the last: n"):
-        patience.lose(Bad("k", "b", "n"))
+        patience.skipped(SkippedSample("k", "b", "n"))
 
 
 def test_a_large_shuffle_takes_no_patience(tmp_path: Path) -> None:

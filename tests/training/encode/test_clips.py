@@ -14,19 +14,19 @@ import torch
 
 from talkforge.schemas.errors import DatasetError, RunError
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.frames import Decoded, Encoded
+from talkforge.training.data.frames import DecodedVideo, EncodedVideo
 from talkforge.training.data.shards import shard_list
-from talkforge.training.data.spans import MEMBERS, prepare
-from talkforge.training.data.stream import Bad
+from talkforge.training.data.spans import MEMBERS, decode_sample
+from talkforge.training.data.stream import SkippedSample
 from talkforge.training.data.tar import read_samples
 from talkforge.training.encode.clips import ClipEncoder, EncodedClip, first_frames, npz
 from talkforge.training.wan.encoders import Encoders, load_encoders
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_set
 from tests.training.tiny_base import TEXT_DIM, write_base
 
 CPU = torch.device("cpu")
-FACTS = some_facts(SPEECH_DIM, IDENTITY_DIM)
+INFO = some_info(SPEECH_DIM, IDENTITY_DIM)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def encoder(settings: TrainConfig, spans: int = 2, **parts: Any) -> tuple[ClipEn
     encoders = load_encoders(settings, TEXT_DIM, CPU)
     for name, part in parts.items():
         object.__setattr__(encoders, name, part)
-    return ClipEncoder(settings, FACTS, spans, encoders, CPU), encoders
+    return ClipEncoder(settings, INFO, spans, encoders, CPU), encoders
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_every_clip_is_encoded_as_training_would(base: Path, shard: str) -> None
     clips = {one.key: one.arrays for one in found if isinstance(one, EncodedClip)}
     assert [one.key for one in found] == ["clip00", "clip01", "clip02", "clip03"]
     assert list(clips) == ["clip00", "clip02", "clip03"]
-    assert isinstance(found[1], Bad) and found[1].reason == "too_short"
+    assert isinstance(found[1], SkippedSample) and found[1].reason == "too_short"
     assert encoders.image is not None
     for key, members in read_samples(shard, MEMBERS):
         if key not in clips:
             continue
         arrays = clips[key]
-        clip = prepare(key, members, settings.data.sizes, (9,), FACTS)
+        clip = decode_sample(key, members, settings.data.sizes, (9,), INFO)
         firsts = [0] if key == "clip03" else [5, 16]
         assert arrays["first_frame"].tolist() == firsts and arrays["first_frame"].dtype == np.int32
         for k, first in enumerate(firsts):
@@ -97,13 +97,13 @@ def test_a_clip_is_decoded_once_for_all_its_spans(
     base: Path, shard: str, monkeypatch: pytest.MonkeyPatch, spans: int, whole: list[str]
 ) -> None:
     decoded: list[str] = []
-    original = Encoded.decoded
+    original = EncodedVideo.decoded
 
-    def counting(pictures: Encoded) -> Decoded:
+    def counting(pictures: EncodedVideo) -> DecodedVideo:
         decoded.append(pictures.key)
         return original(pictures)
 
-    monkeypatch.setattr(Encoded, "decoded", counting)
+    monkeypatch.setattr(EncodedVideo, "decoded", counting)
     found = list(encoder(config(base, text="none", image="none"), spans)[0].shard(shard))
     assert [one.key for one in found] == ["clip00", "clip01", "clip02", "clip03"]
     assert decoded == whole
@@ -156,7 +156,7 @@ def test_a_gpu_gives_nearly_the_same(base: Path, shard: str, precision: str) -> 
     expected = next(encoder(settings)[0].shard(shard))
     halved = settings.model_copy(update={"run": settings.run.model_copy(update={"precision": precision})})
     device = torch.device("cuda")
-    made = ClipEncoder(halved, FACTS, 2, load_encoders(halved, TEXT_DIM, device), device)
+    made = ClipEncoder(halved, INFO, 2, load_encoders(halved, TEXT_DIM, device), device)
     found = next(made.shard(shard))
     assert isinstance(expected, EncodedClip) and isinstance(found, EncodedClip)
     for name, array in expected.arrays.items():

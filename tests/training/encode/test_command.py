@@ -22,7 +22,7 @@ from talkforge.training.config import TrainConfig
 from talkforge.training.data.latent_cache import LatentsManifest, usable
 from talkforge.training.data.loader import SpanLoader, probe
 from talkforge.training.data.shards import shard_list
-from talkforge.training.data.stream import Bad
+from talkforge.training.data.stream import SkippedSample
 from talkforge.training.encode import command
 from talkforge.training.encode.command import EncodeResult, encode_dataset, run_encode
 from talkforge.training.wan.codec import WanCodec
@@ -65,7 +65,7 @@ def test_latents_lie_beside_the_shards(dataset: Path, base: Path) -> None:
         str(dataset), settings, spans_per_clip=2, progress=lambda r: shown.append(r.line())
     )
     assert counts(result) == (2, 0, 3, 6) and result.shards == 2
-    assert result.bad == {"too_short": 1} and result.bad_keys == {"clip02": "too_short"}
+    assert result.skipped == {"too_short": 1} and result.skipped_keys == {"clip02": "too_short"}
     assert shown[0].startswith("shards 0/2, clips 1, spans 2, left out: none, ")
     assert shown[-1].startswith("shards 2/2, clips 3, spans 6, left out: 1 too_short, ") and len(shown) == 6
     assert list(files(dataset)) == [
@@ -107,7 +107,7 @@ def test_training_reads_them(dataset: Path, base: Path) -> None:
         assert batch.cached.image_BKD.shape == (1, 5, 8)
         keys |= set(batch.keys)
     assert keys == {f"clip0{k}+{first}" for k in (0, 1, 3) for first in (5, 16)}
-    assert loader.bad == {"too_short": 1}
+    assert loader.skipped == {"too_short": 1}
 
 
 def test_shorter_clips_have_latents_of_their_length(dataset: Path, base: Path) -> None:
@@ -116,7 +116,7 @@ def test_shorter_clips_have_latents_of_their_length(dataset: Path, base: Path) -
     settings = config(base, shards=shards, batch_size=1, shorter_spans=[5])
     assert not usable(shard_list(shards), settings)  # clip02 is missing there
     result = encode_dataset(str(dataset), settings)
-    assert counts(result) == (2, 0, 4, 4) and not result.bad
+    assert counts(result) == (2, 0, 4, 4) and not result.skipped
     assert usable(shard_list(shards), settings)
     seen: dict[str, tuple[int, ...]] = {}
     for batch in itertools.islice(SpanLoader(settings.data, probe(shards), seed=0, cached=True), 40):
@@ -209,7 +209,7 @@ def test_damaged_samples_are_counted_and_named(
     write_set(tmp_path, [[Shown(0), Shown(1), Shown(2)], [Shown(3)]], {"clip01": {"mp4": b"x"}})
     result = encode_dataset(str(tmp_path), config(base))
     assert counts(result) == (2, 0, 3, 3)
-    assert result.bad_keys == {"clip01": "unreadable"} and "left out: clip01: mp4: " in caplog.messages[0]
+    assert result.skipped_keys == {"clip01": "unreadable"} and "left out: clip01: mp4: " in caplog.messages[0]
     tar = tmp_path / "shards" / "train-000000.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[: whole.index(b"clip01.face.jpg")])
@@ -217,7 +217,7 @@ def test_damaged_samples_are_counted_and_named(
         (tmp_path / "latents" / "train-000000.json").unlink()
         result = encode_dataset(str(tmp_path), config(base))
         assert counts(result) == (2, 1, 1, 1)
-        assert result.bad == {"lost": 2} and result.bad_keys == {"train-000000": "lost"}
+        assert result.skipped == {"lost": 2} and result.skipped_keys == {"train-000000": "lost"}
         encoded = LatentsManifest.model_validate_json(files(tmp_path)["train-000000.json"])
         assert encoded.keys == ("clip00",) and encoded.lost == 2
     tar.write_bytes(whole)
@@ -258,17 +258,17 @@ def test_the_error_that_ended_the_work_is_the_one_that_is_told(
 class Patient:
     """Encodes one sample after the other, for as long as anybody waits."""
 
-    def shard(self, _: str) -> Iterator[Bad]:
+    def shard(self, _: str) -> Iterator[SkippedSample]:
         for number in range(2000):
             time.sleep(0.005)
-            yield Bad(f"{number}", "slow", "")
+            yield SkippedSample(f"{number}", "slow", "")
         pytest.fail("nobody told it to stop")
 
 
 class Broken(Patient):
     """Fails when the other one is at work."""
 
-    def shard(self, _: str) -> Iterator[Bad]:
+    def shard(self, _: str) -> Iterator[SkippedSample]:
         time.sleep(0.1)
         raise RunError("broken")
         yield

@@ -84,8 +84,8 @@ def test_stage_one_is_never_masked_and_draws_as_much() -> None:
 
 
 @pytest.mark.parametrize("normalise", ("mask_sum", "pixels"))
-@pytest.mark.parametrize("plain_weight", (0.0, 0.5))
-def test_loss_against_loops(normalise: str, plain_weight: float) -> None:
+@pytest.mark.parametrize("unmasked_weight", (0.0, 0.5))
+def test_loss_against_loops(normalise: str, unmasked_weight: float) -> None:
     generator = seeded(1)
     shape = (3, 2, 2, 3, 4)
     predicted = torch.randn(shape, generator=generator, requires_grad=True)
@@ -94,7 +94,7 @@ def test_loss_against_loops(normalise: str, plain_weight: float) -> None:
     mask[2] = 0  # a sample without lips
     masked = torch.tensor([True, False, True])
     weight = torch.tensor([1.0, 2.0, 0.5])
-    config = LossConfig.model_validate({"normalise": normalise, "plain_weight": plain_weight})
+    config = LossConfig.model_validate({"normalise": normalise, "unmasked_weight": unmasked_weight})
     loss = flow_loss(predicted, target, mask, masked, weight, config)
 
     error = (predicted.detach() - target).square().mean(1)
@@ -112,13 +112,13 @@ def test_loss_against_loops(normalise: str, plain_weight: float) -> None:
         if total:
             lips.append(under / total)
         chosen = under / total if normalise == "mask_sum" and total else under / 24
-        terms.append(chosen + plain_weight * plain if b == 0 else plain)
+        terms.append(chosen + unmasked_weight * plain if b == 0 else plain)
     expected = sum(w * t for w, t in zip((1.0, 2.0, 0.5), terms, strict=True)) / 3
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
-    assert float(loss.plain) == pytest.approx(sum(plains) / 3, rel=1e-5)
+    assert float(loss.unmasked) == pytest.approx(sum(plains) / 3, rel=1e-5)
     assert float(loss.lips) == pytest.approx(sum(lips) / 2, rel=1e-5)
-    assert float(loss.masked_share) == pytest.approx(1 / 3)
-    assert loss.total.requires_grad and not loss.plain.requires_grad and not loss.lips.requires_grad
+    assert float(loss.masked_fraction) == pytest.approx(1 / 3)
+    assert loss.total.requires_grad and not loss.unmasked.requires_grad and not loss.lips.requires_grad
 
 
 def test_only_lips_are_learnt_from_where_the_mask_decides() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
 from talkforge.training.data.batch import Conditions
-from talkforge.training.objective.step import Encoded, Kept, conditions, encode, training_step
+from talkforge.training.objective.step import EncodedBatch, KeepMask, conditions, encode, training_step
 from talkforge.training.wan.alignment import latent_masks
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders, ImageEncoder
@@ -60,25 +60,25 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_each_condition_is_dropped_by_itself() -> None:
-    kept = Kept.draw(40_000, DropoutConfig(image=0.1, audio=0.3, text=0.5), seeded())
-    image, audio, text = (~kept.image_B, ~kept.audio_B, ~kept.text_B)
+    keep = KeepMask.draw(40_000, DropoutConfig(image=0.1, audio=0.3, text=0.5), seeded())
+    image, audio, text = (~keep.image_B, ~keep.audio_B, ~keep.text_B)
     assert [float(x.float().mean()) for x in (image, audio, text)] == pytest.approx([0.1, 0.3, 0.5], abs=0.01)
     assert float((image & audio).float().mean()) == pytest.approx(0.03, abs=0.005)
     assert float((audio & text).float().mean()) == pytest.approx(0.15, abs=0.01)
-    none = Kept.draw(100, DropoutConfig(image=0, audio=0, text=0), seeded())
+    none = KeepMask.draw(100, DropoutConfig(image=0, audio=0, text=0), seeded())
     assert bool((none.image_B & none.audio_B & none.text_B).all())
-    every = Kept.draw(100, DropoutConfig(image=1, audio=1, text=1), seeded())
+    every = KeepMask.draw(100, DropoutConfig(image=1, audio=1, text=1), seeded())
     assert not bool((every.image_B | every.audio_B | every.text_B).any())
 
 
-def told(kept: Kept) -> tuple[Encoded, Conditions]:
+def told(keep: KeepMask) -> tuple[EncodedBatch, Conditions]:
     batch = a_batch(3, texts=("a", "bb", "ccc"), has_identity_B=torch.tensor([True, True, False]))
     encoded = encode(batch, ENCODERS, None)
-    return encoded, conditions(batch, encoded, kept, AdapterConfig(), "frame")
+    return encoded, conditions(batch, encoded, keep, AdapterConfig(), "frame")
 
 
 def test_nothing_dropped_is_everything_told() -> None:
-    encoded, found = told(Kept.everything(3))
+    encoded, found = told(KeepMask.all(3))
     assert torch.equal(found.condition_BCTHW, encoded.condition_BCTHW)
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
     assert found.image_BKD is not None and encoded.image_BKD is not None
@@ -89,7 +89,7 @@ def test_nothing_dropped_is_everything_told() -> None:
 
 def test_a_dropped_image_takes_first_frame_features_and_face() -> None:
     keep = torch.tensor([False, True, True])
-    encoded, found = told(replace(Kept.everything(3), image_B=keep))
+    encoded, found = told(replace(KeepMask.all(3), image_B=keep))
     assert found.condition_BCTHW[0].abs().max() == 0
     assert torch.equal(found.condition_BCTHW[1:], encoded.condition_BCTHW[1:])
     assert found.image_BKD is not None
@@ -100,10 +100,10 @@ def test_a_dropped_image_takes_first_frame_features_and_face() -> None:
 
 def test_dropped_audio_is_scale_zero_and_dropped_text_the_empty_prompt() -> None:
     keep = torch.tensor([True, False, True])
-    _, found = told(replace(Kept.everything(3), audio_B=keep))
+    _, found = told(replace(KeepMask.all(3), audio_B=keep))
     assert found.audio_scale_B.tolist() == [1.0, 0.0, 1.0]
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
-    _, found = told(replace(Kept.everything(3), text_B=keep))
+    _, found = told(replace(KeepMask.all(3), text_B=keep))
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 0.0, 3.0]
     assert found.audio_scale_B.tolist() == [1.0, 1.0, 1.0]
 
@@ -111,10 +111,10 @@ def test_dropped_audio_is_scale_zero_and_dropped_text_the_empty_prompt() -> None
 def test_branches_that_are_off_are_told_nothing() -> None:
     batch = a_batch()
     encoded = encode(batch, replace(ENCODERS, image=None), None)
-    off = conditions(batch, encoded, Kept.everything(2), AdapterConfig(face=False, motion=False), "clip")
+    off = conditions(batch, encoded, KeepMask.all(2), AdapterConfig(face=False, motion=False), "clip")
     assert off.identity_BD is None and off.omega_B2 is None and off.image_BKD is None
     nobody = a_batch(identity_dim=0)
-    found = conditions(nobody, encoded, Kept.everything(2), AdapterConfig(), "clip")
+    found = conditions(nobody, encoded, KeepMask.all(2), AdapterConfig(), "clip")
     assert found.identity_BD is None and found.face_scale_B.tolist() == [0.0, 0.0]
 
 
@@ -153,9 +153,9 @@ def test_the_loss_is_that_of_its_parts(stage: str) -> None:
     assert float(noise.mean()) == pytest.approx(0, abs=0.05) and float(noise.std()) == pytest.approx(
         1, abs=0.05
     )
-    assert float(loss.plain) == pytest.approx(float(plain.mean()), rel=1e-4)
+    assert float(loss.unmasked) == pytest.approx(float(plain.mean()), rel=1e-4)
     assert float(loss.lips) == pytest.approx(float(lips.mean()), rel=1e-4)
-    masked = float(loss.masked_share)
+    masked = float(loss.masked_fraction)
     assert masked == 0 if stage == "clip" else 0 < masked <= 1
     if masked in (0, 1):
         expected = plain if masked == 0 else lips

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from talkforge.schemas.errors import CommandError, ModelError, RunError
 from talkforge.training.config import ModelConfig, TrainConfig
 from talkforge.training.run import checkpoint
-from talkforge.training.run.checkpoint import Progress, find, load_trained, read, save, steps
+from talkforge.training.run.checkpoint import TrainProgress, find, load_trained, read, save, steps
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.talking_wan import adapter_parameters, set_trainable
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 from tests.training.models import talking
 
-PROGRESS = Progress(3, 2, 1, 1, False, some_facts())
+PROGRESS = TrainProgress(3, 2, 1, 1, False, some_info())
 TRAINED = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.zeros(())}
 MOMENTS = {"a.weight.exp_avg": torch.ones(2, 3), "a.weight.step": torch.tensor(3.0)}
 CONFIG = TrainConfig.model_validate({"optim": {"lr": 0.25}, "data": {"sizes": [[32, 48]]}})
@@ -31,7 +32,7 @@ def written(run: Path, step: int = 3, *, keep: int = 2, with_all: bool = True) -
         CONFIG,
         trained=TRAINED,
         optimizer=MOMENTS,
-        averaged={"a.weight": torch.full((2, 3), 7.0)} if with_all else None,
+        ema={"a.weight": torch.full((2, 3), 7.0)} if with_all else None,
         codec=LinearCodec() if with_all else None,
         keep=keep,
     )
@@ -45,11 +46,40 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     for wanted, state in ((TRAINED, found.trained()), (MOMENTS, found.optimizer())):
         assert wanted.keys() == state.keys()
         assert all(torch.equal(wanted[name], state[name]) for name in wanted)
-    assert found.averaged() is not None and found.best()["a.weight"].max() == 7
+    assert found.ema() is not None and found.best()["a.weight"].max() == 7
     codec = found.codec()
     assert codec is not None and codec.sha256 == LinearCodec().sha256
     bare = read(written(tmp_path / "bare", with_all=False))
-    assert bare.averaged() is None and bare.codec() is None and bare.best().keys() == TRAINED.keys()
+    assert bare.ema() is None and bare.codec() is None and bare.best().keys() == TRAINED.keys()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Names that have changed since: of fields in state.json, of settings, of the window's embedding."""
+    state = {"a": torch.ones(2), "window_positions.weight": torch.arange(6.0).view(2, 3)}
+    moments = {"window_positions.weight.exp_avg": torch.ones(2, 3)}
+    folder = save(
+        tmp_path, PROGRESS, CONFIG, trained=state, optimizer=moments, ema=state, codec=None, keep=1
+    )  # fmt: skip
+    for name, tensors in (("trained", state), ("ema", state), ("optimizer", moments)):
+        old = {key.replace("window_positions.", "audio_slots."): value for key, value in tensors.items()}
+        save_file(old, folder / f"{name}.safetensors")
+    described = json.loads((folder / "state.json").read_text())
+    described |= {"chapter": described.pop("interval"), "facts": described.pop("info")}
+    (folder / "state.json").write_text(json.dumps(described))
+    text = (folder / "config.yaml").read_text()
+    old_text = text.replace("window_positions: false", "audio_slots: true")
+    old_text = old_text.replace("unmasked_weight: 0.0", "plain_weight: 0.5")
+    assert old_text.count("audio_slots") == old_text.count("plain_weight") == 1
+    (folder / "config.yaml").write_text(old_text)
+
+    found = read(folder)
+    assert found.progress == PROGRESS
+    assert found.config.adapters.window_positions and found.config.loss.unmasked_weight == 0.5
+    averaged = found.ema()
+    assert averaged is not None
+    for wanted, tensors in ((state, found.trained()), (state, averaged), (moments, found.optimizer())):
+        assert tensors.keys() == wanted.keys()
+        assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
@@ -102,16 +132,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def test_the_same_step_may_be_written_again(tmp_path: Path) -> None:
     written(tmp_path, 2)
     written(tmp_path, 2, with_all=False)
-    assert [step for step, _ in steps(tmp_path)] == [2] and read(find(tmp_path)).averaged() is None
+    assert [step for step, _ in steps(tmp_path)] == [2] and read(find(tmp_path)).ema() is None
 
 
 def test_a_folder_of_deepspeed_is_moved_in(tmp_path: Path) -> None:
     part = tmp_path / "checkpoints" / ".deepspeed"
     part.mkdir(parents=True)
     (part / "states").write_bytes(b"x")
-    folder = save(
-        tmp_path, PROGRESS, CONFIG, trained=TRAINED, optimizer=part, averaged=None, codec=None, keep=1
-    )
+    folder = save(tmp_path, PROGRESS, CONFIG, trained=TRAINED, optimizer=part, ema=None, codec=None, keep=1)
     assert (folder / "deepspeed" / "states").read_bytes() == b"x" and not part.exists()
     with pytest.raises(ModelError, match=r"optimizer\.safetensors: expected safetensors"):
         read(folder).optimizer()

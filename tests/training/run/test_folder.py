@@ -13,11 +13,11 @@ import torch
 from talkforge.schemas.errors import CommandError
 from talkforge.training.config import TrainConfig
 from talkforge.training.run import checkpoint, folder
-from talkforge.training.run.checkpoint import Progress
+from talkforge.training.run.checkpoint import TrainProgress
 from talkforge.training.run.folder import describe, git_sha, regrouped, resumable
-from tests.training.batches import some_facts
+from tests.training.batches import some_info
 
-PROGRESS = Progress(5, 4, 2, 2, False, some_facts())
+PROGRESS = TrainProgress(5, 4, 2, 2, False, some_info())
 
 
 def config(**changes: dict[str, object]) -> TrainConfig:
@@ -27,7 +27,7 @@ def config(**changes: dict[str, object]) -> TrainConfig:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     checkpoint.save(
-        tmp_path, PROGRESS, config(), trained={"a": torch.zeros(1)}, optimizer={}, averaged=None, codec=None,
+        tmp_path, PROGRESS, config(), trained={"a": torch.zeros(1)}, optimizer={}, ema=None, codec=None,
         keep=1,
     )  # fmt: skip
     return tmp_path
@@ -67,16 +67,16 @@ def test_what_may_not(run: Path, changes: dict[str, dict[str, object]], named: s
 
 
 def test_other_data_are_refused(run: Path) -> None:
-    other = replace(PROGRESS, facts=replace(PROGRESS.facts, fingerprint="1" * 64))
+    other = replace(PROGRESS, info=replace(PROGRESS.info, fingerprint="1" * 64))
     with pytest.raises(CommandError, match="was trained on other shards"):
         resumable(run, config(), other)
     with pytest.raises(CommandError, match=r"on pictures, found cached latents: set data\.latents"):
         resumable(run, config(), replace(PROGRESS, cached=True))
 
 
-def test_other_processes_begin_a_chapter(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_processes_begin_an_interval(caplog: pytest.LogCaptureFixture) -> None:
     assert regrouped(PROGRESS, 2) is PROGRESS and not caplog.text
-    assert regrouped(PROGRESS, 8) == replace(PROGRESS, world=8, chapter=5, consumed=0)
+    assert regrouped(PROGRESS, 8) == replace(PROGRESS, world=8, interval=5, consumed=0)
     assert "8 processes where there were 2" in caplog.text
 
 
@@ -85,7 +85,7 @@ def test_every_start_is_told(tmp_path: Path) -> None:
     describe(tmp_path, config(run={"steps": 7}), replace(PROGRESS, step=6))
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [5, 6]
-    assert starts[0]["data"] == {**PROGRESS.facts.__dict__} and starts[0]["cached_latents"] is False
+    assert starts[0]["data"] == {**PROGRESS.info.__dict__} and starts[0]["cached_latents"] is False
     assert starts[0]["torch"] == torch.__version__
     (tmp_path / "run.json").write_text("broken")
     describe(tmp_path, config(), PROGRESS)

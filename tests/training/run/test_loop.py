@@ -26,16 +26,16 @@ def test_an_error_of_the_loader_ends_the_run_but_not_while_it_stops(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal that ends the run may have ended the loader's processes before."""
-    real, stopping = loop.SpanLoader.chapter, []
+    real, stopping = loop.SpanLoader.batches, []
 
-    def broken(self: loop.SpanLoader, chapter: int, skip: int = 0) -> Any:
-        yield from itertools.islice(real(self, chapter, skip), 2)
+    def broken(self: loop.SpanLoader, interval: int, skip: int = 0) -> Any:
+        yield from itertools.islice(real(self, interval, skip), 2)
         stopping.append(True)
         raise DatasetError("the disk is gone")
 
     train(small(shards, tmp_path / "one", run__steps=1))
     train(small(shards, tmp_path / "two", run__steps=1))
-    monkeypatch.setattr(loop.SpanLoader, "chapter", broken)
+    monkeypatch.setattr(loop.SpanLoader, "batches", broken)
     with pytest.raises(DatasetError, match=r"^the disk is gone$"):
         train(small(shards, tmp_path / "one"))
     assert [step for step, _ in checkpoint.steps(tmp_path / "one")] == [1]
@@ -58,9 +58,9 @@ def test_reports_are_of_all_that_was_done(shards: str, tmp_path: Path) -> None:
     shown: list[Report] = []
     result = train(small(shards, tmp_path, run__log_every=4, optim__accumulate=2), show=shown.append)
     assert [report.step for report in shown] == [4, 6] and shown == result.history
-    assert shown[0].steps == 6 and shown[0].lr == 0.01 and shown[0].masked_share == 0
+    assert shown[0].steps == 6 and shown[0].lr == 0.01 and shown[0].masked_fraction == 0
     assert shown[-1].left_s == 0 and shown[0].samples_per_s == shown[0].samples_per_s_rank > 0
-    assert shown[0].loss == shown[0].plain != shown[0].lips
+    assert shown[0].loss == shown[0].unmasked != shown[0].lips
     assert 0 <= shown[0].wait_fraction <= 1
 
 
@@ -69,7 +69,7 @@ def test_bad_samples_are_counted(tmp_path: Path) -> None:
         tmp_path / "set", [[Shown(1), Shown(2), Shown(3)]], changes={"clip02": {"speech.npy": b"nothing"}}
     )
     result = train(small(shards, tmp_path / "run", run__steps=3))
-    assert result.bad.total() == 1 and result.history[-1].bad_samples == 1
+    assert result.skipped.total() == 1 and result.history[-1].bad_samples == 1
     assert "bad samples 1" in result.history[-1].line()
 
 
@@ -90,5 +90,5 @@ def test_clips_of_two_lengths_train_one_model(
 
     monkeypatch.setattr(update, "training_step", counting)
     result = train(config)
-    assert result.finished and not result.bad and set(seen) == {(9, 2), (5, 2)}
+    assert result.finished and not result.skipped and set(seen) == {(9, 2), (5, 2)}
     assert len(list((tmp_path / "run" / "samples" / "step-00000008").iterdir())) == 2

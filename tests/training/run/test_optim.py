@@ -9,7 +9,7 @@ import torch
 
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import ModelConfig, OptimConfig
-from talkforge.training.run.optim import Average, learning_rate, make_optimizer, set_learning_rate
+from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
 from talkforge.training.wan.talking_wan import adapter_parameters, set_trainable
 from tests.training.models import awake
 
@@ -49,7 +49,7 @@ def test_the_schedule() -> None:
 def test_the_average_follows_the_weights() -> None:
     model = awake()
     set_trainable(model, ModelConfig(trainable="adapters"))
-    average = Average(model, 0.75)
+    average = EMA(model, 0.75)
     name, parameter = next(adapter_parameters(model))
     start, expected = parameter.detach().clone(), parameter.detach().clone()
     for k in range(1, 4):
@@ -60,7 +60,7 @@ def test_the_average_follows_the_weights() -> None:
     assert average.state is not None and average.state.keys() == dict(adapter_parameters(model)).keys()
     torch.testing.assert_close(average.state[name], expected)
     assert not torch.equal(start, expected)
-    other = Average(model, 0.75)
+    other = EMA(model, 0.75)
     other.load(average.state, "file")
     assert other.state is not None and torch.equal(other.state[name], average.state[name])
     del average.state[name]
@@ -70,7 +70,7 @@ def test_the_average_follows_the_weights() -> None:
 
 def test_no_average_is_no_work() -> None:
     model = awake()
-    average = Average(model, None)
+    average = EMA(model, None)
     average.update(model)
     average.load({}, "file")
     assert average.state is None

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from talkforge.training.run import progress
-from talkforge.training.run.progress import Clock, Report, Watch
+from talkforge.training.run.progress import Clock, Report, TrainDisplay
 
 
 def report(step: int = 5, **changes: object) -> Report:
     values: dict[str, object] = {
-        "step": step, "steps": 200, "loss": 0.5, "plain": 0.25, "lips": 0.125, "masked_share": 0.8,
+        "step": step, "steps": 200, "loss": 0.5, "unmasked": 0.25, "lips": 0.125, "masked_fraction": 0.8,
         "grad_norm": 1.5, "lr": 1e-4, "samples_per_s": 12.0, "samples_per_s_rank": 3.0,
         "wait_fraction": 0.07, "bad_samples": 0, "left_s": 3723.4,
     } | changes  # fmt: skip
@@ -23,7 +23,7 @@ def report(step: int = 5, **changes: object) -> Report:
 
 def test_the_line_says_all_of_it() -> None:
     assert report().line() == (
-        "step 5/200  loss 0.5000  plain 0.2500  lips 0.1250  grad 1.50  lr 1.0e-04"
+        "step 5/200  loss 0.5000  unmasked 0.2500  lips 0.1250  grad 1.50  lr 1.0e-04"
         "  12.0 samples/s (3.0 a rank)  data wait 7%  left 1:02:03"
     )
     alone = report(samples_per_s_rank=12.0, bad_samples=3, lips=math.nan, left_s=0.0).line()
@@ -47,7 +47,7 @@ def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now, out = 0.0, io.StringIO()
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with Watch(Console(file=out, width=40)) as watch:
+    with TrainDisplay(Console(file=out, width=40)) as watch:
         for step, at_s in ((1, 0.0), (2, 10.0), (3, 31.0), (199, 32.0), (200, 33.0)):
             now = at_s
             watch.show(report(step))
@@ -57,6 +57,6 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
 def test_on_a_terminal_there_is_a_bar_unless_another_process_shows_it() -> None:
     for quiet in (False, True):
         out = io.StringIO()
-        with Watch(Console(file=out, force_terminal=True, width=300), quiet=quiet) as watch:
+        with TrainDisplay(Console(file=out, force_terminal=True, width=300), quiet=quiet) as watch:
             watch.show(report(7))
         assert ("step 7/200" in out.getvalue()) is not quiet

@@ -10,7 +10,7 @@ import torch
 
 from talkforge.schemas.errors import RunError
 from talkforge.training.run import checkpoint, update
-from talkforge.training.run.update import Updater, generator_of
+from talkforge.training.run.update import TrainState, generator_of
 from talkforge.training.train import train
 from tests.training.runs import four_clips, small
 
@@ -51,7 +51,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates = counted_updates(monkeypatch)
-    monkeypatch.setattr(Updater, "_clip", lambda _: float("inf"))
+    monkeypatch.setattr(TrainState, "_clip", lambda _: float("inf"))
     with pytest.raises(RunError, match=r"^step 1: gradient is inf for clip0\d\+\d+, clip0\d\+\d+: stopped"):
         train(small(shards, tmp_path))
     assert updates == []

@@ -35,11 +35,11 @@ def attention(context: Context, image: bool) -> nn.Module:
     return attn
 
 
-def signals(samples: int, groups: int, slots: int, mask: Tensor | None) -> Signals:
+def signals(samples: int, groups: int, positions: int, mask: Tensor | None) -> Signals:
     generator = torch.Generator().manual_seed(1)
     return Signals(
         groups=groups,
-        audio_GWC=torch.randn(samples * groups, slots, AUDIO_DIM, generator=generator),
+        audio_GWC=torch.randn(samples * groups, positions, AUDIO_DIM, generator=generator),
         audio_mask_G11W=mask,
         audio_scale_G11=torch.tensor([0.5, 2.0]).repeat_interleave(groups).view(-1, 1, 1),
         face_BKC=torch.randn(samples, 4, FACE_DIM, generator=generator),

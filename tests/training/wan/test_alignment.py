@@ -47,9 +47,9 @@ def test_valid_slots_come_first_and_keep_their_place() -> None:
     place = windows(175, 81)
     for valid in place.valid_TW.int().tolist():
         assert valid == sorted(valid, reverse=True)
-    assert place.slot_TW[0, :6].tolist() == [11, 12, 13, 14, 15, 16]  # cut at its left end
-    assert place.slot_TW[20, :14].tolist() == [*range(14)]  # cut at its right end
-    assert place.slot_TW[10].tolist() == [*range(17)]
+    assert place.position_TW[0, :6].tolist() == [11, 12, 13, 14, 15, 16]  # cut at its left end
+    assert place.position_TW[20, :14].tolist() == [*range(14)]  # cut at its right end
+    assert place.position_TW[10].tolist() == [*range(17)]
 
 
 def test_windows_need_speech_and_a_causal_length() -> None:

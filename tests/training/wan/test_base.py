@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import RunConfig
 from talkforge.training.wan.talking_wan import build
-from tests.training.models import FACTS, LATENTS, conditions, latents, run_config, wan
+from tests.training.models import INFO, LATENTS, conditions, latents, run_config, wan
 
 
 def test_a_random_model_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, second = build(run_config(), FACTS), build(run_config(), FACTS)
+    first, second = build(run_config(), INFO), build(run_config(), INFO)
     assert torch.equal(torch.rand(1), expected)
-    other = build(run_config().model_copy(update={"run": RunConfig(seed=1)}), FACTS).state_dict()
+    other = build(run_config().model_copy(update={"run": RunConfig(seed=1)}), INFO).state_dict()
     same = {name for name, value in first.state_dict().items() if torch.equal(value, other[name])}
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     assert "audio_proj.proj.weight" not in same
@@ -37,15 +37,15 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_a_base_is_read_from_a_folder(base: Path) -> None:
-    model = build(run_config(base=str(base)), FACTS)
+    model = build(run_config(base=str(base)), INFO)
     expected = wan("image").state_dict()
     found = {n.removeprefix("transformer."): v for n, v in model.state_dict().items()}
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert model.transformer.config.image_dim == 10
-    coarse = build(run_config(base=str(base)), FACTS, dtype=torch.bfloat16)
+    coarse = build(run_config(base=str(base)), INFO, dtype=torch.bfloat16)
     assert coarse.transformer.patch_embedding.weight.dtype == torch.bfloat16
     assert coarse.transformer.blocks[0].norm2.weight.dtype == torch.float32
-    full = build(run_config(base=str(base), trainable="full"), FACTS, dtype=torch.bfloat16).state_dict()
+    full = build(run_config(base=str(base), trainable="full"), INFO, dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(full[f"transformer.{name}"], value) for name, value in expected.items())
 
 
@@ -56,7 +56,7 @@ def test_a_base_with_other_weights_is_refused_by_name(base: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
     message = rf"^model\.base {base}: .*missing keys: blocks\.1\.attn2\.to_v\.bias; unexpected keys: extra$"
     with pytest.raises(ModelError, match=message):
-        build(run_config(base=str(base)), FACTS)
+        build(run_config(base=str(base)), INFO)
 
 
 def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path) -> None:
     missing = str(base.parent / "nowhere")
     for folder in (str(base), missing):
         with pytest.raises(ModelError) as error:
-            build(run_config(base=folder), FACTS)
+            build(run_config(base=folder), INFO)
         assert str(error.value).startswith(f"model.base {folder}: expected a diffusers Wan model")
         assert "\n" not in str(error.value)
 
@@ -77,4 +77,4 @@ def test_another_model_than_wan_2_1_is_refused(base: Path) -> None:
     shutil.rmtree(base / "transformer")
     WanTransformer3DModel.from_config({**config, "in_channels": 48}).save_pretrained(base / "transformer")
     with pytest.raises(ModelError, match=r"^transformer: .* 16 or 36 channels in .* found .*, 48 and 16$"):
-        build(run_config(base=str(base)), FACTS)
+        build(run_config(base=str(base)), INFO)

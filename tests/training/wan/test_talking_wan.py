@@ -17,9 +17,9 @@ from talkforge.training.wan.alignment import windows
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters, build, cast, set_trainable
 from tests.training.models import (
     ADAPTERS,
-    FACTS,
     FEATURES,
     FRAMES,
+    INFO,
     KINDS,
     LATENTS,
     SPEECH_DIM,
@@ -83,7 +83,9 @@ def test_dropped_audio_and_face_leave_stock_wan() -> None:
 
 
 @pytest.mark.parametrize("stage", ["clip", "frame"])
-@pytest.mark.parametrize("config", [ADAPTERS, adapters_with(audio_slots=True)], ids=["plain", "slots"])
+@pytest.mark.parametrize(
+    "config", [ADAPTERS, adapters_with(window_positions=True)], ids=["plain", "positions"]
+)
 def test_a_batch_is_as_good_as_one_by_one(stage: str, config: AdapterConfig) -> None:
     model = awake("image", config)
     x, timestep = latents(3)
@@ -140,7 +142,7 @@ def test_slots_tell_where_in_its_window_a_token_is() -> None:
     swapped[8], swapped[9] = 9, 8  # both in the windows of latent frames 1 and 2
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
     moved = replace(given, speech_BLD=given.speech_BLD[:, swapped])
-    for config, knows in ((ADAPTERS, False), (adapters_with(audio_slots=True), True)):
+    for config, knows in ((ADAPTERS, False), (adapters_with(window_positions=True), True)):
         model = awake(config=config)
         change = (first_attended(model, moved) - first_attended(model, given)).abs().amax()
         assert (float(change) > 1e-3) == knows
@@ -173,7 +175,7 @@ def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> Non
 
 
 def test_padding_stays_zero_beside_learned_slots() -> None:
-    model = awake(config=adapters_with(audio_slots=True, reference_padding=True))
+    model = awake(config=adapters_with(window_positions=True, reference_padding=True))
     model(*latents(), conditions("frame"))
     signals, valid_TW = model.context.signals, windows(FEATURES, FRAMES).valid_TW
     assert signals.audio_mask_G11W is None
@@ -211,7 +213,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("stage", ["clip", "frame"])
 @pytest.mark.parametrize("trainable", ["adapters", "full"])
 def test_everything_trained_has_a_gradient_in_both_stages(stage: str, trainable: str) -> None:
-    model = awake("image", adapters_with(audio_slots=True))
+    model = awake("image", adapters_with(window_positions=True))
     set_trainable(model, ModelConfig(trainable=trainable))
     dropped = replace(conditions(stage), audio_scale_B=torch.zeros(2), face_scale_B=torch.zeros(2))
     model(*latents(), dropped).square().mean().backward()
@@ -305,7 +307,7 @@ def test_the_14b_model_has_the_published_adapters() -> None:
 
 
 def test_frozen_weights_take_the_type_and_trained_ones_stay_precise() -> None:
-    model = build(run_config(gradient_checkpointing=True), FACTS, dtype=torch.bfloat16)
+    model = build(run_config(gradient_checkpointing=True), INFO, dtype=torch.bfloat16)
     types = {name: p.dtype for name, p in model.named_parameters()}
     assert types["transformer.blocks.0.attn1.to_q.weight"] == torch.bfloat16
     assert types["transformer.blocks.0.scale_shift_table"] == torch.float32
@@ -317,15 +319,15 @@ def test_frozen_weights_take_the_type_and_trained_ones_stay_precise() -> None:
 
 
 def test_branches_follow_the_data_set_and_the_configuration() -> None:
-    faceless = build(run_config(), replace(FACTS, identity_dim=0))
+    faceless = build(run_config(), replace(INFO, identity_dim=0))
     assert faceless.face is None
     assert not any("face" in name for name, _ in faceless.named_parameters() if "motion" not in name)
     x, timestep = latents()
     faceless(x, timestep, replace(conditions("frame"), identity_BD=None))
-    still = run_config().model_copy(update={"adapters": adapters_with(motion=False, audio_slots=True)})
-    model = build(still, FACTS)
+    still = run_config().model_copy(update={"adapters": adapters_with(motion=False, window_positions=True)})
+    model = build(still, INFO)
     assert model.motion is None
-    assert model.audio_slots.weight.shape == (32, 12)
+    assert model.window_positions.weight.shape == (32, 12)
     model(x, timestep, replace(conditions("frame"), omega_B2=None))
 
 
@@ -334,15 +336,15 @@ def trained_names(model: TalkingWan) -> set[str]:
 
 
 def test_what_is_trained() -> None:
-    adapters = build(run_config(), FACTS)
+    adapters = build(run_config(), INFO)
     assert trained_names(adapters) == {name for name, _ in adapter_parameters(adapters)}
-    full = build(run_config(trainable="full"), FACTS, dtype=torch.bfloat16)
+    full = build(run_config(trainable="full"), INFO, dtype=torch.bfloat16)
     assert trained_names(full) == {name for name, _ in full.named_parameters()}
     assert {p.dtype for p in full.parameters()} == {torch.float32}
 
 
 def test_lora_updates_every_attention_and_starts_at_zero() -> None:
-    plain, lora = build(run_config(), FACTS), build(run_config(trainable="lora", lora_rank=2), FACTS)
+    plain, lora = build(run_config(), INFO), build(run_config(trainable="lora", lora_rank=2), INFO)
     added = trained_names(lora) - trained_names(plain)
     blocks = range(2)
     assert added == {
@@ -358,7 +360,7 @@ def test_lora_updates_every_attention_and_starts_at_zero() -> None:
     before = {name: p.clone() for name, p in lora.named_parameters()}
     set_trainable(lora, run_config(trainable="lora", lora_rank=2).model)
     assert all(torch.equal(p, before[name]) for name, p in lora.named_parameters())
-    again = build(run_config(trainable="lora", lora_rank=2), FACTS)
+    again = build(run_config(trainable="lora", lora_rank=2), INFO)
     assert all(torch.equal(p, before[name]) for name, p in again.named_parameters())
 
 
@@ -379,9 +381,11 @@ def test_conditions_that_do_not_fit_are_refused(change: dict[str, Any], message:
 
 
 def test_windows_wider_than_the_learned_slots_are_refused() -> None:
-    model = awake(config=adapters_with(audio_slots=True))
+    model = awake(config=adapters_with(window_positions=True))
     given = replace(conditions("frame"), speech_BLD=torch.zeros(2, 120, SPEECH_DIM))
-    with pytest.raises(ModelError, match=r"audio_slots: expected windows of at most 32 features, found 61"):
+    with pytest.raises(
+        ModelError, match=r"window_positions: expected windows of at most 32 features, found 61"
+    ):
         model(*latents(), given)
 
 
