@@ -13,6 +13,7 @@ import numpy as np
 
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.weights import hub
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
 from talkforge.pipeline.store import Store, sha256_of
@@ -128,7 +129,7 @@ def _load(source: str, dtype: Any) -> tuple[Any, Any, str]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import cached_file
 
-    local = Path(source).is_dir()
+    local = hub.is_local(source, "config.json", "captioner")
     try:
         processor = AutoProcessor.from_pretrained(source, local_files_only=local, trust_remote_code=False)
         model, loading = AutoModelForImageTextToText.from_pretrained(

@@ -290,9 +290,19 @@ def check(config: TrainConfig) -> None:
         raise CommandError(f"config: {'; '.join(problems)}")
 
 
+def check_base(config: TrainConfig) -> None:
+    """Raise CommandError, in one line, where codec and encoders need weights that `model.base` does not have."""
+    if problems := [*_base_contradictions(config)]:
+        raise CommandError(f"config: {'; '.join(problems)}")
+
+
 def _contradictions(config: TrainConfig) -> Iterator[str]:
     if not config.run.out:
         yield "run.out: expected the folder of the run, found nothing"
+    yield from _base_contradictions(config)
+
+
+def _base_contradictions(config: TrainConfig) -> Iterator[str]:
     if config.model.base == "random":
         for key, none in (("kind", "linear"), ("text", "none"), ("image", "none")):
             if (found := getattr(config.codec, key)) != none:

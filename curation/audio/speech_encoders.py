@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from talkforge.curation.audio.logmel import Features, LogMelEncoder, fit
-from talkforge.curation.weights import catalogue, registry
+from talkforge.curation.weights import catalogue, hub, registry
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.config import SpeechConfig
@@ -122,7 +122,7 @@ class TransformersEncoder:
     def __init__(self, source: str, device: str = "auto", batch_clips: int = 1) -> None:
         import torch  # here, because log-mel features do without its seconds and hundreds of megabytes
 
-        local = _is_folder(source)
+        local = hub.is_local(source, "config.json", "speech encoder", f"'{LogMelEncoder.name}'")
         self._torch = torch
         self._device = torch_device(device, "speech.device")
         self._batch_clips = batch_clips
@@ -248,19 +248,6 @@ def _check_rates(source: str, extractor: Any, hop: float) -> None:
 
 
 # --- loading -----------------------------------------------------------------------------------------
-
-
-def _is_folder(source: str) -> bool:
-    """True for a folder, False for a hub name. Anything else is an error, before a hub is asked."""
-    if Path(source).is_dir():
-        return True
-    owner, _, name = source.partition("/")
-    if owner.strip(".~") and name and "/" not in name:
-        return False
-    raise ModelError(
-        f"speech encoder {source}: expected '{LogMelEncoder.name}', a folder that exists, or a hub name "
-        "such as 'facebook/wav2vec2-base-960h'"
-    )
 
 
 def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:

@@ -229,7 +229,7 @@ def test_a_picture_without_a_face_is_said_to_be_one(
         ({"image": "a.wav"}, CommandError, r"a\.wav: expected a picture, found something else$"),
         ({"image": "empty.png"}, CommandError, r"empty\.png: expected a picture, found something else$"),
         ({"audio": "hopper.png"}, MediaError, r"hopper\.png"),
-        ({"place": "nowhere"}, CommandError, r"nowhere: expected a run or a checkpoint"),
+        ({"run": "nowhere"}, CommandError, r"nowhere: expected a run or a checkpoint"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(
     tone(tmp_path / "a.wav", 0.5)
     (tmp_path / "empty.png").write_bytes(b"")
     paths = {
-        "place": run,
+        "run": run,
         "image": tmp_path / "hopper.png",
         "audio": tmp_path / "a.wav",
         "out": tmp_path / "o.mp4",

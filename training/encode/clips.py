@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from talkforge.curation.weights import hub
 from talkforge.schemas.errors import DatasetError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import DatasetInfo
@@ -64,8 +65,10 @@ def text_dim(config: TrainConfig) -> int:
         return config.model.shape.text_dim
     from diffusers import WanTransformer3DModel
 
+    local = hub.is_local(base, "transformer/config.json", "model.base")
     try:
-        return int(WanTransformer3DModel.load_config(base, subfolder="transformer")["text_dim"])
+        described = WanTransformer3DModel.load_config(base, subfolder="transformer", local_files_only=local)
+        return int(described["text_dim"])
     except Exception as error:  # libraries below raise many kinds
         reason = one_line(error, 300)
         raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None

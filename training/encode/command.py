@@ -28,7 +28,7 @@ from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.sample import ShardManifest
 from talkforge.schemas.tar import tar_writer, write_sample
-from talkforge.training.config import TrainConfig, load_train_config
+from talkforge.training.config import TrainConfig, check_base, load_train_config
 from talkforge.training.data import latent_cache
 from talkforge.training.data.latent_cache import LatentsManifest
 from talkforge.training.data.shards import dataset_info
@@ -101,6 +101,7 @@ def encode_dataset(
     """
     if config.codec.kind == "linear":
         raise CommandError("codec.kind linear: needs no cache, it costs less than reading one")
+    check_base(config)
     if spans_per_clip < 1:
         raise CommandError(f"--spans: expected 1 or more, found {spans_per_clip}")
     store = Store(dataset)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from talkforge.curation.weights import hub
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS
 from talkforge.training.config import WanShape
@@ -37,9 +38,15 @@ def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
     Raises:
         ModelError: it cannot be loaded, lacks weights or has others.
     """
+    local = hub.is_local(base, "transformer/config.json", "model.base", "'random'")
     try:
         transformer, info = WanTransformer3DModel.from_pretrained(
-            base, subfolder="transformer", use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            base,
+            subfolder="transformer",
+            use_safetensors=True,
+            torch_dtype=dtype,
+            output_loading_info=True,
+            local_files_only=local,
         )
     except Exception as error:  # diffusers, hub and safetensors raise almost anything
         raise ModelError(

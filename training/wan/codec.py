@@ -16,6 +16,7 @@ from scipy.fft import dct
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from talkforge.curation.weights import hub
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.units import LATENT_CHANNELS, LATENT_STRIDE_FRAMES, LATENT_STRIDE_PX, latent_frames
 from talkforge.training.config import TrainConfig
@@ -281,8 +282,11 @@ class WanCodec:
         """
         from diffusers import AutoencoderKLWan
 
+        local = hub.is_local(base, "vae/config.json", "model.base")
         try:
-            vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae", use_safetensors=True)
+            vae = AutoencoderKLWan.from_pretrained(
+                base, subfolder="vae", use_safetensors=True, local_files_only=local
+            )
         except Exception as error:  # libraries below raise many kinds
             reason = one_line(error, 300)
             raise ModelError(f"model.base {base}: no usable Wan VAE in its folder vae: {reason}") from None

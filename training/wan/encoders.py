@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from talkforge.curation.weights import hub
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.training.config import UMT5_TOKENS, TrainConfig
 from talkforge.training.wan.codec import Codec, load_codec
@@ -117,23 +118,29 @@ def _load_text(base: str, text_dim: int, device: torch.device) -> Umt5:
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # 11 GB instead of 23
-    model = _part(base, "text_encoder", UMT5EncoderModel.from_pretrained, use_safetensors=True, dtype=dtype)
+    options = {"use_safetensors": True, "dtype": dtype}
+    model = _part(base, "text_encoder/config.json", UMT5EncoderModel.from_pretrained, **options)
     if model.config.d_model != text_dim:
         raise ModelError(f"{base}: text encoder: expected width {text_dim}, found {model.config.d_model}")
-    return Umt5(model.to(device), _part(base, "tokenizer", AutoTokenizer.from_pretrained))
+    return Umt5(
+        model.to(device), _part(base, "tokenizer/tokenizer_config.json", AutoTokenizer.from_pretrained)
+    )
 
 
 def _load_image(base: str, device: torch.device) -> ImageEncoder:
     from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
-    model = _part(base, "image_encoder", CLIPVisionModel.from_pretrained, use_safetensors=True)
-    processor = _part(base, "image_processor", CLIPImageProcessorPil.from_pretrained)
+    model = _part(base, "image_encoder/config.json", CLIPVisionModel.from_pretrained, use_safetensors=True)
+    processor = _part(base, "image_processor/preprocessor_config.json", CLIPImageProcessorPil.from_pretrained)
     return ImageEncoder(model.to(device), processor)
 
 
-def _part(base: str, folder: str, load: Callable[..., Any], **options: Any) -> Any:
+def _part(base: str, file: str, load: Callable[..., Any], **options: Any) -> Any:
+    """One part of a diffusers model; `file` is a file that the part always has."""
+    folder, _, _ = file.partition("/")
+    local = hub.is_local(base, file, "model.base")
     try:
-        return load(base, subfolder=folder, **options)
+        return load(base, subfolder=folder, local_files_only=local, **options)
     except Exception as error:  # libraries below raise many kinds
         reason = one_line(error, 300)
         raise ModelError(f"model.base {base}: nothing usable in its folder {folder}: {reason}") from None
