@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make learn`, `make test`.
+# `make help` lists the targets. Everything a newcomer needs: `make demo`, `make learn`, `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,38 +7,53 @@ STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
 
-.PHONY: install demo learn test check format bench asr clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo learn test quick check format bench asr lock dist clean
 
-install: $(STAMP)
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(STAMP)
+install: $(STAMP) ## make .venv with everything that the other targets need
+
+demo: $(STAMP) ## generate talking videos with known truth, curate them, show what came out
 	$(BIN)/python -m examples.demo
 
-learn: $(STAMP)
+learn: $(STAMP) ## generate, curate, train both stages on a CPU and measure whether lips follow (20 min)
 	$(BIN)/python -m examples.learn
 
-test: $(STAMP) check
+test: $(STAMP) check ## ruff, mypy and the whole test suite
 	$(BIN)/pytest
 
-check: $(STAMP)
+quick: $(STAMP) check ## ruff, mypy and the tests that take no minute each (3 min)
+	$(BIN)/pytest -m 'not slow' $(QUICK)
+
+check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(STAMP) ## let ruff mend and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(STAMP) ## measure how fast footage is curated
 	$(BIN)/python -m benchmarks.curate
 
-# MediaPipe and insightface each ask for another of two OpenCV packages that overwrite each other's
-# files; the pins make both one version, and putting the larger one in last leaves one whole set.
-$(STAMP): pyproject.toml
+lock: $(STAMP) ## write the versions in .venv to constraints.txt
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v ' @ '; } > constraints.new
+	mv constraints.new constraints.txt
+
+dist: $(STAMP) ## build sdist and wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+# The constraints hold every package at the version that the tests ran with, torch above all: where an
+# index has a CPU build of that version beside it, as pip's find-links, it is taken.
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps opencv-contrib-python==5.0.0.93
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import cv2, mediapipe' || { \
 	  echo 'System libraries are missing. On Debian: apt-get install libegl1 libgles2 libgl1 libglib2.0-0'; exit 1; }
 	touch $(STAMP)
@@ -46,7 +61,7 @@ $(STAMP): pyproject.toml
 # WhisperX in an environment of its own. Its pin of torch 2.8 is passed over: as wheels that is CUDA and
 # gigabytes, and it runs on the torch that Talkforge uses as well. torchaudio does without
 # its compiled part, which is only built for CUDA and does not load beside a CPU build of torch.
-asr: $(ASR)/.installed
+asr: $(ASR)/.installed ## make .venv-asr, in which `talkforge transcribe` runs WhisperX
 
 $(ASR)/.installed: configs/asr.txt
 	$(PYTHON) -m venv $(ASR)
@@ -57,5 +72,5 @@ $(ASR)/.installed: configs/asr.txt
 	$(ASR)/bin/python -W ignore -c 'import whisperx.asr'
 	touch $@
 
-clean:
-	rm -rf $(VENV) $(ASR) demo-out learn-out .mypy_cache .ruff_cache .pytest_cache
+clean: ## remove environments, caches, and what demo and learn left
+	rm -rf $(VENV) $(ASR) build dist talkforge.egg-info demo-out learn-out .mypy_cache .ruff_cache .pytest_cache

@@ -17,6 +17,7 @@ from talkforge.curation.weights import hub
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
 from talkforge.pipeline.store import Store, sha256_of
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.config import config_hash
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, class_and_message, one_line
@@ -46,6 +47,7 @@ class Captioner:
     """
 
     def __init__(self, options: Options) -> None:
+        extras.require("torch", "caption")
         import torch
 
         self._options = options

@@ -22,6 +22,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import local_copy
+from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError, MediaError, RunError, one_line
 from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
 
@@ -172,6 +173,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def _expand_uri(text: str) -> Iterator[Found]:
+    extras.require_driver(text)
     root = text
     try:
         filesystem, path = fsspec.url_to_fs(text)

@@ -17,12 +17,17 @@ from talkforge.curation.picture import scorer
 from talkforge.curation.sync import ridge as sync
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
+from talkforge.schemas import extras
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.dataset import ModelAbsence, ModelUse
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import MissingExtraError, ModelError
 
 BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": ("dwpose",), "none": ()}
 """What each choice of `measure.motion.body` needs, by name in the model registry."""
+
+
+EXTRA_OF = {"transnetv2": "torch", "light_asd": "torch", "syncnet_v2": "torch", "dlib": "dlib"}
+"""Extra of Talkforge that brings the package by which a model is run."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
     Raises:
         ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a
             library that is always needed is not whole.
+        MissingExtraError: a model is run by a package that is not installed.
     """
     fingerprint.check_installed()
     asked = needs(config)
@@ -127,7 +133,14 @@ def _looked_for(asked: list[Need]) -> tuple[dict[str, str], dict[str, str], list
     packaged = []
     for need in asked:
         try:
+            if need.name in EXTRA_OF:
+                extras.require(EXTRA_OF[need.name], need.name)
             here = registry.present(need.name)
+        except MissingExtraError as error:
+            if not need.optional:
+                raise
+            absent[need.name] = str(error)
+            continue
         except ModelError as error:  # altered: nobody wants to go on without noticing
             missing[need.name] = str(error)
             continue

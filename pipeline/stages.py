@@ -50,6 +50,7 @@ from talkforge.pipeline.rows import (
     track_row,
 )
 from talkforge.pipeline.store import Store, local_copy
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import Audio, Bytes
 from talkforge.schemas.config import MeasureConfig, ScanConfig
 from talkforge.schemas.errors import ModelError, RunError
@@ -105,6 +106,7 @@ def _shot_network(config: ScanConfig) -> network.ShotNetwork | None:
     """The network that `config.scene_detector` names, None where it names none."""
     if config.scene_detector != "transnet":
         return None
+    extras.require("torch", "scan.scene_detector=transnet")
     from talkforge.curation.shots.transnet import TransNet  # imports torch, which takes seconds
 
     return TransNet(registry.weights(TransNet.name))

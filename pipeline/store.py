@@ -26,6 +26,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from talkforge.schemas import extras
 from talkforge.schemas.errors import (
     CommandError,
     DatasetError,
@@ -69,6 +70,7 @@ class Store:
     def _location(self) -> tuple[Any, str]:
         if "://" not in self.root:
             return LocalFileSystem(), self.root.rstrip("/")
+        extras.require_driver(self.root)
         try:
             filesystem, path = url_to_fs(self.root)
         except (ImportError, ValueError, OSError) as error:

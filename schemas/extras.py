@@ -10,12 +10,14 @@ PACKAGES = {
     "torch": ("torch", "transformers"),
     "train": ("torch", "transformers", "diffusers", "accelerate", "peft", "webdataset"),
     "dlib": ("dlib",),
-    "dwpose": ("rtmlib",),
-    "insightface": ("insightface",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
 }
 """Extra -> the modules that must be there for its use."""
+
+
+EXTRA_OF_SCHEME = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Scheme of a URI -> the extra that brings fsspec's driver for it."""
 
 
 def missing(extra: str) -> str | None:
@@ -35,6 +37,16 @@ def require(extra: str, use: str) -> None:
     """
     if (name := missing(extra)) is not None:
         raise MissingExtraError(f"{use} needs the package {name}: pip install 'talkforge[{extra}]'")
+
+
+def require_driver(uri: str) -> None:
+    """See that fsspec's driver for a URI is installed, where an extra brings it.
+
+    Raises:
+        MissingExtraError: it is not there.
+    """
+    if (extra := EXTRA_OF_SCHEME.get(uri.partition("://")[0])) is not None:
+        require(extra, uri)
 
 
 def _is_installed(name: str) -> bool:

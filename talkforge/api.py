@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from talkforge.samples import Sample, read_shard
+from talkforge.schemas import extras
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,11 @@ class CuratedSet:
 
         Args:
             split: only samples of this split; None means all.
+
+        Raises:
+            MissingExtraError: torch is not installed.
         """
+        extras.require("torch", "CuratedSet.torch")
         from talkforge.torch_dataset import ClipDataset
 
         return ClipDataset(self._store, tuple(self.shard_urls(split)))

@@ -19,6 +19,7 @@ import numpy as np
 from talkforge.curation.audio.logmel import Features, LogMelEncoder, fit
 from talkforge.curation.weights import catalogue, hub, registry
 from talkforge.curation.weights.torch import inference, torch_device
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import Floats, expect_shape
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.errors import ModelError, one_line
@@ -120,6 +121,7 @@ class TransformersEncoder:
     """
 
     def __init__(self, source: str, device: str = "auto", batch_clips: int = 1) -> None:
+        extras.require("torch", f"speech.embedding={source}")
         import torch  # here, because log-mel features do without its seconds and hundreds of megabytes
 
         local = hub.is_local(source, "config.json", "speech encoder", f"'{LogMelEncoder.name}'")

@@ -1,4 +1,4 @@
-"""Pose estimation by DWPose, as in the paper. rtmlib runs its network.
+"""Pose estimation by DWPose, as in the paper: a network that finds the joints of one person in a box.
 
 The published pipeline detects people with YOLOX-L and passes each box to the pose network. Here the box is
 the region around the tracked face, for three reasons. It belongs to the person who is meant. The network was
@@ -12,18 +12,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
-from rtmlib import RTMPose
+from numpy.typing import NDArray
 
 from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import ModelError
 
+Doubles = NDArray[np.float64]
+
 INPUT_WIDTH_PX, INPUT_HEIGHT_PX = 288, 384
 NUM_POINTS = 133
 BINS_PER_PX = 2
 """Bins of the network's output for each pixel of its input. Source: DWPose, simcc_split_ratio."""
+
+BOX_MARGIN = 1.25
+"""Side of the network's crop, in units of the box. Source: mmpose, GetBBoxCenterScale (padding)."""
 
 MIN_JOINT_SCORE = 0.3
 """Least score of a joint that counts as seen. Source: IDEA-Research/DWPose hides points below it."""
@@ -33,20 +39,6 @@ MEAN_LEVELS, STD_LEVELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 _BODY_POINTS = (*range(23), *range(91, NUM_POINTS))
 """Indices of the COCO-WholeBody keypoints that are in `curation.body.joints.JOINTS`: all but the face's."""
-
-
-class _PoseNetwork(RTMPose):  # type: ignore[misc]  # rtmlib has no types
-    """rtmlib's crop, network and decoding, in a session on one thread.
-
-    rtmlib's own constructor is not called: it takes all cores, prints, and downloads a missing file.
-    """
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session = session
-        self.backend = "onnxruntime"
-        self.model_input_size = (INPUT_WIDTH_PX, INPUT_HEIGHT_PX)
-        self.mean, self.std = MEAN_LEVELS, STD_LEVELS
-        self.to_openpose = False
 
 
 class DwPose:
@@ -65,13 +57,47 @@ class DwPose:
         label = f"dwpose: {path}"
         session = open_onnx(path, label)
         _check(session, label)
-        self._network = _PoseNetwork(session)
+        self._session = session
+        self._input = session.get_inputs()[0].name
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
         """The one pose [1, 65, 3] in the region, see `PoseEstimator`."""
-        points, scores = self._network(rgb, [region])
+        crop, centre, size_px = _crop(rgb, region)
+        batch = ((crop - np.array(MEAN_LEVELS)) / np.array(STD_LEVELS)).transpose(2, 0, 1)[None]
+        bins_x, bins_y = self._session.run(None, {self._input: np.ascontiguousarray(batch, np.float32)})
+        bins = np.stack([bins_x.argmax(-1), bins_y.argmax(-1)], -1).astype(np.float32)
+        scores = 0.5 * (bins_x.max(-1) + bins_y.max(-1))
+        points = bins / BINS_PER_PX / (INPUT_WIDTH_PX, INPUT_HEIGHT_PX) * size_px + centre - size_px / 2
         poses = np.concatenate([points, np.clip(scores, 0, 1)[..., None]], axis=-1)
         return np.asarray(poses[:, _BODY_POINTS], np.float32)
+
+
+def _crop(rgb: Bytes, region: tuple[int, int, int, int]) -> tuple[Bytes, Doubles, Doubles]:
+    """Cut the network's input out of a frame: the region with a margin, at the input's aspect ratio.
+
+    Args:
+        rgb: frame, uint8 [H, W, 3].
+        region: left, top, right and bottom edge in pixels.
+
+    Returns:
+        The crop, uint8 RGB [384, 288, 3], black beyond the frame. Its centre (x, y) and its size (width,
+        height) in pixels of the frame.
+    """
+    left, top, right, bottom = region
+    centre = np.array([left + right, top + bottom]) * 0.5
+    width_px, height_px = np.array([right - left, bottom - top]) * BOX_MARGIN
+    aspect = INPUT_WIDTH_PX / INPUT_HEIGHT_PX
+    wide = width_px > height_px * aspect
+    size_px = np.array([width_px, width_px / aspect] if wide else [height_px * aspect, height_px])
+    # Three points of the frame and of the crop: centre, middle of the upper edge, and a corner.
+    half = np.array([size_px[0], INPUT_WIDTH_PX]) / 2
+    centres = np.array([centre, (INPUT_WIDTH_PX / 2, INPUT_HEIGHT_PX / 2)])
+    ups = centres - np.stack([[0, 0], half], 1)
+    corners = ups - np.stack([half, [0, 0]], 1)
+    points = np.stack([centres, ups, corners], 1).astype(np.float32)
+    to_crop = cv2.getAffineTransform(points[0], points[1])
+    crop = cv2.warpAffine(rgb, to_crop, (INPUT_WIDTH_PX, INPUT_HEIGHT_PX), flags=cv2.INTER_LINEAR)
+    return np.asarray(crop, np.uint8), centre, size_px
 
 
 def _check(session: onnxruntime.InferenceSession, label: str) -> None:

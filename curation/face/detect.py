@@ -41,9 +41,9 @@ MAX_MISSED_SAMPLES = 2
 """Consecutive samples in which a face may be missed without ending its track."""
 
 
-SCRFD_OUTPUTS = (6, 9, 10, 15)
-"""Possible numbers of outputs of an SCRFD model: scores and boxes, with or without points, at three or five
-strides. Source: InsightFace's class, which runs no other."""
+SCRFD_OUTPUTS = {6: (3, 2), 9: (3, 2), 10: (5, 1), 15: (5, 1)}
+"""Number of outputs of SCRFD's models -> their strides (8, 16, ... pixels) and boxes per cell. The
+outputs are scores, boxes and, in every second kind, points. Source: InsightFace."""
 
 
 class FaceDetector(Protocol):
@@ -94,26 +94,74 @@ class CenterFace:
 
 
 class Scrfd:
-    """SCRFD of InsightFace on one core, through InsightFace's own class."""
+    """SCRFD of InsightFace on one core: in every cell of its maps a score and distances to a box's sides.
+
+    Source: Guo et al., "Sample and Computation Redistribution for Efficient Face Detection", arXiv
+    2105.04714; the layout of the outputs and the scaling of the input as in InsightFace.
+    """
 
     name = "scrfd"
 
     def __init__(self, path: Path, min_score: float) -> None:
-        # Imported here because insightface imports much that CenterFace does not need.
-        from insightface.model_zoo.scrfd import SCRFD
-
-        session = _session(path, self.name)
-        if (count := len(session.get_outputs())) not in SCRFD_OUTPUTS:
-            raise ModelError(f"{self.name}: {path}: expected {SCRFD_OUTPUTS} outputs, found {count}")
-        self._model = SCRFD(session=session, static_shape_sessions=False)
-        self._model.prepare(-1, det_thresh=min_score, nms_thresh=NMS_OVERLAP)
+        self._session = _session(path, self.name)
+        count = len(self._session.get_outputs())
+        if count not in SCRFD_OUTPUTS:
+            raise ModelError(f"{self.name}: {path}: expected {tuple(SCRFD_OUTPUTS)} outputs, found {count}")
+        self._num_strides, self._num_anchors = SCRFD_OUTPUTS[count]
+        self._input = self._session.get_inputs()[0].name
+        self._min_score = min_score
 
     def detect(self, rgb: Bytes) -> tuple[Floats, Floats]:
+        """See `FaceDetector.detect`."""
         height_px, width_px = rgb.shape[:2]
-        size_px = (width_px + -width_px % MULTIPLE_PX, height_px + -height_px % MULTIPLE_PX)
-        found, _ = self._model.detect(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), input_size=size_px)
-        boxes = np.clip(found[:, :4], 0, [width_px, height_px, width_px, height_px])
-        return boxes.astype(np.float32), found[:, 4].astype(np.float32)
+        padded, scale = _fitted(rgb)
+        blob = cv2.dnn.blobFromImage(padded, 1 / 128, mean=(127.5, 127.5, 127.5))
+        maps = self._session.run(None, {self._input: blob})
+        levels = [self._decoded(maps, level, padded.shape) for level in range(self._num_strides)]
+        boxes = np.concatenate([level_boxes / scale for level_boxes, _ in levels])
+        scores = np.concatenate([level_scores for _, level_scores in levels])
+        order = np.argsort(-scores, kind="stable")
+        kept = order[_distinct(boxes[order])]
+        clipped = np.clip(boxes[kept], 0, [width_px, height_px, width_px, height_px])
+        return clipped.astype(np.float32), scores[kept]
+
+    def _decoded(self, maps: list[Floats], level: int, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """Boxes [n, 4] and scores [n] of one stride, in pixels of the network's input of this shape."""
+        stride_px = 8 * 2**level
+        scores = maps[level].reshape(-1)
+        sides = maps[level + self._num_strides].reshape(-1, 4) * stride_px
+        y, x = np.mgrid[: shape[0] // stride_px, : shape[1] // stride_px].astype(np.float32) * stride_px
+        centres = np.repeat(np.stack([x, y], -1).reshape(-1, 2), self._num_anchors, axis=0)
+        seen = scores >= self._min_score
+        return np.hstack([centres - sides[:, :2], centres + sides[:, 2:]])[seen], scores[seen]
+
+
+def _fitted(rgb: Bytes) -> tuple[Bytes, float]:
+    """The picture in the upper left corner of one whose sides are multiples of `MULTIPLE_PX`, enlarged
+    until it touches a far side, and how much it was enlarged."""
+    height_px, width_px = rgb.shape[:2]
+    out = np.zeros((height_px + -height_px % MULTIPLE_PX, width_px + -width_px % MULTIPLE_PX, 3), np.uint8)
+    ratio = height_px / width_px
+    if ratio > out.shape[0] / out.shape[1]:
+        size = (int(out.shape[0] / ratio), out.shape[0])
+    else:
+        size = (out.shape[1], int(out.shape[1] * ratio))
+    out[: size[1], : size[0]] = cv2.resize(rgb, size)
+    return out, size[1] / height_px
+
+
+def _distinct(boxes: Floats) -> list[int]:
+    """Indices of boxes [n, 4], best first, that no better one overlaps by more than `NMS_OVERLAP`. Sides
+    count as InsightFace counts them, with both end pixels."""
+    kept: list[int] = []
+    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    for i, box in enumerate(boxes):
+        better = boxes[kept]
+        low, high = np.maximum(box[:2], better[:, :2]), np.minimum(box[2:], better[:, 2:])
+        shared = np.prod(np.maximum(0, high - low + 1), axis=1)
+        if np.all(shared / (areas[i] + areas[kept] - shared) <= NMS_OVERLAP):
+            kept.append(i)
+    return kept
 
 
 def load_detector(config: ScanConfig) -> FaceDetector:

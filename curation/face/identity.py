@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import open_onnx
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
 from talkforge.schemas.config import IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError, one_line
@@ -153,31 +153,42 @@ class Embedder(Protocol):
 
 
 class ArcFace:
-    """An ArcFace-style ONNX model, run by InsightFace's class on one thread, one crop at a time.
+    """An ArcFace-style ONNX model, one crop and one thread at a time.
 
-    The input is RGB scaled by (x - 127.5) / 127.5, unless the model scales by itself, which InsightFace's
-    class finds out. MobileFaceNet was trained with ImageNet's mean and standard deviation. That is nearly
-    the same map, and it separates people as well with this one.
+    Input is RGB scaled by (x - 127.5) / 127.5, unless the model scales by itself. MobileFaceNet was
+    trained with ImageNet's mean and standard deviation, which is nearly the same map, and separates
+    people as well under this one.
 
     Raises:
         ModelError: the file is not an ONNX model with one input [1, 3, 112, 112] and one output [1, D].
     """
 
     def __init__(self, name: str, path: Path, sha256: str) -> None:
-        from insightface.model_zoo.arcface_onnx import ArcFaceONNX  # takes a second to import
-
-        session = _session(name, path)
+        self._session = _session(name, path)
         self.name, self.sha256 = name, sha256
-        self.dim = int(session.get_outputs()[0].shape[1])
-        self._model = ArcFaceONNX(str(path), session)
+        self.dim = int(self._session.get_outputs()[0].shape[1])
+        self._input = self._session.get_inputs()[0].name
+        self._mean, self._scale = (0.0, 1.0) if _scales_by_itself(path) else (127.5, 1 / 127.5)
 
     def embed(self, crops: Bytes) -> Floats:
         """See `Embedder.embed`."""
         expect_shape("crops", crops, (None, ALIGNED_PX, ALIGNED_PX, 3))
         if not len(crops):
             return np.zeros((0, self.dim), np.float32)
-        bgr = [np.ascontiguousarray(crop[..., ::-1]) for crop in crops]
-        return _unit(np.concatenate([self._model.get_feat(crop) for crop in bgr]))
+        return _unit(np.concatenate([self._vector(crop) for crop in crops]))
+
+    def _vector(self, crop: Bytes) -> Floats:
+        blob = cv2.dnn.blobFromImage(np.ascontiguousarray(crop), self._scale, mean=(self._mean,) * 3)
+        return np.asarray(self._session.run(None, {self._input: blob})[0])
+
+
+def _scales_by_itself(path: Path) -> bool:
+    """Whether a model begins with a subtraction and a multiplication, as those exported from MXNet do.
+    Source: InsightFace tells them apart in this way."""
+    import onnx
+
+    names = [node.name for node in onnx.load(str(path)).graph.node[:8]]
+    return all(any(name.startswith(kind) for name in names) for kind in (("Sub", "_minus"), ("Mul", "_mul")))
 
 
 class Dlib:
@@ -187,15 +198,15 @@ class Dlib:
     from the whole frame (docs/identity.md), and all embedders can share the same crops.
 
     Raises:
-        ModelError: dlib is not installed, or cannot load the weights.
+        MissingExtraError: dlib is not installed.
+        ModelError: it does not take the weights.
     """
 
     dim = 128
 
     def __init__(self, name: str, path: Path, sha256: str) -> None:
-        if not _has_dlib():
-            raise ModelError(f"{name}: expected the package dlib-bin, found none: install talkforge[dlib]")
-        import dlib  # an extra
+        extras.require("dlib", "identity.model=dlib")
+        import dlib
 
         self.name, self.sha256 = name, sha256
         try:
@@ -236,8 +247,8 @@ def embedder_name(config: IdentityConfig) -> str | None:
     if config.model not in EMBEDDERS:
         known = ", ".join(("auto", "none", *EMBEDDERS))
         raise ModelError(f"identity.model {config.model}: expected one of {known}")
-    if config.model == "dlib" and not _has_dlib():
-        raise ModelError("dlib: expected the package dlib-bin, found none: install talkforge[dlib]")
+    if config.model == "dlib":
+        extras.require("dlib", "identity.model=dlib")
     return config.model
 
 
@@ -267,11 +278,7 @@ def same_person_threshold(config: ShardConfig, model: str | None) -> float:
 
 
 def _is_here(name: str) -> bool:
-    return (name != "dlib" or _has_dlib()) and registry.present(name) is not None
-
-
-def _has_dlib() -> bool:
-    return importlib.util.find_spec("dlib") is not None
+    return (name != "dlib" or extras.missing("dlib") is None) and registry.present(name) is not None
 
 
 def summarise(vectors: Floats) -> tuple[Floats, float]:

@@ -15,6 +15,7 @@ from talkforge.curation.face.crops import to_asd
 from talkforge.curation.sync.active_speaker import LightAsd, speaking_fraction
 from talkforge.curation.sync.syncnet import SyncNet
 from talkforge.curation.weights import registry
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import SpeakerConfig
 from talkforge.schemas.records import Clip, Speaker
@@ -69,7 +70,10 @@ def load(config: SpeakerConfig) -> SpeakerScorer | None:
 
     Raises:
         ModelError: weights are not available, or not the right ones.
+        MissingExtraError: torch is not installed.
     """
+    if config.active_speaker or config.syncnet:
+        extras.require("torch", "measure.speaker")
     light_asd = LightAsd(registry.weights(LightAsd.name)) if config.active_speaker else None
     syncnet = SyncNet(registry.weights(SyncNet.name)) if config.syncnet else None
     return SpeakerScorer(light_asd, syncnet) if light_asd or syncnet else None

@@ -16,6 +16,7 @@ from talkforge.cli.options import (
     VideoOutOption,
 )
 from talkforge.display import Display
+from talkforge.schemas import extras
 from talkforge.schemas.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def encode(
     from talkforge.training.config import load_train_config
 
     load_train_config(config, settings)  # a mistake is told before anything large is imported
+    extras.require("train", "encode")
     from talkforge.training.encode.command import run_encode
 
     with Display(notes) as display:
@@ -65,6 +67,7 @@ def train(
     from talkforge.training.config import load_train_config
 
     load_train_config(config, settings)
+    extras.require("train", "train")
     from talkforge.training.train import run_train
 
     if code := run_train(config, settings):
@@ -87,6 +90,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu or a torch device.")] = "auto",
 ) -> None:
     """Make a portrait speak: one window of video, with audio."""
+    extras.require("train", "generate")
     from talkforge.training.generate import generate as make
 
     changes = {"steps": steps, "text_cfg": text_cfg, "audio_cfg": audio_cfg}
@@ -113,6 +117,7 @@ def export(
     ],
 ) -> None:
     """Write a run's audio weights in the layout that FantasyTalking's were published in."""
+    extras.require("train", "export")
     from talkforge.training.train import run_export
 
     run_export(run, to)

@@ -127,7 +127,7 @@ def test_detecting_twice_gives_the_same_bytes(detector: detect.FaceDetector, rea
         assert a.tobytes() == b.tobytes()
 
 
-# --- SCRFD through InsightFace, on a small model of its kind -----------------------------------
+# --- SCRFD, on a small model of its kind --------------------------------------------------------
 
 
 def told_scrfd(path: Path) -> Path:
@@ -149,7 +149,7 @@ def told_scrfd(path: Path) -> Path:
     return path
 
 
-def test_scrfd_runs_through_insightface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scrfd_gives_the_box_that_its_maps_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = told_scrfd(tmp_path / "det_10g.onnx")
     monkeypatch.setattr(detect.registry, "weights", {"scrfd": path}.__getitem__)
     detector = detect.load_detector(ScanConfig(detector="scrfd"))

@@ -19,8 +19,9 @@ from talkforge.curation import media
 from talkforge.curation.face import identity
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
+from talkforge.schemas import extras
 from talkforge.schemas.config import IdentityConfig, ShardConfig
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import MissingExtraError, ModelError
 from talkforge.schemas.records import Input
 from tests.conftest import Packaged, RealClip
 
@@ -244,9 +245,10 @@ def test_without_dlib_auto_passes_it_over_and_its_name_says_what_to_install(
     monkeypatch.setattr(registry, "weights", lambda _: path)
     with pytest.raises(ModelError, match=r"^dlib: .*weights\.dat: is no face network of dlib: [^\n]*$"):
         identity.load_embedder(IdentityConfig())
-    monkeypatch.setattr(identity, "_has_dlib", lambda: False)
+    monkeypatch.setitem(extras.PACKAGES, "dlib", ("not_installed",))
     assert identity.load_embedder(IdentityConfig()) is None
-    with pytest.raises(ModelError, match=r"^dlib: expected the package dlib-bin, found none: install talkf"):
+    message = r"^identity.model=dlib needs the package not_installed: pip install 'talkforge\[dlib\]'$"
+    with pytest.raises(MissingExtraError, match=message):
         identity.load_embedder(IdentityConfig(model="dlib"))
 
 
