@@ -1,8 +1,8 @@
 """MediaPipe task bundles: load one, and build those for pose and hands from TFLite files of an older wheel.
 
-`PoseLandmarker` and `HandLandmarker` want one `.task`: a zip, stored and 4-byte aligned so that it can
-be mapped, of a detector and a landmark model, each of which names the range of its input in TFLite
-metadata. The wheel's landmark model of the pose lacks that, because the older graph set the range itself.
+`PoseLandmarker` and `HandLandmarker` take one `.task` file: a zip of a detector and a landmark model, stored
+and 4-byte aligned so that it can be mapped. TFLite metadata in each model give the range of its input. The
+wheel's landmark model of the pose has none, because the older graph set the range itself.
 
 MediaPipe is imported where it is used: it takes a second, and brings matplotlib along.
 """
@@ -69,21 +69,30 @@ def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
 
 
 def build_bundle(detector: bytes, landmarks: bytes) -> bytes:
-    """The bundle's bytes, the same for the same two TFLite files.
+    """Build the pose bundle. The same two files give the same bytes.
 
     The landmark model's input is the 8-bit grey level over 255. Source: MediaPipe,
     modules/pose_landmark/pose_landmark_by_roi_cpu.pbtxt, output_tensor_float_range 0 to 1.
+
+    Args:
+        detector: TFLite model that detects people.
+        landmarks: TFLite model of the landmarks of one person.
     """
     return _zipped(
         {
             "pose_detector.tflite": detector,
-            "pose_landmarks_detector.tflite": with_input_range(landmarks, mean=0.0, deviation=255.0),
+            "pose_landmarks_detector.tflite": with_input_range(landmarks, mean=0.0, std=255.0),
         }
     )
 
 
 def build_hand_bundle(detector: bytes, landmarks: bytes) -> bytes:
-    """The bytes of the bundle for hands: a detector of palms and a model of the 21 points."""
+    """Build the hand bundle. The same two files give the same bytes.
+
+    Args:
+        detector: TFLite model that detects palms.
+        landmarks: TFLite model of the 21 landmarks of one hand.
+    """
     return _zipped({"hand_detector.tflite": detector, "hand_landmarks_detector.tflite": landmarks})
 
 
@@ -99,19 +108,25 @@ def _zipped(members: dict[str, bytes]) -> bytes:
 
 
 def _padding(num_bytes: int) -> bytes:
-    """An extra field of a zip header that takes `num_bytes` modulo the alignment.
+    """An extra field for a zip header, of `num_bytes` modulo the alignment; empty for 0.
 
-    A field is a two-byte id, a two-byte length and as many bytes.
+    A field is a two-byte id, a two-byte length and that many bytes.
     """
     return b"\x00\x00" + num_bytes.to_bytes(2, "little") + bytes(num_bytes) if num_bytes else b""
 
 
-def with_input_range(tflite: bytes, mean: float, deviation: float) -> bytes:
-    """The model with metadata that say: input = (grey level - mean) / deviation, RGB."""
+def with_input_range(tflite: bytes, mean: float, std: float) -> bytes:
+    """A TFLite model with metadata for its input: (grey level - mean) / std, RGB.
+
+    Args:
+        tflite: the model.
+        mean: subtracted from the grey level, 0 to 255.
+        std: divisor.
+    """
     from mediapipe.tasks.metadata import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(tflite, 0))
-    described = _describe(len(model.subgraphs[0].outputs), mean, deviation)
+    described = _describe(len(model.subgraphs[0].outputs), mean, std)
     model.metadata = [entry for entry in model.metadata or [] if entry.name != _METADATA_NAME]
     buffer = schema.BufferT()
     buffer.data = list(described)
@@ -124,12 +139,12 @@ def with_input_range(tflite: bytes, mean: float, deviation: float) -> bytes:
     return bytes(builder.Output())
 
 
-def _describe(num_outputs: int, mean: float, deviation: float) -> bytes:
+def _describe(num_outputs: int, mean: float, std: float) -> bytes:
     """Metadata flatbuffer of a model with one image input and `num_outputs` plain outputs."""
     from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
 
     scaling = metadata.NormalizationOptionsT()
-    scaling.mean, scaling.std = [mean], [deviation]
+    scaling.mean, scaling.std = [mean], [std]
     unit = metadata.ProcessUnitT()
     unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, scaling
     picture = metadata.ImagePropertiesT()
