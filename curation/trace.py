@@ -46,7 +46,7 @@ class Trace:
     Attributes:
         landmarks: face landmarks, blendshapes and head angles.
         lips: outline of the lips and its validity.
-        joints: [F, J, 3] x, y in clip pixels and score; NaN where not visible.
+        joints: [F, J, 3] x, y in clip pixels and score, NaN where not visible.
         crops: aligned faces, uint8 [n, 112, 112, 3] with n at most `NUM_CROPS`.
         face_rgb: the sharpest of the crops, black if the face was never found.
         lips_row: measurements of the lips.
@@ -77,7 +77,7 @@ class Trace:
         """The measurements by their field in `ClipMeasures`.
 
         Args:
-            face: what the sparse pass measured of the face; head angles and visibility are added.
+            face: what the sparse pass measured of the face, to which head angles and visibility are added.
         """
         seen = self.landmarks.seen
         update: dict[str, Any] = {"face_seen_fraction": round(float(seen.mean()), 4)}

@@ -47,7 +47,7 @@ class Rule(Rejection):
     """A rejection that is decided by one threshold.
 
     Attributes:
-        threshold: name of the field in `Thresholds`; where that is None the rule is off.
+        threshold: name of the field in `Thresholds`. Where that is None the rule is off.
         side: whether the column must be at least, or at most, the threshold.
         needed: whether a clip without this measurement fails. Otherwise the rule is skipped for it.
         absolute: whether the magnitude of the column is compared, without its sign.
@@ -176,11 +176,11 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     """The verdict on one clip, with all its reasons in the order of the funnel.
 
     Args:
-        row: the clip's ledger row, from column name to value; None: not measured. Besides the columns of
+        row: the clip's ledger row, from column name to value (None: not measured). Besides the columns of
             the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
             `active_speaker` (False where another face in view speaks), `language` and
             `num_forbidden_words`.
-        thresholds: limits of the rules; None switches a rule off.
+        thresholds: limits of the rules. None switches a rule off.
     """
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]

@@ -139,7 +139,7 @@ def omega_body(joints: Floats, camera: CameraMotion) -> float | None:
     then the background moves by itself.
 
     Args:
-        joints: [F, 65, 3] x, y in clip pixels and score; NaN where not visible.
+        joints: [F, 65, 3] x, y in clip pixels and score, NaN where not visible.
         camera: motion of the background. Only its frames are used, because only they were measured.
 
     Returns:

@@ -232,7 +232,7 @@ def dlib_chips(crops: Bytes) -> Bytes:
 
 
 def embedder_name(config: IdentityConfig) -> str | None:
-    """Name of the embedder that the configuration asks for; None for 'none'.
+    """Name of the embedder that the configuration asks for, or None for 'none'.
 
     'auto' is the first of `EMBEDDERS` whose weights are present, and dlib only where it is installed. If no
     weights are present, it is the first of all, so that the user is told how to get them.
@@ -288,7 +288,7 @@ def summarise(vectors: Floats) -> tuple[Floats, float]:
         vectors: float32 [n, D] of unit length, n at least 1.
 
     Returns:
-        The median over the frames, scaled to unit length, float32 [D]; and the least cosine similarity of a
+        The median over the frames, scaled to unit length, float32 [D], and the least cosine similarity of a
         frame to it, in -1..1.
     """
     expect_shape("vectors", vectors, (None, None))

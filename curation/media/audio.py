@@ -68,7 +68,7 @@ def read_audio(
 
 
 def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats:
-    """All audio of a video or audio file, from its first sample to its last; format as in `read_audio`.
+    """All audio of a video or audio file, from its first sample to its last, in the format of `read_audio`.
 
     Raises:
         MediaError: the file cannot be opened or read, or holds no audio.
@@ -82,7 +82,7 @@ def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats
 
 
 class _Chunk(NamedTuple):
-    """Decoded samples [n, channels] at `hz`; the first lies at `time_s`."""
+    """Decoded samples [n, channels] at `hz`, of which the first lies at `time_s`."""
 
     samples: Floats
     hz: int

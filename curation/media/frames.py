@@ -105,8 +105,8 @@ class Frame:
         """The frame as upright RGB, uint8 [H, W, 3], with square pixels. Every call converts again.
 
         Args:
-            width_px: width of the result; with this alone the height follows from the aspect ratio.
-            height_px: height of the result; with this alone the width follows.
+            width_px: width of the result. With this alone the height follows from the aspect ratio.
+            height_px: height of the result. With this alone the width follows.
             longest_edge_px: scales down to this longest edge, never up. Without any of the three the result
                 has the video's display size.
         """
@@ -212,7 +212,7 @@ def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> r
 
 
 def clip_size(video: Video, longest_edge_px: int) -> tuple[int, int]:
-    """(width_px, height_px) of a clip. Both are even; the longest edge is at most `longest_edge_px`."""
+    """(width_px, height_px) of a clip. Both are even, and the longest edge is at most `longest_edge_px`."""
     scale = min(1.0, longest_edge_px / max(video.width_px, video.height_px))
 
     def even(size_px: int) -> int:

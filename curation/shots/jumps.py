@@ -81,7 +81,7 @@ class Cut:
     """The start of a new shot.
 
     Attributes:
-        frame: number of its first frame; the first frame pushed has 0.
+        frame: number of its first frame, counted from 0 for the first frame pushed.
         time_s: time of that frame in source seconds.
         opened_by: the evidence.
     """

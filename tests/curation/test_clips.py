@@ -39,7 +39,7 @@ def test_a_track_shorter_than_a_frame_gives_nothing() -> None:
     assert candidates(video(ID), [track(1.0, 1.03)], [], ClipConfig()) == []
 
 
-def test_large_pictures_are_scaled_down_to_even_sizes() -> None:
+def test_large_frames_are_scaled_down_to_even_sizes() -> None:
     ((clip, _),) = candidates(TALL, [track(0, 4)], [], ClipConfig(longest_edge_px=1000))
     assert (clip.width_px, clip.height_px) == (562, 1000)
 

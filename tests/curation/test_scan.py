@@ -1,4 +1,4 @@
-"""One pass over generated videos with known cuts and faces, and over real clips."""
+"""The sparse pass over generated videos with known cuts and faces, and over real clips."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_window_is_scanned_alone(two_shots: tuple[Path, Video]) -> None:
     assert [(t.track, t.scene) for t in result.tracks] == [(0, 0), (1, 1), (2, 1)]
 
 
-def test_each_track_has_a_picture_from_its_middle(two_shots: tuple[Path, Video]) -> None:
+def test_each_track_has_an_image_from_its_middle(two_shots: tuple[Path, Video]) -> None:
     result = scan(*two_shots, 0, 10, ScanConfig(sample_s=0.4, longest_edge_px=640), Squares())
     assert [result.images[t.track].time_s for t in result.tracks] == pytest.approx([0.8, 2.4, 2.4])
     first, second = result.images[0], result.images[2]
@@ -169,7 +169,7 @@ def test_variable_rate_keeps_source_time(tmp_path: Path) -> None:
     assert [s.start_s for s in result.scenes] == [0, close(40 / FPS)]
 
 
-def test_twice_gives_the_same_bytes(two_shots: tuple[Path, Video]) -> None:
+def test_scanning_twice_gives_the_same_bytes(two_shots: tuple[Path, Video]) -> None:
     def flat(result: Scan) -> list[bytes]:
         arrays = [a for t in result.tracks for a in (t.times_s, t.boxes, t.scores)]
         arrays += [a for p in result.images.values() for a in (p.rgb, p.box)]
@@ -211,7 +211,7 @@ def test_one_sample_alone_does_not_make_a_second_face(numbers: tuple[int, ...], 
     assert faces_visible(counts(*numbers), 0, 10) == visible
 
 
-def test_only_the_span_counts() -> None:
+def test_only_samples_within_the_span_count() -> None:
     samples = counts(3, 3, 1, 1, 2, 2)
     assert faces_visible(samples, 1.0, 2.0) == 1
     assert faces_visible(samples, 1.0, 3.0) == 2

@@ -1,4 +1,4 @@
-"""Clips that share footage share one decode, and are measured as if each were alone."""
+"""The dense pass: clips that overlap share one decode and are measured as if each were alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_together_is_the_same_as_apart_in_one_decode(
+def test_overlapping_clips_share_one_decode_and_are_measured_as_if_alone(
     film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, video, candidates = film
@@ -96,7 +96,7 @@ def test_together_is_the_same_as_apart_in_one_decode(
     assert np.nanmax(left.landmarks.points[..., 0]) < 256 < np.nanmin(right.landmarks.points[..., 0])
 
 
-def test_a_watch_sees_every_frame_of_its_own_face(
+def test_the_speaker_is_scored_on_every_frame_of_the_own_face(
     film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker
 ) -> None:
     path, video, candidates = film
@@ -157,7 +157,7 @@ def test_a_picture_scorer_sees_the_frames_of_each_clip(
     assert alone.picture_row is None
 
 
-def test_an_error_stands_for_the_clips_it_hit(
+def test_an_error_is_returned_for_the_clips_it_stopped(
     film: tuple[Path, Video, list[Candidate]], landmarker: FaceLandmarker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, video, candidates = film

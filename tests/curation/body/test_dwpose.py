@@ -1,4 +1,4 @@
-"""DWPose on a network of the published layout whose answer is known: it points at coloured blobs."""
+"""DWPose with a network of the published layout and a known output: the positions of coloured blobs."""
 
 from __future__ import annotations
 
@@ -163,14 +163,14 @@ def test_another_network_is_refused(tmp_path: Path, layout: dict[str, int], mess
         DwPose(path)
 
 
-def test_a_page_is_no_network(tmp_path: Path) -> None:
+def test_a_file_that_is_no_onnx_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.onnx"
     path.write_text("<html>sign in</html>")
     with pytest.raises(ModelError, match=r"^dwpose: \S+page\.onnx: is not an ONNX model that runs"):
         DwPose(path)
 
 
-def test_it_is_loaded_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_names_the_estimator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = blob_network(tmp_path / "blobs.onnx")
     monkeypatch.setattr(registry, "weights", {"dwpose": path}.__getitem__)
     assert isinstance(load_estimator(MotionConfig(body="dwpose")), DwPose)

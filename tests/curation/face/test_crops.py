@@ -1,4 +1,4 @@
-"""Crops are where the published demos put them, steady, and at the networks' rate."""
+"""Face crops have the position of the published demos, are smoothed, and have the networks' rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detection on real and empty pictures; linking on made-up samples with known truth."""
+"""Detection on real and empty frames, and linking of synthetic samples with known truth."""
 
 from __future__ import annotations
 

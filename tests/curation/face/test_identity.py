@@ -67,14 +67,14 @@ def test_similarity_is_the_least_squares_one() -> None:
         assert error(found + np.array([[a, -b, x], [b, a, y]])) > error(found)
 
 
-def test_points_at_the_template_cut_the_picture_out_unchanged() -> None:
+def test_points_at_the_template_give_an_unchanged_crop() -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (150, 140, 3), dtype=np.uint8)
     np.testing.assert_array_equal(identity.align(rgb, moved(1.0, 0.0, (9.0, 21.0))), rgb[21:133, 9:121])
 
 
 @pytest.mark.parametrize("angle_deg", [0.0, 35.0])
 @pytest.mark.parametrize("scale", [0.6, 1.0, 1.9, 2.0, 3.7])
-def test_every_crop_pixel_shows_its_place_in_the_picture(scale: float, angle_deg: float) -> None:
+def test_every_crop_pixel_comes_from_the_right_frame_pixel(scale: float, angle_deg: float) -> None:
     rgb = gradient(700, 800)
     five = moved(scale, angle_deg, (300.0, 250.0))
     crop = identity.align(rgb, five.astype(np.float32))
@@ -96,7 +96,7 @@ def test_a_large_face_is_averaged_not_sampled() -> None:
     assert np.abs(crop.astype(int) - 128).max() <= 2
 
 
-def test_beyond_the_picture_is_black() -> None:
+def test_the_crop_is_black_beyond_the_frame() -> None:
     crop = identity.align(np.full((300, 300, 3), 200, np.uint8), moved(4.0, 0.0, (-200.0, -200.0)))
     assert (crop[:48, :48] == 0).all()
     assert (crop[52:110, 52:110] == 200).all()
@@ -315,7 +315,7 @@ def test_aligned_eyes_are_where_the_template_has_them(
             assert np.linalg.norm(five - identity.TEMPLATE, axis=1).max() < 8.0
 
 
-def test_one_person_is_alike_and_different_people_are_not(
+def test_one_person_is_similar_and_different_people_are_not(
     crops: dict[str, np.ndarray], embedder: identity.Embedder
 ) -> None:
     half = FRAMES_PER_CLIP // 2

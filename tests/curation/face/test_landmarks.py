@@ -169,7 +169,7 @@ def test_a_mirrored_face_gives_mirrored_points(real_clip: RealClip, landmarker: 
     assert sums.mean() == pytest.approx(LANDMARKER_PX - 1, abs=0.5)
 
 
-def test_no_face_is_no_number(landmarker: FaceLandmarker) -> None:
+def test_without_a_face_the_landmarks_are_nan(landmarker: FaceLandmarker) -> None:
     clip = clip_of(3, 320, 240)
     tracer = LandmarkTracer(landmarker, still_track((100, 60, 200, 180)), clip, video_of(320, 240))
     grey = np.full((240, 320, 3), 120, np.uint8)
@@ -252,7 +252,7 @@ def test_a_lost_face_is_found_again_at_the_track() -> None:
     assert tracer.push(2, drawn((112, 112, 150, 150))) is not None
 
 
-def test_a_face_that_stays_away_is_looked_for_in_every_third_frame() -> None:
+def test_a_lost_face_is_searched_in_every_third_frame() -> None:
     tracer, faces = tracer_of((100, 100, 140, 140))
     looked = []
     for k in range(13):
@@ -267,14 +267,14 @@ def test_a_face_that_stays_away_is_looked_for_in_every_third_frame() -> None:
     assert tracer.push(14, here) is not None
 
 
-def test_a_picture_shown_often_counts_as_often_towards_a_lost_face() -> None:
+def test_a_repeated_frame_counts_for_each_time_it_is_shown_towards_a_lost_face() -> None:
     tracer, faces = tracer_of((100, 100, 140, 140))
     for shown, calls in ((range(4), 2), (range(4, 6), 4), (range(6, 8), 6), (range(8, 9), 6)):
         tracer.push(shown, drawn())
         assert faces.calls == calls
 
 
-def test_a_mouth_outside_of_the_picture_is_not_seen() -> None:
+def test_a_mouth_outside_of_the_frame_is_not_seen() -> None:
     box, rgb = (295, 100, 319, 140), drawn((295, 100, 319, 140))
     inside, _ = tracer_of(box)
     assert inside.push(0, rgb) is not None

@@ -76,7 +76,7 @@ def test_the_contour_is_the_known_ellipse() -> None:
     assert iou(lips.rasterise(trace.contour[1], 160, 200), ellipse(30, 12)) > 0.98
 
 
-def test_dilation_grows_every_side_by_a_share_of_the_width() -> None:
+def test_dilation_moves_every_side_by_a_fraction_of_the_width() -> None:
     contour = lips.trace(mouths(np.full(1, 12.0)), LipsConfig(dilation=0.1, smoothing_frames=1)).contour[0]
     low, high = contour.min(0), contour.max(0)
     np.testing.assert_allclose(low, CENTRE - np.array([36, 18]), atol=0.05)

@@ -76,7 +76,7 @@ def test_variable_rate(tmp_path: Path) -> None:
     assert shown(path) == [(n, t, e) for n, (t, e) in enumerate(zip(times_s, ends_s, strict=True))]
 
 
-def test_window_holds_what_is_in_force(tmp_path: Path) -> None:
+def test_a_window_holds_the_frames_shown_in_it(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures([0, 0.1, 0.5, 0.9]))
     assert [n for n, _, _ in shown(path, 0.3, 0.5)] == [1]
     assert [n for n, _, _ in shown(path, 0.3, 0.501)] == [1, 2]
@@ -117,18 +117,18 @@ def test_seeking_changes_nothing_on_real_clips(real_clip: RealClip, name: str) -
 
 
 @pytest.mark.parametrize("name", REAL_COUNTS)
-def test_every_picture_of_real_clips(real_clip: RealClip, name: str) -> None:
+def test_every_frame_of_real_clips_is_read(real_clip: RealClip, name: str) -> None:
     path = real_clip(name)
     assert sum(1 for _ in read_frames(path, probed(path))) == REAL_COUNTS[name]
 
 
-def test_late_video_keeps_its_distance_from_the_sound(tmp_path: Path) -> None:
+def test_late_video_keeps_its_offset_from_the_audio(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.85)), Sounds([(0, 2)], [0.85, 1.2]))
     assert shown(path)[0] == (0, 0.85, 0.89)
     assert clicks_heard(read_audio(path, probed(path), 0, 2), 16_000) == pytest.approx([0.85, 1.2], abs=1e-3)
 
 
-def test_late_video_of_a_real_clip_keeps_its_distance_from_the_sound(real_clip: RealClip) -> None:
+def test_late_video_of_a_real_clip_keeps_its_offset_from_the_audio(real_clip: RealClip) -> None:
     hamilton = real_clip("fr_hamilton.mp4")
     first = next(read_frames(hamilton, probed(hamilton)))
     assert first.time_s == pytest.approx(10214 / 11988 - 353 / 44100, abs=1e-12)
@@ -146,7 +146,7 @@ def test_late_video_of_a_real_clip_keeps_its_distance_from_the_sound(real_clip: 
         (Pictures(steady(3), width_px=97, height_px=65, pix_fmt="yuv444p"), (65, 97, 3)),
     ],
 )
-def test_pictures_are_upright_and_square(
+def test_frames_are_upright_with_square_pixels(
     tmp_path: Path, stream: Pictures, shape: tuple[int, int, int]
 ) -> None:
     path = write_media(tmp_path / "a.mp4", stream)
@@ -265,14 +265,14 @@ def test_clip_indices_partition_the_clip(tmp_path: Path) -> None:
     ]
 
 
-def test_same_rate_shows_each_picture_once_despite_rounded_clocks(tmp_path: Path) -> None:
+def test_same_rate_shows_each_frame_once_despite_rounded_timestamps(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures(steady(90, fps=30.0)))
     found = list(read_frames(path, probed(path)))
     assert found[1].time_s == pytest.approx(0.033, abs=1e-12)  # Matroska counts milliseconds
     assert [list(clip_indices(p, 0.0, 30.0, 90)) for p in found] == [[k] for k in range(90)]
 
 
-def test_a_late_first_picture_covers_nothing_before_it(tmp_path: Path) -> None:
+def test_a_late_first_frame_is_not_shown_before_its_time(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mov", Pictures(steady(25, start_s=0.5)), Sounds([(0, 2)]))
     first = next(read_frames(path, probed(path)))
     assert list(clip_indices(first, 0.42, 25.0, 10)) == [2]
@@ -301,7 +301,7 @@ CLICKS_S = [0.25, 1.0, 5.0, 9.0]
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_sound_stays_with_the_pictures(tmp_path: Path, suffix: str) -> None:
+def test_audio_stays_in_sync_with_the_frames(tmp_path: Path, suffix: str) -> None:
     codec, sound = CONTAINERS[suffix]
     path = write_media(
         tmp_path / f"a.{suffix}", Pictures(steady(250), codec=codec), Sounds([(0, 10)], CLICKS_S, codec=sound)
@@ -340,7 +340,7 @@ def test_gaps_and_late_starts_are_silence(tmp_path: Path) -> None:
     assert clicks_heard(read_audio(path, video, 1.8, 2.9), 16_000) == pytest.approx([0.95], abs=1e-3)
 
 
-def test_no_sound_is_silence(tmp_path: Path) -> None:
+def test_a_video_without_audio_gives_silence(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(25)))
     sound = read_audio(path, probed(path), 0.1, 0.3)
     assert sound.shape == (3200,) and sound.dtype == np.float32 and not sound.any()

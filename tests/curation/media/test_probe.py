@@ -183,18 +183,18 @@ def test_not_a_video(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.mp4"])
-def test_still_picture(tmp_path: Path, name: str) -> None:
+def test_a_still_image_is_refused(tmp_path: Path, name: str) -> None:
     picture = np.full((48, 64, 3), 90, np.uint8)
     (tmp_path / name).write_bytes(cv2.imencode(".jpg" if name == "a.mp4" else Path(name).suffix, picture)[1])
     assert refusal(tmp_path / name).endswith("expected a video file, found a still image")
 
 
-def test_sound_only(tmp_path: Path) -> None:
+def test_audio_only_is_refused(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Sounds([(0, 1)], codec="aac"))
     assert refusal(path).endswith("expected a video stream, found audio only")
 
 
-def test_no_pictures(tmp_path: Path) -> None:
+def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mkv", Pictures([]), Sounds([(0, 1)]))
     assert refusal(path).endswith("expected frames, found none that can be decoded")
 

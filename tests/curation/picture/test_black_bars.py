@@ -1,4 +1,4 @@
-"""Bars of known size, and dark pictures without any."""
+"""Black bars of known size, and dark frames without any."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def share(pictures: Sequence[np.ndarray]) -> float | None:
         ({"bottom": 60}, 0.0),  # half a picture is no bar
     ],
 )
-def test_the_share_of_the_picture_under_bars(bars: dict[str, int], expected: float) -> None:
+def test_the_fraction_of_the_picture_under_bars(bars: dict[str, int], expected: float) -> None:
     assert share([barred(scene(k), **bars) for k in range(3)]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -56,7 +56,7 @@ def test_a_subtitle_in_the_bar_is_still_in_the_bar() -> None:
     assert share([picture, barred(scene(1), top=18, bottom=24)]) == pytest.approx(42 / 120, abs=1e-4)
 
 
-def test_what_is_black_for_a_while_is_no_bar() -> None:
+def test_a_border_that_is_black_for_a_while_is_no_bar() -> None:
     assert share([barred(scene(), top=12, bottom=12), scene(1)]) == 0
 
 

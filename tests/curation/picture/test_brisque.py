@@ -1,4 +1,4 @@
-"""The published regression, and pictures made worse step by step."""
+"""The published regression, and images that are degraded step by step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_scores_are_those_of_libsvm(judge: Brisque, places: np.ndarray, expected
     assert judge.regress(features) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_regression_is_a_sum_of_bells(tmp_path: Path) -> None:
+def test_the_regression_is_a_sum_of_radial_kernels(tmp_path: Path) -> None:
     path = tmp_path / "toy.txt"
     path.write_text(f"{TOY}10 1:1 \n-4 36:-1 \n")
     features = (brisque._LEAST + brisque._MOST) / 2
@@ -77,7 +77,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         Brisque(path)
 
 
-def test_every_harm_is_seen_and_more_of_it_is_worse(judge: Brisque) -> None:
+def test_every_degradation_raises_the_score_and_more_of_it_raises_it_more(judge: Brisque) -> None:
     face = portrait_face()
     ladders = {
         "blur": [cv2.GaussianBlur(face, (0, 0), sigma) for sigma in (1.0, 2.0)],
@@ -92,7 +92,7 @@ def test_every_harm_is_seen_and_more_of_it_is_worse(judge: Brisque) -> None:
         assert clean + 5 < slight < strong - 5, name
 
 
-def test_flat_or_tiny_pictures_are_not_judged(judge: Brisque) -> None:
+def test_flat_or_tiny_images_have_no_score(judge: Brisque) -> None:
     assert judge.score(np.full((64, 64, 3), 90, np.uint8)) is None
     assert judge.score(portrait_face()[:31, :64]) is None
 

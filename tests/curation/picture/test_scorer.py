@@ -1,4 +1,4 @@
-"""How often each is looked for, and what is made of what was found."""
+"""How often each measurement is made, and how its results are combined."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CountingDetector:
         return self.answers[(self.calls - 1) % len(self.answers)]
 
 
-def test_without_being_asked_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_fetched_unless_it_is_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Path:
         raise AssertionError(name)
 
@@ -81,7 +81,7 @@ def test_no_picture_no_answer() -> None:
 
 
 @pytest.mark.parametrize(("fps", "held_frames"), [(25.0, 1), (25.0, 2), (30.0, 1), (23.0, 1)])
-def test_text_is_looked_for_once_a_second_and_hands_five_times(fps: float, held_frames: int) -> None:
+def test_text_is_detected_once_a_second_and_hands_five_times(fps: float, held_frames: int) -> None:
     scorer = PictureScorer(FrameQualityConfig())
     text, hand = CountingDetector([np.zeros((32, 32), np.uint8)]), CountingDetector([[]])
     scorer.text, scorer.hands = text, hand  # type: ignore[assignment]
@@ -152,7 +152,7 @@ def test_without_a_face_text_is_measured_and_the_mouth_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("corner", "expected"), [((10, 10), 1.0), ((0, 10), 0.5), ((30, 30), 0.0), ((-5, 10), 0.0)]
 )
-def test_the_share_of_an_outline_under_a_mask(corner: tuple[int, int], expected: float) -> None:
+def test_the_fraction_of_an_outline_under_a_mask(corner: tuple[int, int], expected: float) -> None:
     mask = np.zeros((60, 60), np.uint8)
     mask[10:20, 5:20] = 1
     x, y = corner

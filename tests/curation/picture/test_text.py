@@ -1,4 +1,4 @@
-"""Text drawn at known places, and pictures without any."""
+"""Text drawn at known places, and frames without any."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_line_grows_by_what_its_core_was_shrunk() -> None:
         ([(40, 40, 101, 51)], 0.2),
     ],
 )
-def test_what_is_no_line_of_text_is_left_out(
+def test_boxes_that_are_no_line_of_text_are_left_out(
     rectangles: list[tuple[int, int, int, int]], level: float
 ) -> None:
     assert not text.boxes_mask(scores(rectangles, level)).any()

@@ -1,4 +1,4 @@
-"""Cuts at known frames: drawn scenes with told faces, and real frames cut together."""
+"""Cuts at known frames, in drawn scenes with given faces and in real frames that are cut together."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_repeated_frames_of_converted_film_are_no_cuts() -> None:
     assert found(pictures, [box(sway(f)) for f in source]) == []
 
 
-def test_none_finds_no_cuts() -> None:
+def test_the_detector_none_finds_no_cuts() -> None:
     assert told([(20, (100, 90, 70)), (20, (220, 90, 70))], ScanConfig(scene_detector="none")) == []
 
 
@@ -140,7 +140,7 @@ def test_the_threshold_is_the_detectors() -> None:
     assert found(pictures, boxes, ScanConfig(scene_detector="content", scene_threshold=10.1)) == []
 
 
-def test_faces_are_looked_for_only_at_spikes_and_in_time() -> None:
+def test_faces_are_detected_only_at_spikes_and_in_time() -> None:
     background, looked = studio(), []
     newest = -1
 
@@ -158,7 +158,7 @@ def test_faces_are_looked_for_only_at_spikes_and_in_time() -> None:
     assert looked == [29, 30]
 
 
-def test_a_sliver_of_a_face_at_the_edge_is_nothing_to_compare() -> None:
+def test_a_sliver_of_a_face_at_the_edge_is_not_compared() -> None:
     slide = studio()
     slide[20:160, 20:200] = 200
     sliver = np.array([[WIDTH_PX, 40, WIDTH_PX, 90]], np.float32)

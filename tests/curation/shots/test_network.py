@@ -1,4 +1,4 @@
-"""Where a network adds to the cuts, and where it repeats them."""
+"""Which transitions of a network are added to the known cuts, and which repeat them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_run_of_marked_frames_is_a_transition(above: list[int], expected: tupl
     assert network.transitions(probabilities, threshold=0.6) == ()
 
 
-def test_a_cut_that_nobody_else_saw_is_added() -> None:
+def test_a_cut_that_only_the_network_finds_is_added() -> None:
     assert added([49], []) == [(50, 12.0, "transnet")]
     assert added([49], [20, 80]) == [(50, 12.0, "transnet")]
 
@@ -67,5 +67,5 @@ def test_a_dissolve_is_cut_at_both_ends_whatever_was_found_inside() -> None:
     assert added(dissolve, [50]) == ends[:1]
 
 
-def test_nothing_pushed_gives_no_cuts() -> None:
+def test_without_frames_there_are_no_cuts() -> None:
     assert TransitionDetector(Marks()).finish([]) == ()

@@ -103,7 +103,7 @@ def test_frames_of_another_size_are_refused(random_weights: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["page", "code", "other layout", "missing"])
-def test_what_is_not_its_weights_is_refused_in_one_line(
+def test_other_weights_are_refused_in_one_line(
     kind: str, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "weights.pth"
