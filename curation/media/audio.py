@@ -15,6 +15,7 @@ import numpy as np
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened
 from talkforge.curation.media.encode import audio_frame
+from talkforge.curation.media.timeline import Timeline, timeline_of
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video
@@ -92,6 +93,10 @@ class _Chunk(NamedTuple):
 def _decoded(path: Path, video: Video, start_s: float, channels: int) -> Iterator[_Chunk]:
     """Decoded chunks from well before `start_s` on, or from the start of the audio."""
     assert video.audio_start_s is not None
+    timeline = timeline_of(path, video.uri)
+    if len(timeline.audio_shift_s) > 1:  # after a seek nobody could tell which clock a packet is on
+        yield from _decoded_from(path, video.uri, video.audio_start_s, None, channels, timeline)
+        return
     for back_s in SEEK_BACK_S:
         target_s = start_s - PREROLL_S - back_s
         if target_s <= video.audio_start_s or video.container in UNSEEKABLE:
@@ -106,7 +111,12 @@ def _decoded(path: Path, video: Video, start_s: float, channels: int) -> Iterato
 
 
 def _decoded_from(
-    path: Path, uri: str, first_s: float, seek_s: float | None, channels: int
+    path: Path,
+    uri: str,
+    first_s: float,
+    seek_s: float | None,
+    channels: int,
+    timeline: Timeline | None = None,
 ) -> Iterator[_Chunk]:
     """Decoded chunks with the wanted channels, all at the sample rate of the first frame.
 
@@ -116,6 +126,7 @@ def _decoded_from(
         first_s: time of the first frame where the container does not give one.
         seek_s: where to seek to. None: decode from the start.
         channels: 1 or 2.
+        timeline: moves what is read from the start onto the timeline's clock; None: the file's own clock.
     """
     with opened(path, uri) as file:
         stream = file.audio
@@ -123,10 +134,11 @@ def _decoded_from(
             return
         hz, setup, mixer = 0, None, _mixer(channels, 1)
         time_s = first_s if seek_s is None else None
-        for frame in file.frames(stream):
+        for number, frame in file.frames(stream):
             hz = hz or frame.sample_rate
             if frame.pts is not None:
                 time_s = file.seconds(stream, frame.pts)
+                time_s = timeline.audio_seconds(number, time_s) if timeline else time_s
             if time_s is None:
                 return
             # Mono is copied to both channels here, because swresample would make it 3 dB quieter.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.codec.context import Flags
 from av.error import FFmpegError
 
 from talkforge.schemas.errors import MediaError
@@ -77,42 +78,52 @@ class MediaFile:
 
     def seek(self, stream: Any, time_s: float) -> bool:
         """Seek to the key frame before `time_s`, or near it. Returns False where the container cannot."""
+        return self.seek_stamp(stream, math.floor((Fraction(time_s) + self.origin_s) / stream.time_base))
+
+    def seek_stamp(self, stream: Any, stamp: int) -> bool:
+        """As `seek`, to a timestamp of `stream` in its own ticks."""
         try:
-            stamp = math.floor((Fraction(time_s) + self.origin_s) / stream.time_base)
             self.container.seek(stamp, stream=stream)
         except (FFmpegError, OverflowError):
             return False
         return True
 
-    def packets(self, stream: Any) -> Iterator[Any]:
-        """Packets of one stream that hold data. The demuxer skips every other stream.
+    def packets(self, *streams: Any) -> Iterator[Any]:
+        """Packets of these streams that hold data. The demuxer skips every other stream.
 
         Raises:
             MediaError: reading fails for another reason than a truncated file.
         """
         for other in self.container.streams:
-            if other is not stream:
+            if other not in streams:
                 other.discard = av.stream.Discard.all
         try:
-            yield from (packet for packet in self.container.demux(stream) if packet.size)
+            yield from (packet for packet in self.container.demux(*streams) if packet.size)
         except (av.error.InvalidDataError, av.error.EOFError):
             log.warning("%r: the file is cut short; what it holds is used", self.uri)
         except FFmpegError as error:
             raise MediaError(f"{self.uri!r}: reading failed: {reason(error)}") from error
 
-    def frames(self, stream: Any) -> Iterator[Any]:
-        """Decoded frames of one stream, without those of damaged packets.
+    def frames(
+        self, stream: Any, numbered: Iterable[tuple[int, Any]] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Decoded frames of one stream with the number of their packet, without those of damaged packets.
 
         After damage, video frames are dropped up to the next key frame, because a decoder fills them in
         with remains of earlier frames.
+
+        Args:
+            stream: the stream.
+            numbered: its packets with their numbers. None: all that follow, counted from 0.
 
         Raises:
             MediaError: see `packets`.
         """
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.flags |= Flags.copy_opaque  # a frame carries the number of its packet
         num_damaged, smeared = 0, False
-        for packet in self._packets_and_end(stream):
+        for packet in self._packets_and_end(stream, numbered):
             try:
                 frames = stream.codec_context.decode(packet)
             except FFmpegError:
@@ -122,12 +133,14 @@ class MediaFile:
             for frame in frames:
                 smeared = smeared and not frame.key_frame
                 if not smeared:
-                    yield frame
+                    yield frame.opaque, frame
         if num_damaged:
             log.warning("%r: %d damaged %s packets were skipped", self.uri, num_damaged, stream.type)
 
-    def _packets_and_end(self, stream: Any) -> Iterator[Any]:
-        yield from self.packets(stream)
+    def _packets_and_end(self, stream: Any, numbered: Iterable[tuple[int, Any]] | None) -> Iterator[Any]:
+        for number, packet in enumerate(self.packets(stream)) if numbered is None else numbered:
+            packet.opaque = number
+            yield packet
         yield None  # makes the decoder return the frames that it still holds
 
 

@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened, reason
 from talkforge.curation.media.encode import BT709, LIMITED, SCALING
+from talkforge.curation.media.timeline import JUMP_S, NO_STAMP, Timeline, timeline_of
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video
@@ -40,7 +41,6 @@ class _DecodedFrame(NamedTuple):
 
     raw: Any
     time_s: float
-    duration_s: float
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,9 @@ class Frame:
 def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Frame]:
     """Every decoded frame that is shown at some time in [start_s, end_s), in order of time.
 
-    Seeking to a key frame before `start_s` does not change the result. Two decoded frames are held, besides
-    the reference frames of the codec. The last frame of the file is shown for its own duration.
+    Times are those of the video's timeline, so a frame has one time wherever reading begins. Two decoded
+    frames are held, besides the reference frames of the codec. A frame is shown until the next one, but
+    before a gap in the video, and at its end, for one frame's duration only.
 
     Args:
         path: local copy of the video.
@@ -139,57 +140,64 @@ def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = m
         MediaError: the file cannot be opened, reading fails, or no frame can be decoded.
     """
     scaler = _Scaler(video)
+    timeline = timeline_of(path, video.uri)
     held: _DecodedFrame | None = None
-    for frame in _frames_covering(path, video, start_s):
-        if held is not None and frame.time_s > start_s:
-            yield Frame(held.time_s, frame.time_s, held.raw, scaler)
+    for frame in _frames_covering(path, video, timeline, start_s):
+        if held is not None:
+            until_s = frame.time_s if frame.time_s - held.time_s <= JUMP_S else held.time_s + timeline.frame_s
+            if until_s > start_s:
+                yield Frame(held.time_s, until_s, held.raw, scaler)
         if frame.time_s >= end_s:
             return
         held = frame
     if held is None:
         raise MediaError(f"{video.uri!r}: expected frames, found none that can be decoded")
-    until_s = held.time_s + held.duration_s
+    until_s = timeline.end_s if timeline.end_s > held.time_s else held.time_s + timeline.frame_s
     if until_s > start_s:
         yield Frame(held.time_s, until_s, held.raw, scaler)
 
 
-def _frames_covering(path: Path, video: Video, start_s: float) -> Iterator[_DecodedFrame]:
+def _frames_covering(path: Path, video: Video, timeline: Timeline, start_s: float) -> Iterator[_DecodedFrame]:
     """Frames from a key frame at or before `start_s`, or from the first frame."""
-    for back_s in SEEK_BACK_S:
-        if start_s - back_s <= video.start_s or video.container in UNSEEKABLE:
-            break
-        frames = _frames_from(path, video, start_s - back_s)
-        for frame in frames:
-            if frame.time_s > start_s:
-                break
-            # Frames between the landing point of the seek and a key frame lack their reference frames.
-            if frame.raw.key_frame:
-                yield frame
+    wanted = timeline.key_before(start_s)
+    if wanted and not timeline.ordinal and video.container not in UNSEEKABLE:
+        for back_s in SEEK_BACK_S:
+            frames = _frames_from(path, video, timeline, timeline.key_before(start_s - back_s), start_s)
+            first = next(frames, None)
+            if first is not None:
+                yield first
                 yield from frames
                 return
-    yield from _frames_from(path, video, None)
+    yield from _frames_from(path, video, timeline, 0, start_s)
 
 
-def _frames_from(path: Path, video: Video, seek_s: float | None) -> Iterator[_DecodedFrame]:
-    """Decoded frames with strictly increasing times, from near `seek_s` or from the start.
+def _frames_from(
+    path: Path, video: Video, timeline: Timeline, key: int, start_s: float
+) -> Iterator[_DecodedFrame]:
+    """Decoded frames with strictly increasing times, from key frame number `key` on; 0 is the start.
 
-    A frame without a timestamp, or with one that does not advance, is placed one frame duration after the
-    frame before it. After a seek the first frame must have a timestamp.
+    Gives nothing where seeking leads past `start_s`, or where nobody knows where it leads.
     """
     with opened(path, video.uri) as file:
-        stream = file.video
-        if stream is None or (seek_s is not None and not file.seek(stream, seek_s)):
+        stream, numbered = file.video, None
+        if stream is None:
             return
-        time_s: float | None = None
-        for raw in file.frames(stream):
-            stamp_s = None if raw.pts is None else file.seconds(stream, raw.pts)
-            if time_s is not None:
-                time_s = stamp_s if stamp_s is not None and stamp_s > time_s else time_s + 1 / video.fps
-            elif stamp_s is None and seek_s is not None:
+        if key:
+            stamp = int(timeline.pts[key])
+            if stamp == NO_STAMP or not file.seek_stamp(stream, stamp):
                 return
-            else:
-                time_s = video.start_s if stamp_s is None else stamp_s
-            yield _DecodedFrame(raw, time_s, float(raw.duration * stream.time_base) or 1 / video.fps)
+            numbered = timeline.located(file.packets(stream))
+        latest_s = -math.inf
+        times_s = iter(np.sort(timeline.time_s)) if timeline.ordinal else None
+        for number, raw in file.frames(stream, numbered):
+            time_s = float(timeline.time_s[number]) if times_s is None else float(next(times_s, math.nan))
+            if key and latest_s == -math.inf and (time_s > start_s or not raw.key_frame):
+                if time_s > start_s:
+                    return
+                continue  # frames between the landing point of the seek and a key frame lack their references
+            if time_s > latest_s:  # False for NaN: a repeat, which is not shown
+                yield _DecodedFrame(raw, time_s)
+                latest_s = time_s
 
 
 def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> range:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
+from talkforge.curation.media.timeline import Timeline, timeline_of
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
 
@@ -30,9 +31,6 @@ STILL_BRANDS = ("heic", "heix", "mif1", "avif")
 
 MAX_SAMPLE_ASPECT_RATIO = 8.0
 """A pixel that is longer than this, either way, comes from a damaged header and is taken for square."""
-
-TAIL_S = 10.0
-"""How long before the end of the file the search for the last packet starts."""
 
 
 def content_hash(path: Path) -> str:
@@ -67,12 +65,13 @@ def probe(path: Path, given: Input, sha256: str) -> Video:
     with _opened_video(path, uri) as file:
         stream: Any = file.video
         _expect_size(stream, uri)
-        frame = _first_frame(file)
-        start_s = _start_s(file, stream, frame.pts)
+        number, frame = _first_frame(file)
         fps, fps_nominal = _rates(stream, uri)
         ratio, rotation_deg = _sample_aspect_ratio(stream, uri), _rotation_deg(frame, uri)
         width_px, height_px = _display_size(frame.width, frame.height, ratio, rotation_deg)
-        end_s = _end_s(path, file, 1 / fps)
+        timeline = timeline_of(path, uri)
+        start_s = _shown_s(timeline, number)
+        _warn_if_cut_short(file, timeline.end_s)
         return Video(
             video_id=sha256[:12],
             sha256=sha256,
@@ -93,7 +92,7 @@ def probe(path: Path, given: Input, sha256: str) -> Video:
             fps=fps,
             fps_nominal=fps_nominal,
             start_s=start_s,
-            end_s=max(end_s, start_s + 1 / fps),
+            end_s=max(timeline.end_s, start_s + 1 / fps),
             **_audio_facts(file),
         )
 
@@ -152,15 +151,17 @@ def _expect_size(stream: Any, uri: str) -> None:
     raise MediaError(f"{uri!r}: expected a frame size of at most {MAX_PIXELS} pixels, found {found}")
 
 
-def _first_frame(file: MediaFile) -> Any:
-    for frame in file.frames(file.video):
-        return frame
+def _first_frame(file: MediaFile) -> tuple[int, Any]:
+    """Number of the packet of the first frame that can be decoded, and that frame."""
+    for number, frame in file.frames(file.video):
+        return number, frame
     raise MediaError(f"{file.uri!r}: expected frames, found none that can be decoded")
 
 
-def _start_s(file: MediaFile, stream: Any, stamp: int | None) -> float:
-    stamp = stream.start_time if stamp is None else stamp
-    return 0.0 if stamp is None else file.seconds(stream, stamp)
+def _shown_s(timeline: Timeline, number: int) -> float:
+    """When the frame of packet `number`, the first that is decoded, is shown."""
+    time_s = float(timeline.time_s[number])
+    return timeline.start_s if timeline.ordinal or math.isnan(time_s) else time_s
 
 
 def _rates(stream: Any, uri: str) -> tuple[float, float]:
@@ -196,32 +197,11 @@ def _display_size(width_px: int, height_px: int, ratio: float, rotation_deg: int
     return (high, wide) if rotation_deg in (90, 270) else (wide, high)
 
 
-def _end_s(path: Path, file: MediaFile, frame_s: float) -> float:
-    """End of the last video packet in source seconds, found without decoding.
-
-    The search starts `TAIL_S` before the end that the header gives. If no packet lies there, as in a
-    truncated file, all packets are read. The header alone is not enough: it is a guess in MPEG streams, too
-    late in a truncated file, and too early in an MP4 with a variable frame rate.
-    """
-    about_s = file.container.duration / 1e6 if file.container.duration else 0.0
-    for from_s in sorted({max(0.0, about_s - TAIL_S), 0.0}, reverse=True):
-        with opened(path, file.uri) as again:
-            stream: Any = again.video
-            if from_s and not again.seek(stream, from_s):
-                continue
-            # Without an index the duration is the demuxer's guess, half a frame in MPEG-1.
-            last, num_packets = 0.0, 0
-            for num_packets, packet in enumerate(again.packets(stream), start=1):  # noqa: B007
-                if packet.pts is not None:
-                    indexed_s = float(packet.duration * stream.time_base) if stream.frames else 0.0
-                    last = max(last, again.seconds(stream, packet.pts) + (indexed_s or frame_s))
-            if num_packets:
-                promised_s = about_s if stream.frames else last
-                if last < promised_s - 1 and not from_s:
-                    log.warning("%r: cut short at %.2f s of %.2f s", file.uri, last, promised_s)
-                # Elementary streams have neither a duration nor timestamps, so the packets are counted.
-                return last if about_s else max(last, num_packets * frame_s)
-    return about_s
+def _warn_if_cut_short(file: MediaFile, end_s: float) -> None:
+    """Logs where an indexed file ends a second or more before its header's end."""
+    promised_s = file.container.duration / 1e6 if file.container.duration and file.video.frames else end_s
+    if end_s < promised_s - 1:
+        log.warning("%r: cut short at %.2f s of %.2f s", file.uri, end_s, promised_s)
 
 
 def _audio_facts(file: MediaFile) -> dict[str, Any]:
@@ -233,5 +213,5 @@ def _audio_facts(file: MediaFile) -> dict[str, Any]:
         "audio_codec": stream.codec_context.name,
         "audio_hz": stream.codec_context.sample_rate,
         "audio_channels": stream.codec_context.layout.nb_channels,
-        "audio_start_s": _start_s(file, stream, None),
+        "audio_start_s": 0.0 if stream.start_time is None else file.seconds(stream, stream.start_time),
     }
