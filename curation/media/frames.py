@@ -41,6 +41,7 @@ class _DecodedFrame(NamedTuple):
 
     raw: Any
     time_s: float
+    duration_s: float
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = m
         held = frame
     if held is None:
         raise MediaError(f"{video.uri!r}: expected frames, found none that can be decoded")
-    until_s = timeline.end_s if timeline.end_s > held.time_s else held.time_s + timeline.frame_s
+    until_s = timeline.until_s(held.time_s, held.duration_s)
     if until_s > start_s:
         yield Frame(held.time_s, until_s, held.raw, scaler)
 
@@ -196,7 +197,7 @@ def _frames_from(
                     return
                 continue  # frames between the landing point of the seek and a key frame lack their references
             if time_s > latest_s:  # False for NaN: a repeat, which is not shown
-                yield _DecodedFrame(raw, time_s)
+                yield _DecodedFrame(raw, time_s, float(raw.duration * stream.time_base) or 1 / video.fps)
                 latest_s = time_s
 
 

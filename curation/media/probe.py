@@ -199,7 +199,8 @@ def _display_size(width_px: int, height_px: int, ratio: float, rotation_deg: int
 
 def _warn_if_cut_short(file: MediaFile, end_s: float) -> None:
     """Logs where an indexed file ends a second or more before its header's end."""
-    promised_s = file.container.duration / 1e6 if file.container.duration and file.video.frames else end_s
+    stream: Any = file.video
+    promised_s = file.container.duration / 1e6 if file.container.duration and stream.frames else end_s
     if end_s < promised_s - 1:
         log.warning("%r: cut short at %.2f s of %.2f s", file.uri, end_s, promised_s)
 

@@ -189,6 +189,19 @@ class Timeline:
             places.setdefault(identity, []).append(number)
         return places
 
+    def until_s(self, time_s: float, duration_s: float) -> float:
+        """When the frame shown at `time_s` gives way to the next one, whether or not that can be decoded.
+
+        Args:
+            time_s: when it is shown.
+            duration_s: how long it is shown where it is the last, s.
+        """
+        later = self.time_s[self.time_s > time_s]
+        if not len(later):
+            return time_s + duration_s
+        next_s = float(later.min())
+        return next_s if next_s - time_s <= JUMP_S else time_s + self.frame_s
+
     def audio_seconds(self, number: int, own_s: float) -> float:
         """Source seconds of audio packet `number`, which the file's own clock puts at `own_s`."""
         return own_s + self.audio_shift_s[bisect_right(self.audio_order, number) - 1]
@@ -247,7 +260,7 @@ def read_packets(file: MediaFile) -> tuple[Packets, Packets | None]:
         rows.setdefault(packet.stream_index, []).append(row)
     found = [_packets(rows[s.index], s.time_base) if s.index in rows else None for s in streams]
     if found[0] is None:
-        raise MediaError(f"{file.uri!r}: expected video packets, found none")
+        raise MediaError(f"{file.uri!r}: expected frames, found none")
     return found[0], (found[1] if len(found) > 1 else None)
 
 
@@ -311,7 +324,7 @@ def build(
         keyframe=video.keyframe,
         time_s=time_s,
         frame_s=frame_s,
-        end_s=float(shown[-1]) + _last_s(video, nominal_s, indexed),
+        end_s=float(shown[-1]) + _last_s(video, time_s, nominal_s, indexed),
         breaks_s=tuple(breaks),
         gaps_s=gaps,
         audio_order=tuple(number for number, _ in audio_shift),
@@ -339,9 +352,9 @@ def _frame_s(own_s: Times, video: Packets, nominal_s: float) -> float:
     return float(np.median(steps)) if len(steps) else nominal_s
 
 
-def _last_s(video: Packets, nominal_s: float, indexed: bool) -> float:
+def _last_s(video: Packets, time_s: Times, nominal_s: float, indexed: bool) -> float:
     """How long the last frame is shown: its own duration where that is plausible."""
-    own_s = float(video.ticks[-1]) * float(video.tick_s)
+    own_s = float(video.ticks[np.nanargmax(time_s)]) * float(video.tick_s)
     return own_s if indexed and 0 < own_s <= JUMP_S else nominal_s
 
 
@@ -374,7 +387,7 @@ def _outliers(own_s: Times, frame_s: float, reorder: int) -> NDArray[np.bool_]:
 
 
 def _has_room(own_s: Times, k: int, frame_s: float) -> bool:
-    """Whether packet k stands about one frame from its neighbours in time (or is the last), on top of none."""
+    """Whether packet k stands one frame from its neighbours in time (or is the last), and on top of none."""
     near = np.delete(own_s[max(0, k - 4 * WINDOW) : k + 4 * WINDOW], min(k, 4 * WINDOW))
     off = (near - own_s[k]) / frame_s
     before, after = ((off > -1.6) & (off < -0.6)).any(), ((off > 0.6) & (off < 1.6)).any()
