@@ -17,7 +17,8 @@ import numpy as np
 
 from talkforge.curation.face.detect import FaceDetector, link
 from talkforge.curation.media import Frame, read_frames
-from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, NEIGHBOUR_FRAMES, CutDetector, scenes
+from talkforge.curation.media.timeline import timeline_of
+from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, NEIGHBOUR_FRAMES, Cut, CutDetector, scenes
 from talkforge.curation.shots.network import ShotNetwork, TransitionDetector
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from talkforge.schemas.config import ScanConfig
@@ -91,6 +92,7 @@ def scan(
     samples = _Samples(video, config, detector)
     cut_detector = CutDetector(config, lambda number: samples.detect(number).boxes, video.width_px)
     transition_detector = TransitionDetector(network) if network else None
+    breaks = _Breaks(timeline_of(path, video.uri, video.audio_track).breaks_s)
     grid = 0
     begin_s = until_s = None
     for frame in read_frames(path, video, start_s, end_s):
@@ -98,6 +100,7 @@ def scan(
         begin_s = time_s if begin_s is None else begin_s
         until_s = frame.until_s
         number = samples.push(time_s, frame)
+        breaks.push(number, time_s, frame)
         small = frame.rgb(longest_edge_px=COLOUR_EDGE_PX)
         cut_detector.push(time_s, small)
         if transition_detector is not None:
@@ -109,10 +112,35 @@ def scan(
         raise MediaError(f"{video.uri!r}: expected frames in {start_s:g}..{end_s:g} s, found none")
     samples.detect(samples.num_frames - 1)
     cuts = transition_detector.finish(cut_detector.finish()) if transition_detector else cut_detector.finish()
+    cuts = breaks.merged(cuts)
     found = scenes(video.video_id, begin_s, min(until_s, end_s), cuts)
     detections = samples.detections()
     tracks = link(detections, found, detector.name)
     return Scan(found, tracks, detections, {t.track: samples.image(t) for t in tracks})
+
+
+class _Breaks:
+    """Cuts that need no look at the frames: joins of the clock, gaps in the video, changes of frame size."""
+
+    def __init__(self, breaks_s: Sequence[float]) -> None:
+        self._waiting = list(breaks_s)
+        self._size: tuple[int, int] | None = None
+        self._cuts: list[Cut] = []
+
+    def push(self, index: int, time_s: float, frame: Frame) -> None:
+        """Take the next frame."""
+        passed = [at for at in self._waiting if at <= time_s + _EPSILON_S]
+        self._waiting = self._waiting[len(passed) :]
+        if self._size not in (None, frame.coded_size):
+            self._cuts.append(Cut(index, time_s, "frame_size"))
+        elif passed and index:
+            self._cuts.append(Cut(index, time_s, "join"))
+        self._size = frame.coded_size
+
+    def merged(self, cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+        """These cuts and those of `cuts` that lie elsewhere, in order."""
+        own = {cut.frame for cut in self._cuts}
+        return tuple(sorted([*self._cuts, *(c for c in cuts if c.frame not in own)], key=lambda c: c.frame))
 
 
 class _Samples:

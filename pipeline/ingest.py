@@ -23,7 +23,7 @@ from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import local_copy
 from talkforge.schemas import extras
-from talkforge.schemas.errors import CommandError, MediaError, RunError, one_line
+from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
 from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
 
 log = logging.getLogger(__name__)
@@ -224,17 +224,20 @@ def ingest(given: Input) -> IngestRow:
 
     Raises:
         RunError: there is no room for a copy of a remote one.
+        ModelError: the voice activity detector, which chooses the audio track, is missing.
     """
     if not _is_utf8(given.uri):
         name = given.uri.encode("utf-8", "backslashreplace").decode()
         error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
         return failed(given.model_copy(update={"uri": name}), "", "probe", error)
+    from talkforge.curation.audio.track import choose_audio  # its detector is not needed to read a plan
+
     stamp = stamp_of(given.uri)
     try:
         with local_copy(given.uri) as path:
-            video = probe(path, given, content_hash(path))
+            video = choose_audio(path, probe(path, given, content_hash(path)))
         _check_span(given, video)
-    except RunError:
+    except (RunError, ModelError):  # of this machine, not of the video
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
         return failed(given, stamp, "probe", error)

@@ -22,6 +22,10 @@ MIN_FILL_S, MANY_PARTS = 20.0, 64
 not with less than so many seconds."""
 
 
+AUDIO_SLACK_S = 0.5
+"""Audio may begin so much later or end so much earlier than the video without being cut out."""
+
+
 class Window(Record):
     """A span of one video, in source seconds."""
 
@@ -75,16 +79,36 @@ class Part(Record):
 
 
 def windows_of(whole: Video | Window, part_s: float) -> list[Window]:
-    """The video, or the span of one, in the fewest equal windows of at most `part_s`.
+    """The footage of a video, or of a span of one, in the fewest equal windows of at most `part_s`.
 
     A track that crosses the border of two windows is two tracks; with clips of seconds and
     windows of minutes that touches about one clip in thirty.
     """
-    count = max(1, math.ceil(whole.duration_s / part_s))
-    edges = [whole.start_s + whole.duration_s * i / count for i in range(count + 1)]
-    edges[-1] = whole.end_s
     video = whole.video if isinstance(whole, Window) else whole
-    return [Window(video=video, start_s=a, end_s=b) for a, b in itertools.pairwise(edges)]
+    windows = []
+    for start_s, end_s in footage(whole):
+        count = max(1, math.ceil((end_s - start_s) / part_s))
+        edges = [start_s + (end_s - start_s) * i / count for i in range(count + 1)]
+        edges[-1] = end_s
+        windows += [Window(video=video, start_s=a, end_s=b) for a, b in itertools.pairwise(edges)]
+    return windows
+
+
+def footage(whole: Video | Window) -> list[tuple[float, float]]:
+    """Spans in which there is video and audio; all of the video where there is no audio at all.
+
+    Audio that begins or ends within `AUDIO_SLACK_S` of the video does not count as missing.
+    """
+    video = whole.video if isinstance(whole, Window) else whole
+    start_s, end_s = whole.start_s, whole.end_s
+    if video.audio_start_s is not None and video.audio_start_s > start_s + AUDIO_SLACK_S:
+        start_s = min(video.audio_start_s, end_s)
+    if video.audio_end_s is not None and video.audio_end_s < end_s - AUDIO_SLACK_S:
+        end_s = max(video.audio_end_s, start_s)
+    edges = [start_s, *(min(max(at, start_s), end_s) for at in video.gaps_s), end_s]
+    spans = list(zip(edges[::2], edges[1::2], strict=True))
+    found = [(a, b) for a, b in spans if b > a]
+    return found or [(whole.start_s, whole.end_s)]
 
 
 def plan(videos: Sequence[Video | Window], part_s: float, first_number: int = 0) -> list[Part]:

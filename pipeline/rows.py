@@ -83,7 +83,7 @@ def track_row(video: Video, track: FaceTrack) -> Track:
 
 def outcome_row(
     window: Window,
-    outcome: Literal["candidates", "no_audio", "no_speech", "no_face"],
+    outcome: Literal["candidates", "no_audio", "no_speech", "no_face", "hdr"],
     speech_spans: Spans = (),
     face_spans: Spans = (),
 ) -> Outcome:

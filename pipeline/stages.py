@@ -146,6 +146,9 @@ def _measure_window(
     if not video.has_audio:
         result.outcomes.append(outcome_row(window, "no_audio"))
         return
+    if video.hdr:
+        result.outcomes.append(outcome_row(window, "hdr"))
+        return
 
     with result.clock("vad"):
         audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from talkforge.pipeline import tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.parts import committed_parts, outstanding, span_of_key
+from talkforge.pipeline.parts import committed_parts, footage, outstanding, span_of_key
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import ClipStatus, Totals, count
 from talkforge.schemas.config import Thresholds
@@ -22,6 +23,7 @@ from talkforge.schemas.records import (
     Outcome,
     SourceRow,
     SourceStatus,
+    Video,
     ledger_columns,
 )
 
@@ -168,6 +170,7 @@ def source_rows(
                 width_px=video.width_px if video else None,
                 height_px=video.height_px if video else None,
                 fps=video.fps if video else None,
+                **_repairs(video),
                 source=given.source,
                 licence=given.licence,
                 consent=given.consent,
@@ -177,6 +180,15 @@ def source_rows(
             )
         )
     return rows
+
+
+def _repairs(video: Video | None) -> dict[str, Any]:
+    """What was chosen and mended in reading a video."""
+    if video is None:
+        return {}
+    chosen = ("audio_track", "audio_channel", "interlaced")
+    repaired = ("repaired_outliers", "repaired_repeats", "repaired_joins")
+    return {name: getattr(video, name) for name in chosen + repaired} | {"gaps": len(video.gaps_s) // 2}
 
 
 def _status(
@@ -193,6 +205,7 @@ def _status(
     if failure:
         return "failed", f"{failure.error}: {failure.message}"
     seen_s = sum(outcome.end_s - outcome.start_s for outcome in seen)
-    if not seen or (entry.span and seen_s < entry.span.duration_s - COVERED_WITHIN_S):
+    planned_s = sum(end_s - start_s for start_s, end_s in footage(entry.span)) if entry.span else 0.0
+    if not seen or seen_s < planned_s - COVERED_WITHIN_S:
         return "pending", "not measured yet"
     return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))

@@ -127,6 +127,28 @@ class Video(Record):
     """Channels of the audio stream; 0 without audio."""
     audio_start_s: float | None = None
     """Instant of the first audio sample; None where the file has no audio stream."""
+    mirrored: bool = False
+    """Whether the frame is flipped top to bottom before it is rotated, by the file's display matrix."""
+    interlaced: bool = False
+    """Whether frames are deinterlaced when they are read."""
+    hdr: str = ""
+    """Transfer function of high dynamic range, "hlg" or "pq", else empty. Such videos are not measured."""
+    audio_tracks: int = 0
+    """Audio streams of the file that can be decoded."""
+    audio_track: int | None = None
+    """Which of them is used, from 0; None in data sets made before it was chosen: the default one."""
+    audio_channel: Literal["mix", "left", "right"] = "mix"
+    """Which channel is heard: the mean of all, or one of a stereo pair whose mean is silence."""
+    audio_end_s: float | None = None
+    """End of the audio in source seconds; None without audio, or in data sets made before it was kept."""
+    gaps_s: tuple[float, ...] = ()
+    """Starts and ends, in turn, of spans without video: no clip touches them."""
+    repaired_outliers: int = 0
+    """Frames whose wrong timestamp was replaced; see `curation.media.timeline`."""
+    repaired_repeats: int = 0
+    """Frames that were left out because they were shown already."""
+    repaired_joins: int = 0
+    """Places where the file's clock jumps and the timeline goes on."""
 
     @property
     def duration_s(self) -> float:
@@ -148,9 +170,9 @@ class Scene(Record):
     """Start, in the source."""
     end_s: float
     """End, in the source."""
-    opened_by: Literal["start", "picture", "face_jump", "transnet"]
+    opened_by: Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
     """Evidence of the shot boundary at its start: the window's start, the picture, a jump of the
-    face, or TransNet V2."""
+    face, TransNet V2, a join of the file's clock or a gap, or another frame size."""
 
 
 class Track(Record):
@@ -185,8 +207,9 @@ class Outcome(Record):
     """Start of the window, in the source."""
     end_s: float
     """End of the window, in the source."""
-    outcome: Literal["candidates", "no_audio", "no_speech", "no_face"]
-    """Whether there are candidates; otherwise what is missing: audio, speech or a face."""
+    outcome: Literal["candidates", "no_audio", "no_speech", "no_face", "hdr"]
+    """Whether there are candidates; otherwise what is missing: audio, speech or a face. Videos of high
+    dynamic range are not measured."""
     speech_s: float
     """Speech in the window."""
     face_s: float
@@ -698,7 +721,21 @@ class SourceRow(Record):
     height_px: int | None
     """Height of the image as it should be shown."""
     fps: float | None
-    """Average frame rate."""
+    """Average frame rate of the stream."""
+    audio_track: int | None = None
+    """Audio track that was used, from 0."""
+    audio_channel: str = ""
+    """The channel "mix", or the one of a stereo pair that was used because their mean is silence."""
+    interlaced: bool = False
+    """Whether its frames were deinterlaced."""
+    repaired_outliers: int = 0
+    """Frames whose wrong timestamp was replaced."""
+    repaired_repeats: int = 0
+    """Frames left out because they were shown already."""
+    repaired_joins: int = 0
+    """Places where the file's clock jumps and ours goes on."""
+    gaps: int = 0
+    """Spans of more than a second without video."""
     source: str
     """Where the footage comes from, as the user says."""
     licence: str

@@ -40,7 +40,8 @@ def read_audio(
 
     Sample 0 lies at `start_s` to within one sample and one tick of the container's clock (1 ms in
     Matroska). Mono is the mean of a stereo pair. More than two channels are mixed by swresample's
-    matrix (ITU-R BS.775), scaled so that it does not clip.
+    matrix (ITU-R BS.775), scaled so that it does not clip. Where `video.audio_channel` names one channel
+    of a pair, that one is used for all.
 
     Args:
         path: local copy of the file.
@@ -57,6 +58,10 @@ def read_audio(
     Raises:
         MediaError: the file cannot be opened, or reading fails.
     """
+    if video.audio_channel != "mix":
+        pair = read_audio(path, video.model_copy(update={"audio_channel": "mix"}), start_s, end_s, hz, 2)
+        chosen = pair[:, 0 if video.audio_channel == "left" else 1]
+        return chosen if channels == 1 else np.repeat(chosen[:, None], channels, axis=1)
     out = np.zeros((max(0, math.floor((end_s - start_s) * hz + 0.5)), channels), np.float32)
     if video.audio_start_s is not None:
         chunks = _covering(_monotonic(_decoded(path, video, start_s, channels)), start_s, end_s)
@@ -74,7 +79,7 @@ def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats
     Raises:
         MediaError: the file cannot be opened or read, or holds no audio.
     """
-    decoded = _decoded_from(path, path.name, 0.0, None, channels)
+    decoded = _decoded_from(path, None, 0.0, None, channels)
     chunks = list(_resampled(((samples, rate) for samples, rate, _ in _monotonic(decoded)), hz))
     if not chunks:
         raise MediaError(f"{path.name!r}: expected audio, found none")
@@ -93,26 +98,26 @@ class _Chunk(NamedTuple):
 def _decoded(path: Path, video: Video, start_s: float, channels: int) -> Iterator[_Chunk]:
     """Decoded chunks from well before `start_s` on, or from the start of the audio."""
     assert video.audio_start_s is not None
-    timeline = timeline_of(path, video.uri)
+    timeline = timeline_of(path, video.uri, video.audio_track)
     if len(timeline.audio_shift_s) > 1:  # after a seek nobody could tell which clock a packet is on
-        yield from _decoded_from(path, video.uri, video.audio_start_s, None, channels, timeline)
+        yield from _decoded_from(path, video, video.audio_start_s, None, channels, timeline)
         return
     for back_s in SEEK_BACK_S:
         target_s = start_s - PREROLL_S - back_s
         if target_s <= video.audio_start_s or video.container in UNSEEKABLE:
             break
-        chunks = _decoded_from(path, video.uri, video.audio_start_s, target_s, channels)
+        chunks = _decoded_from(path, video, video.audio_start_s, target_s, channels)
         first = next(chunks, None)
         if first is not None and first.time_s <= start_s - PREROLL_S / 2:
             yield first
             yield from chunks
             return
-    yield from _decoded_from(path, video.uri, video.audio_start_s, None, channels)
+    yield from _decoded_from(path, video, video.audio_start_s, None, channels)
 
 
 def _decoded_from(
     path: Path,
-    uri: str,
+    video: Video | None,
     first_s: float,
     seek_s: float | None,
     channels: int,
@@ -122,13 +127,14 @@ def _decoded_from(
 
     Args:
         path: local copy of the file.
-        uri: its name in messages.
+        video: what the probe found of it; None for a file of which only the audio matters.
         first_s: time of the first frame where the container does not give one.
         seek_s: where to seek to. None: decode from the start.
         channels: 1 or 2.
         timeline: moves what is read from the start onto the timeline's clock; None: the file's own clock.
     """
-    with opened(path, uri) as file:
+    uri, track = (video.uri, video.audio_track) if video else (path.name, None)
+    with opened(path, uri, audio_track=track) as file:
         stream = file.audio
         if stream is None or (seek_s is not None and not file.seek(stream, seek_s)):
             return
@@ -159,16 +165,24 @@ def _mixer(channels: int, hz: int) -> Any:
 
 
 def _monotonic(chunks: Iterator[_Chunk]) -> Iterator[tuple[Floats, int, int]]:
-    """(samples, hz, index of the first sample on the source's clock), in order and without overlap."""
+    """(samples, hz, index of the first sample on the source's clock), in order and without overlap.
+
+    Where segments of a stream overlap, what comes twice is dropped to the sample: the rest of an overlap is
+    not taken for jitter, or each join would leave the audio late by up to `JITTER_S`.
+    """
     expected: int | None = None
+    overlaps = False
     for samples, hz, time_s in chunks:
         index = math.floor(time_s * hz + 0.5)
         if expected is not None:
             late_s = (index - expected) / hz
-            if late_s < -JUMP_S or abs(late_s) <= JITTER_S:
+            if late_s < -JUMP_S or (abs(late_s) <= JITTER_S and not overlaps):
                 index = expected
             elif late_s < 0:
                 samples, index = samples[expected - index :], expected
+                overlaps = not len(samples)
+            else:
+                overlaps = False
         expected = index + len(samples)
         yield samples, hz, index
 

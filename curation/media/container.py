@@ -63,6 +63,7 @@ class MediaFile:
         container: PyAV's input container.
         video: the video stream, or None.
         audio: the audio stream, or None.
+        audio_tracks: audio streams that can be decoded.
         origin_s: time of source second 0 on the file's own clock, in seconds.
     """
 
@@ -70,6 +71,7 @@ class MediaFile:
     container: Any
     video: Any | None
     audio: Any | None
+    audio_tracks: int
     origin_s: Fraction
 
     def seconds(self, stream: Any, stamp: int) -> float:
@@ -133,25 +135,28 @@ class MediaFile:
             for frame in frames:
                 smeared = smeared and not frame.key_frame
                 if not smeared:
-                    yield frame.opaque, frame
+                    yield frame.opaque[0], frame
         if num_damaged:
             log.warning("%r: %d damaged %s packets were skipped", self.uri, num_damaged, stream.type)
 
     def _packets_and_end(self, stream: Any, numbered: Iterable[tuple[int, Any]] | None) -> Iterator[Any]:
         for number, packet in enumerate(self.packets(stream)) if numbered is None else numbered:
-            packet.opaque = number
+            packet.opaque = [number]  # PyAV tells such objects apart by identity, and small numbers share one
             yield packet
         yield None  # makes the decoder return the frames that it still holds
 
 
 @contextmanager
-def opened(path: Path, uri: str, demuxers: str = DEMUXERS) -> Iterator[MediaFile]:
+def opened(
+    path: Path, uri: str, demuxers: str = DEMUXERS, audio_track: int | None = None
+) -> Iterator[MediaFile]:
     """Open a media file and choose its streams. No other file and no network is touched.
 
     Args:
         path: local path of the file.
         uri: its name in messages.
         demuxers: names of FFmpeg's demuxers that may read it, separated by commas.
+        audio_track: which of `MediaFile.audio_tracks` is used. None: the default one, else the first.
 
     Raises:
         MediaError: none of `demuxers` reads the file.
@@ -166,9 +171,12 @@ def opened(path: Path, uri: str, demuxers: str = DEMUXERS) -> Iterator[MediaFile
     except (FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{uri!r}: expected a video file, found {reason(error)}") from error
     with container:
-        video, audio = _best_video(container), _best_audio(container)
-        starts = [s.start_time * s.time_base for s in (video, audio) if s and s.start_time is not None]
-        yield MediaFile(uri, container, video, audio, min(starts, default=Fraction(0)))
+        tracks = _audio_tracks(container)
+        video, audio = _best_video(container), _audio(tracks, audio_track)
+        # Second 0 does not depend on which track is used.
+        first = (video, _audio(tracks, None))
+        starts = [s.start_time * s.time_base for s in first if s and s.start_time is not None]
+        yield MediaFile(uri, container, video, audio, len(tracks), min(starts, default=Fraction(0)))
 
 
 def reason(error: Exception) -> str:
@@ -185,10 +193,16 @@ def _best_video(container: Any) -> Any | None:
     return max(streams, key=lambda s: (_is_default(s), _area_px(s)), default=None)
 
 
-def _best_audio(container: Any) -> Any | None:
-    """Of the streams that can be decoded, the default one, else the first."""
-    streams = [s for s in container.streams.audio if s.codec_context and s.codec_context.sample_rate]
-    return max(streams, key=_is_default, default=None)
+def _audio_tracks(container: Any) -> list[Any]:
+    """Audio streams that can be decoded."""
+    return [s for s in container.streams.audio if s.codec_context and s.codec_context.sample_rate]
+
+
+def _audio(tracks: list[Any], wanted: int | None) -> Any | None:
+    """The wanted stream; else the default one, else the first."""
+    if wanted is not None and wanted < len(tracks):
+        return tracks[wanted]
+    return max(tracks, key=_is_default, default=None)
 
 
 def _is_default(stream: Any) -> bool:

@@ -10,7 +10,7 @@ frames that it holds.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from av.error import FFmpegError
+from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened, reason
@@ -63,9 +64,22 @@ class _Scaler:
             rgb = self._converted(raw, size)
         except FFmpegError as error:
             raise MediaError(f"{self.video.uri!r}: a frame cannot be converted: {reason(error)}") from error
+        rgb = np.flipud(rgb) if self.video.mirrored else rgb
         return np.ascontiguousarray(np.rot90(rgb, -(self.video.rotation_deg // 90)))
 
     def _converted(self, raw: Any, size: tuple[int, int]) -> Bytes:
+        """RGB of `size` (width, height); a frame of another shape than the video's keeps it, on black."""
+        coded = (self.video.coded_width_px, self.video.coded_height_px)
+        if (raw.width, raw.height) != coded:
+            scale = min(size[0] / raw.width, size[1] / raw.height)
+            inner = (max(2, int(raw.width * scale) // 2 * 2), max(2, int(raw.height * scale) // 2 * 2))
+            rgb = np.zeros((size[1], size[0], 3), np.uint8)
+            left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+            rgb[top : top + inner[1], left : left + inner[0]] = self._scaled(raw, inner)
+            return rgb
+        return self._scaled(raw, size)
+
+    def _scaled(self, raw: Any, size: tuple[int, int]) -> Bytes:
         matrix = _matrix(raw)
         yuv = self._to_yuv[size].reformat(
             raw,
@@ -99,6 +113,11 @@ class Frame:
     until_s: float
     _raw: Any = field(repr=False)
     _scaler: _Scaler = field(repr=False)
+
+    @property
+    def coded_size(self) -> tuple[int, int]:
+        """Width and height as stored, px; it may change within a file."""
+        return int(self._raw.width), int(self._raw.height)
 
     def rgb(
         self, width_px: int | None = None, height_px: int | None = None, longest_edge_px: int | None = None
@@ -141,7 +160,7 @@ def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = m
         MediaError: the file cannot be opened, reading fails, or no frame can be decoded.
     """
     scaler = _Scaler(video)
-    timeline = timeline_of(path, video.uri)
+    timeline = timeline_of(path, video.uri, video.audio_track)
     held: _DecodedFrame | None = None
     for frame in _frames_covering(path, video, timeline, start_s):
         if held is not None:
@@ -160,6 +179,8 @@ def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = m
 
 def _frames_covering(path: Path, video: Video, timeline: Timeline, start_s: float) -> Iterator[_DecodedFrame]:
     """Frames from a key frame at or before `start_s`, or from the first frame."""
+    if video.interlaced:
+        start_s -= 2 * timeline.frame_s  # see `_deinterlaced`
     wanted = timeline.key_before(start_s)
     if wanted and not timeline.ordinal and video.container not in UNSEEKABLE:
         for back_s in SEEK_BACK_S:
@@ -190,7 +211,8 @@ def _frames_from(
             numbered = timeline.located(file.packets(stream))
         latest_s = -math.inf
         times_s = iter(np.sort(timeline.time_s)) if timeline.ordinal else None
-        for number, raw in file.frames(stream, numbered):
+        decoded = file.frames(stream, numbered)
+        for number, raw in _deinterlaced(stream, decoded) if video.interlaced else decoded:
             time_s = float(timeline.time_s[number]) if times_s is None else float(next(times_s, math.nan))
             if key and latest_s == -math.inf and (time_s > start_s or not raw.key_frame):
                 if time_s > start_s:
@@ -199,6 +221,49 @@ def _frames_from(
             if time_s > latest_s:  # False for NaN: a repeat, which is not shown
                 yield _DecodedFrame(raw, time_s, float(raw.duration * stream.time_base) or 1 / video.fps)
                 latest_s = time_s
+
+
+def _deinterlaced(stream: Any, frames: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """The frames with their numbers; those that are interlaced as one full frame each, by FFmpeg's bwdif.
+
+    The filter looks at the frame before and the one after. The first frame has none before it, so reading
+    has to begin one frame early for a result that does not depend on where it begins.
+    """
+    numbers = deque[int]()
+    graph: Any = None
+    shape: tuple[int, int, str] | None = None
+    for number, raw in frames:
+        if shape != (shape := (raw.width, raw.height, raw.format.name)):
+            if graph is not None:
+                yield from _flushed(graph, numbers)
+            width, height, pixels = shape
+            graph = Graph()
+            graph.link_nodes(
+                graph.add_buffer(width=width, height=height, format=pixels, time_base=stream.time_base),
+                graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"),
+                graph.add("buffersink"),
+            ).configure()
+        numbers.append(number)
+        graph.push(raw)
+        yield from _filtered(graph, numbers)
+    if graph is not None:
+        yield from _flushed(graph, numbers)
+
+
+def _filtered(graph: Any, numbers: deque[int]) -> Iterator[tuple[int, Any]]:
+    """Frames that the filter gives now, each with the oldest number."""
+    while numbers:
+        try:
+            raw = graph.pull()
+        except (BlockingIOError, EOFError):
+            return
+        yield numbers.popleft(), raw
+
+
+def _flushed(graph: Any, numbers: deque[int]) -> Iterator[tuple[int, Any]]:
+    """Frames that the filter still holds."""
+    graph.push(None)
+    yield from _filtered(graph, numbers)
 
 
 def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> range:

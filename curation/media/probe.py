@@ -9,10 +9,13 @@ import hashlib
 import logging
 import math
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from av.sidedata.sidedata import Type
 
 from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
 from talkforge.curation.media.timeline import Timeline, timeline_of
@@ -28,6 +31,9 @@ STILL_IMAGES = (
 
 STILL_BRANDS = ("heic", "heix", "mif1", "avif")
 """Major brands of ISO files that hold still images. Source: ISO/IEC 23008-12."""
+
+_HDR = {16: "pq", 18: "hlg"}
+"""Transfer functions of high dynamic range, in FFmpeg's numbers. Source: ITU-T H.273, table 3."""
 
 MAX_SAMPLE_ASPECT_RATIO = 8.0
 """A pixel that is longer than this, either way, comes from a damaged header and is taken for square."""
@@ -88,12 +94,19 @@ def probe(path: Path, given: Input, sha256: str) -> Video:
             coded_width_px=frame.width,
             coded_height_px=frame.height,
             rotation_deg=rotation_deg,
+            mirrored=_is_mirrored(frame),
+            interlaced=bool(frame.interlaced_frame),
+            hdr=_HDR.get(int(frame.color_trc), ""),
             sample_aspect_ratio=ratio,
             fps=fps,
             fps_nominal=fps_nominal,
             start_s=start_s,
             end_s=max(timeline.end_s, start_s + 1 / fps),
-            **_audio_facts(file),
+            gaps_s=tuple(instant for gap in timeline.gaps_s for instant in gap),
+            repaired_outliers=timeline.repairs.outliers,
+            repaired_repeats=timeline.repairs.repeats,
+            repaired_joins=timeline.repairs.joins,
+            **_audio_facts(file, timeline),
         )
 
 
@@ -190,6 +203,15 @@ def _rotation_deg(frame: Any, uri: str) -> int:
     return int(upright_deg)
 
 
+def _is_mirrored(frame: Any) -> bool:
+    """Whether the display matrix turns the frame over, besides rotating it."""
+    for data in frame.side_data:
+        if data.type == Type.DISPLAYMATRIX:
+            a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
+            return bool(a * d < b * c)
+    return False
+
+
 def _display_size(width_px: int, height_px: int, ratio: float, rotation_deg: int) -> tuple[int, int]:
     """Size with square pixels. The shorter side of a pixel is stretched, so no detail is lost."""
     wide = max(1, math.floor(width_px * max(ratio, 1.0) + 0.5))
@@ -205,12 +227,14 @@ def _warn_if_cut_short(file: MediaFile, end_s: float) -> None:
         log.warning("%r: cut short at %.2f s of %.2f s", file.uri, end_s, promised_s)
 
 
-def _audio_facts(file: MediaFile) -> dict[str, Any]:
+def _audio_facts(file: MediaFile, timeline: Timeline) -> dict[str, Any]:
     """Fields of `Video` about its audio. Empty where no audio stream can be decoded."""
     stream = file.audio
     if stream is None:
         return {}
     return {
+        "audio_tracks": file.audio_tracks,
+        "audio_end_s": timeline.audio_end_s,
         "audio_codec": stream.codec_context.name,
         "audio_hz": stream.codec_context.sample_rate,
         "audio_channels": stream.codec_context.layout.nb_channels,

@@ -208,8 +208,8 @@ class Timeline:
 
 
 @functools.lru_cache(maxsize=16)
-def _known(path: Path, _size: int, _mtime_ns: int, uri: str) -> Timeline:
-    with opened(path, uri) as file:
+def _known(path: Path, _size: int, _mtime_ns: int, uri: str, audio_track: int | None) -> Timeline:
+    with opened(path, uri, audio_track=audio_track) as file:
         stream = file.video
         if stream is None:
             raise MediaError(f"{uri!r}: expected a video stream, found none")
@@ -226,12 +226,13 @@ def _known(path: Path, _size: int, _mtime_ns: int, uri: str) -> Timeline:
         )
 
 
-def timeline_of(path: Path, uri: str) -> Timeline:
+def timeline_of(path: Path, uri: str, audio_track: int | None = None) -> Timeline:
     """The timeline of a file, built by reading its packets; kept in this process while the file is the same.
 
     Args:
         path: the file.
         uri: its name in messages.
+        audio_track: which audio track shares the clock; None: the default one.
 
     Raises:
         MediaError: the file cannot be opened or read, or holds no video packets.
@@ -240,7 +241,7 @@ def timeline_of(path: Path, uri: str) -> Timeline:
         status = path.stat()
     except OSError as error:
         raise MediaError(f"{uri!r}: expected a readable file, found {reason(error)}") from error
-    return _known(path, status.st_size, status.st_mtime_ns, uri)
+    return _known(path, status.st_size, status.st_mtime_ns, uri, audio_track)
 
 
 def read_packets(file: MediaFile) -> tuple[Packets, Packets | None]:

@@ -73,7 +73,7 @@ FACE_MARGIN = 0.15
 """Fraction of the face box that is left out on each side when the face's pixels are compared, because it
 shows background."""
 
-OpenedBy = Literal["start", "picture", "face_jump", "transnet"]
+OpenedBy = Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
 
 
 @dataclass(frozen=True)
