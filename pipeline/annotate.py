@@ -1,9 +1,9 @@
-"""What is said of clips after they were cut: transcripts and captions, joined by clip id.
+"""Annotations of clips that lie in shards: transcripts and captions, joined by clip id.
 
-An annotator goes through the shards and needs nothing but what lies in them. Its rows are committed in
-pieces, `<kind>/<first clip id>.parquet`, so that a run that is cut short goes on where it stopped, and
-become one table, `<kind>.parquet`, at the end. A clip's row stays when the clip leaves the shards: the
-id says which span of which bytes it speaks of.
+An annotator reads the shards and nothing else. Its rows are committed in pieces,
+`<kind>/<first clip id>.parquet`, so that an interrupted run goes on where it stopped. At the end they
+become one table, `<kind>.parquet`. A clip's row stays when the clip leaves the shards, because the id
+names the span of the video that it describes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def annotate(
     """Rows for all clips in the shards that have none with this fingerprint, or whose row is a failure.
 
     Args:
-        make: rows of some clips, in their order; what it has given when it raises is kept.
+        store: the data set.
+        kind: sort of annotation.
+        fingerprint: of the model and its options.
+        make: gives the rows of some clips, in their order; what it gave before it raises is kept.
         on_progress: called with the number of clips done and of all that are to be done.
 
     Raises:

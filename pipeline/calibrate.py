@@ -1,8 +1,8 @@
-"""Does the data set teach the sync estimator more than the shipped map knows?
+"""Calibration of the sync estimator on the data set itself, once it holds enough footage.
 
-The shipped map was fitted on under a minute of footage. Once a data set holds enough of its own,
-every clip is scored again by a map fitted on the other videos. The scores go to `sync.parquet`, which
-`select` prefers to those of the parts; it is made anew when parts are added.
+The shipped map was fitted on under a minute of footage. Once a data set holds enough of its own, every
+clip is scored again by a map fitted on the other videos. The scores are written to `sync.parquet`, and
+`select` prefers them to those of the parts. They are computed again when parts are added.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def calibrate(store: Store, committed: Committed) -> bool:
     the data set has a map of its own.
 
     Args:
+        store: the data set.
         committed: answer of `read_committed` for this store, with every array.
     """
     state = _state(store)

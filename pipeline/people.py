@@ -1,11 +1,11 @@
-"""People across the data set: which clips show one person, and where that may be wrong.
+"""Clustering of clips into people by their face embeddings, and where the clusters may be wrong.
 
-Clips of one person are found by average linkage of their face embeddings: two groups become one person
-while their clips are alike on average, so one blurred clip that resembles two people does not make one
-of them, as it would if the best pair decided. Faces that are in view together are never one person.
+Clusters are found by average linkage: two clusters are merged while their clips are similar on average.
+With single linkage one blurred clip that resembles two people would merge them. Faces that are in view
+together are never one person (cannot-link pairs).
 
-Time grows with the square of the number of clips, memory does not: clips are compared in blocks, and only
-those in one connected component of similar pairs are linked, at most `MOST_LINKED` at once.
+Time grows with the square of the number of clips, memory does not. Clips are compared in blocks, and only
+clips in one connected component of similar pairs are linked, at most `MOST_LINKED` at once.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def name_people(clips: Sequence[FaceClip], same_person: float) -> dict[str, str]
     A person is named after the smallest clip id, so that names depend on nothing but the clips.
 
     Args:
-        same_person: least average cosine similarity of the clips of two groups that become one.
+        clips: all candidate clips, in any order.
+        same_person: least average cosine similarity, 0 to 1, of the clips of two clusters that become one.
 
     Raises:
         DatasetError: embeddings differ in length.
@@ -80,6 +81,7 @@ def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> 
     """One row for each person, by id: who is like whom, and which clip is least like its person.
 
     Args:
+        clips: all candidate clips, in any order.
         person_of: answer of `name_people` for the same clips.
     """
     known = _known(clips)
@@ -127,7 +129,8 @@ def cluster(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
 
     Args:
         vectors: float32 [n, D] of unit length.
-        cannot_link: pairs of indices [m, 2] that are never one person, nor is anybody who holds both.
+        cannot_link: pairs of indices [m, 2] that are never one person, nor is any cluster that holds both.
+        same_person: least average cosine similarity of two clusters that become one, 0 to 1.
     """
     labels = np.arange(len(vectors))
     for component in _components(vectors, same_person):
@@ -262,7 +265,8 @@ def _nearest(means: NDArray[np.float64], cannot_link: Ints) -> tuple[Ints, NDArr
     """Index of the person whose mean is nearest [n], -1 where there is none, and the cosine [n].
 
     Args:
-        cannot_link: pairs of people who were seen together: whatever they look like, they are two.
+        means: mean embedding of each person, float64 [n, D] of unit length.
+        cannot_link: pairs of people [m, 2] who were in view together: however similar, they are two.
     """
     count = len(means)
     nearest, cosine = np.full(count, -1), np.full(count, -np.inf)

@@ -1,4 +1,4 @@
-"""What is known of a part while it is measured: what travels from task to task."""
+"""The result of measuring a part, as it travels from task to task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accepted clips into WebDataset shards: who goes where, and the tar files themselves.
+"""Shards: the plan that divides accepted clips into WebDataset shards, and the tar files themselves.
 
     split_groups   clips of one person or one source video stay together
     assign_splits  each group is for training or for validation
@@ -191,8 +191,10 @@ def write_shard(
     """Write one shard, tar file first, manifest last; one sample is in memory at a time.
 
     Args:
-        samples: (key, members) in the plan's order. Keys may be missing (their clips could not be
-            cut): the shard is written without them, and will not count as `current`.
+        store: the data set.
+        shard: what is planned.
+        samples: (key, members) in the plan's order. Keys may be missing, where their clips could not be
+            cut: the shard is written without them, and will not count as `current`.
 
     Returns:
         The manifest, or None where there was not one sample; then there is no shard.

@@ -1,16 +1,17 @@
-"""The whole flow of measuring, in order. Start reading here.
+"""The stages of measuring, in order. Start reading here.
 
     part  ->  measure  ->  embed  ->  commit            once for each part, see `executor.py`
-    committed parts  ->  select  ->  cut  ->  report    as often as you like, see `curate.py`
+    committed parts  ->  select  ->  cut  ->  report    as often as you like, see `jobs.py`
 
 `measure` asks the cheapest question first and stops as soon as a clip cannot survive:
 
-    1  vad      audio of the window; where is speech?
-    2  scan     scenes and faces, sparsely, on small frames
-    3  split    tracks into candidate clips; cheap measures; gates
-    4  trace    every frame of what is left: landmarks, lips, joints, face crops; picture; who speaks?
-    5  sync     does this mouth follow this audio? How good is the sound? What does it sound like?
-    6  embed    speech and identity embeddings, in batches; on a GPU where there is one
+    1  vad      voice activity detection in the window's audio
+    2  scan     the sparse pass: shot boundaries and faces, on small frames
+    3  split    face tracks become candidate clips; cheap measures and gates
+    4  trace    the dense pass over every frame of the clips left: landmarks, lips, joints, face crops,
+                frame quality, active speaker
+    5  sync     sync of mouth and audio, audio quality, audio fingerprint
+    6  embed    speech and face embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
 """
 

@@ -1,7 +1,7 @@
-"""Drives the transcriber: a worker process in an environment of its own, spoken to in JSON lines.
+"""Transcription: drives worker processes in an environment of their own by JSON lines.
 
-`pipeline/asr_worker.py` is the worker and states the protocol. One that dies or hangs costs the clip it
-was at a failure row, and is started again.
+`pipeline/asr_worker.py` is the worker and states the protocol. When a worker dies or hangs, the clip that
+it was transcribing becomes a failure row, and the worker is started again.
 """
 
 from __future__ import annotations

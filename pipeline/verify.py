@@ -1,4 +1,4 @@
-"""Is a data set what its marker files promise? Reads everything, changes nothing.
+"""Verification: whether a data set is what its marker files promise. Reads everything, changes nothing.
 
 dataset.json   readable
 parts          every file beside `part.json` has the checksum written there, and no other is there

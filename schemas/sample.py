@@ -204,7 +204,10 @@ def encode(
         meta: its `clip.clip_id` becomes the key.
         arrays: of the clip; contour and landmarks are rounded to 1/16 px.
         mask_bits: [F, ceil(H*W/8)] uint8 from `pack_mask`.
-        mp4, flac, face_jpg: encoded elsewhere.
+        mp4: encoded video with its audio.
+        flac: encoded audio, 16 kHz mono.
+        face_jpg: encoded face crop.
+        text: prompt or transcript, may be empty.
 
     Raises:
         DatasetError: a shape or a clock does not fit the clip; names key, expected and found.

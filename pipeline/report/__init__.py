@@ -81,7 +81,12 @@ def write_report(
     """Write `report/statistics.json` and `report/index.html`; returns the statistics.
 
     Args:
-        thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no picture.
+        store: the data set.
+        ledger: one row per candidate clip.
+        sources: one row per input.
+        failures: one row per error.
+        dataset: description of the data set.
+        thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
         people: one row per person; None where the data set has no such table yet.
 
     Raises:
@@ -106,6 +111,10 @@ def render(
 
     Args:
         numbers: answer of `statistics` for the same tables.
+        ledger: one row per candidate clip.
+        sources: one row per input.
+        failures: one row per error.
+        thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
     """
     template = importlib.resources.files("talkforge.pipeline.report").joinpath("page.html.j2")
     environment = jinja2.Environment(

@@ -32,7 +32,9 @@ def people_statistics(
     """Who is in what was kept, and how evenly; None where nobody's identity is known.
 
     Args:
-        clips: answer of `clips_table`. people: answer of `people_table`.
+        clips: answer of `clips_table`.
+        people: answer of `people_table`.
+        config: how clips are grouped and split.
     """
     known = clips[clips["person_id"].notna()]
     if not len(known):

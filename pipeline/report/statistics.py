@@ -35,7 +35,9 @@ def statistics(
     """Everything the report shows in numbers, ready for JSON; the order of rows does not matter.
 
     Args:
-        ledger: one row per candidate clip. sources: one row per input. failures: `Failure` rows.
+        ledger: one row per candidate clip.
+        sources: one row per input.
+        failures: one row per error.
         dataset: description of the data set.
         people: one row per person; None where the data set has no such table yet.
 

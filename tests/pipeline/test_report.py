@@ -112,7 +112,7 @@ def test_models_that_were_asked_for_and_absent_are_named(tables: Tables) -> None
     tables = (*tables[:3], about)
     assert statistics(*tables)["models_absent"] == [absent]
     text = page(tables)
-    assert "Not measured, because optional weights were not to be had: trace: Sync-C" in text
+    assert "Not measured, because optional weights were not available: trace: Sync-C" in text
     assert '<span title="no &lt;package&gt; carries it">syncnet_v2</span>' in text
 
 
@@ -388,7 +388,7 @@ def test_the_page_shows_people_and_obeys_no_name(tables: Tables) -> None:
     assert "1 pair of people who may be one has one half in training" in text
     assert evil in shown, "where there is no face, the whole picture is asked for"
     nobody = render(statistics(*tables), *tables[:3], no_pictures)
-    assert "no clip has an identity" in nobody
+    assert "no clip has a face embedding" in nobody
 
 
 def test_the_contact_sheet_is_bounded_spread_over_videos_and_small(tables: Tables) -> None:
