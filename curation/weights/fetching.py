@@ -7,7 +7,6 @@ nothing else reads, so that the next fetch continues it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -20,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
+
+import filelock
 
 from talkforge.curation.weights.download import (
     BrokenError,
@@ -83,8 +84,7 @@ def locked(target: Path, file: str = "") -> Iterator[None]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with filelock.FileLock(target.parent / f".{target.name}.lock"):
             yield
     except OSError as error:
         raise ModelError(
