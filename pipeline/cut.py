@@ -22,7 +22,8 @@ from talkforge.pipeline import shards
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
-from talkforge.pipeline.store import Store, local_copy
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, TextSource
@@ -137,7 +138,7 @@ def _samples(
     for order in orders:
         key = order.meta.clip.clip_id
         try:
-            with local_copy(order.video.uri) as path:
+            with local_video(store, order.video) as path:
                 members = cut(store, order, path, config)
         except RunError:
             raise

@@ -35,7 +35,8 @@ from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, outstanding
 from talkforge.pipeline.report import write_report
-from talkforge.pipeline.store import Store, local_copy
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.timelines import local_video
 from talkforge.schemas.config import Config, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError
@@ -297,5 +298,5 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")
     video = videos_by_id(load_ingested(store))[clip.measures.clip.video_id]
     arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
-    with local_copy(video.uri) as path:
+    with local_video(store, video) as path:
         inspect_clip.inspect(clip.measures.clip, arrays, video, path, out)

@@ -50,7 +50,8 @@ from talkforge.pipeline.rows import (
     seconds,
     track_row,
 )
-from talkforge.pipeline.store import Store, local_copy
+from talkforge.pipeline.store import Store
+from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Audio, Bytes
 from talkforge.schemas.config import MeasureConfig, ScanConfig
@@ -130,7 +131,7 @@ def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
     models = load_models(config.model_dump_json())
     for window in part.windows:
         try:
-            with local_copy(window.video.uri) as path:
+            with local_video(store, window.video) as path:
                 _measure_window(path, window, config, models, store, result)
         except (RunError, ModelError):
             raise
