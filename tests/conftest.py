@@ -1,13 +1,37 @@
-"""Fixtures that every test may ask for."""
+"""What tests do not inherit from whoever starts them, and fixtures that every test may ask for."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Variables that would change what is found. Libraries read some of them when they are imported, so they go
+# first. The cache stays: real weights are fetched once, not in every run.
+LIBRARIES = ("ACCELERATE_", "FSDP_", "HF_", "HUGGINGFACE_", "RAY_", "TALKFORGE_", "TRANSFORMERS_")
+PROCESS_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+NAMES = {*PROCESS_GROUP, *TERMINAL, "PYTHONWARNINGS"}
+for name in {name for name in os.environ if name.startswith(LIBRARIES) or name in NAMES} - {
+    "TALKFORGE_CACHE"
+}:
+    del os.environ[name]
+
+# nohup and background jobs of scripts have signals ignored, and whatever is started from them inherits that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
+
+# The folders at the top of the repository are no packages here: a module imported by a second name would be
+# a second module, and what a test patches in one would not be seen in the other.
+sys.modules.update(dict.fromkeys(("schemas", "curation", "pipeline", "training")))  # type: ignore[arg-type]
 
 from examples.talking_heads import varied_take, write
 from talkforge.curation.weights import registry

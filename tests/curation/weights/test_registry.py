@@ -76,7 +76,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-OWN = {name: os.environ.get(name) for name in ("TALKFORGE_CACHE", "TALKFORGE_MODELS")}
+OWN_CACHE = os.environ.get("TALKFORGE_CACHE")
 
 
 @pytest.fixture(autouse=True)
@@ -89,12 +89,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's own cache and folder again: real weights are fetched once, not in every run."""
+    """The user's own cache again: real weights are fetched once, not in every run."""
     assert not cache.exists()
-    for name, value in OWN.items():
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
+    if OWN_CACHE is None:
+        monkeypatch.delenv("TALKFORGE_CACHE")
+    else:
+        monkeypatch.setenv("TALKFORGE_CACHE", OWN_CACHE)
 
 
 def register(monkeypatch: pytest.MonkeyPatch, entry: Model) -> None:
