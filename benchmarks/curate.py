@@ -101,8 +101,8 @@ class ClockedExecutor(InlineExecutor):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
-        yield from self._clock.each("ingest", super().ingest(inputs))
+    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
+        yield from self._clock.each("ingest", super().ingest(inputs, base))
 
     def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
         yield from self._clock.each("run", super().run(parts, config, store))

@@ -145,7 +145,7 @@ def _samples(
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise RunError(f"no space left for cutting clips in {tempfile.gettempdir()}") from None
-            failures.append(failure_row("cut", key, order.video, error))
+            failures.append(store.named(failure_row("cut", key, order.video, error)))
             continue
         yield key, members
 

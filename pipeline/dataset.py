@@ -13,11 +13,11 @@ import filelock
 from talkforge.pipeline import parts, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part, Window
-from talkforge.pipeline.store import Store
+from talkforge.pipeline.store import Store, is_relative
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
 from talkforge.schemas.errors import CommandError, one_line
-from talkforge.schemas.records import Video
+from talkforge.schemas.records import Input, Video
 
 if TYPE_CHECKING:
     from talkforge.curation.audio.speech_encoders import SpeechEncoder
@@ -118,6 +118,21 @@ def load_ingested(store: Store) -> list[IngestRow]:
     if not store.exists("plan.parquet"):  # written last: without it the intake is not complete
         return []
     return tables.read(store, "intake.parquet", IngestRow)
+
+
+def check_base(store: Store, known: Iterable[Input]) -> None:
+    """Inputs of one data set are all relative to a base, or all absolute.
+
+    Raises:
+        CommandError: a base was given to a data set that has none, or none to one that has.
+    """
+    for given in known:
+        store.input_uri(given.uri)
+        if store.base and not is_relative(given.uri):
+            raise CommandError(
+                f"{store.root}: names its inputs absolutely, such as {given.uri!r}, because it was begun"
+                " without --base; go on without it"
+            )
 
 
 def load_plan(store: Store) -> list[Part]:

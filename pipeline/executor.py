@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from talkforge.pipeline import stages
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part, is_committed
-from talkforge.pipeline.store import Store
+from talkforge.pipeline.store import Store, at_base
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import RunError, TalkforgeError, one_line
@@ -54,9 +54,9 @@ class Done:
 class InlineExecutor:
     """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
 
-    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
+    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
         """Hash and probe every input."""
-        yield from map(ingest, inputs)
+        yield from (ingest(given, base) for given in inputs)
 
     def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
         """Measure and commit the parts."""
@@ -124,16 +124,16 @@ class RayExecutor:
         """Stop the Ray that was started here, or leave the cluster."""
         self._ray.shutdown()
 
-    def ingest(self, inputs: Iterable[Input]) -> Iterator[IngestRow]:
+    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
         """Hash and probe every input, in any order; one that hangs or kills its worker fails."""
         remote = self._ray.remote(max_retries=0)(ingest)
 
         def submit(given: Input) -> tuple[list[Any], float]:
-            return [remote.remote(given)], PROBE_DEADLINE_S
+            return [remote.remote(given, base)], PROBE_DEADLINE_S
 
         for task, result in self._run(deque(inputs), submit):
             if isinstance(result, BaseException):
-                yield failed(task.item, stamp_of(task.item.uri), "probe", result)
+                yield failed(task.item, stamp_of(at_base(task.item.uri, base)), "probe", result, base)
             else:
                 yield result
 

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
-from talkforge.pipeline.store import local_copy
+from talkforge.pipeline.store import at_base, local_copy, without_base
 from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
 from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
@@ -67,7 +67,9 @@ class IngestRow(Record):
         return row
 
 
-def find_inputs(inputs: Iterable[str], limit: int | None = None, exclude: Sequence[str] = ()) -> list[Input]:
+def find_inputs(
+    inputs: Iterable[str], limit: int | None = None, exclude: Sequence[str] = (), base: str = ""
+) -> list[Input]:
     """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name and time.
 
     Files that a folder search passes over, because their names do not promise a video, are logged by ending.
@@ -77,9 +79,11 @@ def find_inputs(inputs: Iterable[str], limit: int | None = None, exclude: Sequen
         limit: most inputs that are taken; None takes all.
         exclude: globs; one without `/` is compared with the name of a file and of every folder below the
             input, one with `/` with the whole path below it.
+        base: of the `Store`; the inputs' names are made relative to it.
 
     Raises:
-        CommandError: an input does not exist, a list cannot be read, or nothing is found.
+        CommandError: an input does not exist or is not below the base, a list cannot be read, or nothing is
+            found.
     """
     inputs = list(inputs)
     found: dict[InputKey, Input] = {}
@@ -93,7 +97,14 @@ def find_inputs(inputs: Iterable[str], limit: int | None = None, exclude: Sequen
     if not found:
         left_out = f" ({num_excluded} left out by --exclude)" if num_excluded else ""
         raise CommandError(f"no videos in {', '.join(map(repr, inputs))}{left_out}")
-    return [found[key] for key in sorted(found)][:limit]
+    chosen = [found[key] for key in sorted(found)][:limit]
+    return [_relative(given, base) for given in chosen] if base else chosen
+
+
+def _relative(given: Input, base: str) -> Input:
+    if not given.uri.startswith(f"{base}/"):
+        raise CommandError(f"{given.uri!r}: expected an input below --base {base}")
+    return given.model_copy(update={"uri": given.uri.removeprefix(f"{base}/")})
 
 
 def _matches(below: str, pattern: str) -> bool:
@@ -220,8 +231,12 @@ def stamp_of(uri: str) -> str:
     return "-".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "updated"))
 
 
-def ingest(given: Input) -> IngestRow:
+def ingest(given: Input, base: str = "") -> IngestRow:
     """Hash and probe one input; an unreadable one is a failed row.
+
+    Args:
+        given: the input.
+        base: of the `Store`; what the input's name is relative to.
 
     Raises:
         RunError: there is no room for a copy of a remote one.
@@ -233,15 +248,16 @@ def ingest(given: Input) -> IngestRow:
         return failed(given.model_copy(update={"uri": name}), "", "probe", error)
     from talkforge.curation.audio.track import choose_audio  # its detector is not needed to read a plan
 
-    stamp = stamp_of(given.uri)
+    uri = at_base(given.uri, base)
+    stamp = stamp_of(uri)
     try:
-        with local_copy(given.uri) as path:
+        with local_copy(uri) as path:
             video = choose_audio(path, probe(path, given, content_hash(path)))
         _check_span(given, video)
     except (RunError, ModelError):  # of this machine, not of the video
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
-        return failed(given, stamp, "probe", error)
+        return failed(given, stamp, "probe", error, base)
     return IngestRow(input=given, stamp=stamp, status="planned", video=video)
 
 
@@ -262,7 +278,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def failed(given: Input, stamp: str, stage: str, error: BaseException) -> IngestRow:
+def failed(given: Input, stamp: str, stage: str, error: BaseException, base: str = "") -> IngestRow:
     """Row of an input that cannot be used, with the reason in one line."""
     failure = Failure(
         stage=stage,
@@ -270,7 +286,7 @@ def failed(given: Input, stamp: str, stage: str, error: BaseException) -> Ingest
         video_id="",
         uri=given.uri,
         error="MediaError" if isinstance(error, MediaError) else type(error).__name__,
-        message=one_line(error),
+        message=without_base(one_line(error), base),
     )
     return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
 

@@ -18,6 +18,7 @@ from talkforge.curation.weights import download
 from talkforge.pipeline import annotate, cut, inspect_clip, ledger, shards, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
+    check_base,
     describe,
     exclusive,
     extend_plan,
@@ -100,7 +101,7 @@ def curate(
         CommandError: inputs, output or configuration cannot be used.
         ModelError: weights are missing. RunError: the run cannot go on.
     """
-    found = find_inputs(inputs, limit, exclude)
+    found = find_inputs(inputs, limit, exclude, store.base)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
@@ -121,8 +122,13 @@ def _ingest(
     inputs: Sequence[Input], store: Store, config: Config, executor: Executor
 ) -> tuple[list[IngestRow], list[Part]]:
     known = {row.input: row.stamp for row in load_ingested(store)}
-    new = [given for given in inputs if not known.get(given) or known[given] != stamp_of(given.uri)]
-    return extend_plan(store, executor.ingest(new), config.run.part_s)
+    check_base(store, known)
+    new = [
+        given
+        for given in inputs
+        if not known.get(given) or known[given] != stamp_of(store.input_uri(given.uri))
+    ]
+    return extend_plan(store, executor.ingest(new, store.base), config.run.part_s)
 
 
 def measure(
@@ -235,6 +241,7 @@ def shard(
     executor: Executor | None = None,
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
+    check_base(store, (row.input for row in ingested))
     executor = executor or InlineExecutor()
     orders = cut.orders(
         selection,

@@ -307,7 +307,7 @@ def commit(result: PartResult, store: Store) -> float:
         "scenes.parquet": (Scene, result.scenes),
         "tracks.parquet": (Track, result.tracks),
         "clips.parquet": (ClipMeasures, [item.measures for item in result.clips]),
-        "failures.parquet": (Failure, result.failures),
+        "failures.parquet": (Failure, [store.named(failure) for failure in result.failures]),
     }
     for name, (model, records) in rows.items():
         files[name] = tables.write(store, f"{folder}/{name}", model, records)

@@ -35,6 +35,7 @@ from talkforge.schemas.errors import (
     TalkforgeError,
     one_line,
 )
+from talkforge.schemas.records import Failure
 
 TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""
@@ -50,6 +51,8 @@ class Store:
 
     Attributes:
         root: local path or fsspec URI such as `s3://bucket/dataset`.
+        base: folder or URI that the names of the inputs are relative to, so that nobody's own folders are in
+            the data set; empty: they are absolute. It is in no file, and is given again in each run.
 
     Every method raises RunError when the disk or the network fails, DatasetError when a file
     that is asked for is not there, and CommandError when a name or the root is not usable: one
@@ -57,6 +60,7 @@ class Store:
     """
 
     root: str
+    base: str = ""
 
     def __post_init__(self) -> None:
         root = str(self.root)
@@ -65,6 +69,23 @@ class Store:
         if "://" not in root:  # absolute, so that it is the same place in every worker
             root = str(Path(root).absolute())
         object.__setattr__(self, "root", root)
+        object.__setattr__(self, "base", str(self.base) and base_of(str(self.base)))
+
+    def named(self, failure: Failure) -> Failure:
+        """The failure with a message that names files relative to the base, where there is one."""
+        return failure.model_copy(update={"message": without_base(failure.message, self.base)})
+
+    def input_uri(self, uri: str) -> str:
+        """Where the input that a row names lies.
+
+        Raises:
+            CommandError: its name is relative, and no base was given.
+        """
+        if self.base or not is_relative(uri):
+            return at_base(uri, self.base)
+        raise CommandError(
+            f"{self.root}: names its inputs relative to a folder, such as {uri!r}; give it as --base"
+        )
 
     @cached_property
     def _location(self) -> tuple[Any, str]:
@@ -218,6 +239,38 @@ class Store:
             filesystem.invalidate_cache()
             found = filesystem.find(f"{root}/{folder}" if folder else root)
             return sorted(str(path)[len(root) + 1 :] for path in found)
+
+
+def is_relative(uri: str) -> bool:
+    """Whether an input's name is relative to a base."""
+    return "://" not in uri and not Path(uri).is_absolute()
+
+
+def base_of(base: str) -> str:
+    """A base as the names of the inputs below it begin: absolute path or URI, without a `/` at its end.
+
+    Raises:
+        CommandError: it is no folder, or no file system that is known.
+    """
+    if "://" not in base:
+        if not Path(base).is_dir():
+            raise CommandError(f"--base {base}: no such folder")
+        return os.path.abspath(base).rstrip("/")  # noqa: PTH100 (Path.resolve would follow links)
+    try:
+        filesystem, path = url_to_fs(base)
+    except (ImportError, ValueError, OSError) as error:
+        raise CommandError(f"--base {base}: {one_line(error)}") from None
+    return str(filesystem.unstrip_protocol(path)).rstrip("/")
+
+
+def at_base(uri: str, base: str) -> str:
+    """An input's absolute path or URI."""
+    return f"{base}/{uri}" if base and is_relative(uri) else uri
+
+
+def without_base(text: str, base: str) -> str:
+    """A message that names files below the base relative to it."""
+    return text.replace(f"{base}/", "") if base else text
 
 
 @contextmanager

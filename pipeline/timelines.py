@@ -30,7 +30,7 @@ def local_video(store: Store, video: Video) -> Iterator[Path]:
         RunError: the data set cannot be read or written.
     """
     name = f"{FOLDER}/{video.video_id}.npz"
-    with local_copy(video.uri) as path:
+    with local_copy(store.input_uri(video.uri)) as path:
         try:
             known = timeline.from_bytes(store.read(name), name)
         except DatasetError:

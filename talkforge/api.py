@@ -161,6 +161,8 @@ def curate(
     executor: Literal["ray", "inline"] = "ray",
     address: str | None = None,
     limit: int | None = None,
+    exclude: Sequence[str] = (),
+    base: str | Path = "",
     on_progress: Callable[[MeasureProgress], None] | None = None,
 ) -> CuratedSet:
     """Measure videos, choose clips, cut them into shards and write the report; as `talkforge curate`.
@@ -175,6 +177,8 @@ def curate(
         executor: `ray`, or `inline` for everything in this process.
         address: the Ray cluster to use; None means one on this machine.
         limit: take only so many inputs.
+        exclude: globs of inputs to leave out; see docs/inputs.md.
+        base: folder or URI that inputs are named relative to; given again in each call.
         on_progress: called with each new state of measuring.
 
     Raises:
@@ -189,7 +193,7 @@ def curate(
 
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     resolved = load_config(None if config is None else Path(config), list(settings))
-    store = Store(str(out))
+    store = Store(str(out), str(base or ""))
     jobs.curate(
         [str(path) for path in given],
         store,
@@ -197,5 +201,6 @@ def curate(
         lambda: make_executor(executor, resolved, address),
         limit,
         on_progress or (lambda _: None),
+        exclude=exclude,
     )
     return CuratedSet(store)

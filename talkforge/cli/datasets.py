@@ -10,6 +10,7 @@ import typer
 from talkforge.cli.app import BUILD, LOOK, all_of, command, notes, out, print_json
 from talkforge.cli.options import (
     AddressOption,
+    BaseOption,
     CurateConfigOption,
     DatasetArgument,
     DryRunOption,
@@ -65,6 +66,7 @@ def curate(
         list[str],
         typer.Option(metavar="GLOB", help="Leave out inputs with such a name or folder; repeatable."),
     ] = [],  # noqa: B006
+    base: BaseOption = "",
 ) -> None:
     """Measure videos, choose clips, cut them into shards and write the report. Resumes."""
     resolved, _ = all_of(
@@ -77,7 +79,7 @@ def curate(
     with Display(notes) as display:
         selection = job.curate(
             inputs,
-            Store(dataset),
+            Store(dataset, base),
             resolved,
             executor_maker(executor, resolved, address),
             limit,
@@ -209,12 +211,13 @@ def shard(
     executor: ExecutorOption = "ray",
     address: AddressOption = None,
     workers: WorkersOption = None,
+    base: BaseOption = "",
 ) -> None:
     """Cut what is now accepted into shards; measures nothing again."""
     from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested
     from talkforge.pipeline.store import Store
 
-    store = Store(dataset)
+    store = Store(dataset, base)
     described = load_dataset(store)
     config, _ = all_of(
         lambda: chosen_config(described, None, with_workers(settings, workers)),
@@ -270,12 +273,13 @@ def inspect(
     dataset: DatasetArgument,
     clip: Annotated[str, typer.Argument(metavar="CLIP", help="Id of a clip, as in ledger.parquet.")],
     to: VideoOutOption,
+    base: BaseOption = "",
 ) -> None:
     """Draw box, landmarks, lip mask, mouth opening and loudness over a clip."""
     from talkforge.pipeline import jobs as job
     from talkforge.pipeline.store import Store
 
-    job.inspect(Store(dataset), clip, to)
+    job.inspect(Store(dataset, base), clip, to)
     out.print(str(to), soft_wrap=True)
 
 

@@ -49,6 +49,14 @@ WorkersOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document; see docs/cli.md.")]
+BaseOption = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        metavar="DIR|URI",
+        help="Name inputs in the data set relative to this; give it again in each run (docs/inputs.md).",
+    ),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; write nothing.")]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint.")

@@ -241,7 +241,8 @@ def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
 def test_an_input_that_kills_its_worker_is_a_failed_row(
     cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ingest(source: Input) -> IngestRow:
+    def ingest(source: Input, base: str) -> IngestRow:
+        assert base == ""
         if source.uri.endswith("bad.mp4"):
             os._exit(1)
         return IngestRow(input=source, stamp="1", status="planned")
