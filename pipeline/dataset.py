@@ -159,14 +159,14 @@ def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[
     open_rows = new + [row for row in known if row.status == "duplicate"]
     rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.input.key)
     spans = _by_video(row.span for row in rows if row.span and row.status == "planned")
-    number = 1 + max((int(part.name) for part in plan), default=-1)
+    number = 1 + max((int(part.name.partition("-")[0]) for part in plan), default=-1)
     plan = [part for old in plan if (part := _refreshed(old, spans)).windows]
     planned = _by_video(window for part in plan for window in part.windows)
     new_spans = [
-        span
+        piece
         for video_id, of_video in spans.items()
         for span in of_video
-        if not any(span.holds(window) for window in planned.get(video_id, ()))
+        for piece in parts.uncovered(span, planned.get(video_id, ()))
     ]
     plan += parts.plan(new_spans, part_s, number)
     tables.write(store, "intake.parquet", IngestRow, rows)

@@ -94,6 +94,22 @@ def windows_of(whole: Video | Window, part_s: float) -> list[Window]:
     return windows
 
 
+def uncovered(span: Window, planned: Iterable[Window]) -> list[Window]:
+    """The footage of a span that no planned window holds; pieces below `AUDIO_SLACK_S` are left out.
+
+    Args:
+        span: what an input names of a video.
+        planned: windows of the same video.
+    """
+    pieces = footage(span)
+    for window in planned:
+        cut = [((a, min(b, window.start_s)), (max(a, window.end_s), b)) for a, b in pieces]
+        pieces = [(a, b) for pair in cut for a, b in pair if b - a >= AUDIO_SLACK_S]
+    if len(pieces) == 1 and pieces[0] == (span.start_s, span.end_s):
+        return [span]
+    return [Window(video=span.video, start_s=a, end_s=b) for a, b in pieces]
+
+
 def footage(whole: Video | Window) -> list[tuple[float, float]]:
     """Spans in which there is video and audio; all of the video where there is no audio at all.
 

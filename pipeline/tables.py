@@ -74,7 +74,7 @@ def from_table(model: type[R], table: pa.Table) -> list[R]:
 def to_bytes(table: pa.Table) -> bytes:
     """Parquet file of a table; the same table gives the same bytes."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
@@ -82,11 +82,11 @@ def from_bytes(data: bytes, name: str) -> pa.Table:
     """Table of a Parquet file.
 
     Raises:
-        DatasetError: the bytes are not Parquet; names the file.
+        DatasetError: the bytes are not Parquet, or a page does not have its checksum; names the file.
     """
     try:
-        return pq.read_table(io.BytesIO(data))
-    except pa.ArrowException as error:
+        return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{name}: not a readable Parquet file ({error})") from None
 
 

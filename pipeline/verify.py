@@ -1,10 +1,14 @@
 """Verification: whether a data set is what its marker files promise. Reads everything, changes nothing.
 
 dataset.json   readable
+tables         every Parquet table is whole, by the checksums of its pages, and holds the rows it should
+timelines      readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
 samples        members, shapes and clocks; the MP4 decodes to all its frames at its rate, and its
                sound lies where the FLAC's does
+latents        checksum and size of every tar file
+report         its numbers are JSON, and its page is whole
 ledger         its `shard` column and the shards agree, both ways
 """
 
@@ -14,7 +18,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,36 @@ from scipy.signal import correlate, correlation_lags
 
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.media.timeline import from_bytes
+from talkforge.pipeline import tables
+from talkforge.pipeline.calibrate import Rescored
 from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.parts import Part
 from talkforge.pipeline.shards import FOLDER, read_manifest, read_samples
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError, one_line
-from talkforge.schemas.records import Clip, Input, Video
+from talkforge.schemas.records import (
+    CaptionRow,
+    Clip,
+    Failure,
+    Input,
+    PersonRow,
+    Record,
+    SourceRow,
+    TranscriptRow,
+    Video,
+)
 from talkforge.schemas.sample import Members, ShardManifest
 from talkforge.schemas.units import AUDIO_HZ, samples_from_frames, seconds_from_frames
 
 log = logging.getLogger(__name__)
+
+LATENTS = "latents"
+"""Folder in which training caches latents."""
 
 MAX_LAG_S = 0.010
 """Sound of the MP4 and the FLAC may be this far apart. Source: ours; a quarter of a frame."""
@@ -61,6 +84,8 @@ class Problem:
 
     path: str
     what: str
+    drop: tuple[str, ...] = ()
+    """Files without which the next run makes again what is damaged; empty where none would help."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}"
@@ -79,9 +104,13 @@ def verify(store: Store) -> list[Problem]:
 
 def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_description(store)
+    yield from _check_tables(store)
+    yield from _check_timelines(store)
     yield from _check_parts(store)
     found: dict[str, str] = {}
     yield from _check_shards(store, found)
+    yield from _check_latents(store)
+    yield from _check_report(store)
     yield from _check_ledger(store, found)
 
 
@@ -108,6 +137,62 @@ def _read_object(store: Store, name: str) -> dict[str, Any]:
     return data
 
 
+# ------------------------------------------------------------------------------- tables
+
+_TABLES: dict[str, type[Record]] = {
+    "intake.parquet": IngestRow,
+    "plan.parquet": Part,
+    "people.parquet": PersonRow,
+    "sources.parquet": SourceRow,
+    "failures.parquet": Failure,
+    "sync.parquet": Rescored,
+    "transcripts.parquet": TranscriptRow,
+    "captions.parquet": CaptionRow,
+}
+
+
+def _check_tables(store: Store) -> Iterator[Problem]:
+    for name, model in _TABLES.items():
+        if store.exists(name):
+            try:
+                tables.read(store, name, model)
+            except DatasetError as error:
+                yield Problem(name, str(error).removeprefix(f"{name}: "), (name,))
+
+
+def _check_timelines(store: Store) -> Iterator[Problem]:
+    for path in store.list(TIMELINES):
+        try:
+            from_bytes(store.read(path), path)
+        except DatasetError as error:
+            yield Problem(path, str(error).removeprefix(f"{path}: "), (path,))
+
+
+def _check_latents(store: Store) -> Iterator[Problem]:
+    names = {path.rpartition(".")[0] for path in store.list(LATENTS)}
+    for stem in sorted(names):
+        tar, manifest = f"{stem}.tar", f"{stem}.json"
+        try:
+            promised = _read_object(store, manifest)
+            if not store.exists(tar):
+                raise DatasetError(f"{tar}: missing")
+            if store.size(tar) != promised.get("bytes") or store.sha256(tar) != promised.get("sha256"):
+                raise DatasetError("not the bytes that its manifest promises")
+        except DatasetError as error:
+            yield Problem(tar, str(error), (manifest, tar))
+
+
+def _check_report(store: Store) -> Iterator[Problem]:
+    numbers, page = "report/statistics.json", "report/index.html"
+    if store.exists(numbers):
+        try:
+            _read_object(store, numbers)
+        except DatasetError as error:
+            yield Problem(numbers, str(error), (numbers,))
+    if store.exists(page) and not store.read(page).rstrip().endswith(b"</html>"):
+        yield Problem(page, "cut short", (page,))
+
+
 # ------------------------------------------------------------------------------- parts
 
 
@@ -124,10 +209,10 @@ def _check_parts(store: Store) -> Iterator[Problem]:
         try:
             listed = _read_object(store, marker).get("files")
         except DatasetError as error:
-            yield Problem(marker, str(error))
+            yield Problem(marker, str(error), (marker,))
             continue
         if not isinstance(listed, dict):
-            yield Problem(marker, "expected 'files' with a sha256 for each, found none")
+            yield Problem(marker, "expected 'files' with a sha256 for each, found none", (marker,))
             continue
         yield from _check_siblings(store, folder, names, listed)
 
@@ -136,11 +221,11 @@ def _check_siblings(store: Store, folder: str, names: list[str], listed: dict[st
     for name in sorted({*names, *listed} - {"part.json"}):
         path = f"{folder}/{name}"
         if name not in listed:
-            yield Problem(path, "not listed in part.json")
+            yield Problem(path, "not listed in part.json", (path,))
         elif name not in names:
-            yield Problem(path, "missing, but listed in part.json")
+            yield Problem(path, "missing, but listed in part.json", (f"{folder}/part.json",))
         elif (found := store.sha256(path)) != listed[name]:
-            yield Problem(path, f"expected sha256 {listed[name]}, found {found}")
+            yield Problem(path, f"expected sha256 {listed[name]}, found {found}", (f"{folder}/part.json",))
 
 
 # ------------------------------------------------------------------------------- shards
@@ -158,9 +243,10 @@ def _check_shards(store: Store, found: dict[str, str]) -> Iterator[Problem]:
             if f"{stem}.json" not in paths:
                 yield Problem(path, f"no manifest {name}.json: the shard is not committed")
         elif f"{stem}.tar" not in paths:
-            yield Problem(f"{stem}.tar", f"missing, but {name}.json promises it")
+            yield Problem(f"{stem}.tar", f"missing, but {name}.json promises it", (path,))
         else:
-            yield from _check_shard(store, name, found)
+            for problem in _check_shard(store, name, found):
+                yield replace(problem, drop=(path, f"{stem}.tar"))
 
 
 def _check_shard(store: Store, name: str, found: dict[str, str]) -> Iterator[Problem]:
@@ -311,9 +397,13 @@ def _check_ledger(store: Store, found: dict[str, str]) -> Iterator[Problem]:
         return
     try:
         with store.open(name) as file:
-            table = pq.read_table(file, columns=["clip_id", "accepted", "shard"])
+            table = pq.read_table(
+                file, columns=["clip_id", "accepted", "shard"], page_checksum_verification=True
+            )
     except (pa.ArrowException, ValueError, OSError) as error:
-        yield Problem(name, f"expected the columns clip_id, accepted, shard; found {one_line(error)}")
+        yield Problem(
+            name, f"expected the columns clip_id, accepted, shard; found {one_line(error)}", (name,)
+        )
         return
     rows = {row["clip_id"]: row for row in table.to_pylist()}
     if len(rows) != table.num_rows:

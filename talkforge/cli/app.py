@@ -1,7 +1,7 @@
 """The application: options that all commands share, where their output goes, and exit codes.
 
-Exit codes: 0 finished (failures are rows), 1 the run itself could not finish, 2 a bad command,
-130 interrupted.
+Exit codes: 0 finished (failures are rows), 1 the run itself could not finish, 2 a bad command, 3 damage
+found by `verify`, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 app = typer.Typer(
     name="talkforge",
     help="Raw talking-head footage in, training data for audio-driven portrait video out; trains on it.",
-    epilog="Exit codes: 0 finished, 1 could not finish, 2 bad command, 130 interrupted.",
+    epilog="Exit codes: 0 finished, 1 could not finish, 2 bad command, 3 damage found, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -40,6 +40,9 @@ from talkforge.schemas.progress import Progress
 if TYPE_CHECKING:
     from talkforge.schemas.dataset import Dataset
 
+DAMAGED = 3
+"""Exit code of `verify` where something is damaged; 1 means that it could not look."""
+
 
 @command(
     BUILD,
@@ -247,8 +250,16 @@ def report(dataset: DatasetArgument) -> None:
 
 
 @command(LOOK, "talkforge verify set", "talkforge verify set --json")
-def verify(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
-    """Check every checksum, member, shape and clock; exit 1 and name what is wrong."""
+def verify(
+    dataset: DatasetArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged, so that the next curate makes it again.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every file, checksum, member, shape and clock; exit 3 and name what is wrong."""
+    from talkforge.pipeline.dataset import exclusive
+    from talkforge.pipeline.repair import repair as remove_damaged
     from talkforge.pipeline.store import Store
     from talkforge.pipeline.verify import verify as find_problems
 
@@ -256,14 +267,20 @@ def verify(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     if not store.exists("dataset.json") and not store.list("parts"):
         raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
     problems = find_problems(store)
+    removed: list[str] = []
+    if repair and problems:
+        with exclusive(store):
+            removed = remove_damaged(store, problems)
     if as_json:
         found = [{"path": problem.path, "what": problem.what} for problem in problems]
-        print_json({"dataset": dataset, "ok": not found, "problems": found})
+        print_json({"dataset": dataset, "ok": not found, "problems": found, "removed": removed})
     else:
         for problem in problems:
             out.print(f"{problem.path}: {problem.what}", soft_wrap=True, markup=False, highlight=False)
+    if removed and not as_json:
+        out.print(f"removed: {', '.join(removed)}; talkforge curate makes them again", soft_wrap=True)
     if problems:
-        raise typer.Exit(1)
+        raise typer.Exit(DAMAGED)
     if not as_json:
         out.print(f"{dataset}: everything is as it should be", soft_wrap=True)
 

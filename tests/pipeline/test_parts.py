@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from talkforge.pipeline.parts import Part, plan, windows_of
+from talkforge.pipeline import parts
+from talkforge.pipeline.parts import Part, Window, plan, windows_of
 from tests.records import video
 
 
@@ -54,3 +55,16 @@ def test_halves_hold_the_same_windows() -> None:
     assert (*first.windows, *second.windows) == part.windows
     assert isinstance(first, Part)
     assert (len(first.windows), len(second.windows)) == (1, 2)
+
+
+def test_what_no_window_holds_is_planned_and_slivers_are_not() -> None:
+    whole = Window(video=video(60), start_s=0, end_s=60)
+
+    def spans(*planned: tuple[float, float]) -> list[tuple[float, float]]:
+        windows = [Window(video=whole.video, start_s=a, end_s=b) for a, b in planned]
+        return [(piece.start_s, piece.end_s) for piece in parts.uncovered(whole, windows)]
+
+    assert spans() == [(0, 60)]
+    assert spans((0, 30), (30, 60)) == spans((0, 59.8)) == []
+    assert spans((20, 40)) == [(0, 20), (40, 60)]
+    assert spans((0, 20), (40, 60)) == [(20, 40)]

@@ -265,7 +265,7 @@ def test_inspect_says_why_a_clip_was_not_measured_densely(curated: Any, tmp_path
     )
 
 
-def test_verify_names_what_is_wrong_and_exits_1(curated: Any) -> None:
+def test_verify_names_what_is_wrong_and_exits_3(curated: Any) -> None:
     assert run("verify", curated.dataset) == (
         0,
         f"{curated.dataset}: everything is as it should be\n",
@@ -275,7 +275,7 @@ def test_verify_names_what_is_wrong_and_exits_1(curated: Any) -> None:
         file.seek(1000)
         file.write(b"scratched")
     code, out, err = run("verify", curated.dataset)
-    assert (code, err) == (1, "")
+    assert (code, err) == (3, "")
     assert "shards/train-000001.tar: " in out
     assert "train-000000" not in out
 
