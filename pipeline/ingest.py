@@ -11,7 +11,7 @@ import logging
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -68,11 +68,13 @@ class IngestRow(Record):
 
 
 def find_inputs(
-    inputs: Iterable[str], limit: int | None = None, exclude: Sequence[str] = (), base: str = ""
+    inputs: Iterable[str],
+    limit: int | None = None,
+    exclude: Sequence[str] = (),
+    base: str = "",
+    tell: Callable[[str], object] = log.warning,
 ) -> list[Input]:
     """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name and time.
-
-    Files that a folder search passes over, because their names do not promise a video, are logged by ending.
 
     Args:
         inputs: files, folders, globs, lists and URIs.
@@ -80,6 +82,8 @@ def find_inputs(
         exclude: globs; one without `/` is compared with the name of a file and of every folder below the
             input, one with `/` with the whole path below it.
         base: of the `Store`; the inputs' names are made relative to it.
+        tell: called with a line for each folder in which files were passed over, because their names do not
+            promise a video.
 
     Raises:
         CommandError: an input does not exist or is not below the base, a list cannot be read, or nothing is
@@ -89,7 +93,7 @@ def find_inputs(
     found: dict[InputKey, Input] = {}
     num_excluded = 0
     for text in inputs:
-        for given, below in _expand(text):
+        for given, below in _expand(text, tell):
             if any(_matches(below, pattern) for pattern in exclude):
                 num_excluded += 1
             else:
@@ -117,13 +121,13 @@ Found = tuple[Input, str]
 """An input, and its path below the folder that was searched, with `/`."""
 
 
-def _expand(text: str) -> Iterator[Found]:
+def _expand(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
     if "://" in text:
-        yield from _expand_uri(text)
+        yield from _expand_uri(text, tell)
         return
     path = Path(text)
     if path.is_dir():
-        names = sorted(_below(path))
+        names = sorted(_below(path, tell))
         if not names:
             raise CommandError(f"no videos in folder {text!r}")
         yield from (_found(name, path) for name in names)
@@ -146,7 +150,7 @@ def _found(name: str | Path, root: Path) -> Found:
     return Input(uri=_absolute(name)), os.path.relpath(name, root).replace(os.sep, "/")
 
 
-def _below(folder: Path) -> Iterator[str]:
+def _below(folder: Path, tell: Callable[[str], object]) -> Iterator[str]:
     """Videos below a folder, and folders that cannot be read: they become rows that say so.
 
     Links to folders are followed; a folder that is reached twice is entered once.
@@ -166,17 +170,17 @@ def _below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in files if is_video_name(name))  # noqa: PTH118
         others += [name for name in files if not is_video_name(name)]
     yield from unreadable
-    _tell_others(str(folder), others)
+    _tell_others(str(folder), others, tell)
 
 
-def _tell_others(folder: str, names: Sequence[str]) -> None:
+def _tell_others(folder: str, names: Sequence[str], tell: Callable[[str], object]) -> None:
     """One line on the files of a folder that were passed over."""
     if not names:
         return
     counts = Counter(Path(name).suffix.lower() or "without ending" for name in names).most_common()
     told = ", ".join(f"{count} {ending}" for ending, count in counts[:8])
     more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
-    log.warning("%s: passed over what is no video by its name: %s%s", folder, told, more)
+    tell(f"{folder}: passed over what is no video by its name: {told}{more}")
 
 
 def _absolute(path: str | Path) -> str:
@@ -184,7 +188,7 @@ def _absolute(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 (Path.resolve would follow links)
 
 
-def _expand_uri(text: str) -> Iterator[Found]:
+def _expand_uri(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
     extras.require_driver(text)
     root = text
     try:
@@ -198,7 +202,7 @@ def _expand_uri(text: str) -> Iterator[Found]:
             others: list[str] = []
             for name in filesystem.find(path):
                 (names if is_video_name(name) else others).append(name)
-            _tell_others(text, others)
+            _tell_others(text, others, tell)
         else:
             names, root = [path] if filesystem.exists(path) else [], root.rpartition("/")[0]
     except (OSError, ValueError, ImportError) as error:

@@ -101,10 +101,13 @@ def curate(
         CommandError: inputs, output or configuration cannot be used.
         ModelError: weights are missing. RunError: the run cannot go on.
     """
-    found = find_inputs(inputs, limit, exclude, store.base)
+    passed_over: list[str] = []
+    found = find_inputs(inputs, limit, exclude, store.base, passed_over.append)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
+    for line in passed_over:  # not before: a command that is refused is answered by one line
+        log.warning("%s", line)
     with exclusive(store):
         store.sweep()
         executor = make_executor()
