@@ -29,7 +29,7 @@ learn: $(STAMP) ## generate, curate, train both stages on a CPU and measure whet
 test: $(STAMP) check ## ruff, mypy and the whole test suite
 	$(BIN)/pytest
 
-quick: $(STAMP) check ## ruff, mypy and the tests that are fast (3 min)
+quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 5 min on two cores)
 	$(BIN)/pytest $(SLOW:%=--ignore=tests/%)
 
 check: $(STAMP) ## ruff and mypy
