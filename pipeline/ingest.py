@@ -256,7 +256,7 @@ def ingest(given: Input, base: str = "") -> IngestRow:
     stamp = stamp_of(uri)
     try:
         with local_copy(uri) as path:
-            video = choose_audio(path, probe(path, given, content_hash(path)))
+            video = choose_audio(path, probe(path, given, content_hash(path)), given.audio_track)
         _check_span(given, video)
     except (RunError, ModelError):  # of this machine, not of the video
         raise

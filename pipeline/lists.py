@@ -18,7 +18,7 @@ from talkforge.schemas.records import Input, ListedColumn
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
 
-KNOWN_COLUMNS = ("uri", "source", "licence", "consent", "person", "start_s", "end_s")
+KNOWN_COLUMNS = ("uri", "source", "licence", "consent", "person", "start_s", "end_s", "audio_track")
 """Columns that mean something here. Every other one passes through to ledger and samples."""
 
 ALIASES = {"license": "licence"}
@@ -113,10 +113,18 @@ def _input_of(row: dict[str, str], where: str, folder: Path) -> Input:
         person=row.get("person", ""),
         start_s=start_s,
         end_s=end_s,
+        audio_track=_track(row, where),
         columns=tuple(
             ListedColumn(name=name, value=value) for name, value in row.items() if name not in KNOWN_COLUMNS
         ),
     )
+
+
+def _track(row: dict[str, str], where: str) -> int | None:
+    text = row.get("audio_track", "")
+    if text and not text.isdecimal():
+        raise ValueError(f"{where}: audio_track: expected a number from 0, found {text!r}")
+    return int(text) if text else None
 
 
 def _seconds(row: dict[str, str], name: str, where: str) -> float | None:

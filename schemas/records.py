@@ -55,6 +55,8 @@ class Input(Record):
     """Start of the span of the file that is used, in the source; None: the beginning of the file."""
     end_s: float | None = None
     """End of the span of the file that is used, in the source; None: the end of the file."""
+    audio_track: int | None = None
+    """Audio track that is used, from 0, as the list of inputs says; None: the one with the most speech."""
     columns: tuple[ListedColumn, ...] = ()
     """Further columns of the list, as texts."""
 

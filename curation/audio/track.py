@@ -14,6 +14,7 @@ from talkforge.curation.audio import vad
 from talkforge.curation.media import read_audio
 from talkforge.curation.media.timeline import timeline_of
 from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -25,7 +26,7 @@ CANCELLED = 0.05
 ours; a voice on one side alone leaves a quarter, independent channels leave half."""
 
 
-def choose_audio(path: Path, video: Video) -> Video:
+def choose_audio(path: Path, video: Video, wanted: int | None = None) -> Video:
     """The video with `audio_track` and `audio_channel` set.
 
     Of several tracks the one with the most speech is used, of equals the file's default one.
@@ -33,16 +34,21 @@ def choose_audio(path: Path, video: Video) -> Video:
     Args:
         path: local copy of the video.
         video: what the probe found of it.
+        wanted: the track that the user names, from 0. None: the one with the most speech.
 
     Raises:
-        MediaError: reading fails.
+        MediaError: reading fails, or there is no such track.
         ModelError: the weights of the voice activity detector are missing.
     """
+    if wanted is not None and wanted >= video.audio_tracks:
+        raise MediaError(f"{video.uri!r}: expected audio track {wanted}, found {video.audio_tracks} tracks")
     if not video.has_audio:
         return video
+    video = video.model_copy(update={"audio_track": 0 if video.audio_tracks == 1 else wanted})
     if video.audio_tracks > 1 and video.audio_track is None:
         tracks = [video, *(video.model_copy(update={"audio_track": k}) for k in range(video.audio_tracks))]
         video = max(tracks, key=lambda one: (_speech_s(path, one), one.audio_track is None))
+    if video.audio_tracks > 1:
         end_s = timeline_of(path, video.uri, video.audio_track).audio_end_s
         video = video.model_copy(update={"audio_end_s": end_s})
     return video.model_copy(update={"audio_channel": _channel(path, video)})
