@@ -275,7 +275,7 @@ def _telling(console: Console) -> Iterator[None]:
             rank = f"process {_rank()}: " if _rank() else ""
             console.print(f"{rank}{record.getMessage()}", highlight=False, markup=False)
 
-    logger, handler = logging.getLogger("training"), Telling()
+    logger, handler = logging.getLogger("talkforge.training"), Telling()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.propagate = False

@@ -197,7 +197,13 @@ def test_a_run_that_is_interrupted_goes_on(videos: Path, run: Run, tmp_path: Pat
     out = tmp_path / "data set"
     command = [TALKFORGE, "curate", videos, "--out", out, *SMALL]
     ours = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Whoever started the tests in the background may have had SIGINT ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline_s = time.monotonic() + 600
     while not (out / "plan.parquet").exists() and time.monotonic() < deadline_s:

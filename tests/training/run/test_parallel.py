@@ -104,6 +104,10 @@ def test_they_fail_together(folder: Path, told: list[dict[str, Any]]) -> None:
     assert checkpoint.steps(folder / "nan") == []
 
 
+NO_GRADIENT = "attn2.to_k.bias"
+"""Adds the same to the logits of every key, which softmax does not see: AdamW steps along rounding noise."""
+
+
 @pytest.mark.parametrize("name", ("fsdp", "fsdp-checkpointing"))
 def test_sharded_as_whole(folder: Path, told: list[dict[str, Any]], name: str) -> None:
     """FSDP2: stopped, resumed, with recomputed blocks: the same run, and the same files, to rounding."""
@@ -113,8 +117,10 @@ def test_sharded_as_whole(folder: Path, told: list[dict[str, Any]], name: str) -
     assert {key: value.shape for key, value in whole.items()} == {
         key: value.shape for key, value in sharded.items()
     }
-    for key, value in whole.items():
-        torch.testing.assert_close(sharded[key], value, rtol=1e-2, atol=1e-3, msg=key)
+    compared = [key for key in whole if NO_GRADIENT not in key]
+    assert 0 < len(whole) - len(compared) < len(whole) / 10
+    for key in compared:
+        torch.testing.assert_close(sharded[key], whole[key], rtol=1e-2, atol=1e-3, msg=key)
 
 
 def test_sharded_as_whole_where_what_is_frozen_is_less_precise(
