@@ -41,6 +41,7 @@ from talkforge.curation.face.landmarks import LANDMARKER_PX, FaceLandmarker
 from talkforge.pipeline import jobs, needs, stages
 from talkforge.pipeline.dataset import load_ingested, videos_by_id
 from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
+from talkforge.pipeline.heartbeat import OnRunning
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.parts import Part, committed_parts
@@ -104,11 +105,18 @@ class ClockedExecutor(InlineExecutor):
     def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
         yield from self._clock.each("ingest", super().ingest(inputs, base))
 
-    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
-        yield from self._clock.each("run", super().run(parts, config, store))
+    def run(
+        self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
+    ) -> Iterator[Done]:
+        yield from self._clock.each("run", super().run(parts, config, store, on_running))
 
-    def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        yield from self._clock.each("cut", super().map(function, calls))
+    def map(
+        self,
+        function: Callable[..., Any],
+        calls: Iterable[tuple[Any, ...]],
+        on_running: OnRunning | None = None,
+    ) -> Iterator[Any]:
+        yield from self._clock.each("cut", super().map(function, calls, on_running))
 
 
 @dataclass(frozen=True)

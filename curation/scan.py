@@ -8,7 +8,7 @@ possible cut.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def scan(
     config: ScanConfig,
     detector: FaceDetector,
     network: ShotNetwork | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> Scan:
     """Scenes and face tracks of [start_s, end_s) of a video.
 
@@ -85,6 +86,7 @@ def scan(
         config: distance of the samples, size of the frames, detectors.
         detector: detects the faces.
         network: detects dissolves and fades, see `curation.shots.network`. None: they are not detected.
+        on_progress: called for each frame with its time, source seconds.
 
     Raises:
         MediaError: no frame of the window can be decoded.
@@ -99,6 +101,7 @@ def scan(
         time_s = max(frame.time_s, start_s)
         begin_s = time_s if begin_s is None else begin_s
         until_s = frame.until_s
+        on_progress(time_s)
         number = samples.push(time_s, frame)
         breaks.push(number, time_s, frame)
         small = frame.rgb(longest_edge_px=COLOUR_EDGE_PX)

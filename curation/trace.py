@@ -187,6 +187,7 @@ def trace(
     config: MeasureConfig,
     score_speaker: ScoreSpeaker | None = None,
     picture_scorer: PictureScorer | None = None,
+    on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Trace | Exception]:
     """Run the dense pass over the clips. Clips that overlap share one decode.
 
@@ -199,6 +200,7 @@ def trace(
         config: settings of every measurement.
         score_speaker: called once for each clip, after its last frame. None: the speaker is not scored.
         picture_scorer: scores the picture quality. None: it is not measured.
+        on_progress: called for each frame with its time, source seconds.
 
     Returns:
         By clip id, the measurements, or the error that stopped them. An error stops every clip that
@@ -211,7 +213,7 @@ def trace(
 
     for group in overlapping(candidates):
         try:
-            results |= _trace_group(path, video, group, tracer_of, config)
+            results |= _trace_group(path, video, group, tracer_of, config, on_progress)
         except Exception as error:
             log.debug("trace of %s", group[0].clip.clip_id, exc_info=True)
             results |= {clip.clip_id: error for clip, _ in group}
@@ -239,6 +241,7 @@ def _trace_group(
     group: Sequence[Candidate],
     tracer_of: Callable[[Candidate], _ClipTracer],
     config: MeasureConfig,
+    on_progress: Callable[[float], None],
 ) -> dict[str, Trace | Exception]:
     waiting = [tracer_of(candidate) for candidate in group]
     results: dict[str, Trace | Exception] = {}
@@ -249,6 +252,7 @@ def _trace_group(
             results[tracer.clip.clip_id] = tracer.finish(config)
             waiting.remove(tracer)
         _push(waiting, frame)
+        on_progress(frame.time_s)
     return results | {tracer.clip.clip_id: tracer.finish(config) for tracer in waiting}
 
 

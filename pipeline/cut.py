@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,20 +122,39 @@ def _content_hash(order: Order) -> str:
     return hashlib.sha256(sample.meta_json(order.meta) + order.text.encode()).hexdigest()
 
 
-def cut_shard(store: Store, shard: ShardPlan, orders: Sequence[Order], config: ShardConfig) -> CutShard:
-    """Cut and write one shard, unless it lies there already as planned."""
+def cut_shard(
+    store: Store,
+    shard: ShardPlan,
+    orders: Sequence[Order],
+    config: ShardConfig,
+    on_progress: Callable[[float], None] = lambda _: None,
+) -> CutShard:
+    """Cut and write one shard, unless it lies there already as planned.
+
+    Args:
+        store: the data set.
+        shard: what to write.
+        orders: its clips.
+        config: how to encode.
+        on_progress: called with the number of clips that are cut.
+    """
     manifest = shards.current(store, shard)
     if manifest is not None:
         return CutShard(shard.name, manifest.keys, ())
     failures: list[Failure] = []
-    manifest = shards.write_shard(store, shard, _samples(store, orders, config, failures))
+    manifest = shards.write_shard(store, shard, _samples(store, orders, config, failures, on_progress))
     return CutShard(shard.name, manifest.keys if manifest else (), tuple(failures))
 
 
 def _samples(
-    store: Store, orders: Sequence[Order], config: ShardConfig, failures: list[Failure]
+    store: Store,
+    orders: Sequence[Order],
+    config: ShardConfig,
+    failures: list[Failure],
+    on_progress: Callable[[float], None],
 ) -> Iterator[tuple[str, Members]]:
-    for order in orders:
+    for number, order in enumerate(orders):
+        on_progress(number)
         key = order.meta.clip.clip_id
         try:
             with local_video(store, order.video) as path:

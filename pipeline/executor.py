@@ -18,12 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from talkforge.pipeline import stages
+from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import Store, at_base
@@ -58,27 +59,53 @@ class InlineExecutor:
         """Hash and probe every input."""
         yield from (ingest(given, base) for given in inputs)
 
-    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
-        """Measure and commit the parts."""
+    def run(
+        self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
+    ) -> Iterator[Done]:
+        """Measure and commit the parts.
+
+        Args:
+            parts: what to measure.
+            config: the whole configuration.
+            store: the data set.
+            on_running: called with the seconds of footage that each running part is through.
+        """
         for part in parts:
             begin_s = time.monotonic()
-            measured = stages.measure(part, config.measure, store)
+            measured = stages.measure(part, config.measure, store, *_heartbeat(part.name, on_running))
             stages.commit(stages.embed(measured, config.measure, store), store)
             yield Done(part, time.monotonic() - begin_s)
 
-    def map(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-        """`function(*call)` for every call, in order."""
-        for call in calls:
-            yield function(*call)
+    def map(
+        self,
+        function: Callable[..., T],
+        calls: Iterable[tuple[Any, ...]],
+        on_running: OnRunning | None = None,
+    ) -> Iterator[T]:
+        """`function(*call)` for every call, in order.
+
+        Args:
+            function: takes a callback as a last argument where `on_running` is given.
+            calls: arguments of each call.
+            on_running: called with what each running call told its callback, by the number of the call.
+        """
+        for number, call in enumerate(calls):
+            yield function(*call, *_heartbeat(str(number), on_running))
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _heartbeat(key: str, on_running: OnRunning | None) -> tuple[Heartbeat, ...]:
+    """The last argument of a task in this process, where somebody wants to know how far it is."""
+    return (Heartbeat(key, lambda key, done: on_running({key: done})),) if on_running else ()
 
 
 @dataclass
 class _Task:
     """One item (part, input or call) that was submitted to Ray and is not collected yet."""
 
+    key: str
     item: Any
     refs: list[Any]
     tries: int
@@ -119,6 +146,8 @@ class RayExecutor:
         self._ray = ray
         self._config = config
         self._gpu_share = config.run.gpu_share if ray.cluster_resources().get("GPU") else 0.0
+        self._heartbeats: Any = None
+        self._asked: Any = None
 
     def close(self) -> None:
         """Stop the Ray that was started here, or leave the cluster."""
@@ -137,8 +166,10 @@ class RayExecutor:
             else:
                 yield result
 
-    def run(self, parts: Iterable[Part], config: Config, store: Store) -> Iterator[Done]:
-        """Measure and commit the parts, in any order."""
+    def run(
+        self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
+    ) -> Iterator[Done]:
+        """Measure and commit the parts, in any order; see `InlineExecutor.run`."""
         remote = self._ray.remote
         measure = remote(max_retries=0, num_cpus=1)(stages.measure)
         embed = remote(max_retries=0, num_cpus=1, num_gpus=self._gpu_share)(stages.embed)
@@ -146,13 +177,13 @@ class RayExecutor:
         settings = config.run
 
         def submit(part: Part) -> tuple[list[Any], float]:
-            measured = measure.remote(part, config.measure, store)
+            measured = measure.remote(part, config.measure, store, *self._heartbeat(part.name, on_running))
             embedded = embed.remote(measured, config.measure, store)
             deadline_s = max(settings.deadline_min_s, settings.deadline_factor * part.duration_s)
             return [commit.remote(embedded, store), embedded, measured], deadline_s
 
         queue = deque(parts)
-        for task, result in self._run(queue, submit):
+        for task, result in self._run(queue, submit, on_running, key_of=lambda part: part.name):
             part: Part = task.item
             # A part that was cancelled while it was being committed may be there all the same.
             if isinstance(result, BaseException) and not is_committed(part, store):
@@ -163,24 +194,35 @@ class RayExecutor:
                 stages.give_up(part, result, store)
             yield Done(part, time.monotonic() - task.begin_s)
 
-    def map(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-        """`function(*call)` for every call, in any order.
+    def map(
+        self,
+        function: Callable[..., T],
+        calls: Iterable[tuple[Any, ...]],
+        on_running: OnRunning | None = None,
+    ) -> Iterator[T]:
+        """`function(*call)` for every call, in any order; see `InlineExecutor.map`.
 
         Raises:
             RunError: a call failed although it was tried again.
         """
         remote = self._ray.remote(max_retries=0)(function)
 
-        def submit(call: tuple[Any, ...]) -> tuple[list[Any], float]:
-            return [remote.remote(*call)], float("inf")
+        def submit(item: tuple[int, tuple[Any, ...]]) -> tuple[list[Any], float]:
+            number, call = item
+            return [remote.remote(*call, *self._heartbeat(str(number), on_running))], float("inf")
 
-        for _, result in self._run(deque(calls), submit):
+        queue = deque(enumerate(calls))
+        for _, result in self._run(queue, submit, on_running, key_of=lambda item: str(item[0])):
             if isinstance(result, BaseException):
                 raise RunError(str(result))
             yield result
 
     def _run(
-        self, queue: deque[Any], submit: Callable[[Any], tuple[list[Any], float]]
+        self,
+        queue: deque[Any],
+        submit: Callable[[Any], tuple[list[Any], float]],
+        on_running: OnRunning | None = None,
+        key_of: Callable[[Any], str] = str,
     ) -> Iterator[tuple[_Task, Any]]:
         """Keep a bounded number of items running; yield each with its result or its last error.
 
@@ -195,8 +237,10 @@ class RayExecutor:
                     item = old.item if old else queue.popleft()
                     refs, deadline_s = submit(item)
                     tries = old.tries + 1 if old else 1
-                    running.append(_Task(item, refs, tries, time.monotonic(), deadline_s))
+                    running.append(_Task(key_of(item), item, refs, tries, time.monotonic(), deadline_s))
                 yield from self._collect(running, retries)
+                if on_running is not None:
+                    self._listen({task.key for task in running}, on_running)
         finally:
             for task in running:
                 self._cancel(task)
@@ -231,6 +275,25 @@ class RayExecutor:
             if isinstance(cause, Exception) and not isinstance(cause, self._ray.exceptions.RayError):
                 return cause
             return RunError(f"the worker died ({type(cause).__name__})")
+
+    def _heartbeat(self, key: str, on_running: OnRunning | None) -> tuple[Heartbeat, ...]:
+        """The last argument of a task, where somebody wants to know how far it is."""
+        if on_running is None:
+            return ()
+        if self._heartbeats is None:
+            self._heartbeats = self._ray.remote(num_cpus=0)(Heartbeats).remote()
+        report = self._heartbeats.report
+        return (Heartbeat(key, lambda key, done: report.remote(key, done)),)
+
+    def _listen(self, running: set[str], on_running: OnRunning) -> None:
+        """Hand on what running tasks have reported; never waits for it."""
+        if self._asked is None:
+            self._asked = self._heartbeats.read.remote()
+        if not self._ray.wait([self._asked], timeout=0)[0]:
+            return
+        asked, self._asked = self._asked, None
+        with suppress(self._ray.exceptions.RayError):  # without it the work goes on all the same
+            on_running({key: done for key, done in self._ray.get(asked).items() if key in running})
 
     def _cancel(self, task: _Task) -> None:
         for ref in task.refs:

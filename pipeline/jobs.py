@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from talkforge.pipeline.dataset import (
     extend_plan,
     load_dataset,
     load_ingested,
-    load_plan,
     open_for_curating,
     save_dataset,
     tool_version,
@@ -36,11 +35,13 @@ from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, outstanding
 from talkforge.pipeline.report import write_report
+from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
-from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.config import Config, ShardConfig, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError
+from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
 from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,21 @@ class MeasureProgress:
         pace = self.real_time_factor
         return (self.total_s - self.done_s) / pace if pace > 0 else None
 
+    def shown(self) -> Progress:
+        """Parts, footage done, hours kept, real-time factor and time left, for the display."""
+        left = "" if self.left_s is None else f", {hours(self.left_s)} left"
+        pace = f", {self.real_time_factor:.2f}x real time" if self.measured_s else ""
+        detail = (
+            f"{hours(self.done_s)} of {hours(self.total_s)}, parts {self.parts_done}/{self.parts}, "
+            f"kept about {hours(self.kept_s)}{pace}{left}"
+        )
+        return Progress("measuring", self.done_s, self.total_s, detail)
 
-OnProgress = Callable[[MeasureProgress], None]
+    def within(self, running_s: float, wall_s: float) -> MeasureProgress:
+        """The state with `running_s` seconds of footage done in parts that are not committed yet."""
+        return replace(
+            self, done_s=self.done_s + running_s, measured_s=self.measured_s + running_s, wall_s=wall_s
+        )
 
 
 def curate(
@@ -81,7 +95,7 @@ def curate(
     config: Config,
     make_executor: Callable[[], Executor],
     limit: int | None = None,
-    on_progress: OnProgress = lambda _: None,
+    on_progress: ProgressCallback = no_progress,
     on_download: download.ProgressCallback = download.no_progress,
     exclude: Sequence[str] = (),
 ) -> Selection:
@@ -93,7 +107,8 @@ def curate(
         config: the whole configuration.
         make_executor: makes the executor once the inputs and the models are known.
         limit: most inputs that are taken; None takes all.
-        on_progress: called after each part that is measured.
+        on_progress: called about once a second with the phase and how far it is: `reading inputs`,
+            `measuring`, `selecting`, `cutting`, `report`.
         on_download: called while weights are fetched.
         exclude: globs of inputs to leave out, see `ingest.find_inputs`.
 
@@ -112,17 +127,18 @@ def curate(
         store.sweep()
         executor = make_executor()
         try:
-            ingested, plan = _ingest(found, store, config, executor)
+            ingested, plan = _ingest(found, store, config, executor, on_progress)
             settled = config.model_copy(update={"measure": gathered.config})
             measure(plan, store, settled, executor, on_progress)
+            on_progress(Progress("selecting"))
             selection = _calibrate_and_select(store, dataset, ingested)
-            return shard(store, load_dataset(store), selection, ingested, executor)
+            return shard(store, load_dataset(store), selection, ingested, executor, on_progress)
         finally:
             executor.close()
 
 
 def _ingest(
-    inputs: Sequence[Input], store: Store, config: Config, executor: Executor
+    inputs: Sequence[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
 ) -> tuple[list[IngestRow], list[Part]]:
     known = {row.input: row.stamp for row in load_ingested(store)}
     check_base(store, known)
@@ -131,7 +147,14 @@ def _ingest(
         for given in inputs
         if not known.get(given) or known[given] != stamp_of(store.input_uri(given.uri))
     ]
-    return extend_plan(store, executor.ingest(new, store.base), config.run.part_s)
+
+    def read() -> Iterator[IngestRow]:
+        on_progress(counted("reading inputs", 0, len(new)))
+        for number, row in enumerate(executor.ingest(new, store.base), 1):
+            yield row
+            on_progress(counted("reading inputs", number, len(new)))
+
+    return extend_plan(store, read() if new else (), config.run.part_s)
 
 
 def measure(
@@ -139,14 +162,18 @@ def measure(
     store: Store,
     config: Config,
     executor: Executor,
-    on_progress: OnProgress = lambda _: None,
+    on_progress: ProgressCallback = no_progress,
 ) -> None:
     """Measure and commit every part of the plan that is not there yet."""
     todo = [piece for part in plan for piece in outstanding(part, store)]
     state = _progress(plan, todo, store, config)
     begin_s = time.monotonic()
-    on_progress(state)
-    for done in executor.run(todo, config, store):
+    on_progress(state.shown())
+
+    def running(done_s: Mapping[str, float]) -> None:
+        on_progress(state.within(sum(done_s.values()), time.monotonic() - begin_s).shown())
+
+    for done in executor.run(todo, config, store, running):
         state = replace(
             state,
             parts_done=state.parts_done + 1,
@@ -155,14 +182,7 @@ def measure(
             measured_s=state.measured_s + done.part.duration_s,
             wall_s=time.monotonic() - begin_s,
         )
-        on_progress(state)
-
-
-def progress(store: Store, config: Config) -> MeasureProgress:
-    """How far measuring is, from what is committed."""
-    plan = load_plan(store)
-    todo = [piece for part in plan for piece in outstanding(part, store)]
-    return _progress(plan, todo, store, config)
+        on_progress(state.shown())
 
 
 def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> MeasureProgress:
@@ -242,6 +262,7 @@ def shard(
     selection: Selection,
     ingested: Sequence[IngestRow],
     executor: Executor | None = None,
+    on_progress: ProgressCallback = no_progress,
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     check_base(store, (row.input for row in ingested))
@@ -256,16 +277,42 @@ def shard(
     )
     config = dataset.config.shards
     plan = cut.plan(selection.rows, orders, config)
-    calls = [(store, item, [orders[key] for key in item.keys], config) for item in plan]
-    results = sorted(executor.map(cut.cut_shard, calls), key=lambda result: result.name)
+    results = _cut(store, plan, orders, config, executor, on_progress)
     shards.remove_stale(store, plan)
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
     selection = ledger.with_failures(ledger.with_shards(selection, where), failures)
     ledger.check_conservation(selection, ingested)
     ledger.write_ledger(store, selection)
+    on_progress(Progress("report"))
     report(store)
     return selection
+
+
+def _cut(
+    store: Store,
+    plan: Sequence[ShardPlan],
+    orders: Mapping[str, cut.Order],
+    config: ShardConfig,
+    executor: Executor,
+    on_progress: ProgressCallback,
+) -> list[cut.CutShard]:
+    """The shards, cut; in the order of their names."""
+    total = sum(len(item.keys) for item in plan)
+    keys = {item.name: len(item.keys) for item in plan}
+    results: list[cut.CutShard] = []
+
+    def show(running: Mapping[str, float]) -> None:
+        done = sum(keys[result.name] for result in results) + int(sum(running.values()))
+        on_progress(counted("cutting", done, total, "clips"))
+
+    calls = [(store, item, [orders[key] for key in item.keys], config) for item in plan]
+    if calls:
+        show({})
+    for result in executor.map(cut.cut_shard, calls, show):
+        results.append(result)
+        show({})
+    return sorted(results, key=lambda result: result.name)
 
 
 def report(store: Store) -> str:

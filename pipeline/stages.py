@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,18 +121,36 @@ def load_encoders(config_json: str) -> tuple[speech_encoders.SpeechEncoder, iden
     return speech_encoders.load_speech_encoder(config.speech), identity.load_embedder(config.identity)
 
 
-def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
+SCAN_FRACTION = 0.25
+"""Part of the work on a window that the scan is; the rest is the dense pass. Source: docs/performance.md."""
+
+OnSeconds = Callable[[float], None]
+"""Called with a number of seconds of footage."""
+
+
+def measure(
+    part: Part, config: MeasureConfig, store: Store, on_progress: OnSeconds = lambda _: None
+) -> PartResult:
     """Stages 1 to 5 of every window; a window that fails becomes a failure row, the rest go on.
+
+    Args:
+        part: the windows.
+        config: how to measure.
+        store: where arrays are written.
+        on_progress: called often, with the seconds of footage of the part that are done.
 
     Raises:
         RunError, ModelError: nothing can be measured at all (full disk, no weights).
     """
     result = PartResult(part)
     models = load_models(config.model_dump_json())
+    before_s = 0.0
     for window in part.windows:
+        show = _shifted(on_progress, before_s)
+        before_s += window.duration_s
         try:
             with local_video(store, window.video) as path:
-                _measure_window(path, window, config, models, store, result)
+                _measure_window(path, window, config, models, store, result, show)
         except (RunError, ModelError):
             raise
         except Exception as error:
@@ -141,8 +159,18 @@ def measure(part: Part, config: MeasureConfig, store: Store) -> PartResult:
     return result
 
 
+def _shifted(on_progress: OnSeconds, before_s: float) -> OnSeconds:
+    return lambda done_s: on_progress(before_s + done_s)
+
+
 def _measure_window(
-    path: Path, window: Window, config: MeasureConfig, models: Models, store: Store, result: PartResult
+    path: Path,
+    window: Window,
+    config: MeasureConfig,
+    models: Models,
+    store: Store,
+    result: PartResult,
+    on_progress: OnSeconds,
 ) -> None:
     video = window.video
     if not video.has_audio:
@@ -161,7 +189,14 @@ def _measure_window(
 
     with result.clock("scan"):
         seen = scan.scan(
-            path, video, window.start_s, window.end_s, config.scan, models.detector, models.shot_network
+            path,
+            video,
+            window.start_s,
+            window.end_s,
+            config.scan,
+            models.detector,
+            models.shot_network,
+            lambda time_s: on_progress(SCAN_FRACTION * (time_s - window.start_s)),
         )
     scanned = ScannedWindow(video, audio, segments, seen)
 
@@ -180,6 +215,9 @@ def _measure_window(
             config,
             score_speaker,
             models.picture_scorer,
+            lambda time_s: on_progress(
+                SCAN_FRACTION * window.duration_s + (1 - SCAN_FRACTION) * (time_s - window.start_s)
+            ),
         )
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]

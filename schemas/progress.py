@@ -33,3 +33,10 @@ def no_progress(_: Progress) -> None:
 def counted(phase: str, done: int, total: int, unit: str = "") -> Progress:
     """Progress of so many things, such as `3 of 7 clips`."""
     return Progress(phase, done, total, f"{done} of {total} {unit}".rstrip())
+
+
+def hours(seconds: float) -> str:
+    """A length of time for people: seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:.2f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"

@@ -5,18 +5,18 @@ Importing this module is cheap: what a function needs is imported when it is cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from talkforge.samples import Sample, read_shard
 from talkforge.schemas import extras
+from talkforge.schemas.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from talkforge.pipeline.jobs import MeasureProgress
     from talkforge.pipeline.store import Store
     from talkforge.schemas.dataset import Dataset
     from talkforge.schemas.sample import ShardManifest
@@ -163,7 +163,7 @@ def curate(
     limit: int | None = None,
     exclude: Sequence[str] = (),
     base: str | Path = "",
-    on_progress: Callable[[MeasureProgress], None] | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> CuratedSet:
     """Measure videos, choose clips, cut them into shards and write the report; as `talkforge curate`.
 
@@ -179,7 +179,7 @@ def curate(
         limit: take only so many inputs.
         exclude: globs of inputs to leave out; see docs/inputs.md.
         base: folder or URI that inputs are named relative to; given again in each call.
-        on_progress: called with each new state of measuring.
+        on_progress: called about once a second with the phase (such as `measuring`) and how far it is.
 
     Raises:
         CommandError: inputs, output or configuration cannot be used.
@@ -200,7 +200,7 @@ def curate(
         resolved,
         lambda: make_executor(executor, resolved, address),
         limit,
-        on_progress or (lambda _: None),
+        on_progress or no_progress,
         exclude=exclude,
     )
     return CuratedSet(store)

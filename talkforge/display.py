@@ -76,10 +76,3 @@ class Display:
             self._bars.start()
         assert self._task is not None
         self._bars.update(self._task, description=state.detail, completed=state.done, total=state.total)
-
-
-def hours(seconds: float) -> str:
-    """A length of time for people: seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 3600:.2f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"

@@ -28,14 +28,13 @@ from talkforge.cli.output import (
     comparison,
     fetching,
     inputs_line,
-    measuring,
     summary,
     totals_document,
 )
-from talkforge.display import Display, hours
+from talkforge.display import Display
 from talkforge.schemas.config import Config, apply_settings, differences, load_config
 from talkforge.schemas.errors import CommandError
-from talkforge.schemas.progress import Progress
+from talkforge.schemas.progress import Progress, hours
 
 if TYPE_CHECKING:
     from talkforge.schemas.dataset import Dataset
@@ -86,7 +85,7 @@ def curate(
             resolved,
             executor_maker(executor, resolved, address),
             limit,
-            lambda state: display.show(measuring(state)),
+            display.show,
             lambda step: display.show(fetching(step)),
             exclude,
         )
@@ -228,12 +227,13 @@ def shard(
     )
     from talkforge.pipeline import jobs as job
 
-    with exclusive(store):
+    with Display(notes) as display, exclusive(store):
         ingested = load_ingested(store)
+        display.show(Progress("selecting"))
         selection = job.select(store, described.model_copy(update={"config": config}), ingested)
         runner = executor_maker(executor, config, address)()
         try:
-            selection = job.shard(store, load_dataset(store), selection, ingested, runner)
+            selection = job.shard(store, load_dataset(store), selection, ingested, runner, display.show)
         finally:
             runner.close()
     summary(out, selection, dataset)

@@ -9,13 +9,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from talkforge.display import hours
-from talkforge.schemas.progress import Progress
+from talkforge.schemas.progress import Progress, hours
 
 if TYPE_CHECKING:
     from talkforge.curation.weights.download import FetchProgress
     from talkforge.curation.weights.registry import ModelRow
-    from talkforge.pipeline.jobs import MeasureProgress
     from talkforge.pipeline.ledger import Selection
     from talkforge.pipeline.totals import Totals
     from talkforge.schemas.records import SourceRow
@@ -42,21 +40,6 @@ def weights_table(console: Console, rows: Iterable[ModelRow]) -> None:
         commercial = "yes" if row.commercial_use else "no"
         table.add_row(row.name, commercial, state, f"{row.num_bytes / 1e6:.1f}", about)
     console.print(table, width=min(console.width, WEIGHTS_WIDTH))
-
-
-def measuring(state: MeasureProgress) -> Progress:
-    """How far measuring is, for the display."""
-    return Progress("measuring", state.done_s, state.total_s or 1, progress_line(state))
-
-
-def progress_line(state: MeasureProgress) -> str:
-    """Parts, hours in, hours kept, real-time factor, time left: in one line."""
-    left = "" if state.left_s is None else f", {hours(state.left_s)} left"
-    pace = f", {state.real_time_factor:.2f}x real time" if state.measured_s else ""
-    return (
-        f"parts {state.parts_done}/{state.parts}, in {hours(state.done_s)} of {hours(state.total_s)}, "
-        f"kept {hours(state.kept_s)}{pace}{left}"
-    )
 
 
 def inputs_line(totals: Totals) -> str:

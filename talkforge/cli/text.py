@@ -11,7 +11,7 @@ import typer
 from talkforge.cli.app import ADD, command, notes, out
 from talkforge.cli.options import DatasetArgument
 from talkforge.display import Display
-from talkforge.schemas.progress import counted
+from talkforge.schemas.progress import Progress, counted
 
 if TYPE_CHECKING:
     from talkforge.pipeline.annotate import Counts
@@ -88,7 +88,9 @@ def _annotate(dataset: str, phase: str, run: Callable[[Callable[[int, int], None
     described = load_dataset(store)
     with exclusive(store), Display(notes) as display:
         counts = run(lambda done, total: display.show(counted(phase, done, total, "clips")))
+        display.show(Progress("selecting"))
         selection = job.select(store, described, load_ingested(store))
+        display.show(Progress("report"))
         job.report(store)
     out.print(f"{counts.annotated} clips done, {counts.before} were before, {counts.failed} failed")
     accepted = sum(row.accepted for row in selection.rows)

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ import ray
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import executor as executor_module
-from talkforge.pipeline import jobs, stages
+from talkforge.pipeline import heartbeat, jobs, stages
 from talkforge.pipeline.executor import (
     Done,
     InlineExecutor,
@@ -36,7 +36,7 @@ from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, outstanding
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
-from talkforge.schemas.config import Config, MeasureConfig
+from talkforge.schemas.config import Config, MeasureConfig, load_config
 from talkforge.schemas.errors import RunError
 from talkforge.schemas.records import Input, Video
 from tests.media_files import Pictures, steady, write_media
@@ -439,3 +439,74 @@ def switches(_: int) -> dict[str, str | None]:
 
 def test_usage_reports_are_off_in_workers(cluster: RayExecutor) -> None:
     assert list(cluster.map(switches, [(0,)])) == [{name: os.environ[name] for name in telemetry.SWITCHES}]
+
+
+# ------------------------------------------------------------------------------- heartbeats
+
+
+def _measure_in_steps(
+    part: Part, _config: MeasureConfig, _store: Store, on_progress: Callable[[float], None]
+) -> Part:
+    """Says every half second that it has done one more second, until somebody has heard it."""
+    mark = Path(part.windows[0].video.uri).with_suffix(".heard")
+    for done_s in range(1, 200):
+        on_progress(done_s)
+        if mark.exists():
+            break
+        time.sleep(0.5)
+    return part
+
+
+@pytest.mark.usefixtures("light")
+def test_a_running_part_says_how_far_it_is(
+    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "measure", _measure_in_steps)
+    uri = str(tmp_path / "long.mp4")
+    part = part_of("000000", [videos[0].model_copy(update={"uri": uri})])
+    heard: list[dict[str, float]] = []
+
+    def listen(running: Mapping[str, float]) -> None:
+        heard.append(dict(running))
+        if max(running.values(), default=0) > 2:
+            Path(uri).with_suffix(".heard").touch()
+
+    done = list(cluster.run([part], CONFIG, Store(str(tmp_path / "set")), listen))
+    assert [item.part for item in done] == [part]
+    told = [running["000000"] for running in heard if running]
+    assert told == sorted(told) and told[-1] > 2
+
+
+def _count_up(most: int, on_progress: Callable[[float], None]) -> int:
+    for done in range(most):
+        on_progress(done)
+    return most
+
+
+def test_calls_say_how_far_they_are() -> None:
+    heard: list[Mapping[str, float]] = []
+    assert list(InlineExecutor().map(_count_up, [(3,), (1,)], heard.append)) == [3, 1]
+    assert heard[0] == {"0": 0} and {"1": 0} in heard  # at most one report a second
+
+
+def test_measuring_says_how_far_in_a_part_it_is(
+    measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.0)
+    heard: list[float] = []
+    found = [
+        probe(path, Input(uri=str(path)), content_hash(path))
+        for path in (measured.videos / "a.mp4", measured.videos / "nobody.mp4")
+    ]
+    part = part_of("000000", found)
+    settings = ["measure.motion.body=none"]
+    done = InlineExecutor().run(
+        [part],
+        load_config("offline", settings),
+        Store(str(tmp_path / "set")),
+        lambda running: heard.append(running["000000"]),
+    )
+    assert len(list(done)) == 1
+    assert heard == sorted(heard)
+    assert 0 <= heard[0] < 0.1 and part.duration_s - 1 < heard[-1] <= part.duration_s
+    assert len([done_s for done_s in heard if done_s < 3]) > 50  # frame by frame, in both passes
