@@ -161,7 +161,7 @@ def test_what_is_selected_is_what_is_cut(curated: Any) -> None:
     assert len(before) == 4
     code, _, _ = run("select", curated.dataset, "--set", "thresholds.min_face_px=5000")
     assert code == 0
-    code, out, err = run("shard", curated.dataset, "--executor", "inline")
+    code, out, err = run("shard", curated.dataset, "--executor", "inline", "--quiet")
     assert (code, err) == (0, "")
     assert "2 candidate clips: 0 accepted (0.0 s), 2 rejected, 0 failed" in out
     assert files(curated.dataset, "shards/*") == {}
