@@ -1,0 +1,71 @@
+"""Writes docs/cli.md from the commands themselves: `python docs/make_cli.py > docs/cli.md`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from talkforge.cli import app
+
+HEAD = """# Command line
+
+Every command has `--help`. Results go to stdout, progress, notes and errors to stderr. Exit codes: 0 finished
+(inputs and clips that failed are rows), 1 the run could not finish, 2 a bad command, 130 interrupted.
+
+Options of every command: `--quiet` (`-q`) leaves out progress and notes, `--verbose` (`-v`) logs every step
+to stderr, `--log-file FILE` appends a detailed log to a file. `talkforge --version` prints the version,
+`talkforge --install-completion` sets up completion for the shell.
+"""
+
+JSON = """## JSON
+
+With `--json`, one document is written to stdout. Times are in seconds. Keys may be added, none is renamed.
+
+| command | keys |
+|---|---|
+| `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard` |
+| `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
+| `verify` | `dataset`, `ok`, `problems` (each `path`, `what`); exit code 1 where there are any |
+| `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
+
+The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:
+`measured`, `no_candidates`, `pending`, `duplicate`, `failed`), `input_s` (footage of all inputs), `clips`
+(`candidates`, `accepted`, `rejected`, `failed`), `kept_s` (accepted clips) and `reasons` (rejected clips by
+reason). `exact` is false where parts or inputs came since the last selection: the totals then leave out
+near duplicates and the choice of the speaker.
+"""
+
+SHARED = {"quiet", "verbose", "log_file", "help"}
+
+
+def page() -> str:
+    """The whole page."""
+    root: Any = typer.main.get_command(app)
+    return "\n".join([HEAD, *_sections(root, "talkforge"), JSON])
+
+
+def _sections(group: Any, path: str) -> list[str]:
+    found = []
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found += _sections(command, f"{path} {name}")
+        else:
+            found.append(_section(command, f"{path} {name}"))
+    return found
+
+
+def _section(command: Any, path: str) -> str:
+    lines = [f"## {path}", "", command.callback.__doc__.strip().replace("\n    ", "\n"), "", "```"]
+    lines += [*command.callback.examples, "```", "", "| argument, option | |", "|---|---|"]
+    for option in command.params:
+        if option.name not in SHARED:
+            names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+            shown = names if option.opts[0].startswith("-") else f"`{option.metavar or option.name}`"
+            lines.append(f"| {shown} | {' '.join((option.help or '').split()).replace('|', ' or ')} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
