@@ -1,16 +1,21 @@
 """Cutting: accepted clips are cut out of their videos and written into shards, the only pass that encodes.
 
-A shard is one task: its clips are cut in the shard's order and written one by one. A clip that
-cannot be cut is a failure row, and the shard is written without it.
+A shard is one task. Its clips are cut video by video, so that each video is fetched once, and then written in
+the shard's order. A clip that cannot be cut is a failure row; its sample in an earlier shard is kept where
+there is one, and otherwise the shard is written without it.
+
+A task that hangs or crashes is divided until the offending clip stands alone. What its pieces have cut
+waits in `shards.next/pieces` until the shard is put together.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -19,18 +24,25 @@ import numpy as np
 from talkforge.curation import media
 from talkforge.curation.face import lips
 from talkforge.pipeline import shards
+from talkforge.pipeline.executor import Executor
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
-from talkforge.schemas import sample
+from talkforge.schemas import sample, tar
 from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, TextSource
-from talkforge.schemas.errors import DatasetError, RunError
+from talkforge.schemas.errors import DatasetError, RunError, one_line
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
+
+log = logging.getLogger(__name__)
+
+PIECES = f"{shards.NEXT}/pieces"
+
+OnProgress = Callable[[int, Mapping[str, float]], None]
 
 AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
 """Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""
@@ -43,24 +55,97 @@ class Order:
     part: str
     meta: SampleMeta
     video: Video
+    stamp: str
+    """State of the video's file when it was hashed, see `ingest.stamp_of`."""
     identity: Floats
     """[D], empty where no face embedding was measured."""
     text: str = ""
     """What the txt member holds."""
 
+    @property
+    def key(self) -> str:
+        return self.meta.clip.clip_id
+
 
 @dataclass(frozen=True)
 class CutShard:
-    """What became of one shard: the keys that are in it, and the clips that could not be cut."""
+    """What became of one shard.
+
+    Attributes:
+        name: of the shard.
+        keys: what is in it.
+        failures: clips that could not be cut.
+        kept: those of them whose sample is that of an earlier run.
+    """
 
     name: str
     keys: tuple[str, ...]
+    failures: tuple[Failure, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CutPiece:
+    """What became of a piece of a shard: key -> tar file that holds its sample, and what could not be cut."""
+
+    name: str
+    ready: dict[str, str]
     failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class CutTask:
+    """A shard to cut, or a piece of one.
+
+    Attributes:
+        store: the data set.
+        shard: the shard.
+        orders: of the clips to cut, in the shard's order.
+        config: how to encode.
+        earlier: key -> tar file of an earlier run that holds a sample of the clip.
+        ready: key -> tar file that holds what a piece has cut.
+        failures: clips that pieces could not cut.
+        whole: whether all of the shard is here.
+    """
+
+    store: Store
+    shard: ShardPlan
+    orders: tuple[Order, ...]
+    config: ShardConfig
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    ready: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    whole: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.shard.name}" if self.whole else f"{self.orders[0].key}-{len(self.orders)}"
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the clips, and of the videos that are fetched for them."""
+        fetched = {
+            o.video.video_id: o.video.duration_s
+            for o in self.orders
+            if "://" in self.store.input_uri(o.video.uri)
+        }
+        return sum(o.meta.clip.duration_s for o in self.orders) + sum(fetched.values())
+
+    def halves(self) -> tuple[CutTask, ...]:
+        """The task in two pieces; empty where it is one clip."""
+        if len(self.orders) < 2:
+            return ()
+        middle = len(self.orders) // 2
+        return tuple(
+            replace(self, orders=orders, whole=False)
+            for orders in (self.orders[:middle], self.orders[middle:])
+        )
 
 
 def orders(
     selection: Selection,
     videos: Mapping[str, Video],
+    stamps: Mapping[str, str],
     models: Mapping[str, str],
     measure_hash: str,
     tool_version: str,
@@ -94,7 +179,9 @@ def orders(
             source=selection.listed.get(row.clip_id, {}),
         )
         identity = clip.features.get("identity", np.zeros(0, np.float32))
-        found[row.clip_id] = Order(clip.part, meta, video, identity, chosen.text if chosen else "")
+        found[row.clip_id] = Order(
+            clip.part, meta, video, stamps[row.video_id], identity, chosen.text if chosen else ""
+        )
     return found
 
 
@@ -122,51 +209,219 @@ def _content_hash(order: Order) -> str:
     return hashlib.sha256(sample.meta_json(order.meta) + order.text.encode()).hexdigest()
 
 
-def cut_shard(
+def cut_shards(
     store: Store,
-    shard: ShardPlan,
-    orders: Sequence[Order],
+    plan: Sequence[ShardPlan],
+    orders: Mapping[str, Order],
     config: ShardConfig,
-    on_progress: Callable[[float], None] = lambda _: None,
-) -> CutShard:
-    """Cut and write one shard, unless it lies there already as planned.
+    executor: Executor,
+    on_progress: OnProgress = lambda _done, _running: None,
+) -> list[CutShard]:
+    """Cut and write to `shards.next/` what does not lie there or in `shards/` already as planned.
 
     Args:
         store: the data set.
-        shard: what to write.
-        orders: its clips.
+        plan: its shards.
+        orders: what to cut, by clip id.
         config: how to encode.
+        executor: runs the tasks.
+        on_progress: called with the clips that are settled, and with those of each running task.
+
+    Returns:
+        What became of each shard of the plan, by name.
+    """
+    there, missing = _look(store, plan)
+    earlier = {
+        key: f"{shards.FOLDER}/{manifest.name}.tar"
+        for manifest in shards.manifests(store)
+        for key in manifest.keys
+    }
+    tasks = {
+        shard.name: CutTask(
+            store,
+            shard,
+            tuple(orders[key] for key in shard.keys),
+            config,
+            {key: earlier[key] for key in shard.keys if key in earlier},
+        )
+        for shard in missing
+    }
+    done = [CutShard(shard.name, shard.keys) for shard in there]
+    planned = {shard.name: len(shard.keys) for shard in plan}
+    divided: dict[str, list[CutPiece]] = {}
+
+    def show(running: Mapping[str, float]) -> None:
+        whole = sum(planned[result.name] for result in done)
+        pieces = [piece for of_shard in divided.values() for piece in of_shard]
+        on_progress(whole + sum(len(piece.ready) + len(piece.failures) for piece in pieces), running)
+
+    if plan:
+        show({})
+    for result in executor.isolate(cut_task, tasks.values(), give_up, show):
+        if isinstance(result, CutPiece):
+            divided.setdefault(result.name, []).append(result)
+        else:
+            done.append(result)
+        show({})
+    calls = [(_put_together(tasks[name], pieces),) for name, pieces in sorted(divided.items())]
+    done += [result for result in executor.map(cut_task, calls) if isinstance(result, CutShard)]
+    return sorted(done, key=lambda result: result.name)
+
+
+def _look(store: Store, plan: Sequence[ShardPlan]) -> tuple[list[ShardPlan], list[ShardPlan]]:
+    """Shards that lie in `shards/` or `shards.next/` as planned, and those to be written to the latter.
+
+    What else a killed run has left in `shards.next/` is removed: it must not be swapped in.
+    """
+    there = [shard for shard in plan if shards.current(store, shard)]
+    beside = [replace(shard, folder=shards.NEXT) for shard in plan if shard not in there]
+    written = [shard for shard in beside if shards.current(store, shard)]
+    keep = {path for shard in written for path in (shard.tar, shard.manifest)}
+    for path in store.list(shards.NEXT):
+        if path not in keep:
+            store.delete(path)
+    return [*there, *written], [shard for shard in beside if shard not in written]
+
+
+def _put_together(task: CutTask, pieces: Sequence[CutPiece]) -> CutTask:
+    ready = {key: file for piece in pieces for key, file in piece.ready.items()}
+    failures = sorted((row for piece in pieces for row in piece.failures), key=lambda row: row.key)
+    return replace(task, ready=ready, failures=tuple(failures))
+
+
+def give_up(task: CutTask, error: BaseException) -> CutShard | CutPiece:
+    """What becomes of a clip that hangs or crashes wherever it is cut."""
+    failures = tuple(_row(task.store, order, error) for order in task.orders)
+    for failure in failures:
+        log.warning("clip %s: %s", failure.key, failure.message)
+    return CutPiece(task.shard.name, {}, failures)
+
+
+def _row(store: Store, order: Order, error: BaseException) -> Failure:
+    return store.named(failure_row("cut", order.key, order.video, error))
+
+
+def cut_task(task: CutTask, on_progress: Callable[[float], None] = lambda _: None) -> CutShard | CutPiece:
+    """Cut the clips of a task and write them, a whole shard as such, a piece to `shards.next/pieces`.
+
+    Args:
+        task: what to cut.
         on_progress: called with the number of clips that are cut.
     """
-    manifest = shards.current(store, shard)
-    if manifest is not None:
-        return CutShard(shard.name, manifest.keys, ())
-    failures: list[Failure] = []
-    manifest = shards.write_shard(store, shard, _samples(store, orders, config, failures, on_progress))
-    return CutShard(shard.name, manifest.keys if manifest else (), tuple(failures))
+    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
+        spool = Path(folder)
+        failures = [*task.failures, *_cut_videos(task, spool, on_progress)]
+        _copy_samples(task.store, task.ready, spool)
+        if not task.whole:
+            return CutPiece(task.shard.name, _write_piece(task, spool), tuple(failures))
+        failures, kept = _keep_earlier(task, failures, spool)
+        manifest = shards.write_shard(task.store, task.shard, _spooled(task, spool), kept)
+    return CutShard(task.shard.name, manifest.keys if manifest else (), tuple(failures), kept)
 
 
-def _samples(
-    store: Store,
-    orders: Sequence[Order],
-    config: ShardConfig,
-    failures: list[Failure],
-    on_progress: Callable[[float], None],
-) -> Iterator[tuple[str, Members]]:
-    for number, order in enumerate(orders):
-        on_progress(number)
-        key = order.meta.clip.clip_id
+def _cut_videos(task: CutTask, spool: Path, on_progress: Callable[[float], None]) -> Iterator[Failure]:
+    """Cut into `spool` what is neither ready nor failed, one video after the other; what cannot be cut."""
+    settled = {*task.ready, *(failure.key for failure in task.failures)}
+    by_video: dict[str, list[Order]] = {}
+    for order in task.orders:
+        if order.key not in settled:
+            by_video.setdefault(order.video.video_id, []).append(order)
+    number = 0
+    for orders in by_video.values():
         try:
-            with local_video(store, order.video) as path:
-                members = cut(store, order, path, config)
-        except RunError:
-            raise
+            with local_video(task.store, orders[0].video, orders[0].stamp) as path:
+                for order in orders:
+                    on_progress(number)
+                    number += 1
+                    yield from _cut_into(spool, task, order, path)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise RunError(f"no space left for cutting clips in {tempfile.gettempdir()}") from None
-            failures.append(store.named(failure_row("cut", key, order.video, error)))
-            continue
-        yield key, members
+            yield from (_failed(task.store, order, error) for order in orders)
+
+
+def _cut_into(spool: Path, task: CutTask, order: Order, path: Path) -> Iterator[Failure]:
+    try:
+        members = cut(task.store, order, path, task.config)
+        _save(spool, order.key, members)
+    except Exception as error:
+        yield _failed(task.store, order, error)
+
+
+def _failed(store: Store, order: Order, error: Exception) -> Failure:
+    """The row of a clip that cannot be cut; what concerns the whole run is raised."""
+    if isinstance(error, RunError):
+        raise error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        raise RunError(f"no space left for cutting clips in {tempfile.gettempdir()}") from None
+    return _row(store, order, error)
+
+
+def _keep_earlier(
+    task: CutTask, failures: Sequence[Failure], spool: Path
+) -> tuple[list[Failure], tuple[str, ...]]:
+    """Copy to `spool` the earlier samples of clips that failed; the rows, which say so, and the keys."""
+    wanted = {row.key: task.earlier[row.key] for row in failures if row.key in task.earlier}
+    try:
+        _copy_samples(task.store, wanted, spool)
+    except DatasetError as error:
+        log.warning("shard %s: earlier samples are lost: %s", task.shard.name, error)
+    kept = tuple(sorted(key for key in wanted if _file(spool, key).exists()))
+    rows = [
+        row.model_copy(update={"message": f"{row.message}; the sample of an earlier run is kept"})
+        if row.key in kept
+        else row
+        for row in failures
+    ]
+    return rows, kept
+
+
+def _copy_samples(store: Store, wanted: Mapping[str, str], spool: Path) -> None:
+    """Copy samples to `spool`, from key -> tar file; each file is read once."""
+    for file in sorted(set(wanted.values())):
+        try:
+            for key, members in shards.read_samples(store, file):
+                if wanted.get(key) == file:
+                    sample.check_members(key, members)
+                    _save(spool, key, members)
+        except DatasetError as error:
+            raise DatasetError(f"{file}: {error}") from None
+
+
+def _write_piece(task: CutTask, spool: Path) -> dict[str, str]:
+    """Write what was cut to a tar file of its own; key -> file."""
+    name = f"{PIECES}/{task.name}.tar"
+    with (
+        task.store.writing(name) as path,
+        task.store.reporting_errors("write", name),
+        path.open("wb") as stream,
+        tar.tar_writer(stream) as out,
+    ):
+        keys = []
+        for key, members in _spooled(task, spool):
+            tar.write_sample(out, key, members)
+            keys.append(key)
+    return dict.fromkeys(keys, name)
+
+
+def _file(spool: Path, key: str) -> Path:
+    return spool / f"{key}.tar"
+
+
+def _save(spool: Path, key: str, members: Members) -> None:
+    try:
+        with _file(spool, key).open("wb") as stream, tar.tar_writer(stream) as out:
+            tar.write_sample(out, key, members)
+    except OSError as error:
+        raise RunError(f"cannot write to {tempfile.gettempdir()}: {one_line(error)}") from None
+
+
+def _spooled(task: CutTask, spool: Path) -> Iterator[tuple[str, Members]]:
+    """The samples in `spool`, in the shard's order; each goes when it was read."""
+    for order in task.orders:
+        file = _file(spool, order.key)
+        if file.exists():
+            with file.open("rb") as stream:
+                yield from tar.read_samples(stream)
+            file.unlink()
 
 
 def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:

@@ -216,3 +216,8 @@ def describe(
 def videos_by_id(ingested: Iterable[IngestRow]) -> dict[str, Video]:
     """The videos that are measured, by id."""
     return {row.video.video_id: row.video for row in ingested if row.video and row.status == "planned"}
+
+
+def stamps_by_id(ingested: Iterable[IngestRow]) -> dict[str, str]:
+    """State of the file of each of these videos when it was hashed, see `ingest.stamp_of`."""
+    return {row.video.video_id: row.stamp for row in ingested if row.video and row.status == "planned"}

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from talkforge.pipeline import stages
 from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning
@@ -36,6 +36,24 @@ from talkforge.schemas.records import Input
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class Piece(Protocol):
+    """Work that can be divided."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; no two pieces of one run have the same name."""
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of footage, which decide on the deadline."""
+
+    def halves(self) -> tuple[Any, ...]:
+        """The work in two pieces of the same type; empty where it cannot be divided."""
+
+
+P = TypeVar("P", bound=Piece)
 
 TRIES = 2
 """Times a part (or an input) is tried before it is split (or given up)."""
@@ -91,6 +109,17 @@ class InlineExecutor:
         """
         for number, call in enumerate(calls):
             yield function(*call, *_heartbeat(str(number), on_running))
+
+    def isolate(
+        self,
+        function: Callable[..., T],
+        pieces: Iterable[P],
+        _give_up: Callable[[P, BaseException], T],
+        on_running: OnRunning | None = None,
+    ) -> Iterator[T]:
+        """`function(piece)` for every piece, in order; one that hangs or crashes takes this process along."""
+        for piece in pieces:
+            yield function(piece, *_heartbeat(piece.name, on_running))
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -216,6 +245,38 @@ class RayExecutor:
             if isinstance(result, BaseException):
                 raise RunError(str(result))
             yield result
+
+    def isolate(
+        self,
+        function: Callable[..., T],
+        pieces: Iterable[P],
+        give_up: Callable[[P, BaseException], T],
+        on_running: OnRunning | None = None,
+    ) -> Iterator[T]:
+        """`function(piece)` for every piece, in any order; a piece that hangs or crashes is divided.
+
+        Args:
+            function: what to do; takes a callback as a last argument where `on_running` is given.
+            pieces: what to do it with.
+            give_up: result of a piece that cannot be divided, from the piece and its error.
+            on_running: called with what each running piece told its callback, by the name of the piece.
+        """
+        remote = self._ray.remote(max_retries=0, num_cpus=1)(function)
+        settings = self._config.run
+
+        def submit(piece: P) -> tuple[list[Any], float]:
+            deadline_s = max(settings.deadline_min_s, settings.deadline_factor * piece.duration_s)
+            return [remote.remote(piece, *self._heartbeat(piece.name, on_running))], deadline_s
+
+        queue = deque(pieces)
+        for task, result in self._run(queue, submit, on_running, key_of=lambda piece: piece.name):
+            if not isinstance(result, BaseException):
+                yield result
+            elif halves := task.item.halves():
+                log.warning("%s: %s", task.item.name, result)
+                queue.extend(halves)
+            else:
+                yield give_up(task.item, result)
 
     def _run(
         self,

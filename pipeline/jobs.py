@@ -26,6 +26,7 @@ from talkforge.pipeline.dataset import (
     load_ingested,
     open_for_curating,
     save_dataset,
+    stamps_by_id,
     tool_version,
     videos_by_id,
 )
@@ -266,10 +267,11 @@ def shard(
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     check_base(store, (row.input for row in ingested))
-    executor = executor or InlineExecutor()
+    shards.finish_swap(store)
     orders = cut.orders(
         selection,
         videos_by_id(ingested),
+        stamps_by_id(ingested),
         {use.name: use.sha256 for use in dataset.models},
         config_hash(dataset.config.measure),
         tool_version(),
@@ -277,11 +279,17 @@ def shard(
     )
     config = dataset.config.shards
     plan = cut.plan(selection.rows, orders, config)
-    results = _cut(store, plan, orders, config, executor, on_progress)
-    shards.remove_stale(store, plan)
+    results = _cut(store, plan, orders, config, executor or InlineExecutor(), on_progress)
+    shards.swap(store, [result.name for result in results if result.keys])
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
-    selection = ledger.with_failures(ledger.with_shards(selection, where), failures)
+    kept = {key for result in results for key in result.kept}
+    if kept:
+        log.warning(
+            "%d clips cannot be cut anew and keep the samples of an earlier run; failures.parquet says why",
+            len(kept),
+        )
+    selection = ledger.with_failures(ledger.with_shards(selection, where), failures, kept)
     ledger.check_conservation(selection, ingested)
     ledger.write_ledger(store, selection)
     on_progress(Progress("report"))
@@ -299,20 +307,11 @@ def _cut(
 ) -> list[cut.CutShard]:
     """The shards, cut; in the order of their names."""
     total = sum(len(item.keys) for item in plan)
-    keys = {item.name: len(item.keys) for item in plan}
-    results: list[cut.CutShard] = []
 
-    def show(running: Mapping[str, float]) -> None:
-        done = sum(keys[result.name] for result in results) + int(sum(running.values()))
-        on_progress(counted("cutting", done, total, "clips"))
+    def show(done: int, running: Mapping[str, float]) -> None:
+        on_progress(counted("cutting", done + int(sum(running.values())), total, "clips"))
 
-    calls = [(store, item, [orders[key] for key in item.keys], config) for item in plan]
-    if calls:
-        show({})
-    for result in executor.map(cut.cut_shard, calls, show):
-        results.append(result)
-        show({})
-    return sorted(results, key=lambda result: result.name)
+    return cut.cut_shards(store, plan, orders, config, executor, show)
 
 
 def report(store: Store) -> str:
@@ -353,7 +352,9 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
     if clip.measures.lips is None:
         why = clip.failure.message if clip.failure else clip.measures.stopped_by
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")
-    video = videos_by_id(load_ingested(store))[clip.measures.clip.video_id]
+    ingested = load_ingested(store)
+    video_id = clip.measures.clip.video_id
+    video, stamp = videos_by_id(ingested)[video_id], stamps_by_id(ingested)[video_id]
     arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
-    with local_video(store, video) as path:
+    with local_video(store, video, stamp) as path:
         inspect_clip.inspect(clip.measures.clip, arrays, video, path, out)

@@ -314,9 +314,12 @@ def with_shards(selection: Selection, where: Mapping[str, str]) -> Selection:
     return replace(selection, rows=tuple(rows))
 
 
-def with_failures(selection: Selection, failures: Sequence[Failure]) -> Selection:
-    """The selection with clips that could not be cut turned from accepted to failed."""
-    by_key = {failure.key: failure for failure in failures}
+def with_failures(selection: Selection, failures: Sequence[Failure], kept: Collection[str] = ()) -> Selection:
+    """The selection with clips that could not be cut turned from accepted to failed.
+
+    Clips that are `kept` have a sample of an earlier run: they stay accepted, and their failures are listed.
+    """
+    by_key = {failure.key: failure for failure in failures if failure.key not in kept}
     rows = (
         row.model_copy(
             update={

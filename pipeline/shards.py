@@ -5,8 +5,13 @@
     plan           clips of a split into shards of a size, in an order that mixes videos
     write_shard    one shard: tar file first, manifest last
 
+    swap           the shards that were written take the place of the earlier ones
+
 All of it is a pure function of its arguments. A shard is there when its manifest is there; a tar
 file without one is left from a run that was killed, and is written again.
+
+New shards are written to `shards.next/` beside the earlier ones. When the last is whole, `swap.json` is
+written there, which commits all of them: from then on this run, or the next, moves them to `shards/`.
 """
 
 from __future__ import annotations
@@ -35,6 +40,12 @@ from talkforge.schemas.sample import Members, ShardManifest
 log = logging.getLogger(__name__)
 
 FOLDER = "shards"
+
+NEXT = "shards.next"
+"""Shards that are written, but do not stand in `FOLDER` yet."""
+
+SWAP = f"{NEXT}/swap.json"
+"""Names of all shards that the data set has when the swap is over."""
 
 _FILE = re.compile(r"(train|validation)-\d{6}\.(tar|json)")
 
@@ -66,13 +77,16 @@ class ShardPlan:
     keys: tuple[str, ...]
     fingerprint: str
 
+    folder: str = FOLDER
+    """Where it is written to."""
+
     @property
     def tar(self) -> str:
-        return f"{FOLDER}/{self.name}.tar"
+        return f"{self.folder}/{self.name}.tar"
 
     @property
     def manifest(self) -> str:
-        return f"{FOLDER}/{self.name}.json"
+        return f"{self.folder}/{self.name}.json"
 
 
 class ClipGroup(NamedTuple):
@@ -178,7 +192,7 @@ def current(store: Store, shard: ShardPlan) -> ShardManifest | None:
     if not store.exists(shard.manifest):
         return None
     try:
-        manifest = read_manifest(store, shard.name)
+        manifest = sample.read_manifest(store.read(shard.manifest), shard.manifest)
         same = manifest.fingerprint == shard.fingerprint and manifest.keys == shard.keys
         return manifest if same and store.size(shard.tar) == manifest.bytes else None
     except DatasetError:
@@ -186,7 +200,7 @@ def current(store: Store, shard: ShardPlan) -> ShardManifest | None:
 
 
 def write_shard(
-    store: Store, shard: ShardPlan, samples: Iterable[tuple[str, Members]]
+    store: Store, shard: ShardPlan, samples: Iterable[tuple[str, Members]], kept: Sequence[str] = ()
 ) -> ShardManifest | None:
     """Write one shard, tar file first, manifest last; one sample is in memory at a time.
 
@@ -195,6 +209,7 @@ def write_shard(
         shard: what is planned.
         samples: (key, members) in the plan's order. Keys may be missing, where their clips could not be
             cut: the shard is written without them, and will not count as `current`.
+        kept: keys whose samples are those of an earlier shard; with any the shard is not `current` either.
 
     Returns:
         The manifest, or None where there was not one sample; then there is no shard.
@@ -215,7 +230,7 @@ def write_shard(
                 bytes=path.stat().st_size,
                 count=len(keys),
                 keys=tuple(keys),
-                fingerprint=shard.fingerprint,
+                fingerprint=_fingerprint_with(shard.fingerprint, kept),
             )
     if not keys:
         store.delete(shard.tar)
@@ -256,17 +271,52 @@ def manifests(store: Store) -> list[ShardManifest]:
     return [read_manifest(store, path.stem) for path in names if path.suffix == ".json"]
 
 
-def remove_stale(store: Store, shards: Iterable[ShardPlan]) -> list[str]:
-    """Remove the shards of an earlier plan; to be called when all shards are written.
+def swap(store: Store, names: Iterable[str]) -> None:
+    """Put the shards in `NEXT` in the place of the earlier ones; to be called when all are written.
+
+    Args:
+        store: the data set.
+        names: all shards that it has afterwards, those included that stay as they are.
+    """
+    store.write(SWAP, json.dumps(sorted(names)).encode())
+    finish_swap(store)
+
+
+def finish_swap(store: Store) -> None:
+    """Go on with a swap that a killed run left half done; without one, nothing happens.
+
+    Raises:
+        DatasetError: `swap.json` is damaged.
+    """
+    if not store.exists(SWAP):
+        return
+    try:
+        names = list(json.loads(store.read(SWAP)))
+    except (ValueError, TypeError):
+        raise DatasetError(f"{SWAP}: expected a list of names, found something else") from None
+    written = {Path(path).stem for path in store.list(NEXT) if _FILE.fullmatch(Path(path).name)}
+    for name in sorted(written):
+        # The old manifest must not vouch for the new tar file, and the new one goes last.
+        if store.exists(f"{NEXT}/{name}.tar"):
+            store.delete(f"{FOLDER}/{name}.json")
+            store.move(f"{NEXT}/{name}.tar", f"{FOLDER}/{name}.tar")
+        if store.exists(f"{NEXT}/{name}.json"):
+            store.move(f"{NEXT}/{name}.json", f"{FOLDER}/{name}.json")
+    _remove_stale(store, names)
+    store.delete(SWAP)
+    store.delete_folder(NEXT)
+
+
+def _remove_stale(store: Store, names: Iterable[str]) -> None:
+    """Remove all shards but these.
 
     Only files named like shards are touched. Manifests go first, so that a shard never promises
     a tar file that is gone.
     """
-    keep = {path for shard in shards for path in (shard.tar, shard.manifest)}
+    keep = {f"{FOLDER}/{name}{suffix}" for name in names for suffix in (".tar", ".json")}
     stale = [path for path in store.list(FOLDER) if path not in keep and _FILE.fullmatch(Path(path).name)]
     for path in sorted(stale, key=lambda path: (path.endswith(".tar"), path)):
         store.delete(path)
-    return stale
 
 
 def _write_tar(
@@ -297,6 +347,11 @@ def _fingerprint(clips: Sequence[ShardClip], config: ShardConfig) -> str:
         "clips": [[clip.clip_id, clip.content_hash] for clip in clips],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint_with(fingerprint: str, kept: Sequence[str]) -> str:
+    """The fingerprint of a shard that holds samples of an earlier one: that of no plan."""
+    return hashlib.sha256("\0".join([fingerprint, *kept]).encode()).hexdigest() if kept else fingerprint
 
 
 def _pack(clips: Iterable[ShardClip], config: ShardConfig) -> Iterator[list[ShardClip]]:

@@ -181,6 +181,30 @@ class Store:
         with self.reporting_errors("delete", name), suppress(FileNotFoundError):
             filesystem.rm_file(path)
 
+    def move(self, old: str, new: str) -> None:
+        """Give a file another name, in place of a file that has it.
+
+        On a local disk this happens at once; in an object store the file is copied, and then removed under
+        its old name, so that a move that was broken off can be done again.
+        """
+        filesystem, source = self._at(old)
+        _, target = self._at(new)
+        with self.reporting_errors("move", old):
+            if self.local_root is None:
+                filesystem.cp_file(source, target)
+                filesystem.rm_file(source)
+            else:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                _rename(Path(source), Path(target))
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it; nothing happens where there is none."""
+        filesystem, path = self._at(folder)
+        with self.reporting_errors("delete", folder), suppress(FileNotFoundError):
+            filesystem.invalidate_cache()
+            if filesystem.exists(path):
+                filesystem.rm(path, recursive=True)
+
     def sha256(self, name: str) -> str:
         """sha256 (hex) of a file's bytes, read in blocks."""
         digest = hashlib.sha256()
@@ -328,8 +352,13 @@ def _publish(temporary: Path, target: Path) -> None:
     """Flush to the disk, rename, and flush the folder that now holds the name."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
+    _rename(temporary, target)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename, and flush the folder that now holds the name."""
+    old.replace(new)
+    folder = os.open(new.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import shutil
 import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,12 @@ import pytest
 
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.pipeline import cut, jobs
+from talkforge.pipeline import cut, jobs, tables
 from talkforge.pipeline.cut import Order
 from talkforge.pipeline.dataset import load_dataset, load_ingested
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.ingest import IngestRow, stamp_of
+from talkforge.pipeline.shards import ShardPlan, read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig, apply_settings
@@ -47,7 +55,7 @@ def order_of(video: Video, clip: Clip) -> Order:
             tool_version="1",
         ),
     )  # fmt: skip
-    return Order("000000", meta, video, np.zeros(0, np.float32))
+    return Order("000000", meta, video, stamp_of(video.uri), np.zeros(0, np.float32))
 
 
 def store_arrays(store: Store, clip: Clip) -> None:
@@ -160,26 +168,205 @@ def test_members_in_the_shards_decode(curated: Any) -> None:
     assert len(keys) == 2
 
 
-def test_a_source_that_vanished_fails_its_clip_and_nothing_else(curated: Any) -> None:
+# ----------------------------------------------------------------------- what cannot be cut anew
+
+
+def recut(curated: Any, *settings: str) -> jobs.Selection:
+    """Shard with other settings, by default such that every sample is encoded anew."""
     store = Store(str(curated.dataset))
     old = load_dataset(store)
-    config = apply_settings(old.config.model_dump(mode="json"), ["shards.crf=30"])
+    config = apply_settings(old.config.model_dump(mode="json"), list(settings or ("shards.crf=30",)))
     dataset, ingested = old.model_copy(update={"config": config}), load_ingested(store)
-    gone, hidden = curated.videos / "b.mp4", curated.videos / "hidden"
+    return jobs.shard(store, dataset, jobs.select(store, dataset, ingested), ingested)
+
+
+def samples_of(dataset: Path) -> dict[str, dict[str, bytes]]:
+    store = Store(str(dataset))
+    files = [name for name in store.list("shards") if name.endswith(".tar")]
+    return {key: members for file in files for key, members in read_samples(store, file)}
+
+
+@pytest.fixture
+def own(curated: Any, tmp_path: Path) -> Any:
+    """The data set with videos of its own, which a test may change; the measured rows name them."""
+    videos = tmp_path / "videos"
+    shutil.copytree(curated.videos, videos)
+    store = Store(str(curated.dataset))
+    rows = []
+    for row in load_ingested(store):
+        uri = str(videos / Path(row.input.uri).name)
+        rows.append(
+            row.model_copy(
+                update={
+                    "input": row.input.model_copy(update={"uri": uri}),
+                    "video": row.video and row.video.model_copy(update={"uri": uri}),
+                }
+            )
+        )
+    tables.write(store, "intake.parquet", IngestRow, rows)
+    return replace(curated, videos=videos)
+
+
+def test_a_source_that_vanished_keeps_its_sample_and_says_so(own: Any) -> None:
+    before = samples_of(own.dataset)
+    gone, hidden = own.videos / "b.mp4", own.videos / "hidden"
     gone.rename(hidden)
-    try:
-        selection = jobs.shard(store, dataset, jobs.select(store, dataset, ingested), ingested)
-    finally:
-        hidden.rename(gone)
+    selection = recut(own)
+    rows = {Path(row.uri).name: row for row in selection.rows}
+    assert [(row.accepted, row.failure) for row in rows.values()] == [(True, None)] * 2
+    (failure,) = selection.failures
+    assert (failure.stage, failure.key, failure.error) == ("cut", rows["b.mp4"].clip_id, "MediaError")
+    assert failure.message.startswith(f"{str(gone)!r}: expected a readable file, found ")
+    assert failure.message.endswith("; the sample of an earlier run is kept")
+    after = samples_of(own.dataset)
+    assert after[failure.key] == before[failure.key]
+    assert after[rows["a.mp4"].clip_id]["mp4"] != before[rows["a.mp4"].clip_id]["mp4"]
+    assert not (own.dataset / "shards.next").exists()
+
+    # It is tried again, and cut as planned when the source is back.
+    assert [row.key for row in recut(own).failures] == [failure.key]
+    hidden.rename(gone)
+    assert recut(own).failures == ()
+    assert samples_of(own.dataset)[failure.key]["mp4"] != before[failure.key]["mp4"]
+
+
+def test_a_source_that_vanished_fails_a_clip_that_was_never_cut(own: Any) -> None:
+    for path in (own.dataset / "shards").iterdir():
+        path.unlink()
+    (own.videos / "b.mp4").unlink()
+    selection = recut(own)
     rows = {Path(row.uri).name: row for row in selection.rows}
     assert (rows["a.mp4"].accepted, rows["a.mp4"].failure) == (True, None)
-    assert rows["a.mp4"].shard is not None
     assert (rows["b.mp4"].accepted, rows["b.mp4"].shard, rows["b.mp4"].reasons) == (False, None, ())
-    assert str(rows["b.mp4"].failure).startswith(f"MediaError: {str(gone)!r}: ")
-    (failure,) = selection.failures
-    assert (failure.stage, failure.key, failure.uri) == ("cut", rows["b.mp4"].clip_id, str(gone))
-    assert len(list(curated.dataset.glob("shards/*.tar"))) == 1
+    assert str(rows["b.mp4"].failure).startswith("MediaError: ")
+    assert set(samples_of(own.dataset)) == {rows["a.mp4"].clip_id}
 
-    selection = jobs.shard(store, dataset, jobs.select(store, dataset, ingested), ingested)
-    assert [(row.accepted, row.failure) for row in selection.rows] == [(True, None)] * 2
-    assert len(list(curated.dataset.glob("shards/*.tar"))) == 2
+
+def test_samples_move_between_shards_before_anything_is_removed(own: Any) -> None:
+    """Both sources are gone, and the new plan puts both clips into one shard."""
+    before = samples_of(own.dataset)
+    for name in ("a.mp4", "b.mp4"):
+        (own.videos / name).unlink()
+    selection = recut(own, "shards.max_samples=10")
+    assert {row.shard for row in selection.rows} == {"train-000000"}
+    assert samples_of(own.dataset) == before
+    assert len(list(own.dataset.glob("shards/*.tar"))) == 1
+
+
+def test_a_replaced_file_never_gets_the_masks_of_the_old_one(own: Any) -> None:
+    for path in (own.dataset / "shards").iterdir():
+        path.unlink()
+    changed = own.videos / "b.mp4"
+    facts = changed.stat()
+    shutil.copy(own.videos / "a.mp4", changed)
+    os.utime(changed, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    selection = recut(own)
+    rows = {Path(row.uri).name: row for row in selection.rows}
+    assert rows["b.mp4"].failure == (
+        f"MediaError: {str(changed)!r}: the file has changed since it was measured; "
+        "`talkforge curate` measures it anew"
+    )
+    assert set(samples_of(own.dataset)) == {rows["a.mp4"].clip_id}
+
+
+def test_a_file_that_was_touched_is_the_same_file(own: Any) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        os.utime(own.videos / name)
+    assert recut(own).failures == ()
+
+
+def test_a_source_is_opened_once_for_all_its_clips(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, video = film
+    other = write_media(
+        tmp_path / "b.mkv", Pictures(steady(50), first_number=60), Sounds([(0, 2)], hz=48_000)
+    )
+    second = probe(other, Input(uri=str(other)), content_hash(other))
+    store = Store(str(tmp_path / "set"))
+    spans = [(video, 0.0), (second, 0.2), (video, 0.4), (second, 0.6), (video, 0.8)]
+    orders = {}
+    for source, start_s in spans:
+        clip = clip_of(source, start_s, start_s + 1, 25.0)
+        store_arrays(store, clip)
+        orders[clip.clip_id] = order_of(source, clip)
+    opened: list[str] = []
+
+    @contextlib.contextmanager
+    def local_video(of: Store, video: Video, stamp: str) -> Iterator[Path]:
+        opened.append(Path(video.uri).name)
+        with real(of, video, stamp) as path:
+            yield path
+
+    real = cut.local_video
+    monkeypatch.setattr(cut, "local_video", local_video)
+    plan = [ShardPlan("train-000000", tuple(orders), "f")]
+    (result,) = cut.cut_shards(store, plan, orders, ShardConfig(), InlineExecutor())
+    assert opened == ["a.mkv", "b.mkv"]
+    assert (result.keys, result.failures, result.kept) == (tuple(orders), (), ())
+    found = list(read_samples(store, "shards.next/train-000000.tar"))
+    assert [key for key, _ in found] == list(orders)
+    key, order = list(orders.items())[3]
+    assert dict(found)[key] == cut.cut(store, order, other, ShardConfig())
+
+
+# ----------------------------------------------------------------------- what hangs or crashes
+
+
+class Dividing(InlineExecutor):
+    """An executor in which every task with the clip `bad` fails, as its worker dies of it."""
+
+    def __init__(self, bad: str) -> None:
+        self.bad = bad
+        self.names: list[str] = []
+
+    def isolate(self, function: Any, pieces: Any, give_up: Any, _: Any = None) -> Iterator[Any]:
+        queue = list(pieces)
+        while queue:
+            task = queue.pop(0)
+            self.names.append(task.name)
+            if all(order.key != self.bad for order in task.orders):
+                yield function(task)
+            elif halves := task.halves():
+                queue += halves
+            else:
+                yield give_up(task, TimeoutError("cancelled at its deadline of 300 s"))
+
+
+def test_a_clip_that_hangs_costs_that_clip(film: tuple[Path, Video], tmp_path: Path) -> None:
+    path, video = film
+    store = Store(str(tmp_path / "set"))
+    orders = {}
+    for start_s in (0.0, 0.2, 0.4, 0.6, 0.8):
+        clip = clip_of(video, start_s, start_s + 1, 25.0)
+        store_arrays(store, clip)
+        orders[clip.clip_id] = order_of(video, clip)
+    keys = list(orders)
+    executor = Dividing(bad=keys[3])
+    plan = [ShardPlan("train-000000", tuple(keys), "f")]
+    told: list[int] = []
+    (result,) = cut.cut_shards(
+        store, plan, orders, ShardConfig(), executor, lambda done, _running: told.append(done)
+    )
+    assert executor.names == [
+        "shard train-000000",
+        *(f"{keys[0]}-2", f"{keys[2]}-3", f"{keys[2]}-1", f"{keys[3]}-2", f"{keys[3]}-1", f"{keys[4]}-1"),
+    ]
+    assert result.keys == (*keys[:3], keys[4])
+    (failure,) = result.failures
+    assert (failure.stage, failure.key, failure.error) == ("cut", keys[3], "TimeoutError")
+    assert failure.message == "cancelled at its deadline of 300 s"
+    found = dict(read_samples(store, "shards.next/train-000000.tar"))
+    assert found == {key: cut.cut(store, orders[key], path, ShardConfig()) for key in result.keys}
+    assert told == [0, 2, 3, 4, 5]
+
+
+def test_what_a_task_takes_counts_what_it_fetches(film: tuple[Path, Video], tmp_path: Path) -> None:
+    _, video = film
+    remote = video.model_copy(update={"uri": "s3://bucket/a.mkv"})
+    plan, store = ShardPlan("train-000000", (), "f"), Store(str(tmp_path))
+    for source, expected_s in ((video, 2.0), (remote, 4.0)):
+        orders = tuple(
+            order_of(source, clip_of(source, start_s, start_s + 1, 25.0)) for start_s in (0.0, 0.4)
+        )
+        assert cut.CutTask(store, plan, orders, ShardConfig()).duration_s == pytest.approx(expected_s)

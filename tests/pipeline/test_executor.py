@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,6 +237,67 @@ def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
     with pytest.raises(RunError, match="the worker died"):
         list(cluster.map(call, [(tmp_path / "mark",)]))
     assert (tmp_path / "mark").read_text() == "xx"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Work that can be divided."""
+
+    numbers: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self.numbers))
+
+    @property
+    def duration_s(self) -> float:
+        return 0.0
+
+    def halves(self) -> tuple[Numbers, ...]:
+        middle = len(self.numbers) // 2
+        return (Numbers(self.numbers[:middle]), Numbers(self.numbers[middle:])) if middle else ()
+
+
+def test_work_that_kills_its_worker_is_divided_until_it_stands_alone(cluster: RayExecutor) -> None:
+    def add(piece: Numbers) -> tuple[int, ...]:
+        if 3 in piece.numbers:
+            os._exit(1)
+        return piece.numbers
+
+    lost: list[tuple[Numbers, BaseException]] = []
+
+    def give_up(piece: Numbers, error: BaseException) -> tuple[int, ...]:
+        lost.append((piece, error))
+        return ()
+
+    work = [Numbers((1, 2, 3, 4)), Numbers((5, 6))]
+    assert sorted(cluster.isolate(add, work, give_up)) == [(), (1, 2), (4,), (5, 6)]
+    ((piece, error),) = lost
+    assert piece == Numbers((3,))
+    assert str(error).startswith("the worker died (")
+    assert list(InlineExecutor().isolate(add, work[1:], give_up)) == [(5, 6)]
+
+
+def test_work_that_hangs_is_divided_at_its_deadline(
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hanging(piece: Numbers) -> tuple[Any, ...]:
+        if 3 in piece.numbers:
+            (tmp_path / piece.name).touch()
+            time.sleep(600)
+        return piece.numbers
+
+    found: list[tuple[Any, ...]] = []
+
+    def now_s() -> float:
+        """A clock that passes a deadline whenever only the piece that hangs is left to wait for."""
+        return 1000.0 * min(len(list(tmp_path.iterdir())), 1 + len(found))
+
+    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=now_s))
+    for result in cluster.isolate(hanging, [Numbers((3, 4))], lambda piece, error: (piece.name, str(error))):
+        found.append(result)
+    assert found == [(4,), ("3", "cancelled at its deadline of 300 s")]
+    assert {path.name for path in tmp_path.iterdir()} == {"3-4", "3"}
 
 
 def test_an_input_that_kills_its_worker_is_a_failed_row(
