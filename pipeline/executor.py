@@ -30,8 +30,8 @@ from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import Store, at_base
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
-from talkforge.schemas.errors import RunError, TalkforgeError, one_line
-from talkforge.schemas.records import Input
+from talkforge.schemas.errors import RunError, TalkforgeError, kind_of, one_line
+from talkforge.schemas.records import Failure, Input
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,20 @@ PROBE_DEADLINE_S = 600.0
 
 @dataclass(frozen=True)
 class Done:
-    """A committed part and how long it took, wall seconds."""
+    """A part that was tried, and how long that took, wall seconds.
+
+    `put_off` are failures of windows that were not committed, because infrastructure failed them.
+    """
 
     part: Part
     wall_s: float
+    put_off: tuple[Failure, ...] = ()
+
+    @property
+    def measured_s(self) -> float:
+        """Footage that was committed, s."""
+        left = {failure.key for failure in self.put_off}
+        return sum(window.duration_s for window in self.part.windows if window.key not in left)
 
 
 class InlineExecutor:
@@ -91,8 +101,8 @@ class InlineExecutor:
         for part in parts:
             begin_s = time.monotonic()
             measured = stages.measure(part, config.measure, store, *_heartbeat(part.name, on_running))
-            stages.commit(stages.embed(measured, config.measure, store), store)
-            yield Done(part, time.monotonic() - begin_s)
+            put_off = stages.commit(stages.embed(measured, config.measure, store), store)
+            yield Done(part, time.monotonic() - begin_s, put_off)
 
     def map(
         self,
@@ -220,8 +230,9 @@ class RayExecutor:
                 if len(part.windows) > 1:
                     queue.extend(piece for piece in part.halves() if not is_committed(piece, store))
                     continue
-                stages.give_up(part, result, store)
-            yield Done(part, time.monotonic() - task.begin_s)
+                result = stages.give_up(part, result, store, kind_of(result))
+            put_off = result if isinstance(result, tuple) else ()
+            yield Done(part, time.monotonic() - task.begin_s, put_off)
 
     def map(
         self,

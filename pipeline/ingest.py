@@ -23,7 +23,7 @@ from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import at_base, local_copy, without_base
 from talkforge.schemas import extras
-from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, one_line
+from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, kind_of, one_line
 from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
 
 log = logging.getLogger(__name__)
@@ -291,8 +291,28 @@ def failed(given: Input, stamp: str, stage: str, error: BaseException, base: str
         uri=given.uri,
         error="MediaError" if isinstance(error, MediaError) else type(error).__name__,
         message=without_base(one_line(error), base),
+        kind=kind_of(error),
     )
     return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
+
+
+def after(row: IngestRow, before: IngestRow | None) -> IngestRow:
+    """The row of an input that was read again.
+
+    An input that was readable stays what it was where only infrastructure fails now. One that fails again
+    has one attempt more.
+    """
+    if row.failure is None or row.failure.kind == "video" or before is None:
+        return row
+    if before.video is not None:
+        log.warning(
+            "%s: cannot be read now (%s); what was measured is kept", row.input.uri, row.failure.message
+        )
+        return before
+    if before.failure is None or before.stamp != row.stamp:
+        return row
+    failure = row.failure.model_copy(update={"attempts": before.failure.attempts + 1})
+    return row.model_copy(update={"failure": failure})
 
 
 def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) -> list[IngestRow]:

@@ -15,7 +15,7 @@ import pandas as pd
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
 from talkforge.curation.weights import download
-from talkforge.pipeline import annotate, cut, inspect_clip, ledger, shards, tables
+from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, shards, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
@@ -24,6 +24,7 @@ from talkforge.pipeline.dataset import (
     extend_plan,
     load_dataset,
     load_ingested,
+    load_plan,
     open_for_curating,
     save_dataset,
     stamps_by_id,
@@ -31,17 +32,17 @@ from talkforge.pipeline.dataset import (
     videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, find_inputs, stamp_of
+from talkforge.pipeline.ingest import IngestRow, after, find_inputs, stamp_of
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
-from talkforge.pipeline.parts import Part, committed_parts, outstanding
+from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.report import write_report
 from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas.config import Config, ShardConfig, config_hash
 from talkforge.schemas.dataset import Dataset
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
 from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
 
@@ -119,6 +120,45 @@ def curate(
     """
     passed_over: list[str] = []
     found = find_inputs(inputs, limit, exclude, store.base, passed_over.append)
+    return _go_on(found, store, config, make_executor, on_progress, on_download, passed_over)
+
+
+def retry(
+    store: Store,
+    kinds: Sequence[FailureKind],
+    make_executor: Callable[[Config], Executor],
+    on_progress: ProgressCallback = no_progress,
+) -> tuple[int, Selection]:
+    """Try again what failed, for the inputs and with the configuration that the data set has.
+
+    Args:
+        store: the data set.
+        kinds: kinds of failures to try again.
+        make_executor: makes the executor for the data set's configuration.
+        on_progress: see `curate`.
+
+    Returns:
+        Number of failures that were tried again, and the selection after that.
+
+    Raises:
+        CommandError: there is no data set. ModelError: weights are missing. RunError: the run cannot go on.
+    """
+    config = load_dataset(store).config
+    with exclusive(store):
+        num_forgiven = attempts.forgive(store, load_plan(store), kinds)
+        inputs = [row.input for row in load_ingested(store)]
+    return num_forgiven, _go_on(inputs, store, config, lambda: make_executor(config), on_progress)
+
+
+def _go_on(
+    found: Sequence[Input],
+    store: Store,
+    config: Config,
+    make_executor: Callable[[], Executor],
+    on_progress: ProgressCallback,
+    on_download: download.ProgressCallback = download.no_progress,
+    passed_over: Sequence[str] = (),
+) -> Selection:
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
@@ -141,21 +181,28 @@ def curate(
 def _ingest(
     inputs: Sequence[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
 ) -> tuple[list[IngestRow], list[Part]]:
-    known = {row.input: row.stamp for row in load_ingested(store)}
+    known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
-    new = [
-        given
-        for given in inputs
-        if not known.get(given) or known[given] != stamp_of(store.input_uri(given.uri))
-    ]
+    most = config.run.max_attempts
+    new = [given for given in inputs if _is_due(known.get(given), stamp_of(store.input_uri(given.uri)), most)]
+    tripwire = attempts.Tripwire(config.run.max_failed_share)
 
     def read() -> Iterator[IngestRow]:
         on_progress(counted("reading inputs", 0, len(new)))
         for number, row in enumerate(executor.ingest(new, store.base), 1):
-            yield row
+            tripwire.note(1, [row.failure] if row.failure else ())
+            yield after(row, known.get(row.input))
             on_progress(counted("reading inputs", number, len(new)))
 
     return extend_plan(store, read() if new else (), config.run.part_s)
+
+
+def _is_due(row: IngestRow | None, stamp: str, max_attempts: int) -> bool:
+    """Whether an input is to be read: it is new, has changed, or infrastructure kept it from being read."""
+    if row is None or not row.stamp or row.stamp != stamp:
+        return True
+    failure = row.failure
+    return failure is not None and failure.kind != "video" and failure.attempts < max_attempts
 
 
 def measure(
@@ -165,9 +212,16 @@ def measure(
     executor: Executor,
     on_progress: ProgressCallback = no_progress,
 ) -> None:
-    """Measure and commit every part of the plan that is not there yet."""
-    todo = [piece for part in plan for piece in outstanding(part, store)]
-    state = _progress(plan, todo, store, config)
+    """Measure and commit every part of the plan that is not there yet.
+
+    Raises:
+        RunError: the run cannot go on, or infrastructure fails too many inputs, see `attempts.Tripwire`.
+    """
+    tried = {name: failure.attempts for name, failure in attempts.waiting(store, plan).items()}
+    left = remaining(plan, store)
+    todo = [part for part in left if tried.get(part.name, 0) < config.run.max_attempts]
+    tripwire = attempts.Tripwire(config.run.max_failed_share)
+    state = _progress(plan, left, store, config)
     begin_s = time.monotonic()
     on_progress(state.shown())
 
@@ -175,14 +229,16 @@ def measure(
         on_progress(state.within(sum(done_s.values()), time.monotonic() - begin_s).shown())
 
     for done in executor.run(todo, config, store, running):
-        state = replace(
-            state,
-            parts_done=state.parts_done + 1,
-            done_s=state.done_s + done.part.duration_s,
-            kept_s=state.kept_s + _kept_s(done.part.name, store, config),
-            measured_s=state.measured_s + done.part.duration_s,
-            wall_s=time.monotonic() - begin_s,
-        )
+        tripwire.note(len(done.part.windows), done.put_off)
+        state = replace(state, wall_s=time.monotonic() - begin_s)
+        if done.measured_s:
+            state = replace(
+                state,
+                parts_done=state.parts_done + 1,
+                done_s=state.done_s + done.measured_s,
+                kept_s=state.kept_s + _kept_s(done.part.name, store, config),
+                measured_s=state.measured_s + done.measured_s,
+            )
         on_progress(state.shown())
 
 

@@ -20,7 +20,8 @@ from talkforge.curation import words
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, ridge
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge
-from talkforge.pipeline import shards, tables
+from talkforge.pipeline import attempts, shards, tables
+from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
 from talkforge.pipeline.parts import committed_parts
@@ -71,7 +72,7 @@ class CommittedClip:
 
 @dataclass
 class Committed:
-    """Everything that the committed parts say."""
+    """Everything that the committed parts say, and the failures of windows that are put off."""
 
     clips: list[CommittedClip] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -126,9 +127,17 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
             found.clips.append(CommittedClip(part, measures, features.get(key, {}), by_key.get(key)))
         found.outcomes += tables.read(store, f"{folder}/outcomes.parquet", Outcome)
         found.failures += failures
+    found.failures += attempts.waiting(store, load_plan(store)).values()
+    found.outcomes = _each_once(found.outcomes)
     found.clips.sort(key=lambda clip: clip.measures.clip.clip_id)
     found.failures.sort(key=lambda failure: (failure.uri, failure.key))
     return found
+
+
+def _each_once(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Of every window one, in the order of time: which part was committed first must not show."""
+    by_span = {(o.video_id, o.start_s, o.end_s): o for o in outcomes}
+    return [by_span[span] for span in sorted(by_span)]
 
 
 def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[str, dict[str, NDArray[Any]]]:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
 from talkforge.pipeline.store import Store
@@ -21,6 +21,9 @@ MIN_FILL_S, MANY_PARTS = 20.0, 64
 """A part is filled with less than its most footage where that would make fewer parts than this, but
 not with less than so many seconds."""
 
+
+ATTEMPTS = "attempts"
+"""Folder of the notes on windows that were put off, see `attempts.py`; each is named after its part."""
 
 AUDIO_SLACK_S = 0.5
 """Audio may begin so much later or end so much earlier than the video without being cut out."""
@@ -72,6 +75,10 @@ class Part(Record):
         """
         middle = len(self.windows) // 2
         return self._piece(self.windows[:middle]), self._piece(self.windows[middle:])
+
+    def alone(self, window: Window) -> Part:
+        """The part that holds nothing but this window of it."""
+        return self if len(self.windows) == 1 else self._piece((window,))
 
     def _piece(self, windows: tuple[Window, ...]) -> Part:
         content = hashlib.sha256("".join(window.key for window in windows).encode()).hexdigest()
@@ -161,14 +168,33 @@ def is_committed(part: Part, store: Store) -> bool:
 
 
 def outstanding(part: Part, store: Store) -> list[Part]:
-    """What is left to do of a part: nothing, itself, or the rest of its halves if it was split."""
-    if is_committed(part, store):
+    """What is left to do of a part: nothing, itself, the rest of its halves, windows that were put off."""
+    return remaining([part], store)
+
+
+def remaining(parts: Iterable[Part], store: Store) -> list[Part]:
+    """What is left to do of several parts, in their order."""
+    committed = set(committed_parts(store))
+    put_off = {PurePosixPath(name).stem for name in store.list(ATTEMPTS)}
+    return [piece for part in parts for piece in _left(part, committed, put_off)]
+
+
+def _left(part: Part, committed: Collection[str], put_off: Collection[str]) -> list[Part]:
+    if len(part.windows) > 1 and put_off:
+        singles = [part.alone(window) for window in part.windows]
+        apart = [piece for piece in singles if piece.name in put_off]
+        if apart:
+            kept = (piece.windows[0] for piece in singles if piece.name not in put_off)
+            rest = part.model_copy(update={"windows": tuple(kept)})
+            left = _left(rest, committed, put_off) if rest.windows else []
+            return left + [piece for piece in apart if piece.name not in committed]
+    if part.name in committed:
         return []
     if len(part.windows) > 1:
         halves = part.halves()
-        left = [outstanding(half, store) for half in halves]
-        if any(rest != [half] for rest, half in zip(left, halves, strict=True)):
-            return [piece for rest in left for piece in rest]
+        left_of = [_left(half, committed, put_off) for half in halves]
+        if any(rest != [half] for rest, half in zip(left_of, halves, strict=True)):
+            return [piece for rest in left_of for piece in rest]
     return [part]
 
 

@@ -46,9 +46,22 @@ class PartResult:
     tracks: list[Track] = field(default_factory=list)
     clips: list[MeasuredClip] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    put_off: dict[str, Failure] = field(default_factory=dict)
+    """Windows that could not be measured for want of infrastructure, by their key."""
     files: dict[str, str] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)
     _counted_s: float = 0.0
+
+    def add(self, window: PartResult) -> None:
+        """Take in what was measured of one window."""
+        self.outcomes += window.outcomes
+        self.scenes += window.scenes
+        self.tracks += window.tracks
+        self.clips += window.clips
+        self.failures += window.failures
+        self.files |= window.files
+        for stage, spent_s in window.cpu_s.items():
+            self.cpu_s[stage] = self.cpu_s.get(stage, 0.0) + spent_s
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:

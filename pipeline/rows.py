@@ -14,7 +14,7 @@ from talkforge.curation.verdict import gate
 from talkforge.pipeline.parts import Window
 from talkforge.schemas.arrays import Audio, FaceTrack, Floats
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.errors import one_line
+from talkforge.schemas.errors import kind_of, one_line
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Track, Video
 from talkforge.schemas.units import samples_from_frames, samples_from_seconds
 
@@ -112,4 +112,5 @@ def failure_row(stage: str, key: str, video: Video, error: BaseException) -> Fai
         uri=video.uri,
         error=type(error).__name__,
         message=one_line(error),
+        kind=kind_of(error),
     )

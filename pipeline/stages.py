@@ -38,7 +38,7 @@ from talkforge.curation.shots import network
 from talkforge.curation.sync import ridge, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
-from talkforge.pipeline import tables
+from talkforge.pipeline import attempts, tables
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.rows import (
@@ -55,7 +55,7 @@ from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Audio, Bytes
 from talkforge.schemas.config import MeasureConfig, ScanConfig
-from talkforge.schemas.errors import ModelError, RunError
+from talkforge.schemas.errors import FailureKind, ModelError, RunError, kind_of
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import (
     Clip,
@@ -133,6 +133,8 @@ def measure(
 ) -> PartResult:
     """Stages 1 to 5 of every window; a window that fails becomes a failure row, the rest go on.
 
+    A window that fails for want of infrastructure is put off, with nothing of it in the result.
+
     Args:
         part: the windows.
         config: how to measure.
@@ -148,14 +150,20 @@ def measure(
     for window in part.windows:
         show = _shifted(on_progress, before_s)
         before_s += window.duration_s
+        found = PartResult(part)
         try:
             with local_video(store, window.video) as path:
-                _measure_window(path, window, config, models, store, result, show)
+                _measure_window(path, window, config, models, store, found, show)
         except (RunError, ModelError):
             raise
         except Exception as error:
             log.debug("window %s", window.key, exc_info=True)
-            result.failures.append(failure_row("measure", window.key, window.video, error))
+            failure = failure_row("measure", window.key, window.video, error)
+            if failure.kind != "video":
+                result.put_off[window.key] = failure
+                continue
+            found.failures.append(failure)
+        result.add(found)
     return result
 
 
@@ -256,6 +264,8 @@ def _keep(
         if isinstance(found, trace.Trace):
             result.clips.append(_finish(row, found, scanned, models, store, result))
             continue
+        if found is not None and kind_of(found) != "video":
+            raise found
         if found is not None:
             result.failures.append(failure_row("trace", clip.clip_id, scanned.video, found))
         image = scanned.seen.images[track.track]
@@ -335,12 +345,26 @@ def _identified(item: MeasuredClip, embedder: identity.Embedder | None) -> Measu
     return replace(item, measures=measures, features={**item.features, "identity": vector})
 
 
-def commit(result: PartResult, store: Store) -> float:
-    """Stage 7: write the part's tables, and `part.json` last. Returns the seconds committed."""
+def commit(result: PartResult, store: Store) -> tuple[Failure, ...]:
+    """Stage 7: write the part's tables, and `part.json` last.
+
+    Returns:
+        Failures of the windows that are put off. They are not committed; where no other window is left,
+        neither is the part.
+    """
+    # Noted first: a part that is committed without a window must have the note that the window is left.
+    put_off = tuple(
+        attempts.put_off(result.part, window, result.put_off[window.key], store)
+        for window in result.part.windows
+        if window.key in result.put_off
+    )
+    windows = tuple(window for window in result.part.windows if window.key not in result.put_off)
+    if not windows:
+        return put_off
     folder = f"parts/{result.part.name}"
     files = dict(result.files)
     rows: dict[str, tuple[type[Record], Sequence[Record]]] = {
-        "windows.parquet": (Window, result.part.windows),
+        "windows.parquet": (Window, windows),
         "outcomes.parquet": (Outcome, result.outcomes),
         "scenes.parquet": (Scene, result.scenes),
         "tracks.parquet": (Track, result.tracks),
@@ -364,18 +388,35 @@ def commit(result: PartResult, store: Store) -> float:
             store.delete(path)
     marker = {
         "name": result.part.name,
-        "seconds": result.part.duration_s,
+        "seconds": sum(window.duration_s for window in windows),
         "clips": len(result.clips),
         "failures": len(result.failures),
         "cpu_s": {stage: round(spent_s, 3) for stage, spent_s in sorted(result.cpu_s.items())},
         "files": dict(sorted(files.items())),
     }
     store.write(f"{folder}/part.json", json.dumps(marker, indent=1).encode())
-    return result.part.duration_s
+    return put_off
 
 
-def give_up(part: Part, error: BaseException, store: Store) -> float:
-    """Commit a part whose worker cannot survive it: every window becomes a failure row."""
+def give_up(
+    part: Part, error: BaseException, store: Store, kind: FailureKind = "video"
+) -> tuple[Failure, ...]:
+    """Settle a part whose task cannot be finished.
+
+    Args:
+        part: the part.
+        error: what its task died of.
+        store: the data set.
+        kind: `video` commits every window as failed; any other kind puts them all off.
+
+    Returns:
+        Failures of the windows that are put off.
+    """
     result = PartResult(part)
-    result.failures = [failure_row("measure", w.key, w.video, error) for w in part.windows]
+    failures = [failure_row("measure", w.key, w.video, error) for w in part.windows]
+    failures = [failure.model_copy(update={"kind": kind}) for failure in failures]
+    if kind == "video":
+        result.failures = failures
+    else:
+        result.put_off = {failure.key: failure for failure in failures}
     return commit(result, store)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from talkforge.pipeline import tables
+from talkforge.pipeline import attempts, tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.parts import committed_parts, footage, outstanding, span_of_key
+from talkforge.pipeline.parts import committed_parts, footage, remaining, span_of_key
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import ClipStatus, Totals, count
 from talkforge.schemas.config import Thresholds
@@ -56,7 +56,7 @@ class Standing:
 def standing(store: Store, dataset: Dataset) -> Standing:
     """How far the data set in `store` is; opens no video and takes no lock."""
     plan = load_plan(store)
-    todo = [piece for part in plan for piece in outstanding(part, store)]
+    todo = remaining(plan, store)
     done = committed_parts(store)
     planned_s = sum(part.duration_s for part in plan)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
@@ -108,6 +108,7 @@ def _unselected(
     outcomes: list[Outcome] = []
     failures: list[Failure] = []
     clips: dict[str, ClipMeasures] = {}
+    failures += attempts.waiting(store, load_plan(store)).values()
     for part in parts:
         outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
@@ -136,7 +137,7 @@ def source_rows(
     Args:
         ingested: every input.
         outcomes: of the committed parts; each belongs to the input in whose span its middle lies.
-        failures: of the committed parts; likewise.
+        failures: of the committed parts, and of windows that are put off; likewise.
         clips: every candidate; likewise.
     """
     planned = Planned(ingested)
@@ -202,6 +203,8 @@ def _status(
         return "duplicate", f"same content as {entry.first_uri}"
     if clips:
         return "measured", f"in part: {failure.message}" if failure else ""
+    if failure and failure.kind != "video":
+        return "pending", f"{failure.kind} failed, attempt {failure.attempts}: {failure.message}"
     if failure:
         return "failed", f"{failure.error}: {failure.message}"
     seen_s = sum(outcome.end_s - outcome.start_s for outcome in seen)

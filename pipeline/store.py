@@ -30,6 +30,7 @@ from talkforge.schemas import extras
 from talkforge.schemas.errors import (
     CommandError,
     DatasetError,
+    FetchError,
     MediaError,
     RunError,
     TalkforgeError,
@@ -302,7 +303,8 @@ def local_copy(uri: str) -> Iterator[Path]:
     """A local path for an input: the file itself, or a copy of a remote one that is then removed.
 
     Raises:
-        MediaError: a remote file is not there or cannot be fetched.
+        FetchError: a remote file is not there or cannot be fetched.
+        MediaError: its URI is not usable.
         RunError: there is no room for the copy.
     """
     if "://" not in uri:
@@ -335,9 +337,9 @@ def _fetch(uri: str, copy: IO[bytes]) -> None:
     except TalkforgeError:
         raise
     except FileNotFoundError:
-        raise MediaError(f"{uri}: no such file") from None
+        raise FetchError(f"{uri}: no such file") from None
     except Exception as error:  # cloud libraries raise their own
-        raise MediaError(f"{uri}: cannot be fetched: {one_line(error)}") from None
+        raise FetchError(f"{uri}: cannot be fetched: {one_line(error)}") from None
 
 
 def _append(copy: IO[bytes], block: bytes) -> None:

@@ -447,6 +447,16 @@ class ExecutionConfig(Section):
         60.0, gt=0, description="A part may take this many seconds for each second of its footage..."
     )
     deadline_min_s: float = Field(300.0, gt=0, description="... and at least this long, s.")
+    max_attempts: int = Field(
+        3, ge=1, description="Runs that try what infrastructure failed (storage, network, memory, workers)."
+    )
+    max_failed_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="A run stops when more than this share of what it tried, and ten at least, failed for one "
+        "reason of infrastructure; 1: never.",
+    )
 
 
 class Config(Section):

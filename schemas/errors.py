@@ -5,7 +5,25 @@ Messages name the record, what was expected and what was found.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from typing import Literal
+
 from pydantic import ValidationError
+
+FailureKind = Literal["video", "storage", "network", "memory", "worker", "cluster", "deadline"]
+"""What a failure is the fault of. `video` is the input itself, every other kind is infrastructure."""
+
+_NETWORK = frozenset(
+    {errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EPIPE}
+    | {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN}
+)
+_STORAGE = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENODEV}
+    | {errno.ENXIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EBUSY, errno.EMFILE, errno.ENFILE}
+)
+_OUT_OF_MEMORY = ("insufficient memory", "failed to allocate memory", "bad_alloc")
+"""What OpenCV, ONNX Runtime and C++ say, in lower case."""
 
 
 class TalkforgeError(Exception):
@@ -18,6 +36,10 @@ class CommandError(TalkforgeError):
 
 class MediaError(TalkforgeError):
     """A video or audio file cannot be read; becomes a failure row."""
+
+
+class FetchError(MediaError):
+    """A remote file cannot be had now: no such object, no permission, no answer."""
 
 
 class ModelError(TalkforgeError):
@@ -50,6 +72,31 @@ def one_line(error: BaseException, longest: int | None = None) -> str:
 def class_and_message(error: BaseException) -> str:
     """`<class>: <message>` in one line, as tables state a failure."""
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def kind_of(error: BaseException) -> FailureKind:
+    """What an error is the fault of, by the error itself and by what caused it."""
+    for cause in _causes(error):
+        if isinstance(cause, FetchError | ConnectionError):
+            return "network"
+        if isinstance(cause, MemoryError) or any(text in str(cause).lower() for text in _OUT_OF_MEMORY):
+            return "memory"
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number == errno.ENOMEM:
+            return "memory"
+        if number in _NETWORK:
+            return "network"
+        if number in _STORAGE:
+            return "storage"
+    return "video"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__
 
 
 def first_invalid(error: ValidationError, root: str = "the document") -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from talkforge.schemas import units
+from talkforge.schemas.errors import FailureKind
 
 
 class Record(BaseModel):
@@ -483,7 +484,12 @@ class Failure(Record):
     error: str
     """Class of the error."""
     message: str
-    """Message of the error, in one line."""
+    """Message of the last error, in one line."""
+    kind: FailureKind = "video"
+    """What it is the fault of: `video` is the input itself; `storage`, `network`, `memory`, `worker`,
+    `cluster` and `deadline` are infrastructure and say nothing about the input."""
+    attempts: int = 1
+    """How often it was tried."""
 
 
 class Word(Record):

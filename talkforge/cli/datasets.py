@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -33,10 +33,11 @@ from talkforge.cli.output import (
 )
 from talkforge.display import Display
 from talkforge.schemas.config import Config, apply_settings, differences, load_config
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, hours
 
 if TYPE_CHECKING:
+    from talkforge.pipeline.executor import Executor
     from talkforge.schemas.dataset import Dataset
 
 DAMAGED = 3
@@ -89,6 +90,42 @@ def curate(
             lambda step: display.show(fetching(step)),
             exclude,
         )
+    summary(out, selection, dataset)
+
+
+@command(BUILD, "talkforge retry set", "talkforge retry set --kind network --kind storage")
+def retry(
+    dataset: DatasetArgument,
+    kind: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KIND",
+            help="storage, network, memory, worker, cluster, deadline or video; repeatable. "
+            "Without it: all but video.",
+        ),
+    ] = [],  # noqa: B006
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    base: BaseOption = "",
+) -> None:
+    """Try again what failed, however often it was tried, then select, cut and report."""
+    known: tuple[FailureKind, ...] = get_args(FailureKind)
+    if wrong := sorted(set(kind) - set(known)):
+        raise CommandError(f"--kind {', '.join(wrong)}: expected {', '.join(known)}")
+    check_executor(executor, address, workers)
+    from talkforge.pipeline import jobs as job
+    from talkforge.pipeline.store import Store
+
+    kinds = [name for name in known if (name in kind if kind else name != "video")]
+
+    def make(config: Config) -> Executor:
+        resolved = apply_settings(config.model_dump(mode="json"), with_workers([], workers))
+        return executor_maker(executor, resolved, address)()
+
+    with Display(notes) as display:
+        count, selection = job.retry(Store(dataset, base), kinds, make, display.show)
+    out.print(f"tried again: {count}", highlight=False)
     summary(out, selection, dataset)
 
 

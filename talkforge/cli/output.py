@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from talkforge.curation.weights.registry import ModelRow
     from talkforge.pipeline.ledger import Selection
     from talkforge.pipeline.totals import Totals
-    from talkforge.schemas.records import SourceRow
+    from talkforge.schemas.records import Failure, SourceRow
 
 WEIGHTS_WIDTH = 100
 """Columns that the table of weights takes at the most."""
@@ -105,6 +106,8 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
     console.print(inputs_line(totals), highlight=False)
     console.print(clips_line(totals), highlight=False)
     reasons_table(console, totals.reasons)
+    if selection.failures:
+        console.print(failures_line(selection.failures), highlight=False, soft_wrap=True)
     for source in selection.sources:
         if source.status in ("failed", "no_candidates"):
             console.print(
@@ -112,6 +115,14 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
     console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
+
+
+def failures_line(failures: Iterable[Failure]) -> str:
+    """How many failures are of which kind, and what becomes of those that are not the inputs' own."""
+    counts = Counter(failure.kind for failure in failures)
+    told = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    again = "; the next run tries again what is not the video's fault, see docs/reliability.md"
+    return f"failures by kind: {told}{again if set(counts) - {'video'} else ''}"
 
 
 def told(source: SourceRow) -> str:

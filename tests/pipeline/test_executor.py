@@ -183,7 +183,8 @@ def test_a_window_that_hangs_fails_alone_at_its_deadline(
     assert {path.name for path in log.iterdir()} == named(first, "", "0")  # no third try
     assert {item.part.name for item in done} == named(first, "0", "1") | {"000001"}
     assert set(committed_parts(store)) == named(first, "1") | {"000001"}
-    ((part, error, _),) = give_up.calls
+    ((part, error, _, kind),) = give_up.calls
+    assert kind == "video"
     assert part.windows == part_of("", [bad]).windows
     assert isinstance(error, TimeoutError)
     assert str(error) == "cancelled at its deadline of 10 s"
