@@ -133,9 +133,7 @@ def test_attempts_are_bounded_and_retry_begins_anew(
     assert len(tries) == CONFIG.run.max_attempts
     (failure,) = attempts.waiting(store, load_plan(store)).values()
     assert (failure.kind, failure.attempts) == ("network", CONFIG.run.max_attempts)
-    assert (
-        standing(store, Dataset.model_validate_json(store.read("dataset.json"))).totals.inputs["pending"] == 1
-    )
+    assert standing(store, load_dataset(store)).totals.inputs["pending"] == 1
     assert jobs.retry(store, ["storage"], lambda _: InlineExecutor())[0] == 0
     assert jobs.retry(store, ["network"], lambda _: InlineExecutor())[0] == 1
     assert golden(store) == golden(Store(str(measured.dataset)))
@@ -193,7 +191,7 @@ def test_a_run_stops_when_one_reason_fails_more_than_its_share() -> None:
     tripwire = attempts.Tripwire(0.5)
     failures = [
         Failure(
-            stage="probe", key=f"{n}", video_id="", uri=video(n).uri, error="E", message="503", kind="network"
+            stage="probe", key=f"{n}", video_id="", uri=f"{n}.mp4", error="E", message="503", kind="network"
         )
         for n in range(12)
     ]
