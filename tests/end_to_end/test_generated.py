@@ -98,6 +98,8 @@ def test_offsets_are_within_two_frames_where_scored(videos: Path, dataset: Path)
     scored = 0
     for row in ledger(dataset):
         film = truth[Path(str(row["uri"])).name]
+        if "sync_offset_frames" not in film:  # of real clips nobody knows it
+            continue
         if row["sync_offset_frames"] is not None and row["active_speaker"] is not False:
             assert abs(row["sync_offset_frames"] - film["sync_offset_frames"]) <= 2, row["uri"]
             scored += 1

@@ -64,10 +64,14 @@ def test_a_base_that_cannot_be_read_is_refused_in_one_line(base: Path) -> None:
     torch.save({"weights": torch.zeros(1)}, file.with_suffix(".bin"))
     file.unlink()
     missing = str(base.parent / "nowhere")
-    for folder in (str(base), missing):
+    expected = {
+        str(base): "a diffusers Wan model",
+        missing: "'random', a folder that exists, or a hub name such as owner/name",
+    }
+    for folder, words in expected.items():
         with pytest.raises(ModelError) as error:
             build(run_config(base=folder), INFO)
-        assert str(error.value).startswith(f"model.base {folder}: expected a diffusers Wan model")
+        assert str(error.value).startswith(f"model.base {folder}: expected {words}")
         assert "\n" not in str(error.value)
 
 
