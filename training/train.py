@@ -18,12 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from talkforge.schemas import extras
+from talkforge.schemas.config import flatten
+from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError
+
+if __name__ == "__main__":  # before torch is imported, so that its absence is told in one line
+    try:
+        extras.require("train", "talkforge.training.train")
+    except MissingExtraError as missing:
+        sys.exit(f"talkforge: {missing}")
+
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from talkforge.schemas.config import flatten
-from talkforge.schemas.errors import CommandError, RunError, TalkforgeError
 from talkforge.training.config import CodecConfig, TrainConfig, check, load_train_config
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.latent_cache import usable

@@ -338,6 +338,42 @@ def test_a_bad_command_is_told_in_one_line(
     assert re.search(message, line)
 
 
+@pytest.mark.parametrize("package", ["torch", "accelerate", "webdataset"])
+def test_a_missing_package_is_told_in_one_line(package: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {package!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}')\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "sys.argv[1:] = ['--config', 'tiny-stage1']\n"
+        "runpy.run_module('talkforge.training.train', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"talkforge: talkforge.training.train needs the package {package}: pip install 'talkforge[train]'\n"
+    )
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, (0o644, 0o755)), (0o027, (0o640, 0o750))])
+def test_what_a_run_leaves_has_the_mode_of_the_umask(
+    shards: str, tmp_path: Path, umask: int, modes: tuple[int, int]
+) -> None:
+    before = os.umask(umask)
+    try:
+        train(small(shards, tmp_path / "run", run__steps=1, optim__ema=0.5, run__trackers=["tensorboard"]))
+        run_export(tmp_path / "run", tmp_path / "run" / "out.ckpt")
+    finally:
+        os.umask(before)
+    left = [path for path in (tmp_path / "run").rglob("*") if path.name != ".lock"]
+    assert {"trained.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "config.yaml",
+            "run.json", "out.ckpt"} <= {path.name for path in left}  # fmt: skip
+    found = {path.name: path.stat().st_mode & 0o777 for path in left}
+    assert found == {path.name: modes[path.is_dir()] for path in left}
+
+
 def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Path) -> None:
     """As a cluster's scheduler sends it: the loader's processes get it, too."""
     config = small(shards, tmp_path / "run", run__steps=100_000, data__workers=1, run__save_every=100_000)
