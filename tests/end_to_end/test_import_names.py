@@ -50,7 +50,7 @@ def run(theirs: Path, *command: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_packages_are_traps(theirs: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "training.train"], cwd=theirs, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "training"], cwd=theirs, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1 and "the user's own package was imported" in done.stderr
     assert (theirs / MARKER).read_text() == "training"
