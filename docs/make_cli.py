@@ -12,7 +12,8 @@ from talkforge.cli import app
 HEAD = """# Command line
 
 Every command has `--help`. Results go to stdout, progress, notes and errors to stderr. Exit codes: 0 finished
-(inputs and clips that failed are rows), 1 the run could not finish, 2 a bad command, 130 interrupted.
+(inputs and clips that failed are rows), 1 the run could not finish, 2 a bad command, 3 damage found by `verify`,
+130 interrupted.
 
 Options of every command: `--quiet` (`-q`) leaves out progress and notes, `--verbose` (`-v`) logs every step
 to stderr, `--log-file FILE` appends a detailed log to a file. `talkforge --version` prints the version,
@@ -27,7 +28,7 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 |---|---|
 | `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard` |
 | `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
-| `verify` | `dataset`, `ok`, `problems` (each `path`, `what`); exit code 1 where there are any |
+| `verify` | `dataset`, `ok`, `problems` (each `path`, `what`); exit code 3 where there are any |
 | `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
 
 The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:

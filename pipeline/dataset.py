@@ -52,30 +52,11 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
         CommandError: what is there was made with another configuration, or other models; names the
             differences.
     """
-    if not store.exists("dataset.json"):
-        root = store.local_root
-        if root is not None and root.exists() and not root.is_dir():
-            raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
-        if store.list():
-            raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
+    old = check_place(store, fresh.config)
+    if old is None:
         store.check_writable()
         save_dataset(store, fresh)
         return fresh
-    old = load_dataset(store)
-    changed = differences(old.config.measure, fresh.config.measure)
-    if changed:
-        raise CommandError(
-            f"{store.root} was measured with another configuration: {'; '.join(changed)}. "
-            "Use that configuration again, or another --out"
-        )
-    chosen = differences(old.config.thresholds, fresh.config.thresholds)
-    chosen += differences(old.config.shards, fresh.config.shards)
-    if chosen:
-        raise CommandError(
-            f"{store.root} was selected with other thresholds: {'; '.join(chosen)}. "
-            "Change them with `talkforge select` and `talkforge shard` (`select --reset` goes back to those "
-            "it was made with); nothing is measured again"
-        )
     models = sorted(set(old.models) ^ set(fresh.models), key=lambda use: use.name)
     if models:
         names = ", ".join(sorted({use.name for use in models}))
@@ -87,6 +68,40 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
             "speech_dim": fresh.speech_dim,
         }
     )
+
+
+def check_place(store: Store, config: Config) -> Dataset | None:
+    """The data set that is there, if a run with this configuration can go on with it; writes nothing.
+
+    Returns:
+        None where a new data set can be made.
+
+    Raises:
+        CommandError: something else is there, or a data set of another configuration; names the differences.
+    """
+    if not store.exists("dataset.json"):
+        root = store.local_root
+        if root is not None and root.exists() and not root.is_dir():
+            raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
+        if store.list():
+            raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
+        return None
+    old = load_dataset(store)
+    changed = differences(old.config.measure, config.measure)
+    if changed:
+        raise CommandError(
+            f"{store.root} was measured with another configuration: {'; '.join(changed)}. "
+            "Use that configuration again, or another --out"
+        )
+    chosen = differences(old.config.thresholds, config.thresholds)
+    chosen += differences(old.config.shards, config.shards)
+    if chosen:
+        raise CommandError(
+            f"{store.root} was selected with other thresholds: {'; '.join(chosen)}. "
+            "Change them with `talkforge select` and `talkforge shard` (`select --reset` goes back to those "
+            "it was made with); nothing is measured again"
+        )
+    return old
 
 
 @contextmanager

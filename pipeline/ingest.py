@@ -296,6 +296,20 @@ def failed(given: Input, stamp: str, stage: str, error: BaseException, base: str
     return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
 
 
+def is_due(row: IngestRow | None, stamp: str, max_attempts: int) -> bool:
+    """Whether an input is to be read: it is new, has changed, or infrastructure kept it from being read.
+
+    Args:
+        row: what an earlier run found; None where there was none.
+        stamp: state of its file now, see `stamp_of`.
+        max_attempts: after so many failures of infrastructure it is not tried any more.
+    """
+    if row is None or not row.stamp or row.stamp != stamp:
+        return True
+    failure = row.failure
+    return failure is not None and failure.kind != "video" and failure.attempts < max_attempts
+
+
 def after(row: IngestRow, before: IngestRow | None) -> IngestRow:
     """The row of an input that was read again.
 

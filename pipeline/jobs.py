@@ -32,7 +32,7 @@ from talkforge.pipeline.dataset import (
     videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, after, find_inputs, stamp_of
+from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
@@ -184,7 +184,7 @@ def _ingest(
     known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
     most = config.run.max_attempts
-    new = [given for given in inputs if _is_due(known.get(given), stamp_of(store.input_uri(given.uri)), most)]
+    new = [given for given in inputs if is_due(known.get(given), stamp_of(store.input_uri(given.uri)), most)]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
 
     def read() -> Iterator[IngestRow]:
@@ -195,14 +195,6 @@ def _ingest(
             on_progress(counted("reading inputs", number, len(new)))
 
     return extend_plan(store, read() if new else (), config.run.part_s)
-
-
-def _is_due(row: IngestRow | None, stamp: str, max_attempts: int) -> bool:
-    """Whether an input is to be read: it is new, has changed, or infrastructure kept it from being read."""
-    if row is None or not row.stamp or row.stamp != stamp:
-        return True
-    failure = row.failure
-    return failure is not None and failure.kind != "video" and failure.attempts < max_attempts
 
 
 def measure(

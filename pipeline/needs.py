@@ -126,6 +126,39 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
     )
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a configuration asks for, and where they are.
+
+    Attributes:
+        here: names of models that are on this machine.
+        to_fetch: names of models that a run fetches from the package index before it begins.
+        missing: what a run ends for, by model, with the reason and what to do.
+        absent: what a run goes on without, likewise.
+    """
+
+    here: tuple[str, ...]
+    to_fetch: tuple[str, ...]
+    missing: dict[str, str]
+    absent: dict[str, str]
+
+
+def look(config: MeasureConfig) -> Weights:
+    """Which weights of the registry are here and which are not; fetches nothing.
+
+    A speech encoder of the user's own is looked for when a run begins, not here.
+
+    Raises:
+        MissingExtraError: a model is run by a package that is not installed.
+    """
+    asked = needs(config)
+    missing, absent, packaged = _looked_for(asked)
+    to_fetch = tuple(need.name for need in packaged)
+    elsewhere = {*missing, *absent, *to_fetch}
+    here = tuple(need.name for need in asked if need.name not in elsewhere)
+    return Weights(here=here, to_fetch=to_fetch, missing=missing, absent=absent)
+
+
 def _looked_for(asked: list[Need]) -> tuple[dict[str, str], dict[str, str], list[Need]]:
     """What is on this machine is fine; of the rest: what is missing, what may be absent, each with a
     reason, and what a package holds. Nothing is fetched."""

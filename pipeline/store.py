@@ -323,6 +323,18 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(copy.name)
 
 
+def file_size(uri: str) -> int | None:
+    """Bytes of an input's file, without reading it; None where that cannot be had."""
+    try:
+        if "://" not in uri:
+            return Path(uri).stat().st_size
+        filesystem, path = url_to_fs(uri)
+        size = filesystem.info(path).get("size")
+    except Exception:  # cloud libraries raise their own
+        return None
+    return None if size is None else int(size)
+
+
 def sha256_of(path: Path) -> str:
     """sha256 (hex) of a local file."""
     with path.open("rb") as file:

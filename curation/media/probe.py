@@ -53,6 +53,22 @@ def content_hash(path: Path) -> str:
         raise MediaError(f"{str(path)!r}: expected a readable file, found {reason(error)}") from error
 
 
+def promised_s(path: Path, uri: str) -> float | None:
+    """Length of a video as its header has it, s; None where the header has none. Decodes nothing.
+
+    Args:
+        path: local copy of the file.
+        uri: name of the file in messages.
+
+    Raises:
+        MediaError: the file cannot be opened as a video.
+    """
+    _expect_file(path, uri)
+    with _opened_video(path, uri) as file:
+        duration_us = file.container.duration
+        return duration_us / 1e6 if duration_us and duration_us > 0 else None
+
+
 def probe(path: Path, given: Input, sha256: str) -> Video:
     """The facts of one video file. It reads the headers and decodes one frame.
 

@@ -28,6 +28,7 @@ from talkforge.cli.output import (
     comparison,
     fetching,
     inputs_line,
+    preview_lines,
     summary,
     totals_document,
 )
@@ -48,6 +49,7 @@ DAMAGED = 3
     BUILD,
     "talkforge curate videos/ --out set",
     "talkforge curate videos/ list.csv -o set -c offline -s thresholds.min_face_px=128 -j 8",
+    "talkforge curate videos/ -o set --dry-run",
 )
 def curate(
     inputs: Annotated[
@@ -70,14 +72,27 @@ def curate(
         typer.Option(metavar="GLOB", help="Leave out inputs with such a name or folder; repeatable."),
     ] = [],  # noqa: B006
     base: BaseOption = "",
+    dry_run: DryRunOption = False,
 ) -> None:
-    """Measure videos, choose clips, cut them into shards and write the report. Resumes."""
+    """Measure videos, choose clips, cut them into shards and write the report. Resumes.
+
+    --dry-run says what would be read, how long it is by its headers, which weights are missing and what
+    is measured already.
+    """
     resolved, _ = all_of(
         lambda: load_config(config, with_workers(settings, workers)),
         lambda: check_executor(executor, address, workers),
     )
-    from talkforge.pipeline import jobs as job
     from talkforge.pipeline.store import Store
+
+    if dry_run:
+        from talkforge.pipeline.preview import preview
+
+        with Display(notes) as display:
+            found = preview(inputs, Store(dataset, base), resolved, limit, exclude, display.show)
+        preview_lines(out, found)
+        return
+    from talkforge.pipeline import jobs as job
 
     with Display(notes) as display:
         selection = job.curate(

