@@ -83,7 +83,7 @@ class Loss:
 
     Attributes:
         total: scalar with gradient: what is minimised.
-        plain: scalar, mean squared error over everything, detached.
+        unmasked: scalar, mean squared error over everything, detached.
         lips: scalar, mean squared error weighted by the lip mask over the samples that have one,
             detached; nan where none has.
         masked_fraction: scalar, share of the samples that were weighted by their lips, detached.

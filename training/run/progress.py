@@ -25,7 +25,7 @@ class Report:
     """The state of a run after a step.
 
     Attributes:
-        loss: what was minimised; plain, lips: its parts, see `losses.Loss`; means over the ranks and the
+        loss: what was minimised; unmasked, lips: its parts, see `losses.Loss`; means over the ranks and the
             accumulated batches of this step. lips is nan where no sample had lips.
         masked_fraction: share of the samples that were weighted by their lips.
         grad_norm: before it was clipped.
