@@ -242,6 +242,19 @@ def test_a_source_that_vanished_fails_a_clip_that_was_never_cut(own: Any) -> Non
     assert set(samples_of(own.dataset)) == {rows["a.mp4"].clip_id}
 
 
+def test_a_source_out_of_reach_at_intake_takes_nothing_away(own: Any, tmp_path: Path) -> None:
+    before = samples_of(own.dataset)
+    for name in ("a.mp4", "b.mp4"):
+        (own.videos / name).unlink()
+    names = tmp_path / "videos.txt"
+    names.write_text("".join(f"{own.videos / name}\n" for name in ("a.mp4", "b.mp4")))
+    store = Store(str(own.dataset))
+    selection = jobs.curate([str(names)], store, load_dataset(store).config, InlineExecutor)
+    assert [row.accepted for row in selection.rows] == [True, True]
+    assert {row.status for row in load_ingested(store)} == {"planned"}
+    assert samples_of(own.dataset) == before
+
+
 def test_samples_move_between_shards_before_anything_is_removed(own: Any) -> None:
     """Both sources are gone, and the new plan puts both clips into one shard."""
     before = samples_of(own.dataset)
