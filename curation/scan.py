@@ -17,7 +17,7 @@ import numpy as np
 
 from talkforge.curation.face.detect import FaceDetector, link
 from talkforge.curation.media import Frame, read_frames
-from talkforge.curation.media.timeline import timeline_of
+from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.curation.shots.jumps import COLOUR_EDGE_PX, NEIGHBOUR_FRAMES, Cut, CutDetector, scenes
 from talkforge.curation.shots.network import ShotNetwork, TransitionDetector
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats

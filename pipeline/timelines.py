@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from talkforge.curation.media import timeline
+from talkforge.curation.media import timeline_files
 from talkforge.curation.media.probe import content_hash
 from talkforge.pipeline.ingest import stamp_of
 from talkforge.pipeline.store import Store, local_copy
@@ -39,11 +39,11 @@ def local_video(store: Store, video: Video, stamp: str | None = None) -> Iterato
         if stamp is not None:
             _check_unchanged(path, uri, video, stamp)
         try:
-            known = timeline.from_bytes(store.read(name), name)
+            known = timeline_files.from_bytes(store.read(name), name)
         except DatasetError:
-            known = timeline.timeline_of(path, video.uri, video.audio_track)
-            store.write(name, timeline.to_bytes(known))
-        timeline.remember(path, video.uri, video.audio_track, known)
+            known = timeline_files.timeline_of(path, video.uri, video.audio_track)
+            store.write(name, timeline_files.to_bytes(known))
+        timeline_files.remember(path, video.uri, video.audio_track, known)
         yield path
 
 

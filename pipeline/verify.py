@@ -29,7 +29,7 @@ from scipy.signal import correlate, correlation_lags
 
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.curation.media.timeline import from_bytes
+from talkforge.curation.media.timeline_files import from_bytes
 from talkforge.pipeline import tables
 from talkforge.pipeline.calibrate import Rescored
 from talkforge.pipeline.dataset import load_dataset

@@ -12,7 +12,7 @@ import numpy as np
 
 from talkforge.curation.audio import vad
 from talkforge.curation.media import read_audio
-from talkforge.curation.media.timeline import timeline_of
+from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video

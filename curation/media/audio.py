@@ -15,7 +15,8 @@ import numpy as np
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened
 from talkforge.curation.media.encode import audio_frame
-from talkforge.curation.media.timeline import Timeline, timeline_of
+from talkforge.curation.media.timeline import Timeline
+from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video

@@ -23,7 +23,8 @@ from av.video.reformatter import VideoReformatter
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened, reason
 from talkforge.curation.media.encode import BT709, LIMITED, SCALING
-from talkforge.curation.media.timeline import JUMP_S, NO_STAMP, Timeline, timeline_of
+from talkforge.curation.media.timeline import JUMP_S, NO_STAMP, Timeline
+from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Video

@@ -18,7 +18,8 @@ from typing import Any
 from av.sidedata.sidedata import Type
 
 from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
-from talkforge.curation.media.timeline import Timeline, timeline_of
+from talkforge.curation.media.timeline import Timeline
+from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkforge.curation.media import timeline
+from talkforge.curation.media import timeline_files
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
@@ -27,13 +27,13 @@ def test_it_is_kept_and_used_instead_of_the_packets(
 ) -> None:
     store = Store(str(tmp_path / "set"))
     with local_video(store, video) as path:
-        built = timeline.timeline_of(path, video.uri)
+        built = timeline_files.timeline_of(path, video.uri)
     stored = store.read(f"timelines/{video.video_id}.npz")
-    timeline._KNOWN.clear()
-    monkeypatch.setattr(timeline, "_read", lambda *_: pytest.fail("the packets are read again"))
+    timeline_files._KNOWN.clear()
+    monkeypatch.setattr(timeline_files, "_read", lambda *_: pytest.fail("the packets are read again"))
     with local_video(store, video) as path:
-        read = timeline.timeline_of(path, video.uri)
-    assert timeline.to_bytes(read) == timeline.to_bytes(built) == stored
+        read = timeline_files.timeline_of(path, video.uri)
+    assert timeline_files.to_bytes(read) == timeline_files.to_bytes(built) == stored
     assert np.array_equal(read.time_s, built.time_s)
 
 
@@ -43,15 +43,15 @@ def test_a_damaged_one_is_built_again(tmp_path: Path, video: Video) -> None:
         pass
     whole = store.read(name)
     store.write(name, whole[: len(whole) // 2])
-    timeline._KNOWN.clear()
+    timeline_files._KNOWN.clear()
     with local_video(store, video):
         pass
     assert store.read(name) == whole
 
 
 def test_another_version_is_refused(video: Video, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeline, "VERSION", 2)
-    data = timeline.to_bytes(timeline.timeline_of(Path(video.uri), video.uri))
+    monkeypatch.setattr(timeline_files, "VERSION", 2)
+    data = timeline_files.to_bytes(timeline_files.timeline_of(Path(video.uri), video.uri))
     monkeypatch.undo()
     with pytest.raises(DatasetError, match=r"^timelines/x\.npz: expected timeline version 1, found 2$"):
-        timeline.from_bytes(data, "timelines/x.npz")
+        timeline_files.from_bytes(data, "timelines/x.npz")
