@@ -216,7 +216,32 @@ def test_a_run_that_is_interrupted_goes_on(videos: Path, run: Run, tmp_path: Pat
     assert alive(ours.pid) == []
     assert not (out / "ledger.parquet").exists()
     assert main(*command[1:], "--executor", "inline").code == 0
-    assert results(out) == results(run[0])
+    found, expected = results(out), results(run[0])
+    tables = ("intake.parquet", "failures.parquet")
+    assert {key: found[key] for key in found if key not in tables} == {
+        key: expected[key] for key in expected if key not in tables
+    }
+    # What storage failed was tried by both runs; all else in these tables is the same.
+    assert attempts(out) == {"dangling.mp4": 2}
+    assert attempts(run[0]) == {"dangling.mp4": 1}
+    for name in tables:
+        assert without_attempts(out / name) == without_attempts(run[0] / name)
+
+
+def attempts(dataset: Path) -> dict[str, int]:
+    """How often each input was tried that another try may help."""
+    rows = pq.read_table(dataset / "failures.parquet").to_pylist()
+    return {Path(row["key"]).name: row["attempts"] for row in rows if row["kind"] != "video"}
+
+
+def without_attempts(table: Path) -> list[dict[str, Any]]:
+    """Rows of a table without the number of attempts of a failure, in the row or nested in it."""
+    rows = pq.read_table(table).to_pylist()
+    for row in rows:
+        for failure in (row, row.get("failure")):
+            if failure is not None:
+                failure.pop("attempts", None)
+    return rows
 
 
 def alive(session: int) -> list[str]:
