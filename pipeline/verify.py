@@ -1,7 +1,8 @@
 """Verification: whether a data set is what its marker files promise. Reads everything, changes nothing.
 
 dataset.json   readable
-tables         every Parquet table is whole, by the checksums of its pages, and holds the rows it should
+tables         every Parquet table is whole, by the checksums of its pages, and holds the rows it should;
+               a changed letter in the description of a column is not seen
 timelines      readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none

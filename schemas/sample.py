@@ -248,6 +248,10 @@ class VersionError(DatasetError):
     """A sample is of another layout than `VERSION`."""
 
 
+class OtherClipError(DatasetError):
+    """The key of a sample and its member `json` name two clips."""
+
+
 class ShapeError(DatasetError):
     """An array of a sample has another shape or type than its clip asks for."""
 
@@ -300,7 +304,8 @@ def read_meta(key: str, data: bytes) -> SampleMeta:
 
     Raises:
         VersionError: it is of another version.
-        DatasetError: it is not readable, or speaks of another clip.
+        OtherClipError: it speaks of another clip.
+        DatasetError: it is not readable.
     """
     try:
         described = json.loads(data)
@@ -313,8 +318,9 @@ def read_meta(key: str, data: bytes) -> SampleMeta:
         raise DatasetError(f"sample {key}: json: {first_invalid(error)}") from None
     except ValueError as error:
         raise DatasetError(f"sample {key}: json: expected JSON, found {error}") from None
-    _expect(key, "json clip_id", meta.clip.clip_id, key)
-    _expect(key, "json verdict clip_id", meta.verdict.clip_id, key)
+    for what, clip_id in (("clip_id", meta.clip.clip_id), ("verdict clip_id", meta.verdict.clip_id)):
+        if clip_id != key:
+            raise OtherClipError(f"sample {key}: json {what}: expected {key}, found {clip_id}")
     return meta
 
 

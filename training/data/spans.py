@@ -7,18 +7,16 @@ of a clip that is held in memory (`DecodedSample.in_memory`) need no decoding. S
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip
-from talkforge.schemas.sample import SampleMeta
 from talkforge.schemas.units import (
     CONDITION_CHANNELS,
     LATENT_CHANNELS,
@@ -49,6 +47,13 @@ CACHED_MEMBERS = MEMBERS - {"mp4"}
 """Likewise where latents stand for the pictures."""
 
 _NEEDED = ("json", "lips.npz", "speech.npy")
+
+_REASONS: dict[type[DatasetError], str] = {
+    sample.VersionError: "other_version",
+    sample.OtherClipError: "other_clip",
+    sample.ShapeError: "wrong_shape",
+}
+"""What a sample is counted under that cannot be decoded; all others are unreadable."""
 
 
 @dataclass(frozen=True)
@@ -190,45 +195,34 @@ def decode_sample(
     try:
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
             raise SkippedSampleError("unreadable", f"{key}: no {', '.join(missing)}")
-        meta = _meta(key, members)
-        span_frames = _span_frames(key, meta.clip, lengths, info)
-        size = nearest(sizes, (meta.clip.height_px, meta.clip.width_px))
+        meta = sample.read_meta(key, members["json"])
+        clip = meta.clip
+        span_frames = _span_frames(key, clip, lengths, info)
+        size = nearest(sizes, (clip.height_px, clip.width_px))
         latents = _latents(key, members, size, span_frames) if cached else None
-        masks = _masks(key, members, meta.clip, size)
+        masks = _masks(sample.read_lips(key, members["lips.npz"], clip), clip, size)
         return DecodedSample(
             key=key,
-            fps=meta.clip.fps,
-            num_frames=meta.clip.num_frames,
+            fps=clip.fps,
+            num_frames=clip.num_frames,
             span_frames=span_frames,
             size=size,
-            frames=EncodedVideo(key, b"" if cached else members["mp4"], meta.clip.num_frames, masks),
+            frames=EncodedVideo(key, b"" if cached else members["mp4"], clip.num_frames, masks),
             lip_valid=masks.valid,
-            speech=_speech(key, members, meta.clip, info.speech_dim),
-            identity=_identity(key, members, info.identity_dim),
+            speech=_speech(key, members, clip, info.speech_dim),
+            identity=_identity(key, members, clip, info.identity_dim),
             omega=(_omega(meta.omega_face), _omega(meta.omega_body)),
-            text=members.get("txt", b"").decode("utf-8"),
+            text=sample.read_text(key, members.get("txt", b"")),
             latents=latents,
         )
     except SkippedSampleError:
         raise
-    except Exception as error:  # damaged bytes make numpy, zipfile and pydantic raise almost anything
-        what = " ".join(str(error).split())[:300] or "no reason given"
-        raise SkippedSampleError("unreadable", f"{key}: {type(error).__name__}: {what}") from None
-
-
-def _meta(key: str, members: Mapping[str, bytes]) -> SampleMeta:
-    data: dict[str, Any] = json.loads(members["json"])
-    if data.get("version") not in sample.VERSIONS:
-        expected = " or ".join(map(str, sample.VERSIONS))
-        raise SkippedSampleError(
-            "other_version", f"{key}: expected sample version {expected}, found {data.get('version')}"
-        )
-    return SampleMeta.model_validate(data)
+    except DatasetError as error:
+        reason = next((name for kind, name in _REASONS.items() if isinstance(error, kind)), "unreadable")
+        raise SkippedSampleError(reason, str(error).removeprefix("sample ")) from None
 
 
 def _span_frames(key: str, clip: Clip, lengths: Sequence[int], info: DatasetInfo) -> int:
-    if clip.clip_id != key:
-        raise SkippedSampleError("other_clip", f"{key}: json: expected this clip, found {clip.clip_id}")
     if clip.fps != info.fps:
         raise SkippedSampleError("other_fps", f"{key}: expected {info.fps:g} frames/s, found {clip.fps:g}")
     if clip.num_frames < min(lengths):
@@ -242,45 +236,34 @@ def _omega(value: float | None) -> float:
     return UNKNOWN_OMEGA if value is None else value
 
 
-def _masks(key: str, members: Mapping[str, bytes], clip: Clip, size: Size) -> LipMasks:
+def _masks(lips: sample.LipArrays, clip: Clip, size: Size) -> LipMasks:
     own = (clip.height_px, clip.width_px)
-    with np.load(io.BytesIO(members["lips.npz"]), allow_pickle=False) as stored:
-        bits, valid, contour = stored["mask"], stored["valid"], stored["contour"]
-    _expect(key, "lips.npz mask", bits, (clip.num_frames, (own[0] * own[1] + 7) // 8))
-    _expect(key, "lips.npz valid", valid, (clip.num_frames,))
-    seen = contour[valid > 0].reshape(-1, 2)
+    seen = lips.contour[lips.valid > 0].reshape(-1, 2)
     x, y = np.median(seen, axis=0) if len(seen) else (own[1] / 2, own[0] / 2)
-    if not np.isfinite((x, y)).all():
-        raise SkippedSampleError("unreadable", f"{key}: lips.npz contour: expected numbers, found NaN")
-    return LipMasks(bits, valid > 0, Crop.around(own, size, (float(y), float(x))))
+    return LipMasks(lips.mask_bits, lips.valid > 0, Crop.around(own, size, (float(y), float(x))))
 
 
 def _speech(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> Floats:
-    speech = _numbers(key, "speech.npy", members["speech.npy"])
+    speech = sample.read_speech(key, members["speech.npy"], clip).astype(np.float32)
     _expect(key, "speech.npy", speech, (features_from_frames(clip.num_frames, clip.fps), dim))
     return speech
 
 
-def _identity(key: str, members: Mapping[str, bytes], dim: int) -> Floats:
+def _identity(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> Floats:
     if "identity.npy" not in members or not dim:
         return np.zeros(0, np.float32)
-    identity = _numbers(key, "identity.npy", members["identity.npy"])
+    identity = sample.read_identity(key, members["identity.npy"], clip)
     _expect(key, "identity.npy", identity, (dim,))
     return identity
-
-
-def _numbers(key: str, name: str, data: bytes) -> Floats:
-    array = np.asarray(np.load(io.BytesIO(data), allow_pickle=False), np.float32)
-    if not np.isfinite(array).all():
-        raise SkippedSampleError("unreadable", f"{key}: {name}: expected numbers, found NaN or infinity")
-    return array
 
 
 def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int) -> Latents:
     if "latents.npz" not in members:
         raise SkippedSampleError("no_latents", f"{key}: no cached latents")
-    with np.load(io.BytesIO(members["latents.npz"]), allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    needed = ("first_frame", "latents", "condition")
+    arrays = read_npz(members["latents.npz"], f"{key}: latents.npz")
+    if lacking := [name for name in needed if name not in arrays]:
+        raise SkippedSampleError("unreadable", f"{key}: latents.npz: no {', '.join(lacking)}")
     spans, grid = len(arrays["first_frame"]), [edge // LATENT_STRIDE_PX for edge in size]
     if not spans:
         raise SkippedSampleError("no_latents", f"{key}: latents.npz: no spans")

@@ -95,7 +95,11 @@ def test_a_clip_is_cropped_around_its_lips() -> None:
     for y, first_row in ((100, 0), (4, 32), (None, 16)):
         contour = np.where(np.isnan(lips["contour"]), np.nan, 0 if y is None else y).astype(np.float32)
         valid = lips["valid"] if y is not None else np.zeros_like(lips["valid"])
-        changed = npz_bytes(mask=lips["mask"], valid=np.where(valid, 2, 0), contour=contour)
+        changed = npz_bytes(
+            mask=lips["mask"] * np.uint8(y is not None),
+            valid=np.where(valid, 2, 0).astype(np.uint8),
+            contour=contour if y is not None else np.full_like(contour, np.nan),
+        )
         clip = prepared(shown, **{"lips.npz": changed})
         found = clip.span(0).lips[0, :, 0]
         expected = np.arange(32) >= first_row if y is not None else np.zeros(32)
@@ -129,25 +133,25 @@ SPEECH = np.zeros((60, SPEECH_DIM), np.float16)
 LIPS = {"valid": SHOWN.valid(), "contour": np.zeros((30, 4, 2), np.float32)}
 
 BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
-    ("json", changed_json(version=3), "other_version", "expected sample version 1 or 2, found 3"),
-    ("json", b"{", "unreadable", "JSONDecodeError"),
-    ("json", b"[]", "unreadable", "AttributeError"),
-    ("json", changed_json(measures=None), "unreadable", "ValidationError"),
-    ("json", members_of(Shown(4))["json"], "other_clip", "json: expected this clip, found clip04"),
+    ("json", changed_json(version=3), "other_version", "json: expected version 1 or 2, found 3"),
+    ("json", b"{", "unreadable", "json: expected JSON, found Expecting property name"),
+    ("json", b"[]", "other_version", "json: expected version 1 or 2, found None"),
+    ("json", changed_json(measures=None), "unreadable", "json: measures: "),
+    ("json", members_of(Shown(4))["json"], "other_clip", "json clip_id: expected clip03, found clip04"),
     ("json", members_of(replace(SHOWN, fps=30.0))["json"], "other_fps", "expected 25 frames/s, found 30"),
-    ("speech.npy", npy(SPEECH[:59]), "wrong_shape", r"speech.npy: expected \(60, 6\), found \(59, 6\)"),
+    ("speech.npy", npy(SPEECH[:59]), "wrong_shape", r"float16 \[60, any\] .*found float16 \[59, 6\]"),
     ("speech.npy", npy(SPEECH[:, :5]), "wrong_shape", r"expected \(60, 6\), found \(60, 5\)"),
     ("speech.npy", npy(with_nan(SPEECH.copy())), "unreadable", "speech.npy: expected numbers, found NaN"),
-    ("speech.npy", b"", "unreadable", "EOFError"),
-    ("speech.npy", npy(SPEECH)[:200], "unreadable", "ValueError"),
-    ("speech.npy", npy(np.array([{}], object)), "unreadable", "allow_pickle"),
-    ("identity.npy", npy(np.zeros(8, np.float32)), "wrong_shape", r"expected \(16,\), found \(8,\)"),
-    ("identity.npy", npy(np.full(16, np.inf, np.float32)), "unreadable", "identity.npy: expected numbers"),
-    ("lips.npz", npz_bytes(mask=np.zeros((30, 511), np.uint8), **LIPS), "wrong_shape", "found .30, 511"),
-    ("lips.npz", npz_bytes(mask=np.zeros((29, 512), np.uint8), **LIPS), "wrong_shape", "found .29, 512"),
-    ("lips.npz", npz_bytes(valid=LIPS["valid"]), "unreadable", "KeyError"),
-    ("lips.npz", b"PK", "unreadable", "BadZipFile|ValueError|UnpicklingError"),
-    ("txt", b"\xff\xfe", "unreadable", "UnicodeDecodeError"),
+    ("speech.npy", b"", "unreadable", "speech.npy: expected an array, found No data left"),
+    ("speech.npy", npy(SPEECH)[:200], "unreadable", "speech.npy: expected an array, found "),
+    ("speech.npy", npy(np.array([{}], object)), "unreadable", "found Object arrays cannot be loaded"),
+    ("identity.npy", npy(np.eye(8, dtype=np.float32)[0]), "wrong_shape", r"expected \(16,\), found \(8,\)"),
+    ("identity.npy", npy(np.full(16, np.inf, np.float32)), "unreadable", "identity.npy: expected length 1"),
+    ("lips.npz", npz_bytes(mask=np.zeros((30, 511), np.uint8), **LIPS), "wrong_shape", r"uint8 \[30, 511"),
+    ("lips.npz", npz_bytes(mask=np.zeros((29, 512), np.uint8), **LIPS), "wrong_shape", r"uint8 \[29, 512"),
+    ("lips.npz", npz_bytes(valid=LIPS["valid"]), "unreadable", "lips.npz: expected mask, valid, contour"),
+    ("lips.npz", b"PK", "unreadable", "lips.npz: expected mask, valid, contour, found "),
+    ("txt", b"\xff\xfe", "unreadable", "txt: expected UTF-8, found other bytes"),
 )  # fmt: skip
 
 
