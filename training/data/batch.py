@@ -92,7 +92,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What must be known of a data set before a model can be made; see `data.probe`."""
+    """What must be known of a data set before a model can be made; see `training.data.shards.probe`."""
 
     fps: float
     speech_dim: int
