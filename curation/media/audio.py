@@ -15,7 +15,7 @@ import numpy as np
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened
 from talkforge.curation.media.encode import audio_frame
-from talkforge.curation.media.timeline import Timeline
+from talkforge.curation.media.timeline import JUMP_S, Timeline
 from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import MediaError
@@ -29,9 +29,6 @@ Opus (80 ms, RFC 7845) and the bit reservoir of MP3."""
 JITTER_S = 0.05
 """An audio timestamp that is off by at most this is a rounding error. A larger step is a gap, which is
 filled with silence."""
-
-JUMP_S = 1.0
-"""Timestamps that jump back by more than this were reset by the muxer, and the audio continues."""
 
 
 def read_audio(

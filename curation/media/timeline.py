@@ -17,7 +17,6 @@ Legend: N video packets in the order of the file.
 from __future__ import annotations
 
 import functools
-import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 JUMP_S = 1.0
 """A step of a clock by more than this is a jump, not jitter or a slow frame rate. Source: ours; segments
@@ -60,7 +57,6 @@ class Packets(NamedTuple):
         ticks: [N] durations in ticks, 0 where unknown.
         size: [N] bytes.
         keyframe: [N] bool.
-        order: [N] place of the packet among those of both streams.
         tick_s: seconds of a tick.
     """
 
@@ -69,7 +65,6 @@ class Packets(NamedTuple):
     ticks: Ints
     size: Ints
     keyframe: NDArray[np.bool_]
-    order: Ints
     tick_s: Fraction
 
 
@@ -324,20 +319,19 @@ class _Heard:
 
     start_s: Times
     length_s: Times
-    order: Ints
 
     @classmethod
     def of(cls, audio: Packets | None, origin_s: Fraction) -> _Heard:
         if audio is None or (audio.pts == NO_STAMP).all():
             none = np.zeros(0)
-            return cls(none, none, np.zeros(0, np.int64))
+            return cls(none, none)
         start_s = _seconds(audio.pts, audio, origin_s)
         known = ~np.isnan(start_s)
         start_s = np.interp(np.arange(len(start_s)), np.flatnonzero(known), start_s[known])
         length_s = audio.ticks * float(audio.tick_s)
         steps = np.diff(start_s, append=np.nan)
         guess_s = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
-        return cls(start_s, np.where(length_s > 0, length_s, guess_s), audio.order)
+        return cls(start_s, np.where(length_s > 0, length_s, guess_s))
 
 
 def _continued(own_s: Times, heard: _Heard, frame_s: float) -> tuple[Times, Times, list[float]]:

@@ -136,10 +136,10 @@ def read_packets(file: MediaFile) -> tuple[Packets, Packets | None]:
         MediaError: reading fails, or there are no video packets.
     """
     streams = [stream for stream in (file.video, file.audio) if stream is not None]
-    rows: dict[int, list[tuple[int, int, int, int, bool, int]]] = {}
-    for order, packet in enumerate(file.packets(*streams)):
+    rows: dict[int, list[tuple[int, int, int, int, bool]]] = {}
+    for packet in file.packets(*streams):
         pts, dts = (NO_STAMP if stamp is None else stamp for stamp in (packet.pts, packet.dts))
-        row = (int(pts), int(dts), packet.duration or 0, packet.size, packet.is_keyframe, order)
+        row = (int(pts), int(dts), packet.duration or 0, packet.size, packet.is_keyframe)
         rows.setdefault(packet.stream_index, []).append(row)
     found = [_packets(rows[s.index], s.time_base) if s.index in rows else None for s in streams]
     if found[0] is None:
@@ -147,9 +147,9 @@ def read_packets(file: MediaFile) -> tuple[Packets, Packets | None]:
     return found[0], (found[1] if len(found) > 1 else None)
 
 
-def _packets(rows: Sequence[tuple[int, int, int, int, bool, int]], tick_s: Fraction) -> Packets:
-    pts, dts, ticks, size, keyframe, order = (np.array(column) for column in zip(*rows, strict=True))
-    return Packets(pts, dts, ticks, size, keyframe, order, Fraction(tick_s))
+def _packets(rows: Sequence[tuple[int, int, int, int, bool]], tick_s: Fraction) -> Packets:
+    pts, dts, ticks, size, keyframe = (np.array(column) for column in zip(*rows, strict=True))
+    return Packets(pts, dts, ticks, size, keyframe, Fraction(tick_s))
 
 
 def is_ordinal(file: Any, packets: Packets) -> bool:

@@ -23,10 +23,8 @@ PYRAMID = (0, 4, 2, 1, 3)
 """Order of display of the first frames of a stream with two layers of B-frames; then in fours."""
 
 
-def stream(
-    pts: list[int | None], ticks: int = FRAME, keys: tuple[int, ...] = (0,), first: int = 0
-) -> Packets:
-    """Packets with these timestamps; `first` is the place of the first one among both streams."""
+def stream(pts: list[int | None], ticks: int = FRAME, keys: tuple[int, ...] = (0,)) -> Packets:
+    """Packets with these timestamps."""
     stamps = np.array([NO_STAMP if stamp is None else stamp for stamp in pts])
     count = len(stamps)
     return Packets(
@@ -35,7 +33,6 @@ def stream(
         ticks=np.full(count, ticks),
         size=1000 + np.arange(count),
         keyframe=np.isin(np.arange(count), keys),
-        order=first + np.arange(count),
         tick_s=TICK_S,
     )
 
@@ -115,7 +112,7 @@ def test_a_clock_that_jumps_in_both_streams_goes_on(restart: int) -> None:
     frames = [FRAME * k for k in range(100)]
     sound = [AUDIO * k for k in range(188)]  # 8.02 frames longer than the video
     video = stream(frames + [restart + f for f in frames], keys=(0, 100))
-    audio = stream(sound + [restart + f for f in sound], AUDIO, first=1000)
+    audio = stream(sound + [restart + f for f in sound], AUDIO)
     found = build(video, audio, Fraction(0))
     join = 188 * AUDIO
     assert shown(found) == frames + [join + f for f in frames]
@@ -127,7 +124,7 @@ def test_a_clock_that_jumps_in_both_streams_goes_on(restart: int) -> None:
 
 def test_video_that_stops_while_the_audio_goes_on_is_a_gap() -> None:
     frames = [FRAME * k for k in (*range(75), *range(125, 200))]
-    audio = stream([AUDIO * k for k in range(376)], AUDIO, first=1000)
+    audio = stream([AUDIO * k for k in range(376)], AUDIO)
     found = build(stream(frames), audio, Fraction(0))
     assert shown(found) == frames
     assert found.gaps_s == (pytest.approx((3.0, 5.0)),)
