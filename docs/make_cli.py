@@ -26,6 +26,8 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 
 | command | keys |
 |---|---|
+| `curate` | `dataset`, `dry_run`, the totals, `failures` (failures of each kind), `inputs_without_clips` (each `uri`, `status`, `reason`) |
+| `curate --dry-run` | `dataset`, `dry_run`, `inputs` (`total`, `due`, `unreadable`: reason by name), `num_bytes`, `input_s`, `unknown_length`, `passed_over`, `measured_s`, `planned_s`, `weights` (`here`, `to_fetch`, and reasons by name: `missing` ends the run, `absent` does not) |
 | `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard` |
 | `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
 | `verify` | `dataset`, `ok`, `problems` (each `path`, `what`); exit code 3 where there are any |

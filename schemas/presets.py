@@ -70,7 +70,7 @@ def presets() -> dict[str, ConfigFile]:
 
 
 def find_config(name: str | Path, kind: Kind | None = None) -> ConfigFile:
-    """The file that `--config` names: a preset such as `offline`, or the path of a file.
+    """The file that a name of a configuration means: a preset such as `offline`, or the path of a file.
 
     A name without a folder and without `.yaml` is that of a preset, unless a file of that name exists here.
 
@@ -84,14 +84,14 @@ def find_config(name: str | Path, kind: Kind | None = None) -> ConfigFile:
     text, path = str(name), Path(name)
     found = presets().get(text)
     if found and path.is_file():
-        log.warning("--config %s: reads the file of that name, not the preset", text)
+        log.warning("configuration %s: reads the file of that name, not the preset", text)
         found = None
     if found is None:
         if path.name != text or path.suffix.lower() in (".yaml", ".yml") or path.is_file():
             return ConfigFile(path)
-        raise CommandError(f"--config {text}: {_no_preset(text, kind)}")
+        raise CommandError(f"configuration {text}: {_no_preset(text, kind)}")
     if kind and found.kind != kind:
-        raise CommandError(f"--config {text}: the preset configures {found.kind}, expected {_names(kind)}")
+        raise CommandError(f"configuration {text}: the preset configures {found.kind}, expected {_names(kind)}")
     log.info("configuration: %s (%s)", found, found.path)
     return found
 

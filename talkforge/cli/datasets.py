@@ -28,7 +28,9 @@ from talkforge.cli.output import (
     comparison,
     fetching,
     inputs_line,
+    preview_document,
     preview_lines,
+    selection_document,
     summary,
     totals_document,
 )
@@ -50,6 +52,7 @@ DAMAGED = 3
     "talkforge curate videos/ --out set",
     "talkforge curate videos/ list.csv -o set -c offline -s thresholds.min_face_px=128 -j 8",
     "talkforge curate videos/ -o set --dry-run",
+    "talkforge curate videos/ -o set --dry-run --json",
 )
 def curate(
     inputs: Annotated[
@@ -73,6 +76,7 @@ def curate(
     ] = [],  # noqa: B006
     base: BaseOption = "",
     dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure videos, choose clips, cut them into shards and write the report. Resumes.
 
@@ -90,7 +94,10 @@ def curate(
 
         with Display(notes) as display:
             found = preview(inputs, Store(dataset, base), resolved, limit, exclude, display.show)
-        preview_lines(out, found)
+        if as_json:
+            print_json({"dataset": dataset, "dry_run": True, **preview_document(found)})
+        else:
+            preview_lines(out, found)
         return
     from talkforge.pipeline import jobs as job
 
@@ -105,7 +112,10 @@ def curate(
             lambda step: display.show(fetching(step)),
             exclude,
         )
-    summary(out, selection, dataset)
+    if as_json:
+        print_json({"dataset": dataset, "dry_run": False, **selection_document(selection)})
+    else:
+        summary(out, selection, dataset)
 
 
 @command(BUILD, "talkforge retry set", "talkforge retry set --kind network --kind storage")

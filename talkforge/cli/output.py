@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WEIGHTS_WIDTH = 100
 """Columns that the table of weights takes at the most."""
 
+WITHOUT_CLIPS = ("failed", "no_candidates")
+"""Status of inputs whose reason is shown after a run."""
+
 
 def fetching(step: FetchProgress) -> Progress:
     """How much of a file is here, for the display."""
@@ -74,6 +77,39 @@ def totals_document(totals: Totals) -> dict[str, Any]:
     }
 
 
+def selection_document(selection: Selection) -> dict[str, Any]:
+    """What `summary` prints, for `--json`."""
+    return {
+        **totals_document(selection.totals),
+        "failures": dict(sorted(Counter(failure.kind for failure in selection.failures).items())),
+        "inputs_without_clips": [
+            {"uri": source.uri, "status": source.status, "reason": reason_of(source)}
+            for source in selection.sources
+            if source.status in WITHOUT_CLIPS
+        ],
+    }
+
+
+def preview_document(found: Preview) -> dict[str, Any]:
+    """What `preview_lines` prints, for `--json`."""
+    weights = found.weights
+    return {
+        "inputs": {"total": found.inputs, "due": found.num_due, "unreadable": dict(found.unreadable)},
+        "num_bytes": found.num_bytes,
+        "input_s": round(found.input_s, 3),
+        "unknown_length": list(found.no_length),
+        "passed_over": list(found.passed_over),
+        "measured_s": round(found.measured_s, 3),
+        "planned_s": round(found.planned_s, 3),
+        "weights": {
+            "here": list(weights.here),
+            "to_fetch": list(weights.to_fetch),
+            "missing": dict(weights.missing),
+            "absent": dict(weights.absent),
+        },
+    }
+
+
 def reasons_table(console: Console, reasons: Mapping[str, int]) -> None:
     """Rejected clips by reason, the most frequent first."""
     if not reasons:
@@ -110,9 +146,9 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
     if selection.failures:
         console.print(failures_line(selection.failures), highlight=False, soft_wrap=True)
     for source in selection.sources:
-        if source.status in ("failed", "no_candidates"):
+        if source.status in WITHOUT_CLIPS:
             console.print(
-                f"{source.status.replace('_', ' ')}: {source.uri!r}: {told(source)}",
+                f"{source.status.replace('_', ' ')}: {source.uri!r}: {reason_of(source)}",
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
     console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
@@ -143,11 +179,11 @@ def preview_lines(console: Console, found: Preview) -> None:
 def failures_line(failures: Iterable[Failure]) -> str:
     """How many failures are of which kind, and what becomes of those that are not the inputs' own."""
     counts = Counter(failure.kind for failure in failures)
-    told = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    numbers = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
     again = "; the next run tries again what is not the video's fault, see docs/reliability.md"
-    return f"failures by kind: {told}{again if set(counts) - {'video'} else ''}"
+    return f"failures by kind: {numbers}{again if set(counts) - {'video'} else ''}"
 
 
-def told(source: SourceRow) -> str:
+def reason_of(source: SourceRow) -> str:
     """Why an input gave nothing, without its name, which messages repeat."""
     return source.reason.replace(f"{source.uri!r}: ", "")

@@ -50,7 +50,7 @@ def test_a_file_goes_before_a_preset_of_its_name(
     Path("offline").write_text("shards: {crf: 30}\n")
     with caplog.at_level(logging.WARNING):
         assert load_config("offline").shards.crf == 30
-    assert caplog.messages == ["--config offline: reads the file of that name, not the preset"]
+    assert caplog.messages == ["configuration offline: reads the file of that name, not the preset"]
 
 
 def test_which_preset_is_used_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +93,7 @@ def test_a_name_that_does_not_fit_is_one_line(
     load = load_config if kind == "curate" else load_train_config
     with pytest.raises(CommandError) as caught:
         load(name)
-    assert str(caught.value) == f"--config {name}: {message}"
+    assert str(caught.value) == f"configuration {name}: {message}"
 
 
 def test_a_path_is_a_file_whether_it_exists_or_not(tmp_path: Path) -> None:

@@ -209,6 +209,16 @@ def test_measuring_again_measures_nothing(curated: Any) -> None:
     assert {name: data for name, (_, data) in files(curated.dataset, "**/*.*").items()} == {
         name: data for name, (_, data) in before.items()
     }
+    code, out, _ = run(*command, "--executor", "inline", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["dataset"], found["dry_run"], found["failures"]) == (str(curated.dataset), False, {})
+    assert (found["kept_s"], found["clips"]["accepted"], found["inputs"]["measured"]) == (8.0, 2, 2)
+    assert found["inputs_without_clips"] == [
+        {"uri": row["uri"], "status": row["status"], "reason": row["reason"].removeprefix(f"{row['uri']!r}: ")}
+        for row in pq.read_table(curated.dataset / "sources.parquet").to_pylist()
+        if row["status"] in ("failed", "no_candidates")
+    ]
 
 
 def test_a_dry_run_of_curate_makes_no_folder(
@@ -252,6 +262,25 @@ def test_a_dry_run_of_curate_says_what_is_done_and_what_cannot_be(curated: Any, 
         f"{more}: passed over what is no video by its name: 1 .md",
         "measured 9.0 s of 9.0 s planned so far",
     ]
+    code, out, _ = run(*command, "--dry-run", "--json")
+    assert (code, files(curated.dataset, "**/*.*")) == (0, before)
+    found = json.loads(out)
+    assert found.pop("weights").keys() == {"here", "to_fetch", "missing", "absent"}
+    assert found == {
+        "dataset": str(curated.dataset),
+        "dry_run": True,
+        "inputs": {
+            "total": 4,
+            "due": 1,
+            "unreadable": {broken: f"{broken!r}: expected a video file, found an empty file (0 bytes)"},
+        },
+        "num_bytes": num_bytes,
+        "input_s": 9.0,
+        "unknown_length": [],
+        "passed_over": [f"{more}: passed over what is no video by its name: 1 .md"],
+        "measured_s": 9.0,
+        "planned_s": 9.0,
+    }
 
 
 def test_a_dry_run_of_curate_refuses_what_the_run_would(curated: Any, tmp_path: Path) -> None:

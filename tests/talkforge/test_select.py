@@ -122,8 +122,8 @@ def test_another_configuration_gives_thresholds_and_nothing_of_measuring(
     ("options", "told"),
     [
         (["--reset", "--config", "offline"], "--reset: goes without --config"),
-        (["--config", "ofline"], "--config ofline: "),
-        (["--config", "tiny-stage1"], "--config tiny-stage1: the preset configures train"),
+        (["--config", "ofline"], "configuration ofline: "),
+        (["--config", "tiny-stage1"], "configuration tiny-stage1: the preset configures train"),
     ],
 )
 def test_what_cannot_be_selected_by_is_refused(curated: Any, options: list[str], told: str) -> None:
