@@ -91,7 +91,8 @@ def find_config(name: str | Path, kind: Kind | None = None) -> ConfigFile:
             return ConfigFile(path)
         raise CommandError(f"configuration {text}: {_no_preset(text, kind)}")
     if kind and found.kind != kind:
-        raise CommandError(f"configuration {text}: the preset configures {found.kind}, expected {_names(kind)}")
+        expected = ", ".join(name for name, preset in presets().items() if preset.kind == kind)
+        raise CommandError(f"configuration {text}: the preset configures {found.kind}, expected {expected}")
     log.info("configuration: %s (%s)", found, found.path)
     return found
 
@@ -101,7 +102,3 @@ def _no_preset(text: str, kind: Kind | None) -> str:
     close = difflib.get_close_matches(text, known, n=1)
     meant = f"; did you mean {close[0]}?" if close else ""
     return f"no preset and no file has this name{meant} (presets: {', '.join(known)})"
-
-
-def _names(kind: Kind) -> str:
-    return ", ".join(name for name, found in presets().items() if found.kind == kind)
