@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -15,10 +17,20 @@ from pydantic import ValidationError
 
 from talkforge.pipeline.store import Store
 from talkforge.schemas.columns import columns
-from talkforge.schemas.errors import DatasetError, first_invalid
+from talkforge.schemas.errors import DatasetError, first_invalid, one_line
 from talkforge.schemas.records import Record
 
 R = TypeVar("R", bound=Record)
+
+CHECKSUM = "talkforge.sha256"
+"""Key in a Parquet file's metadata under which it holds its own checksum."""
+
+OLD_KEYS = frozenset({"ARROW:schema", "pandas"})
+"""Keys in the metadata of a file without a checksum."""
+
+_MARK = b"sha256 of this file with zeros here: "
+_ZEROS = b"0" * 64
+_SHA256 = re.compile(rb"[0-9a-f]{64}")
 
 _SCALARS: dict[Any, pa.DataType] = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
@@ -72,23 +84,52 @@ def from_table(model: type[R], table: pa.Table) -> list[R]:
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """Parquet file of a table; the same table gives the same bytes."""
+    """Parquet file of a table; the same table gives the same bytes.
+
+    Parquet has checksums of its pages, and none of its footer. The footer's metadata therefore hold the
+    sha256 of the whole file, taken with zeros in its own place.
+    """
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({CHECKSUM: (_MARK + _ZEROS).decode()})
+    data = sink.getvalue()
+    at = data.rindex(_MARK) + len(_MARK)
+    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(_ZEROS) :]
 
 
 def from_bytes(data: bytes, name: str) -> pa.Table:
     """Table of a Parquet file.
 
     Raises:
-        DatasetError: the bytes are not Parquet, or a page does not have its checksum; names the file.
+        DatasetError: the bytes are not Parquet, or do not have their checksum; names the file.
     """
+    checked = _check_sha256(data, name)
     try:
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        keys = {key.decode("utf-8", "replace") for key in file.metadata.metadata or {}}
+        if not checked and keys - OLD_KEYS:
+            raise ValueError("a checksum that cannot be read")
         return file.read()  # pq.read_table would import pandas
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{name}: not a readable Parquet file ({error})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged footer makes pyarrow raise almost anything
+        raise DatasetError(f"{name}: not a readable Parquet file ({one_line(error)})") from None
+
+
+def _check_sha256(data: bytes, name: str) -> bool:
+    """Whether the file holds its own sha256, which then is right; earlier versions wrote none.
+
+    Raises:
+        DatasetError: it is not right; names the file.
+    """
+    at = data.rfind(_MARK) + len(_MARK)  # values that look like it come before the metadata
+    found = data[at : at + len(_ZEROS)]
+    if at < len(_MARK) or not _SHA256.fullmatch(found):
+        return False
+    if hashlib.sha256(data[:at] + _ZEROS + data[at + len(_ZEROS) :]).hexdigest().encode() != found:
+        raise DatasetError(f"{name}: not the bytes that were written (they do not have their checksum)")
+    return True
 
 
 def read(store: Store, name: str, model: type[R]) -> list[R]:

@@ -64,6 +64,13 @@ STEPS_PER_PX = 16
 """Contours and landmarks are stored in steps of 1/16 px: finer than they are measured, and
 the low bits of a float do not compress."""
 
+POINTS_BYTES = 1 << 16
+"""Most bytes that points of a frame may take. Source: ours; ten times the 478 landmarks."""
+
+MAX_MEMBER_BYTES = 4 << 30
+"""Most bytes in the arrays of a member, whatever the clip. Source: ours; the masks of 20 s at 60 frames/s and
+3840 x 2160 px are 1.2 GB."""
+
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -274,21 +281,22 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
             names key, expected and found.
     """
     check_members(key, members)
-    lips = _lips(key, members["lips.npz"])
+    meta = read_meta(key, members["json"])
+    lips = _lips(key, members["lips.npz"], meta.clip)
     identity = np.zeros(0, np.float32)
     if "identity.npy" in members:
         identity = _vector(key, members["identity.npy"])
     return ShardSample(
         key=key,
-        meta=read_meta(key, members["json"]),
+        meta=meta,
         mp4=members["mp4"],
         flac=members["flac"],
         face_jpg=members["face.jpg"],
         mask_bits=lips.mask_bits,
         contour=lips.contour,
         lip_valid=lips.valid,
-        landmarks=_points(key, "landmarks.npz", members),
-        joints=_points(key, "joints.npz", members),
+        landmarks=_points(key, "landmarks.npz", members, meta.clip),
+        joints=_points(key, "joints.npz", members, meta.clip),
         speech=read_npy(members["speech.npy"], f"sample {key}: speech.npy"),
         identity=identity,
         text=read_text(key, members["txt"]),
@@ -336,7 +344,7 @@ def read_lips(key: str, data: bytes, clip: Clip) -> LipArrays:
         ShapeError: an array does not fit the clip.
         DatasetError: it is not readable, or contour and mask are not there where `valid` says so.
     """
-    lips = _lips(key, data)
+    lips = _lips(key, data, clip)
     _check_array(key, "lips.npz mask", lips.mask_bits, clip)
     _check_array(key, "lips.npz valid", lips.valid, clip)
     _check_array(key, "lips.npz contour", lips.contour, clip)
@@ -600,13 +608,21 @@ def _on_grid(array: np.ndarray) -> Floats:
     return rounded + np.float32(0)  # -0 and +0 are one place, and should be the same bytes
 
 
-def _lips(key: str, data: bytes) -> LipArrays:
-    stored = read_npz(data, f"sample {key}: lips.npz", ("mask", "valid", "contour"))
+def _lips(key: str, data: bytes, clip: Clip) -> LipArrays:
+    names = ("mask", "valid", "contour")
+    stored = read_npz(data, f"sample {key}: lips.npz", names, max_bytes=_max_bytes(clip))
     return LipArrays(stored["mask"], stored["valid"], stored["contour"])
 
 
-def _points(key: str, member: str, members: Mapping[str, bytes]) -> Floats:
-    return read_npz(members[member], f"sample {key}: {member}", ("points",))["points"]
+def _points(key: str, member: str, members: Mapping[str, bytes], clip: Clip) -> Floats:
+    file = f"sample {key}: {member}"
+    return read_npz(members[member], file, ("points",), max_bytes=_max_bytes(clip))["points"]
+
+
+def _max_bytes(clip: Clip) -> int:
+    """Most bytes that a member with arrays of the clip may hold: its masks, and room for points."""
+    mask_bytes = -(-clip.height_px * clip.width_px // 8)
+    return min(clip.num_frames * (mask_bytes + POINTS_BYTES), MAX_MEMBER_BYTES)
 
 
 def _vector(key: str, data: bytes) -> Floats:

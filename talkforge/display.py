@@ -6,6 +6,7 @@ import logging
 import time
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -17,6 +18,15 @@ log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
 """Where the output is no terminal, a phase writes a line at most this often, s."""
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that prints paths and messages as they are, whatever brackets or `:names:` are in them.
+
+    Args:
+        options: of `rich.console.Console`.
+    """
+    return Console(markup=False, emoji=False, **options)
 
 
 class Display:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from talkforge.display import plain_console
 from talkforge.schemas import extras
 from talkforge.schemas.config import flatten
 from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError
@@ -100,7 +101,7 @@ def run_train(config_name: str | Path | None, settings: Sequence[str] = ()) -> i
         TalkforgeError: as `train`; or the configuration does not fit.
     """
     config = load_train_config(config_name, tuple(settings))
-    console = Console(stderr=True, soft_wrap=True)
+    console = plain_console(stderr=True, soft_wrap=True)
     with _telling(console), _asked_to_stop() as asked, TrainDisplay(console, quiet=_rank() > 0) as watch:
         result = train(config, stop=asked, show=watch.show)
     if torch.distributed.is_initialized():

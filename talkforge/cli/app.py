@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
+from talkforge.display import plain_console
 from talkforge.schemas.errors import CommandError, TalkforgeError
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-out = Console(width=None if sys.stdout.isatty() else 200)
+out = plain_console(width=None if sys.stdout.isatty() else 200)
 """Results."""
-err = Console(stderr=True)
+err = plain_console(stderr=True)
 """Progress, notes and errors."""
-notes = Console(stderr=True)
+notes = plain_console(stderr=True)
 """Progress and notes: what --quiet leaves out."""
 
 Function = TypeVar("Function", bound=Callable[..., None])

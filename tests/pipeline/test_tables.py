@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from talkforge.pipeline import tables
@@ -57,6 +60,31 @@ def test_the_same_records_are_the_same_bytes() -> None:
 def test_other_bytes_are_refused_with_the_name() -> None:
     with pytest.raises(DatasetError, match=r"clips\.parquet: not a readable Parquet file"):
         tables.from_bytes(b"nonsense", "clips.parquet")
+
+
+def test_a_changed_bit_is_found_wherever_it_is() -> None:
+    data = tables.to_bytes(tables.to_table(Verdict, [VERDICT]))
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(DatasetError, match=r"^v\.parquet: not "):
+            tables.from_bytes(bytes(damaged), "v.parquet")
+    for length in range(len(data)):
+        with pytest.raises(DatasetError, match=r"^v\.parquet: not "):
+            tables.from_bytes(data[:length], "v.parquet")
+
+
+def test_tables_of_earlier_versions_have_no_checksum_and_are_read() -> None:
+    sink = io.BytesIO()
+    pq.write_table(tables.to_table(Verdict, [VERDICT]), sink, compression="zstd", write_page_checksum=True)
+    assert tables.from_table(Verdict, tables.from_bytes(sink.getvalue(), "x")) == [VERDICT]
+
+
+def test_a_value_that_looks_like_the_checksum_is_a_value() -> None:
+    words = (tables._MARK + tables._ZEROS).decode()
+    verdict = VERDICT.model_copy(update={"clip_id": words})
+    table = tables.from_bytes(tables.to_bytes(tables.to_table(Verdict, [verdict])), "x")
+    assert tables.from_table(Verdict, table) == [verdict]
 
 
 def test_a_field_without_a_column_type_is_refused() -> None:

@@ -375,6 +375,10 @@ def test_a_sample_without_a_row_and_a_ledger_that_is_none(store: Store) -> None:
     ]
     store.write("ledger.parquet", b"not parquet")
     (line,) = said(store)
+    assert line.startswith("ledger.parquet: not a readable Parquet file (")
+    with store.writing("ledger.parquet") as path:
+        pq.write_table(pa.table({"clip_id": ["x"]}), path)
+    (line,) = said(store)
     assert line.startswith("ledger.parquet: expected the columns clip_id, accepted, shard; found ")
     store.delete("ledger.parquet")
     assert said(store) == ["ledger.parquet: missing"]

@@ -320,6 +320,20 @@ def test_the_report_is_written_again(curated: Any) -> None:
     assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
 
 
+def test_brackets_and_names_of_emoji_in_a_path_are_printed_as_they_are(curated: Any, tmp_path: Path) -> None:
+    odd = tmp_path / "[bold]a[/red] :boom:"
+    shutil.copytree(curated.dataset, odd)
+    assert run("report", odd) == (0, f"{odd}/report/index.html\n", "")
+    (odd / "parts" / "[red]x").mkdir()
+    (odd / "parts" / "[red]x" / "y").write_bytes(b"")
+    code, told, _ = run("verify", odd, "--repair")
+    assert code == 3
+    assert told.startswith("parts/[red]x: no part.json")
+    assert run("verify", odd / "[/]")[2] == (
+        f"talkforge: {odd / '[/]'}: no data set here (dataset.json is missing)\n"
+    )
+
+
 def test_inspect_writes_a_video_of_the_clip(curated: Any, tmp_path: Path) -> None:
     row = ledger(curated.dataset)["a.mp4"]
     code, out, err = run("inspect", curated.dataset, row["clip_id"], "--out", tmp_path / "x.mp4")
