@@ -23,6 +23,7 @@ from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, s
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.fingerprint import FrameHasher
 from talkforge.curation.media import Frame, clip_indices, read_frames
+from talkforge.curation.picture.frozen import FrozenDetector
 from talkforge.curation.picture.scorer import PictureScorer, PictureTracer
 from talkforge.schemas.arrays import Bytes, Floats, Landmarks, LipTrace
 from talkforge.schemas.config import MeasureConfig
@@ -125,6 +126,7 @@ class _ClipTracer:
     speaker: _SpeakerCrops | None
     picture: PictureTracer | None
     hasher: FrameHasher
+    frozen: FrozenDetector
     crops: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
@@ -139,6 +141,7 @@ class _ClipTracer:
         if self.picture is not None:
             self.picture.push(shown, rgb, points)
         self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
+        self.frozen.push(shown, rgb)
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
@@ -161,7 +164,9 @@ class _ClipTracer:
             crops=crops,
             face_rgb=np.zeros((112, 112, 3), np.uint8) if best is None else crops[best],
             lips_row=lips.measure(trace, self.clip),
-            motion_row=motion.measure(landmarks, joints, camera),
+            motion_row=motion.measure(landmarks, joints, camera).model_copy(
+                update={"frozen_fraction": self.frozen.finish()}
+            ),
             quality_row=None if best is None else quality.of_clip(rows, best),
             picture_row=self.picture.finish() if self.picture else None,
             speaker_row=self.speaker.finish() if self.speaker else None,
@@ -267,6 +272,7 @@ def _tracer(
 ) -> _ClipTracer:
     clip, track = candidate
     face = LandmarkTracer(landmarker, track, clip, video)
+    boxes = np.stack([face.box_at(k) for k in range(clip.num_frames)])
     return _ClipTracer(
         clip,
         face,
@@ -274,6 +280,7 @@ def _tracer(
         _SpeakerCrops(clip, face, score_speaker) if score_speaker else None,
         PictureTracer(picture_scorer, clip) if picture_scorer else None,
         FrameHasher(clip.num_frames, clip.fps),
+        FrozenDetector(clip.num_frames, clip.fps, boxes),
     )
 
 

@@ -31,7 +31,7 @@ from talkforge.curation import clips, fingerprint, scan, trace
 from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.body import joints, pose
 from talkforge.curation.draw import thumbnail
-from talkforge.curation.face import detect, identity, landmarks
+from talkforge.curation.face import detect, identity, landmarks, mouth_motion
 from talkforge.curation.media import read_audio
 from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
@@ -287,6 +287,8 @@ def _finish(
         mouth = mouth_measures(found.landmarks)
         bands = audio_bands(samples, clip.num_frames, clip.fps)
         scored = ridge.score(mouth, bands, clip.fps, models.sync_map, clip.video_id)
+    speaking = mouth_motion.frames_with_speech(scanned.segments, clip.start_s, clip.num_frames, clip.fps)
+    still = mouth_motion.still_fraction(mouth_motion.opening(found.landmarks), speaking, clip.fps)
     with result.clock("audio quality"):
         sound = models.audio_scorer.measure(samples, scanned.segments, clip.start_s)
     with result.clock("fingerprint"):
@@ -301,8 +303,10 @@ def _finish(
             face_rgb=found.face_rgb,
         )
         result.files[name] = store.write(f"parts/{result.part.name}/{name}", content)
+    traced = found.measures(row.face)
+    traced["motion"] = found.motion_row.model_copy(update={"mouth_still_fraction": still})
     return MeasuredClip(
-        measures=row.model_copy(update={**found.measures(row.face), "sound": sound, "sync": scored}),
+        measures=row.model_copy(update={**traced, "sound": sound, "sync": scored}),
         thumbnail=found.thumbnail,
         face=thumbnail(found.face_rgb) if len(found.crops) else b"",
         samples=samples,

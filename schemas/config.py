@@ -244,6 +244,18 @@ class Thresholds(Section):
         "ours: stage 2 learns from the mask",
         "least fraction of frames with a measured lip contour",
     )
+    max_frozen_fraction: float | None = _rule(
+        0.1,
+        "fraction of frames",
+        "ours: speakers have 0, a stream that stalled for a second in a clip of 8 s has 0.12",
+        "largest fraction of frames in which the picture of the face is frozen",
+    )
+    max_mouth_still_fraction: float | None = _rule(
+        0.5,
+        "fraction of the speech",
+        "ours: a photo that is zoomed has 1, a mouth behind a surgical mask 0.7, speakers 0 to 0.3 (docs/judgement.md)",
+        "largest fraction of the speech during which the mouth is still",
+    )
     max_yaw_p95_deg: float | None = _rule(
         60.0, "degrees", "ours: beyond this half of the mouth is hidden", "largest 95th percentile of |yaw|"
     )

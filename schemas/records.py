@@ -305,6 +305,12 @@ class Motion(Record):
     """Variance of the body joints, camera motion removed; None where too little was seen."""
     joints_valid_fraction: float
     """Fraction of frames with body joints, measured or interpolated."""
+    frozen_fraction: float | None = None
+    """Fraction of frames in stretches of 0.4 s and more in which the picture of the face does not change;
+    None in parts measured before it was kept."""
+    mouth_still_fraction: float | None = None
+    """Fraction of the speech during which the mouth is still: its opening varies by less than 0.025 of the
+    eyes' distance within a second. None without speech, or in parts measured before it was kept."""
 
 
 class Speech(Record):
@@ -646,6 +652,8 @@ class LedgerRow(Record):
     omega_face_raw: float | None
     omega_body_raw: float | None
     joints_valid_fraction: float | None
+    frozen_fraction: float | None
+    mouth_still_fraction: float | None
     omega_face: float | None
     """Motion intensity of the face: rank of `omega_face_raw` among the accepted clips."""
     omega_body: float | None

@@ -22,6 +22,8 @@ GOOD: dict[str, Any] = {
     "face_confidence": 0.95,
     "faces_max": 1,
     "lip_valid_fraction": 1.0,
+    "frozen_fraction": 0.0,
+    "mouth_still_fraction": 0.1,
     "yaw_p95_deg": 20.0,
     "face_blur": 100.0,
     "face_dark_fraction": 0.01,
@@ -76,6 +78,8 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("face_confidence", 0.89, "low_confidence"),
         ("faces_max", 2, "multiple_faces"),
         ("lip_valid_fraction", 0.89, "lips_not_traced"),
+        ("frozen_fraction", 0.11, "picture_frozen"),
+        ("mouth_still_fraction", 0.51, "mouth_still"),
         ("yaw_p95_deg", 61.0, "face_turned"),
         ("face_blur", 49.0, "face_blurred"),
         ("face_dark_fraction", 0.21, "face_dark"),
@@ -190,6 +194,8 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
 @pytest.mark.parametrize(
     "field",
     [
+        "frozen_fraction",
+        "mouth_still_fraction",
         "snr_db",
         "dnsmos_overall",
         "music_fraction",
