@@ -3,12 +3,12 @@
 Curates a folder of videos in one process of one thread, as `talkforge curate --executor inline`
 does, and prints the CPU seconds of every stage. Then, in the same process, measures the floor:
 
-    decode    every picture of every readable video, once
-    convert   the pictures of the accepted clips to RGB at the clip's size, once
-    landmark  one call of the face landmarker for each of these pictures
+    decode    every frame of every readable video, once
+    convert   the frames of the accepted clips to RGB at the clip's size, once
+    landmark  one call of the face landmarker for each of these frames
     encode    the accepted clips, with the settings of the run
 
-No detector, no voice activity, no second look at anything: nobody could curate with less, because
+No detector, no voice activity, no second pass over anything: nobody could curate with less, because
 knowing which clips survive costs something. The ratio of the two is what is worth watching; CPU
 seconds by themselves depend on the machine and on who else is using it.
 
@@ -196,7 +196,7 @@ def floor(
 def _landmarked(
     path: Path, video: Video, row: LedgerRow, points: Floats, landmarker: FaceLandmarker, clock: Clock
 ) -> Iterator[Bytes]:
-    """The clip's frames, each picture converted and landmarked once; other work counts as `aside`."""
+    """The clip's frames, each frame converted and landmarked once; other work counts as `aside`."""
     for frame in clock.each("aside", media.read_frames(path, video, row.start_s, row.end_s)):
         shown = media.clip_indices(frame, row.start_s, row.fps, row.num_frames)
         if not shown:
@@ -219,7 +219,7 @@ def _points(store: Store, clip_id: str) -> Floats:
 
 
 def _crop(rgb: Bytes, points: Floats) -> Bytes:
-    """What the landmarker sees: a square around the face, or the picture's middle where there is none."""
+    """What the landmarker sees: a square around the face, or the frame's middle where there is none."""
     height, width = rgb.shape[:2]
     low, high = np.zeros(2), np.array([width, height], float)
     if np.isfinite(points).all():
@@ -259,7 +259,7 @@ def lines(report: Report) -> Iterator[str]:
     for title, rows in (("stage", report.stages_s), ("floor", report.floor_s)):
         total_s = sum(rows.values())
         yield ""
-        yield f"{title:20}{'CPU s':>10}{'per s of footage':>20}{'share':>9}"
+        yield f"{title:20}{'CPU s':>10}{'per s of footage':>20}{'fraction':>9}"
         for name, cpu_s in [*rows.items(), ("total", total_s)]:
             yield f"{name:20}{cpu_s:10.2f}{cpu_s / report.footage_s:20.3f}{cpu_s / total_s:9.1%}"
     yield ""

@@ -99,13 +99,13 @@ class Tally:
 
 
 def loaded(path: Path) -> Bytes:
-    """Every picture of a clip on the canvas."""
+    """Every frame of a clip on the canvas."""
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     return np.stack([on_canvas(frame.rgb()) for frame in media.read_frames(path, video)])
 
 
 def on_canvas(rgb: Bytes, zoom: float = 1.0) -> Bytes:
-    """Scaled to cover the canvas, `zoom` times over; of an upright picture the upper part is kept."""
+    """Scaled to cover the canvas, `zoom` times over; of an upright frame the upper part is kept."""
     width_px, height_px = CANVAS_PX
     scale = zoom * max(width_px / rgb.shape[1], height_px / rgb.shape[0])
     size = (max(width_px, round(rgb.shape[1] * scale)), max(height_px, round(rgb.shape[0] * scale)))
@@ -160,11 +160,11 @@ def gradual(clips: dict[str, Bytes]) -> Iterator[Footage]:
     names = [*STUDIO[:2], *SINGLES[:4]]
     for a, b in itertools.pairwise([*names, names[0]]):
         first, second, span = clips[a][:60], clips[b][:60], GRADUAL_FRAMES
-        share = (np.arange(1, span + 1) / (span + 1))[:, None, None, None]
-        mixed = (1 - share) * first[-span:] + share * second[:span]
+        ramp = (np.arange(1, span + 1) / (span + 1))[:, None, None, None]
+        mixed = (1 - ramp) * first[-span:] + ramp * second[:span]
         frames = np.concatenate([first[:-span], np.round(mixed).astype(np.uint8), second[span:]])
         yield Footage("dissolve", frames, gradual=((len(first) - span, len(first)),))
-        dark = np.concatenate([(1 - share) * first[-span:], share * second[:span]]).round().astype(np.uint8)
+        dark = np.concatenate([(1 - ramp) * first[-span:], ramp * second[:span]]).round().astype(np.uint8)
         frames = np.concatenate([first[:-span], dark, second[span:]])
         yield Footage("fade through black", frames, gradual=((len(first) - span, len(first) + span),))
 

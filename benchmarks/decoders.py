@@ -30,12 +30,12 @@ NUM_SPANS = 6
 
 
 def streamed(path: Path, video: Video) -> int:
-    """Every picture through `curation.media`, as RGB."""
+    """Every frame through `curation.media`, as RGB."""
     return sum(1 for frame in read_frames(path, video) if frame.rgb() is not None)
 
 
 def streamed_av(path: Path, thread_count: int, thread_type: str) -> int:
-    """Every picture through bare PyAV, as RGB, with the given threads."""
+    """Every frame through bare PyAV, as RGB, with the given threads."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = thread_count
@@ -44,7 +44,7 @@ def streamed_av(path: Path, thread_count: int, thread_type: str) -> int:
 
 
 def streamed_decord(path: Path) -> int:
-    """Every picture through decord, one after the other."""
+    """Every frame through decord, one after the other."""
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     return sum(1 for k in range(len(reader)) if reader[k].asnumpy() is not None)
 

@@ -34,7 +34,7 @@ EDGE_PX = 480
 SPAN_S = 3.0
 MP4_HZ = 48_000
 FACE = np.array([0.3, 0.2, 0.7, 0.8], np.float32)
-"""Place of the face in every clip, as share of the picture: nothing is found or missed by it."""
+"""Box of the face in every clip, as fraction of the frame: nothing is found or missed by it."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def even(rgb: Bytes) -> Bytes:
     return np.ascontiguousarray(rgb[: rgb.shape[0] // 2 * 2, : rgb.shape[1] // 2 * 2])
 
 
-def cropped(share: float) -> Callable[[Bytes], Bytes]:
-    """Takes this share away at every edge."""
+def cropped(fraction: float) -> Callable[[Bytes], Bytes]:
+    """Takes this fraction away at every edge."""
 
     def crop(rgb: Bytes) -> Bytes:
-        y, x = (round(share * size) for size in rgb.shape[:2])
+        y, x = (round(fraction * size) for size in rgb.shape[:2])
         return rgb[y : rgb.shape[0] - y, x : rgb.shape[1] - x]
 
     return crop
@@ -93,11 +93,11 @@ CHANGES = {
 }
 
 Span = tuple[list[Bytes], Floats]
-"""Pictures at `FPS`, and sound at 16 kHz."""
+"""Frames at `FPS`, and audio at 16 kHz."""
 
 
 def read(path: Path) -> Span:
-    """The whole file; without pictures or sound where it has none of one."""
+    """The whole file; without frames or audio where it has none of one."""
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     if not video.has_audio:
         return [], np.zeros(0, np.float32)
@@ -109,7 +109,7 @@ def read(path: Path) -> Span:
 
 
 def spans(span: Span) -> list[Span]:
-    """Pieces of `SPAN_S` that do not overlap and have sound."""
+    """Pieces of `SPAN_S` that do not overlap and have audio."""
     frames, samples = span
     count = int(min(len(frames) / FPS, len(samples) / AUDIO_HZ) / SPAN_S)
     num_frames, num_samples = round(SPAN_S * FPS), round(SPAN_S * AUDIO_HZ)

@@ -161,10 +161,10 @@ def _evaluate_pieces(talks: list[Talk], audios: tuple[Talk, ...], full: ridge.Sy
         peaks = [(c.true, 0) for _, c in found]
         peaks += [(c.shifted[late], -late) for _, c in found for late in (-10, -6, 6, 10)]
         scored = [(int(z.argmax()) - ridge.SEARCH - want) for z, want in peaks if z.max() >= threshold]
-        share = np.mean([c.true.max() >= threshold for _, c in found])
+        passed = np.mean([c.true.max() >= threshold for _, c in found])
         wrong = [error for error in scored if abs(error) > REPORT_WITHIN]
         typer.echo(
-            f"  from {threshold:.2f}: {share:4.0%} of true, {np.mean(alarms >= threshold):5.1%} of swapped;"
+            f"  from {threshold:.2f}: {passed:4.0%} of true, {np.mean(alarms >= threshold):5.1%} of swapped;"
             f" {len(wrong)} of {len(scored)} offsets off by more than {REPORT_WITHIN} {wrong}"
         )
     _evaluate_speakers(found, audios)
@@ -176,8 +176,8 @@ def _evaluate_speakers(found: list[tuple[Talk, _Curves]], audios: tuple[Talk, ..
     for t, own in found:
         for other, theirs in found:
             if other.video_id != t.video_id:
-                heard = [o for o in audios if o.video_id != other.video_id].index(t)
-                gaps.append((own.true[ridge.SEARCH], theirs.swapped[heard][ridge.SEARCH]))
+                other_audio = [o for o in audios if o.video_id != other.video_id].index(t)
+                gaps.append((own.true[ridge.SEARCH], theirs.swapped[other_audio][ridge.SEARCH]))
     a, b = np.array(gaps).T
     typer.echo(f"  speaker: own face ahead in {np.mean(a > b):.1%} of {len(a)} pairs")
     for least, margin in ((1.0, 0.5), (1.5, 1.0), (2.0, 1.5)):

@@ -148,7 +148,7 @@ def measured(name: str, work: Callable[[], int]) -> Row:
 
 
 def reading(urls: list[str], config: DataConfig, info: DatasetInfo, count: int) -> Iterator[Row]:
-    """From bytes that nobody looks at to batches."""
+    """From bytes that nobody decodes to batches."""
 
     def plain() -> int:
         return sum(1 for _ in wds.WebDataset(urls, shardshuffle=False))
@@ -164,7 +164,7 @@ def reading(urls: list[str], config: DataConfig, info: DatasetInfo, count: int) 
 
     yield measured("plain webdataset, nothing decoded", plain)
     yield measured("the members that training reads", wanted)
-    yield measured("checked, all but pictures decoded", prepared)
+    yield measured("checked, all but frames decoded", prepared)
     yield measured("spans in batches", drawn)
     for workers in (0, 1):
         changed = config.model_copy(update={"workers": workers, "cache_mb": 8192})
@@ -177,7 +177,7 @@ def _drawn(config: DataConfig, info: DatasetInfo, count: int) -> int:
 
 
 def _kept(config: DataConfig, info: DatasetInfo, count: int) -> Row:
-    """Spans of clips in memory: the cost of many spans less that of the first ones."""
+    """Spans of clips in memory: the cost of many spans minus that of the first ones."""
     name = f"spans of clips in memory, {config.workers} workers"
     first = config.shuffle + 2 * sum(manifest.count for _, manifest in shard_list(config.shards))
     begun_s = cpu_s()
@@ -240,7 +240,7 @@ def _decord_cv2(clip: DecodedSample, mp4: bytes, first: int, frames: int) -> np.
 
 
 def show(title: str, rows: list[Row], rate: float) -> None:
-    """A table, with the share of a core that `rate` samples/s take."""
+    """A table, with the fraction of a core that `rate` samples/s take."""
     table = Table("", "CPU ms a sample", "samples/s of a core", f"cores for {rate:g} samples/s", title=title)
     for row in rows:
         needed = f"{rate * row.cpu_ms / 1000:.3f}"

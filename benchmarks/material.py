@@ -155,6 +155,6 @@ def opened(path: Path) -> tuple[Path, Video]:
 
 
 def sound_of(material: Material, name: str) -> Floats:
-    """All of a file's sound, at 16 kHz."""
+    """All of a file's audio, at 16 kHz."""
     path, video = opened(material.folder / name)
     return media.read_audio(path, video, video.start_s, video.end_s)

@@ -6,7 +6,7 @@ copied, not encoded again. Dense tracing of half an hour takes long, so the long
 with shorter ones with the gate on small faces raised until nothing is traced, and one whole window
 (the most footage that a worker ever holds) is traced by itself.
 
-    tall      a picture of 1080 x 1920, everything
+    tall      frames of 1080 x 1920, everything
     short     2 minutes, listened to and scanned
     middle    10 minutes, likewise: one whole window
     long      30 minutes, listened to and scanned, in windows of at most 10 minutes
@@ -177,7 +177,7 @@ def main() -> None:
     if unknown := set(arguments.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     out(
-        f"{'case':8}{'picture':>11}{'footage':>11}{'parts':>7}{'clips':>7}{'traced':>8}"
+        f"{'case':8}{'frame':>11}{'footage':>11}{'parts':>7}{'clips':>7}{'traced':>8}"
         f"{'loaded MB':>11}{'peak MB':>9}{'CPU s':>9}\n"
     )
     found = {}
@@ -186,7 +186,7 @@ def main() -> None:
         out(line(name, found[name]) + "\n")
         sys.stdout.flush()
     if "tall" in found:
-        out(f"\ntall picture: {found['tall'].peak_mb:.0f} MB of at most {LIMIT_MB} MB\n")
+        out(f"\ntall frames: {found['tall'].peak_mb:.0f} MB of at most {LIMIT_MB} MB\n")
     for longer, shorter in (("long", "middle"), ("middle", "short"), ("window", "traced")):
         if {longer, shorter} <= found.keys():
             times = found[longer].footage_s / found[shorter].footage_s

@@ -3,7 +3,8 @@
     TALKFORGE_MODELS=../shared/weights python -m benchmarks.models [FOLDER] [--only QUESTION ...]
 
 FOLDER holds the clips that `benchmarks/material.py` names. Each row is one function of `ROWS`, in
-`benchmarks/seen.py` and `benchmarks/heard.py`; it measures with the code of the pipeline, on one thread.
+`benchmarks/video_models.py` and `benchmarks/audio_models.py`. It measures with the code of the pipeline, on
+one thread.
 A row whose weights are not on this machine is left out, which stderr says; the second table names the
 weights. Transcripts need an environment of their own, which TALKFORGE_ASR_PYTHON names. CPU seconds are
 per second of footage (of speech, for what only hears), and depend on the machine and on who else is
@@ -20,7 +21,7 @@ import cv2
 import torch
 import typer
 
-from benchmarks import heard, seen
+from benchmarks import audio_models, video_models
 from benchmarks.material import Material, Row
 from talkforge.curation.weights import registry
 from talkforge.schemas.errors import CommandError, ModelError
@@ -30,20 +31,20 @@ FOLDER = Path("../shared/clips")
 app = typer.Typer(add_completion=False, help=__doc__)
 
 ROWS: dict[str, Callable[[Material], Iterator[Row]]] = {
-    "scenes": seen.scenes,
-    "faces": seen.detection,
-    "landmarks, lips": seen.mesh,
-    "body": seen.body,
-    "speech activity": heard.voice,
-    "speech features": heard.speech_features,
-    "sync": heard.mouth_and_sound,
-    "active speaker": heard.who_speaks,
-    "identity": seen.who_it_is,
-    "picture": seen.picture,
-    "near duplicates": seen.copies,
-    "sound quality": heard.sound,
-    "music": heard.music,
-    "words": heard.transcripts,
+    "scenes": video_models.scenes,
+    "faces": video_models.detection,
+    "landmarks, lips": video_models.mesh,
+    "body": video_models.body,
+    "speech activity": audio_models.voice,
+    "speech features": audio_models.speech_features,
+    "sync": audio_models.mouth_and_sound,
+    "active speaker": audio_models.who_speaks,
+    "identity": video_models.who_it_is,
+    "image quality": video_models.image_quality,
+    "near duplicates": video_models.copies,
+    "audio quality": audio_models.audio_quality,
+    "music": audio_models.music,
+    "words": audio_models.transcripts,
 }
 """Question -> what answers it."""
 

@@ -38,7 +38,7 @@ frame hides the other, while cropping 5% of the frame shifts a face of a tenth o
 its own."""
 
 MIN_STRETCH = 0.25
-"""Hashes that agree must span at least this fraction of what two clips share: a jingle of two seconds is no
+"""Hashes that agree must span at least this fraction of two clips' overlap: a jingle of two seconds is no
 duplicate. Source: ours; real copies have 0.31 and more, since pauses have no hashes."""
 
 BLOCK_CLIPS = 4096
@@ -66,7 +66,7 @@ class DuplicateThresholds:
         min_hash_fraction: the same, as a fraction of the hashes in the overlap of the clip that has fewer.
         max_frame_bits: largest mean distance of the frame hashes, of 64 bits. The same moment has up to 9,
             or 18 in a fast pan sampled a quarter second apart. Other clips have 11 and more, half of them
-            more than 31: the audio is what tells moments of one clip apart.
+            more than 31: the audio is what distinguishes moments of one clip.
         min_overlap_fraction: least fraction of the repeating clip that the other one shows too.
     """
 

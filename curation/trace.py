@@ -1,6 +1,6 @@
 """The dense pass: every frame of the clips that passed the gates, decoded once.
 
-It measures landmarks, lips, joints, picture quality and face crops. Clips that overlap in time, because
+It measures landmarks, lips, joints, image quality and face crops. Clips that overlap in time, because
 several people are in view, share one decode.
 """
 
@@ -204,7 +204,7 @@ def trace(
         pose_estimator: finds the body joints. None: the body is not measured.
         config: settings of every measurement.
         score_speaker: called once for each clip, after its last frame. None: the speaker is not scored.
-        picture_scorer: scores the picture quality. None: it is not measured.
+        picture_scorer: scores the image quality. None: it is not measured.
         on_progress: called for each frame with its time, source seconds.
 
     Returns:

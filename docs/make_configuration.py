@@ -27,7 +27,7 @@ together.
 - `run` says how the work is done, and never changes what comes out.
 
 Files and values of `--set` are YAML 1.2: `no`, `on` and `1_0` are texts, `010` is ten, `true` and `false` are
-the only truth values. A key that is there twice is refused. All mistakes of a file are told at once, with
+the only truth values. A key that is there twice is refused. All mistakes of a file are named at once, with
 their lines.
 
 ## Gates

@@ -1,7 +1,7 @@
 """`make learn`: the proof that the trainer learns to speak, from nothing, on two processors.
 
 Talking heads whose mouths follow known speech are generated, curated into shards by `talkforge curate`,
-and learnt by the tiny preset through both stages. Then the model speaks to sound that it has not heard,
+and learnt by the tiny preset through both stages. Then the model speaks to audio that it was not trained on,
 and what its mouths do is compared with the truth, figure by figure; the exit code is 1 where a bound is
 missed. `--short` is what the test suite runs.
 """
@@ -42,7 +42,7 @@ HELD_OUT = 0.1
 """Share of the clips that are kept for the held-out loss."""
 
 ENLARGED = 3
-"""The pictures that are kept are this much larger than generated."""
+"""The frames that are kept are this much larger than generated."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Bounds:
             Row("stage 2: correlation of generated with true opening", found.own, self.own),
             Row("shuffled speech: the same, absolute", abs(found.shuffled), most=self.shuffled),
             Row(
-                "swapped speech: r(heard) - r(own)",
+                "swapped speech: r(given) - r(own)",
                 found.swapped_to_heard - found.swapped_to_own,
                 self.swapped,
             ),
-            Row("swapped speech: r(heard)", found.swapped_to_heard),
+            Row("swapped speech: r(given)", found.swapped_to_heard),
             Row("stage 1 alone: correlation", found.clip_stage, most=self.clip_stage),
             Row("lip-region loss, end of stage 2 / end of stage 1", found.lips_loss, most=self.lips_loss),
             Row("mean opening in silence, of 1", found.silence, most=self.silence),
@@ -258,7 +258,7 @@ def prove(plan: Plan, out: Path, seed: int, console: Console) -> list[Row]:
     console.print(f"3. training on {good} of {all_clips} clips")
     runs = learn(plan, out / "dataset", out, seed, console)
     done("training")
-    console.print("4. speaking to sound that was never heard")
+    console.print("4. speaking to audio that was never trained on")
     found, shown = examine(plan, runs)
     done("generating and measuring")
     rows = [Row("clips accepted by curation, of 1", good / plan.clips, 0.95), *plan.bounds.rows(found)]

@@ -38,7 +38,7 @@ FRAMES_PER_S = 100
 
 
 class Transcriber:
-    """WhisperX with the models that the first line asks for."""
+    """WhisperX with the models that the first line names."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         import whisperx.asr
@@ -46,7 +46,7 @@ class Transcriber:
         from whisperx.diarize import DiarizationPipeline, Segment
 
         class Given(whisperx.vads.Vad):  # type: ignore[misc]
-            """Hands on the speech that Talkforge heard."""
+            """Hands on the speech that Talkforge detected."""
 
             spans: tuple[tuple[float, float], ...] = ()
 
@@ -123,7 +123,7 @@ class Transcriber:
         ]
 
     def _aligner(self, language: str) -> Any:
-        """Model and labels that align this language; None where none can be had."""
+        """Model and labels that align this language; None where none is available."""
         if self._align is None:
             return None
         if language not in self._aligners:
@@ -144,13 +144,13 @@ class Transcriber:
         from whisperx.audio import N_SAMPLES, log_mel_spectrogram
 
         model = self._pipeline.model
-        heard = samples[int(segment["start"] * AUDIO_HZ) : int(segment["end"] * AUDIO_HZ)]
+        spoken = samples[int(segment["start"] * AUDIO_HZ) : int(segment["end"] * AUDIO_HZ)]
         bands = model.feat_kwargs.get("feature_size") or 80
-        features = log_mel_spectrogram(heard, n_mels=bands, padding=N_SAMPLES - len(heard))
+        features = log_mel_spectrogram(spoken, n_mels=bands, padding=N_SAMPLES - len(spoken))
         multilingual = model.model.is_multilingual
         tokenizer = Tokenizer(model.hf_tokenizer, multilingual, task="transcribe", language=language)
         tokens = [tokenizer.encode(segment["text"])]
-        frames = len(heard) * FRAMES_PER_S // AUDIO_HZ
+        frames = len(spoken) * FRAMES_PER_S // AUDIO_HZ
         (found,) = model.find_alignment(tokenizer, tokens, model.encode(features), frames) or [[]]
         merge_punctuations(
             found, self._pipeline.options.prepend_punctuations, self._pipeline.options.append_punctuations

@@ -98,7 +98,7 @@ class Tripwire:
         """Count what was tried, and what infrastructure kept from being done.
 
         Raises:
-            RunError: at least `MIN_FAILURES`, and more than the share that is allowed, failed for one reason.
+            RunError: at least `MIN_FAILURES`, and more than the allowed fraction, failed for one reason.
         """
         self._num_tried += num_tried
         for failure in failures:

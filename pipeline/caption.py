@@ -60,11 +60,11 @@ class Captioner:
         made = options.model_copy(update={"model": self.name, "device": self._device.type})
         self.fingerprint = hashlib.sha256(f"{self.sha256} {config_hash(made)}".encode()).hexdigest()
 
-    def caption(self, pictures: Sequence[Bytes]) -> str:
-        """What the model says of RGB pictures [H, W, 3] in the order in which they are shown."""
+    def caption(self, frames: Sequence[Bytes]) -> str:
+        """What the model says of RGB frames [H, W, 3] in the order in which they are shown."""
         from PIL import Image
 
-        images = [Image.fromarray(picture) for picture in pictures]
+        images = [Image.fromarray(frame) for frame in frames]
         content = [{"type": "image", "image": image} for image in images]
         asked = [{"role": "user", "content": [*content, {"type": "text", "text": self._options.prompt}]}]
         with inference():
@@ -106,7 +106,7 @@ def caption(
 
 
 def shown(key: str, mp4: bytes, count: int) -> list[Bytes]:
-    """`count` pictures [H, W, 3] of an MP4 file, in the middles of as many equal spans of its frames.
+    """`count` frames [H, W, 3] of an MP4 file, in the middles of as many equal spans of its frames.
 
     Raises:
         MediaError: it cannot be decoded. DatasetError: it has fewer frames.

@@ -490,5 +490,5 @@ def read_arrays(store: Store, part: str, clip_id: str, identity: Floats) -> Clip
 def _jpeg(rgb: np.ndarray) -> bytes:
     done, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     if not done:
-        raise DatasetError("the face picture cannot be encoded")
+        raise DatasetError("the face crop cannot be encoded")
     return bytes(data)

@@ -52,7 +52,7 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
         CommandError: what is there was made with another configuration, or other models; names the
             differences.
     """
-    old = check_place(store, fresh.config)
+    old = check_target(store, fresh.config)
     if old is None:
         store.check_writable()
         save_dataset(store, fresh)
@@ -70,7 +70,7 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
     )
 
 
-def check_place(store: Store, config: Config) -> Dataset | None:
+def check_target(store: Store, config: Config) -> Dataset | None:
     """The data set that is there, if a run with this configuration can go on with it; writes nothing.
 
     Returns:
@@ -130,7 +130,7 @@ def exclusive(store: Store) -> Iterator[None]:
 
 def load_ingested(store: Store) -> list[IngestRow]:
     """Every input so far; empty before the first plan."""
-    if not store.exists("plan.parquet"):  # written last: without it the intake is not complete
+    if not store.exists("plan.parquet"):  # written last: without it ingest is not complete
         return []
     return tables.read(store, "intake.parquet", IngestRow)
 
@@ -158,7 +158,7 @@ def load_plan(store: Store) -> list[Part]:
 
 
 def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[list[IngestRow], list[Part]]:
-    """Add inputs: their rows to the intake, and parts for videos that no part covers yet.
+    """Add inputs: their rows to `intake.parquet`, and parts for videos that no part covers yet.
 
     An input that was there before is replaced: its file has changed. Parts once planned keep
     their names and windows, so that a run that is resumed finds what it has committed.

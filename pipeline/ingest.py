@@ -178,9 +178,9 @@ def _tell_others(folder: str, names: Sequence[str], tell: Callable[[str], object
     if not names:
         return
     counts = Counter(Path(name).suffix.lower() or "without ending" for name in names).most_common()
-    told = ", ".join(f"{count} {ending}" for ending, count in counts[:8])
+    listed = ", ".join(f"{count} {ending}" for ending, count in counts[:8])
     more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
-    tell(f"{folder}: passed over what is no video by its name: {told}{more}")
+    tell(f"{folder}: passed over what is no video by its name: {listed}{more}")
 
 
 def _absolute(path: str | Path) -> str:
@@ -220,7 +220,7 @@ def is_video_name(name: str) -> bool:
 
 
 def stamp_of(uri: str) -> str:
-    """Cheap mark of a file's state: size and time of change; empty where it cannot be had."""
+    """Cheap mark of a file's state: size and time of change; empty where it is not known."""
     if "://" not in uri:
         try:
             facts = Path(uri).stat()

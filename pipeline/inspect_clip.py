@@ -52,11 +52,11 @@ def inspect(clip: Clip, arrays: ClipArrays, video: Video, path: Path, out: Path)
         valid=arrays.lip_valid,
         fps=clip.fps,
     )
-    sound = None
+    audio = None
     if video.has_audio:
-        sound = media.read_audio(path, video, clip.start_s, clip.end_s, hz=INSPECT_HZ, channels=2)
+        audio = media.read_audio(path, video, clip.start_s, clip.end_s, hz=INSPECT_HZ, channels=2)
     frames = _overlaid(clip, arrays, video, path, curves)
-    media.encode_mp4(out, frames, clip.fps, sound, crf=INSPECT_CRF, preset=INSPECT_PRESET)
+    media.encode_mp4(out, frames, clip.fps, audio, crf=INSPECT_CRF, preset=INSPECT_PRESET)
     log.info("%s: %d frames written to %s", clip.clip_id, clip.num_frames, out)
 
 

@@ -244,7 +244,7 @@ def _name_speakers(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]
 
 
 def _speaker(together: Sequence[ClipMeasures]) -> str | None:
-    """Clip of the face that speaks, by Light-ASD where it tells them apart, else by sync."""
+    """Clip of the face that speaks, by Light-ASD where it distinguishes them, else by sync."""
     seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
     by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
     return active_speaker.speaker(seen) or ridge.speaker(by_sync)
@@ -273,7 +273,7 @@ def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
     0.5 is the data set's median. A value equal to several quantiles gets their middle rank, so that
     a data set without differences is all 0.5. None where there is nothing to compare.
 
-    Source: FantasyTalking §3.4 asks for [0, 1] and leaves the map open; this one is ours.
+    Source: FantasyTalking §3.4 wants [0, 1] and leaves the map open. This one is ours.
     """
     if raw is None or not quantiles:
         return None

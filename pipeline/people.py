@@ -38,7 +38,7 @@ STEPS = 4
 """Steps from identical down to the threshold in which a larger component of clips is linked."""
 
 TOGETHER_S = 0.2
-"""Faces whose spans share more than this are two people; a shorter overlap may be the rounding of
+"""Faces whose spans overlap by more than this are two people; a shorter overlap may be the rounding of
 spans to frames."""
 
 _FAR = 1e9

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from talkforge.curation.media.probe import promised_s
 from talkforge.pipeline import needs
-from talkforge.pipeline.dataset import check_base, check_place, load_ingested, load_plan
+from talkforge.pipeline.dataset import check_base, check_target, load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow, find_inputs, is_due, stamp_of
 from talkforge.pipeline.parts import remaining
 from talkforge.pipeline.store import Store, file_size
@@ -25,7 +25,7 @@ class Preview:
     Attributes:
         inputs: inputs that were found.
         num_due: those of them that would be read: they are new, have changed, or could not be read before.
-        num_bytes: size of the files whose size can be had; a file of several inputs counts once.
+        num_bytes: size of the files whose size is known; a file of several inputs counts once.
         input_s: footage in all inputs of known length, s.
         no_length: names of inputs whose length is not known before they are read.
         unreadable: why an input is no video, by its name.
@@ -70,7 +70,7 @@ def preview(
     """
     passed_over: list[str] = []
     found = find_inputs(inputs, limit, exclude, store.base, passed_over.append)
-    check_place(store, config)
+    check_target(store, config)
     known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
     weights = needs.look(config.measure)

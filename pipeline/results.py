@@ -25,7 +25,7 @@ class MeasuredClip:
         samples: its 16 kHz audio [N]; None where it was stopped at a gate, or failed.
         crops: aligned faces [n, 112, 112, 3]; likewise.
         features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D], and
-            pictures, faces and sound of its `Fingerprint`.
+            frame hashes, faces and audio hashes of its `Fingerprint`.
     """
 
     measures: ClipMeasures

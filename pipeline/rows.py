@@ -23,7 +23,7 @@ Spans = Sequence[clips.Segment]
 
 @dataclass(frozen=True)
 class ScannedWindow:
-    """A window after the cheap questions: its sound, where speech is in it, and what was scanned."""
+    """A window after the cheap questions: its audio, where speech is in it, and what was scanned."""
 
     video: Video
     audio: Audio

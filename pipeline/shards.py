@@ -136,7 +136,7 @@ def assign_splits(groups: Mapping[str, str], config: ShardConfig) -> dict[str, s
 
     A group is held out when its hash falls into the lowest `validation_fraction`, whatever other
     groups there are: clips that come later do not move those that are there. With few groups
-    the share held out may be far from the fraction, and may be none.
+    what is held out may be far from the fraction, and may be nothing.
     """
 
     def split(group: str) -> str:
@@ -155,8 +155,8 @@ def estimate_bytes(clip: ShardClip, config: ShardConfig) -> int:
     and speech features (AAC, FLAC, 768 float16 at 50 Hz): 100 kB per second. The rest: 15 kB.
     """
     bits_per_px = 0.15 * 2 ** ((18 - config.crf) / 5)
-    picture = clip.num_frames * clip.width_px * clip.height_px * bits_per_px / 8
-    return round(picture + 4_000 * clip.num_frames + 100_000 * clip.num_frames / clip.fps + 15_000)
+    video = clip.num_frames * clip.width_px * clip.height_px * bits_per_px / 8
+    return round(video + 4_000 * clip.num_frames + 100_000 * clip.num_frames / clip.fps + 15_000)
 
 
 def plan(clips: Iterable[ShardClip], config: ShardConfig) -> list[ShardPlan]:

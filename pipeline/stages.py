@@ -280,7 +280,7 @@ def _finish(
     store: Store,
     result: PartResult,
 ) -> MeasuredClip:
-    """Score the sync and the sound of a traced clip, and write its arrays."""
+    """Score the sync and the audio of a traced clip, and write its arrays."""
     clip = row.clip
     samples = clip_audio(scanned.audio, clip)
     with result.clock("sync"):
@@ -381,12 +381,12 @@ def commit(result: PartResult, store: Store) -> tuple[Failure, ...]:
     features = {
         f"{key}/{what}": array for key, item in named.items() for what, array in item.features.items()
     }
-    pictures = {key: np.frombuffer(item.thumbnail, np.uint8) for key, item in named.items()}
-    pictures |= {
+    thumbnails = {key: np.frombuffer(item.thumbnail, np.uint8) for key, item in named.items()}
+    thumbnails |= {
         f"{key}/face": np.frombuffer(item.face, np.uint8) for key, item in named.items() if item.face
     }
     files["features.npz"] = store.write(f"{folder}/features.npz", npz_bytes(**features))
-    files["thumbnails.npz"] = store.write(f"{folder}/thumbnails.npz", npz_bytes(**pictures))
+    files["thumbnails.npz"] = store.write(f"{folder}/thumbnails.npz", npz_bytes(**thumbnails))
     for path in store.list(folder):
         if Path(path).name not in files:  # left by a run that was killed
             store.delete(path)

@@ -324,7 +324,7 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def file_size(uri: str) -> int | None:
-    """Bytes of an input's file, without reading it; None where that cannot be had."""
+    """Bytes of an input's file, without reading it; None where that is not known."""
     try:
         if "://" not in uri:
             return Path(uri).stat().st_size

@@ -46,7 +46,7 @@ START_S = 1800.0
 """A worker may take so long to load its models, which may have to be fetched."""
 
 DEADLINE_S, DEADLINE_FACTOR = 120.0, 60.0
-"""A clip may take so many seconds, and so many more for each second of its sound."""
+"""A clip may take so many seconds, and so many more for each second of its audio."""
 
 MOST_DEATHS = 3
 """Workers that die one after the other without an answer between them end the run."""

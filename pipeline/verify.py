@@ -7,7 +7,7 @@ timelines      readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
 samples        members, shapes and clocks; the MP4 decodes to all its frames at its rate, and its
-               sound lies where the FLAC's does
+               audio lies where the FLAC's does
 latents        checksum and size of every tar file
 report         its numbers are JSON, and its page is whole
 ledger         its `shard` column and the shards agree, both ways
@@ -66,8 +66,8 @@ SILENCE_DBFS = -60.0
 """Below this level there is nothing to align. Source: ours; 16 bit noise is at -96."""
 
 MIN_SIMILARITY = 0.7
-"""Least normalised correlation of the two tracks. Source: ours; on eleven clips of 3 s one sound
-through AAC and through FLAC is at least 0.998 alike, the sounds of two clips at most 0.13."""
+"""Least normalised correlation of the two tracks. Source: ours; on eleven clips of 3 s one audio
+through AAC and through FLAC correlates by at least 0.998, that of two clips by at most 0.13."""
 
 PEAK_FRACTION = 0.98
 """The best lag within `MAX_LAG_S` must come this close to the best of all lags; a steady tone
@@ -301,7 +301,7 @@ def _key_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
 
 
 def check_sample(key: str, members: Members) -> list[str]:
-    """What is wrong with one sample: members, shapes, clocks, pictures, sound."""
+    """What is wrong with one sample: members, shapes, clocks, frames, audio."""
     try:
         decoded = sample.decode(key, members)
     except DatasetError as error:
@@ -342,7 +342,7 @@ def _check_sound(path: Path, video: Video, clip: Clip, flac: Floats) -> Iterator
         yield f"flac: expected {samples} samples, decoded {len(flac)}"
         return
     if not video.has_audio:
-        yield "mp4: expected a sound track, found none"
+        yield "mp4: expected an audio track, found none"
         return
     mp4 = media.read_audio(path, video, 0.0, clip.duration_s)
     levels = level_dbfs(mp4), level_dbfs(flac)
@@ -351,10 +351,10 @@ def _check_sound(path: Path, video: Video, clip: Clip, flac: Floats) -> Iterator
     similarity, lag_s = alignment(mp4, flac)
     if similarity < MIN_SIMILARITY:
         least = f"(least {MIN_SIMILARITY})"
-        yield f"mp4 and flac: expected the same sound, found similarity {similarity:.2f} {least}"
+        yield f"mp4 and flac: expected the same audio, found similarity {similarity:.2f} {least}"
     elif abs(lag_s) > MAX_LAG_S:
         yield (
-            f"mp4 and flac: expected sound within {MAX_LAG_S * 1000:.0f} ms, found the mp4's "
+            f"mp4 and flac: expected audio within {MAX_LAG_S * 1000:.0f} ms, found the mp4's "
             f"{abs(lag_s) * 1000:.0f} ms {'late' if lag_s > 0 else 'early'}"
         )
 

@@ -36,7 +36,7 @@ def expect_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) ->
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono float32 samples [N] at 16 kHz in [-1, 1]; sample 0 sounds at source second `start_s`."""
+    """Mono float32 samples [N] at 16 kHz in [-1, 1]; sample 0 is at source second `start_s`."""
 
     start_s: float
     samples: Floats

@@ -31,11 +31,11 @@ class Section(BaseModel):
 
 
 class OptionalSection(Section):
-    """A section that asks for models without which a run could go on."""
+    """A section that enables models without which a run could go on."""
 
     optional: bool = Field(
         False,
-        description="Where weights that this section asks for cannot be had: true goes on without what they measure, and dataset.json and the report say so; false ends the run before any video is read, with the list of what to fetch.",
+        description="Where weights that this section needs are not available: true goes on without what they measure, and dataset.json and the report say so; false ends the run before any video is read, with the list of what to fetch.",
     )
 
 
@@ -73,7 +73,7 @@ class ScanConfig(Section):
     )
     scene_detector: Literal["adaptive", "content", "transnet", "none"] = Field(
         "adaptive",
-        description="PySceneDetect's detector of cuts in the picture; jumps of faces count as well. 'transnet': adaptive, and TransNet V2 for dissolves and fades, 0.86 CPU seconds for each second of footage (docs/scenes.md).",
+        description="PySceneDetect's detector of cuts in the frames' colours; jumps of faces count as well. 'transnet': adaptive, and TransNet V2 for dissolves and fades, 0.86 CPU seconds for each second of footage (docs/scenes.md).",
     )
     scene_threshold: float | None = Field(
         None,
@@ -123,7 +123,7 @@ class SpeechConfig(Section):
 
 
 class AudioQualityConfig(OptionalSection):
-    """How good the sound is. Signal-to-noise ratio and bandwidth are always measured: they cost nothing."""
+    """How good the audio is. Signal-to-noise ratio and bandwidth are always measured: they cost nothing."""
 
     dnsmos: bool = Field(
         False,
@@ -136,7 +136,7 @@ class AudioQualityConfig(OptionalSection):
 
 
 class SpeakerConfig(OptionalSection):
-    """Networks that look at a face and listen. The weights of both may not be used commercially."""
+    """Networks that compare a face with the audio. The weights of both may not be used commercially."""
 
     active_speaker: bool = Field(
         False,
@@ -148,11 +148,11 @@ class SpeakerConfig(OptionalSection):
 
 
 class FrameQualityConfig(OptionalSection):
-    """How good the picture is. Blur, exposure and black bars are always measured: they cost next to nothing."""
+    """How good the frames are. Blur, exposure and black bars are always measured: they cost next to nothing."""
 
     brisque: bool = Field(
         False,
-        description="Judge the face's picture by BRISQUE once a second; 0.002 to 0.011 CPU seconds for each second of a clip.",
+        description="Judge the face by BRISQUE once a second; 0.002 to 0.011 CPU seconds for each second of a clip.",
     )
     text: bool = Field(
         False,
@@ -286,7 +286,7 @@ class Thresholds(Section):
     min_sync_c: float | None = _rule(
         None,
         "SyncNet's confidence",
-        "off: needs SyncNet; LatentSync asks for 3, of the SyncNet that it evaluates with",
+        "off: needs SyncNet; LatentSync requires 3, of the SyncNet that it evaluates with",
         "least Sync-C, where measured",
     )
     min_words_per_s: float | None = _rule(
@@ -348,7 +348,7 @@ class Thresholds(Section):
     max_face_dark_fraction: float | None = _rule(
         None,
         "fraction",
-        "off: dark skin or a beard in low light is not told from a face underexposed; lit speakers have 0 to 0.05, a listener in a dim hall 0.33",
+        "off: dark skin or a beard in low light is not distinguished from an underexposed face; lit speakers have 0 to 0.05, a listener in a dim hall 0.33",
         "largest fraction of the face's pixels with a luma of 24 or less",
     )
     max_face_bright_fraction: float | None = _rule(
@@ -360,7 +360,7 @@ class Thresholds(Section):
     max_black_bar_fraction: float | None = _rule(
         0.05,
         "fraction",
-        "ours: bars are learnt with the picture; a sliver that a codec or a scanner leaves is below 0.02",
+        "ours: bars are learnt with the frame; a sliver that a codec or a scanner leaves is below 0.02",
         "largest fraction of the frame under black bars",
     )
     max_face_brisque: float | None = _rule(
@@ -372,7 +372,7 @@ class Thresholds(Section):
     max_text_fraction: float | None = _rule(
         None,
         "fraction",
-        "off: needs measure.picture.text, and a sign in the scene is not told from a subtitle, of which one line covers about 0.03",
+        "off: needs measure.picture.text, and a sign in the scene is not distinguished from a subtitle, of which one line covers about 0.03",
         "largest mean fraction of the frame under text, where it was looked for",
     )
     max_mouth_text_fraction: float | None = _rule(
@@ -390,7 +390,7 @@ class Thresholds(Section):
     min_snr_db: float | None = _rule(
         None,
         "dB",
-        "off: the noise is heard in pauses, which many clips do not have; judge it by your own footage's histogram",
+        "off: the noise is measured in pauses, which many clips do not have; judge it by your own footage's histogram",
         "least power of the speech over that of the pauses, where there are pauses",
     )
     min_dnsmos_overall: float | None = _rule(
@@ -466,7 +466,7 @@ class ExecutionConfig(Section):
         0.5,
         gt=0,
         le=1,
-        description="A run stops when more than this share of what it tried, and ten at least, failed for one "
+        description="A run stops when more than this fraction of what it tried, and ten at least, failed for one "
         "reason of infrastructure; 1: never.",
     )
 

@@ -25,7 +25,7 @@ class ModelUse(Record):
 
 
 class ModelAbsence(Record):
-    """One model that was asked for, was not to be had, and was optional: it measured nothing."""
+    """One optional model that was enabled and not available: it measured nothing."""
 
     name: str
     needed_by: str

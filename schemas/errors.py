@@ -27,7 +27,7 @@ _OUT_OF_MEMORY = ("insufficient memory", "failed to allocate memory", "bad_alloc
 
 
 class TalkforgeError(Exception):
-    """Anything the user can be told in one line."""
+    """Anything that can be reported to the user in one line."""
 
 
 class CommandError(TalkforgeError):
@@ -39,7 +39,7 @@ class MediaError(TalkforgeError):
 
 
 class FetchError(MediaError):
-    """A remote file cannot be had now: no such object, no permission, no answer."""
+    """A remote file is not available now: no such object, no permission, no answer."""
 
 
 class ModelError(TalkforgeError):

@@ -121,7 +121,7 @@ class Video(Record):
     start_s: float
     """Instant of the first frame."""
     end_s: float
-    """End of the last frame as far as the container tells; may lie beyond what can be decoded."""
+    """End of the last frame as far as the container says; may lie beyond what can be decoded."""
     audio_codec: str = ""
     """Codec of the audio stream, in FFmpeg's words; empty without audio."""
     audio_hz: int = 0
@@ -141,7 +141,7 @@ class Video(Record):
     audio_track: int | None = None
     """Which of them is used, from 0; None in data sets made before it was chosen: the default one."""
     audio_channel: Literal["mix", "left", "right"] = "mix"
-    """Which channel is heard: the mean of all, or one of a stereo pair whose mean is silence."""
+    """Which channel is used: the mean of all, or one of a stereo pair whose mean is silence."""
     audio_end_s: float | None = None
     """End of the audio in source seconds; None without audio, or in data sets made before it was kept."""
     gaps_s: tuple[float, ...] = ()
@@ -174,7 +174,7 @@ class Scene(Record):
     end_s: float
     """End, in the source."""
     opened_by: Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
-    """Evidence of the shot boundary at its start: the window's start, the picture, a jump of the
+    """Evidence of the shot boundary at its start: the window's start, the colours of the frame, a jump of the
     face, TransNet V2, a join of the file's clock or a gap, or another frame size."""
 
 
@@ -314,7 +314,7 @@ class Motion(Record):
 
 
 class Speech(Record):
-    """What the voice activity detector and the level meter say of the clip's audio."""
+    """What the voice activity detector and the measured level say of the clip's audio."""
 
     speech_fraction: float
     """Fraction of the clip in which the voice activity detector finds speech."""
@@ -353,7 +353,7 @@ class Sync(Record):
     sync_confidence: float | None
     """Significance of the best offset; see docs/sync.md. None where sync could not be scored."""
     sync_zero_confidence: float | None
-    """Significance of offset zero, which tells who of several people speaks; None likewise."""
+    """Significance of offset zero, which decides who of several people speaks; None likewise."""
 
 
 class Speaker(Record):
@@ -550,7 +550,7 @@ class TranscriptRow(Annotation):
     """Whether word times are those of forced alignment or of Whisper's attention, which is coarser;
     None without words."""
     turns: tuple[Turn, ...] | None
-    """Who speaks when; None where voices were not told apart."""
+    """Who speaks when; None where voices were not distinguished."""
     transcriber: str
     """Program that transcribed."""
     version: str

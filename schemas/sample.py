@@ -260,7 +260,7 @@ class OtherClipError(DatasetError):
 
 
 class ShapeError(DatasetError):
-    """An array of a sample has another shape or type than its clip asks for."""
+    """An array of a sample has another shape or type than its clip needs."""
 
 
 class LipArrays(NamedTuple):

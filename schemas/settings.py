@@ -1,4 +1,4 @@
-"""Reads a configuration: a YAML file and `section.key=value` settings, checked, all mistakes told at once."""
+"""Reads a configuration: a YAML file and `section.key=value` settings, all mistakes named at once."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Sample:
         return self.stored.masks(first, last)
 
     def audio(self) -> Floats:
-        """The sound, float32 [N] in -1 to 1, 16 kHz mono; N / 16000 = F / fps.
+        """The audio, float32 [N] in -1 to 1, 16 kHz mono; N / 16000 = F / fps.
 
         Raises:
             MediaError: the FLAC file is damaged.

@@ -34,7 +34,7 @@ SNR_RANGE_DB = (-20.0, 100.0)
 """Range to which the ratio is clipped, because digital silence between words has no noise at all, dB."""
 
 BANDWIDTH_DROP_DB = 60.0
-"""Level below the loudest frequency at which the band ends, dB. Source: ours; the loud moments of real speech
+"""Level below the loudest frequency at which the band ends, dB. Source: ours; the peaks of real speech
 recorded at 16 kHz or more stay above this up to 8 kHz, those behind a telephone's filter up to 5 kHz."""
 
 DNSMOS_SAMPLES = 144_160
@@ -126,7 +126,7 @@ def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float
 def bandwidth_hz(samples: Floats) -> float | None:
     """Highest frequency within `BANDWIDTH_DROP_DB` of the loudest.
 
-    The loud moments of each frequency count (95th percentile over windows of 32 ms), because hissing
+    The loudest moments of each frequency count (95th percentile over windows of 32 ms), because hissing
     consonants reach highest and are rare.
 
     Args:
@@ -143,9 +143,9 @@ def bandwidth_hz(samples: Floats) -> float | None:
     hz, _, power = scipy.signal.spectrogram(
         samples.astype(np.float64), AUDIO_HZ, "hann", window, window // 2, detrend=False
     )
-    loud = np.percentile(power, 95, axis=1)
+    peaks = np.percentile(power, 95, axis=1)
     # Median over 9 bins (280 Hz), so that a single whistle does not count.
-    typical = scipy.signal.medfilt(loud, 9)
+    typical = scipy.signal.medfilt(peaks, 9)
     present = typical >= typical.max() * 10 ** (-BANDWIDTH_DROP_DB / 10)
     return float(hz[np.flatnonzero(present)[-1]])
 

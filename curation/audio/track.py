@@ -1,4 +1,4 @@
-"""Which audio of a video to listen to: one of several tracks, and one of two channels.
+"""Which audio of a video is used: one of several tracks, and one of two channels.
 
 Some files carry several tracks of which the first is silent or in another language, and some carry stereo
 whose channels are in opposite phase, so that their mean is silence.

@@ -137,7 +137,7 @@ class Scrfd:
 
 
 def _fitted(rgb: Bytes) -> tuple[Bytes, float]:
-    """The picture in the upper left corner of one whose sides are multiples of `MULTIPLE_PX`, enlarged
+    """The frame in the upper left corner of one whose sides are multiples of `MULTIPLE_PX`, enlarged
     until it touches a far side, and how much it was enlarged."""
     height_px, width_px = rgb.shape[:2]
     out = np.zeros((height_px + -height_px % MULTIPLE_PX, width_px + -width_px % MULTIPLE_PX, 3), np.uint8)

@@ -184,7 +184,7 @@ class ArcFace:
 
 def _scales_by_itself(path: Path) -> bool:
     """Whether a model begins with a subtraction and a multiplication, as those exported from MXNet do.
-    Source: InsightFace tells them apart in this way."""
+    Source: InsightFace distinguishes them in this way."""
     import onnx
 
     names = [node.name for node in onnx.load(str(path)).graph.node[:8]]
@@ -194,7 +194,7 @@ def _scales_by_itself(path: Path) -> bool:
 class Dlib:
     """dlib's face network (ResNet-29, 128 dimensions) on one thread, one face at a time.
 
-    Its input is cut from the aligned crop by a fixed map. That tells people apart as well as dlib's own cut
+    Its input is cut from the aligned crop by a fixed map. That distinguishes people as well as dlib's own cut
     from the whole frame (docs/identity.md), and all embedders can share the same crops.
 
     Raises:
@@ -232,10 +232,10 @@ def dlib_chips(crops: Bytes) -> Bytes:
 
 
 def embedder_name(config: IdentityConfig) -> str | None:
-    """Name of the embedder that the configuration asks for, or None for 'none'.
+    """Name of the embedder that the configuration names, or None for 'none'.
 
     'auto' is the first of `EMBEDDERS` whose weights are present, and dlib only where it is installed. If no
-    weights are present, it is the first of all, so that the user is told how to get them.
+    weights are present, it is the first of all, so that the error says how to get them.
 
     Raises:
         ModelError: there is no such embedder, dlib is not installed, or present weights are altered.

@@ -30,7 +30,7 @@ from talkforge.schemas.errors import MediaError
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 16384 * 8640
-"""Largest frame that is decoded, 16K. A header that asks for more is treated as damaged."""
+"""Largest frame that is decoded, 16K. A header that claims more is treated as damaged."""
 
 DEMUXERS = (
     "mov,matroska,mpeg,mpegts,avi,flv,asf,ogg,mxf,rm,dv,wtv,nut,ivf,yuv4mpegpipe,gif,"
@@ -141,7 +141,7 @@ class MediaFile:
 
     def _packets_and_end(self, stream: Any, numbered: Iterable[tuple[int, Any]] | None) -> Iterator[Any]:
         for number, packet in enumerate(self.packets(stream)) if numbered is None else numbered:
-            packet.opaque = [number]  # PyAV tells such objects apart by identity, and small numbers share one
+            packet.opaque = [number]  # PyAV compares such objects by identity, and small numbers share one
             yield packet
         yield None  # makes the decoder return the frames that it still holds
 

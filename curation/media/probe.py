@@ -212,7 +212,7 @@ def _sample_aspect_ratio(stream: Any, uri: str) -> float:
 
 
 def _rotation_deg(frame: Any, uri: str) -> int:
-    """Clockwise quarter turns that put the picture upright."""
+    """Clockwise quarter turns that put the frame upright."""
     clockwise_deg = -frame.rotation % 360
     upright_deg = round(clockwise_deg / 90) * 90 % 360
     if upright_deg != clockwise_deg:

@@ -221,9 +221,9 @@ def build(
     frame_s = _frame_s(own_s, video, nominal_s)
     outlier = np.isnan(own_s) if ordinal else _outliers(own_s, frame_s, reorder)
     kept = np.where(outlier, np.nan, own_s)
-    heard = _Heard.of(audio, origin_s)
-    time_s, audio_s, joins_s = _continued(kept, heard, frame_s)
-    audio_shift = _shifts(audio_s - heard.start_s)
+    packets = _AudioPackets.of(audio, origin_s)
+    time_s, audio_s, joins_s = _continued(kept, packets, frame_s)
+    audio_shift = _shifts(audio_s - packets.start_s)
     num_outliers = int(outlier.sum())
     if not ordinal:
         time_s, num_repeats = _without_repeats(time_s, video.keyframe, frame_s, float(video.tick_s))
@@ -248,7 +248,7 @@ def build(
         gaps_s=gaps,
         audio_order=tuple(number for number, _ in audio_shift),
         audio_shift_s=tuple(shift for _, shift in audio_shift),
-        audio_end_s=float((audio_s + heard.length_s).max()) if len(audio_s) else None,
+        audio_end_s=float((audio_s + packets.length_s).max()) if len(audio_s) else None,
         ordinal=ordinal,
         repairs=Repairs(num_outliers, num_repeats, len(joins_s), len(gaps)),
     )
@@ -314,14 +314,14 @@ def _has_room(own_s: Times, k: int, frame_s: float) -> bool:
 
 
 @dataclass
-class _Heard:
+class _AudioPackets:
     """Audio packets as spans [start_s, start_s + length_s) on the file's clock."""
 
     start_s: Times
     length_s: Times
 
     @classmethod
-    def of(cls, audio: Packets | None, origin_s: Fraction) -> _Heard:
+    def of(cls, audio: Packets | None, origin_s: Fraction) -> _AudioPackets:
         if audio is None or (audio.pts == NO_STAMP).all():
             none = np.zeros(0)
             return cls(none, none)
@@ -334,7 +334,7 @@ class _Heard:
         return cls(start_s, np.where(length_s > 0, length_s, guess_s))
 
 
-def _continued(own_s: Times, heard: _Heard, frame_s: float) -> tuple[Times, Times, list[float]]:
+def _continued(own_s: Times, packets: _AudioPackets, frame_s: float) -> tuple[Times, Times, list[float]]:
     """Times of video and audio packets on a clock that never jumps, and the instants of the joins.
 
     A clock that steps back by more than `JUMP_S` begins a new section, whose first packet of either stream
@@ -342,21 +342,21 @@ def _continued(own_s: Times, heard: _Heard, frame_s: float) -> tuple[Times, Time
     step. Then spans of more than `JUMP_S` in which neither stream has a packet are cut out.
     """
     starts_v = _set_back(own_s, max(JUMP_S, WINDOW * frame_s))
-    starts_a = _set_back(heard.start_s, JUMP_S)
-    time_s, audio_s = own_s.copy(), heard.start_s.copy()
+    starts_a = _set_back(packets.start_s, JUMP_S)
+    time_s, audio_s = own_s.copy(), packets.start_s.copy()
     joins: list[float] = []
-    for v, a in _paired(own_s, starts_v, heard.start_s, starts_a):
+    for v, a in _paired(own_s, starts_v, packets.start_s, starts_a):
         ends = [float(np.nanmax(time_s[:v], initial=-np.inf)) + frame_s] if v is not None else []
-        ends += [float((audio_s[:a] + heard.length_s[:a]).max())] if a is not None else []
+        ends += [float((audio_s[:a] + packets.length_s[:a]).max())] if a is not None else []
         firsts = [float(np.nanmin(own_s[v : v + WINDOW]))] if v is not None else []
-        firsts += [float(heard.start_s[a])] if a is not None else []
+        firsts += [float(packets.start_s[a])] if a is not None else []
         shift_s = max(ends) - min(firsts)
         if v is not None:
             time_s[v:] = own_s[v:] + shift_s
             joins.append(max(ends))
         if a is not None:
-            audio_s[a:] = heard.start_s[a:] + shift_s
-    for hole_s, length_s in _holes(time_s, frame_s, audio_s, heard.length_s)[::-1]:
+            audio_s[a:] = packets.start_s[a:] + shift_s
+    for hole_s, length_s in _holes(time_s, frame_s, audio_s, packets.length_s)[::-1]:
         time_s = np.where(time_s >= hole_s + length_s - 1e-9, time_s - length_s, time_s)
         audio_s = np.where(audio_s >= hole_s + length_s - 1e-9, audio_s - length_s, audio_s)
         joins = [at - length_s if at >= hole_s + length_s - 1e-9 else at for at in joins] + [hole_s]

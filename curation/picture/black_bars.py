@@ -1,4 +1,4 @@
-"""Black bars: the fraction of the picture under a letterbox, a pillarbox or both.
+"""Black bars: the fraction of the frame under a letterbox, a pillarbox or both.
 
 A bar is black in every frame and ends at a straight edge. That tells it from a dark scene, where something
 becomes visible at some time, with an outline that is not straight.
@@ -14,7 +14,7 @@ from talkforge.schemas.arrays import Bytes, expect_shape
 
 BLACK_LUMA = 24
 """Luma, 0 to 255, up to which a pixel is black. Source: ours. Black of limited range that is taken for full
-range is 16, and codecs ring by a few levels beside the picture."""
+range is 16, and codecs ring by a few levels beside the image."""
 
 BAR_FRACTION = 0.9
 """Least fraction of black pixels in a bar, which may hold a subtitle or a logo. Source: ours."""
@@ -24,7 +24,7 @@ EDGE_FRACTION, INSIDE_FRACTION, EDGE_LINES = 0.98, 0.6, 4
 which at most `INSIDE_FRACTION` is black. Source: ours. The edge of a lit stage is less sharp."""
 
 MAX_DEPTH_FRACTION = 0.45
-"""Greatest depth of a bar at one edge, as fraction of the picture."""
+"""Greatest depth of a bar at one edge, as fraction of the frame."""
 
 MIN_DEPTH_PX = 2
 
@@ -45,7 +45,7 @@ class BlackBarDetector:
         self._brightest = grey if self._brightest is None else np.maximum(self._brightest, grey)
 
     def finish(self) -> float | None:
-        """Fraction of the picture's area under bars, 0..1. None without a frame."""
+        """Fraction of the frame's area under bars, 0..1. None without a frame."""
         if self._brightest is None:
             return None
         black = self._brightest <= BLACK_LUMA
@@ -59,10 +59,10 @@ class BlackBarDetector:
 
 
 def bar_depth(fractions: NDArray[np.float64]) -> int:
-    """Depth in lines of the bar at the beginning of the picture, 0 if there is none.
+    """Depth in lines of the bar at the beginning of the frame, 0 if there is none.
 
     Args:
-        fractions: [n] fraction of black pixels in each line, from the picture's edge inwards.
+        fractions: [n] fraction of black pixels in each line, from the frame's edge inwards.
     """
     best, within = 0, np.cumsum(fractions) / np.arange(1, len(fractions) + 1)
     for count in range(MIN_DEPTH_PX, int(MAX_DEPTH_FRACTION * len(fractions)) + 1):

@@ -4,7 +4,7 @@ Two kinds of evidence open a scene:
 
 * `picture`: PySceneDetect's detector finds that the colours of the whole frame change.
 * `face_jump`: between two adjacent frames the image changes far more than in the frames around them, and so
-  does the face. It is at another place, of another size, gone, or its own pixels change. This finds cuts
+  does the face. It is at another position, of another size, gone, or its own pixels change. This finds cuts
   inside one studio and jump cuts of one speaker, which leave the colours as they are. Both changes are
   needed: a change of the image alone may be a slide behind the speaker, and a change of the face alone may be
   motion.

@@ -1,6 +1,7 @@
 """Active speaker detection: Light-ASD, which scores in every frame whether a face is seen to speak.
 
-It tells a speaking face from a silent one. It does not measure synchrony: audio shifted by half a second, or
+It finds the speaking face among silent ones. It does not
+measure synchrony: audio shifted by half a second, or
 of another speaker, scores the same. Of two mouths that both move it cannot say whose voice is in the audio. A
 talking face scores high even where the audio is silent, so scores count only where there is speech. For
 synchrony see `curation.sync.ridge` and `curation.sync.syncnet`.

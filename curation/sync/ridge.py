@@ -109,8 +109,8 @@ def _prepare(mouth: Floats, bands: Floats, fps: float) -> _Prepared:
     x, _ = _motion(_at_map_rate(bands, fps))
     power = (y**2).sum(axis=0) / max(int(seen.sum()), 1)
     y = y / np.where(power > 1e-12, np.sqrt(power), np.inf)
-    loud = np.sqrt((x**2).mean()) if x.size else 0.0
-    return _Prepared(y, x / (loud if loud > 1e-6 else np.inf), int(seen.sum()))
+    rms = np.sqrt((x**2).mean()) if x.size else 0.0
+    return _Prepared(y, x / (rms if rms > 1e-6 else np.inf), int(seen.sum()))
 
 
 def _delayed(features: Doubles, frames: int) -> Doubles:

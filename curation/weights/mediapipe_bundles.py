@@ -31,7 +31,7 @@ _ZIP_HEADER_BYTES = 30
 
 
 def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
-    """A MediaPipe task for single pictures, from its bundle, kept until the process ends.
+    """A MediaPipe task for single images, from its bundle, kept until the process ends.
 
     Args:
         name: class of the task in `mediapipe.tasks.python.vision`, such as "FaceLandmarker".
@@ -39,7 +39,7 @@ def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
         options: further fields of the task's options.
 
     Returns:
-        A function from a picture, uint8 RGB [H, W, 3], to the task's result.
+        A function from an image, uint8 RGB [H, W, 3], to the task's result.
 
     Raises:
         ModelError: the file is not a bundle of this kind.
@@ -147,11 +147,11 @@ def _describe(num_outputs: int, mean: float, std: float) -> bytes:
     scaling.mean, scaling.std = [mean], [std]
     unit = metadata.ProcessUnitT()
     unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, scaling
-    picture = metadata.ImagePropertiesT()
-    picture.colorSpace = metadata.ColorSpaceType.RGB
+    image = metadata.ImagePropertiesT()
+    image.colorSpace = metadata.ColorSpaceType.RGB
     content = metadata.ContentT()
     content.contentPropertiesType = metadata.ContentProperties.ImageProperties
-    content.contentProperties = picture
+    content.contentProperties = image
     image = metadata.TensorMetadataT()
     image.name, image.content, image.processUnits = "image", content, [unit]
     graph = metadata.SubGraphMetadataT()

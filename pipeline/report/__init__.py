@@ -34,13 +34,13 @@ from talkforge.schemas.dataset import Dataset
 __all__ = ["render", "statistics", "write_report"]
 
 ACCEPTED_SHOWN, REJECTED_SHOWN = 48, 12
-"""Most pictures of accepted clips, and of rejected clips for each reason."""
+"""Most thumbnails of accepted clips, and of rejected clips for each reason."""
 
 SHEET_BYTES = 6_000_000
 """Pictures are left out beyond this, so that the page stays below 10 MB whatever their size."""
 
 FACES_BYTES = 1_500_000
-"""The same for the pictures of people."""
+"""The same for the thumbnails of people."""
 
 TROUBLE = ("failed", "duplicate", "no_candidates", "pending", "measured")
 """Order of the inputs in their table, by status."""
@@ -197,7 +197,7 @@ def _sheets(clips: pd.DataFrame, thumbnails: Thumbnails) -> list[dict[str, Any]]
 
 
 def _faces(people: Mapping[str, Any] | None, thumbnails: Thumbnails) -> dict[str, str]:
-    """Clip id -> picture of its face, as far as they fit, of all whom the page shows."""
+    """Clip id -> thumbnail of its face, as far as they fit, of all whom the page shows."""
     if people is None:
         return {}
     shown = [person["face_clip_id"] for pair in people["near"] for person in pair["people"]]

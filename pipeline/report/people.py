@@ -16,7 +16,7 @@ LARGEST_SHOWN, PAIRS_SHOWN, MIXED_SHOWN = 48, 12, 12
 """Most people, pairs of people that may be one, and people that may be two, in the page."""
 
 NEAR_FRACTION = 0.25
-"""Two people are near when they lack less than this share of the way from the threshold to identity."""
+"""Two people are near when they lack less than this fraction of the way from the threshold to identity."""
 
 
 def people_table(people: pd.DataFrame | None) -> pd.DataFrame:
@@ -73,12 +73,12 @@ def _balance(hours: pd.Series) -> dict[str, Any] | None:
     """
     if not hours.sum() > 0:
         return None
-    shares = np.sort((hours / hours.sum()).to_numpy())[::-1]
+    fractions = np.sort((hours / hours.sum()).to_numpy())[::-1]
     return {
-        "top_share": round(float(shares[0]), 4),
-        "top_ten_share": round(float(shares[:10].sum()), 4),
+        "top_share": round(float(fractions[0]), 4),
+        "top_ten_share": round(float(fractions[:10].sum()), 4),
         "gini": round(gini(hours.to_numpy()), 4),
-        "effective": round(float(1 / (shares**2).sum()), 2),
+        "effective": round(float(1 / (fractions**2).sum()), 2),
         "median_hours": round(float(hours.median()), 6),
     }
 
@@ -140,7 +140,7 @@ def _near(kept: pd.DataFrame, people: pd.DataFrame, threshold: float) -> dict[st
 
 
 def _mixed(people: pd.DataFrame, threshold: float) -> dict[str, Any]:
-    """People one of whose clips is less like the others than the threshold asks, the worst first."""
+    """People one of whose clips is less similar to the others than the threshold, the worst first."""
     several = people.dropna(subset="odd_similarity")
     low = several[several["odd_similarity"].astype(float) < threshold]
     low = low.sort_values(["odd_similarity", "person_id"])

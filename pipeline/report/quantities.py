@@ -36,7 +36,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("loudness_dbfs", "Loudness"),
     Measure("clipped_fraction", "Fraction of clipped samples"),
     Measure("snr_db", "Speech over the noise in the pauses"),
-    Measure("bandwidth_hz", "Highest frequency at which there is sound"),
+    Measure("bandwidth_hz", "Highest frequency at which there is audio"),
     Measure("dnsmos_signal", "DNSMOS of the voice"),
     Measure("dnsmos_background", "DNSMOS of the background"),
     Measure("dnsmos_overall", "DNSMOS overall"),

@@ -2,7 +2,7 @@
 
 Everything here is a function of the tables it is handed: no clock, no order of rows matters, and
 `json.dumps` takes the answer. Hours of footage count each input once; hours of clips count each
-face once, so that two people in one picture make two hours of clips in one hour of footage.
+face once, so that two people in one frame make two hours of clips in one hour of footage.
 """
 
 from __future__ import annotations
@@ -111,10 +111,10 @@ def sources_table(sources: pd.DataFrame) -> pd.DataFrame:
 
 
 def conservation(clips: pd.DataFrame, inputs: pd.DataFrame) -> dict[str, int]:
-    """Counts that must add up: inputs by status, candidates by fate.
+    """Counts that must add up: inputs by status, candidates by status.
 
     Raises:
-        DatasetError: an input has no known status, a clip has no fate or two, or no input.
+        DatasetError: an input has no known status, a clip has no status or two, or no input.
     """
     unknown = inputs[~inputs["status"].isin(STATUSES)]
     if len(unknown):
@@ -122,9 +122,9 @@ def conservation(clips: pd.DataFrame, inputs: pd.DataFrame) -> dict[str, int]:
         raise DatasetError(f"source {row.uri!r}: expected a status of {STATUSES}, found {row.status!r}")
     failed = clips["failure"].notna()
     rejected = clips["reasons"].map(len).gt(0) & ~failed
-    fates = clips["accepted"].astype(int) + rejected + failed
-    _refuse(clips, fates.eq(0), "is neither accepted, rejected nor failed")
-    _refuse(clips, fates.gt(1), "has more than one fate of accepted, rejected and failed")
+    statuses = clips["accepted"].astype(int) + rejected + failed
+    _refuse(clips, statuses.eq(0), "is neither accepted, rejected nor failed")
+    _refuse(clips, statuses.gt(1), "has more than one status of accepted, rejected and failed")
     _refuse(clips, clips["clip_id"].duplicated(), "is in the ledger twice")
     measured = inputs.loc[inputs["status"].isin(["measured", "failed"]), "video_id"]
     _refuse(clips, ~clips["video_id"].isin(measured), "belongs to no measured source")
@@ -267,7 +267,7 @@ def _sync(clips: pd.DataFrame) -> dict[str, Any]:
 
 
 def _languages(clips: pd.DataFrame) -> list[dict[str, Any]]:
-    """Clips of each language that was heard, the most spoken first; none where nothing is transcribed."""
+    """Clips of each transcribed language, the most spoken first; none where nothing is transcribed."""
     groups = clips.groupby("language", sort=True)
     rows = [
         {"language": str(language), **tally(rows), "accepted": tally(rows[rows["accepted"]])}

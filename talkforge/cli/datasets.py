@@ -1,4 +1,4 @@
-"""Commands that build a data set and look at it: curate, select, shard, status, report, verify, inspect."""
+"""Commands that build a data set and inspect it: curate, select, shard, status, report, verify, inspect."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from talkforge.schemas.dataset import Dataset
 
 DAMAGED = 3
-"""Exit code of `verify` where something is damaged; 1 means that it could not look."""
+"""Exit code of `verify` where something is damaged; 1 means that it could not check."""
 
 
 @command(

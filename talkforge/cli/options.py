@@ -87,7 +87,7 @@ def check_executor(name: str, address: str | None, workers: int | None) -> None:
 
 
 def executor_maker(name: str, config: Config, address: str | None) -> Callable[[], Executor]:
-    """What makes the executor that was asked for, when it is needed."""
+    """What makes the chosen executor, when it is needed."""
 
     def make() -> Executor:
         from talkforge.pipeline.executor import make_executor

@@ -38,7 +38,7 @@ def transcribe(
         ),
     ] = None,
     diarize: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="pyannote pipeline that tells voices apart.")
+        str | None, typer.Option(metavar="NAME|FOLDER", help="pyannote pipeline that distinguishes voices.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compute_type: Annotated[str, typer.Option(help="CTranslate2's, such as int8 or float16.")] = "default",
@@ -64,7 +64,7 @@ def caption(
     dataset: DatasetArgument,
     model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Vision-language model of transformers.")],
     prompt: Annotated[str | None, typer.Option(help="What it is asked of each clip.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Frames of the clip that it is shown.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the clip that it is shown.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -73,7 +73,7 @@ def caption(
     from talkforge.pipeline.store import Store
 
     options = job.Options(
-        model=model, prompt=prompt or job.PROMPT, num_pictures=pictures, max_tokens=max_tokens, device=device
+        model=model, prompt=prompt or job.PROMPT, num_pictures=frames, max_tokens=max_tokens, device=device
     )
     _annotate(dataset, "captioning", lambda show: job.caption(Store(dataset), options, show))
 

@@ -37,7 +37,7 @@ def encode(
     """Cache latents, conditions and prompt embeddings beside the shards, for training. Resumes."""
     from talkforge.training.config import load_train_config
 
-    load_train_config(config, settings)  # a mistake is told before anything large is imported
+    load_train_config(config, settings)  # a mistake is reported before anything large is imported
     extras.require("train", "encode")
     from talkforge.training.encode.command import run_encode
 

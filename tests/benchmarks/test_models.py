@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import duplicates, heard, seen
+from benchmarks import audio_models, duplicates, video_models
 from benchmarks import models as benchmark
 from benchmarks.material import Material, Row, Spent
 from talkforge.curation.picture.scorer import WEIGHTS
@@ -60,8 +60,8 @@ def test_a_row_that_cannot_be_measured_is_left_out_and_said(
 
 
 def test_the_name_of_a_grid_recording_is_what_is_said_in_it() -> None:
-    assert heard.sentence("grid_id2_swwp2s.mpg") == ["set", "white", "with", "p", "two", "soon"]
-    assert heard.sentence("grid_bbaf2n.mpg") == ["bin", "blue", "at", "f", "two", "now"]
+    assert audio_models.sentence("grid_id2_swwp2s.mpg") == ["set", "white", "with", "p", "two", "soon"]
+    assert audio_models.sentence("grid_bbaf2n.mpg") == ["bin", "blue", "at", "f", "two", "now"]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,12 @@ def test_the_name_of_a_grid_recording_is_what_is_said_in_it() -> None:
     ],
 )
 def test_word_errors_are_changes_gaps_and_additions(text: str, wrong: int) -> None:
-    assert heard.word_errors(heard.sentence("grid_id2_swwp2s.mpg"), heard.spelt(text)) == wrong
+    assert (
+        audio_models.word_errors(audio_models.sentence("grid_id2_swwp2s.mpg"), audio_models.spelt(text))
+        == wrong
+    )
 
 
 def test_copies_that_are_found_are_all_known_to_the_benchmark_of_duplicates() -> None:
-    assert set(seen.COPIES) <= duplicates.CHANGES.keys()
-    assert seen.PICTURE_FIGURES.keys() == WEIGHTS.keys()
+    assert set(video_models.COPIES) <= duplicates.CHANGES.keys()
+    assert video_models.PICTURE_FIGURES.keys() == WEIGHTS.keys()

@@ -225,7 +225,7 @@ def detector() -> FaceDetector:
     try:
         return load_detector(ScanConfig())
     except ModelError as error:
-        pytest.skip(f"CenterFace's weights cannot be had: {error}")
+        pytest.skip(f"CenterFace's weights are not available: {error}")
 
 
 def scanned(path: Path, detector: FaceDetector, config: ScanConfig) -> Scan:

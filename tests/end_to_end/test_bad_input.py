@@ -184,8 +184,8 @@ def test_no_clip_is_lost(run: Run) -> None:
     assert {row["uri"]: row["num_clips"] for row in rows(run[0], "sources") if row["num_clips"]} == Counter(
         row["uri"] for row in clips
     )
-    fates = {Path(row["uri"]).name: (row["accepted"], row["reasons"], row["failure"]) for row in clips}
-    assert fates == {TALK: (True, [], None), "talk cut short.mp4": (False, ["too_short"], None)}
+    verdicts = {Path(row["uri"]).name: (row["accepted"], row["reasons"], row["failure"]) for row in clips}
+    assert verdicts == {TALK: (True, [], None), "talk cut short.mp4": (False, ["too_short"], None)}
 
 
 def test_what_came_of_it_is_sound(run: Run) -> None:

@@ -73,7 +73,7 @@ def ledger(dataset: Path) -> list[Row]:
     return pq.read_table(dataset / "ledger.parquet").to_pylist()
 
 
-def test_every_file_meets_the_fate_it_was_made_for(videos: Path, dataset: Path) -> None:
+def test_every_file_gets_the_verdict_it_was_made_for(videos: Path, dataset: Path) -> None:
     truth = json.loads((videos / "truth.json").read_text())
     statuses = {Path(row["uri"]).name: row for row in pq.read_table(dataset / "sources.parquet").to_pylist()}
     reasons: dict[str, list[list[str]]] = {name: [] for name in truth}

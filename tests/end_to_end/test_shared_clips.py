@@ -1,4 +1,4 @@
-"""The main job on real footage: each clip's fate is the right one, for the right reason."""
+"""The main job on real footage: each clip's verdict is the right one, for the right reason."""
 
 from __future__ import annotations
 

@@ -91,12 +91,12 @@ def test_the_fingerprint_follows_what_a_caption_depends_on(model: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "numbers"), [(1, [12]), (3, [4, 12, 20])])
-def test_pictures_are_spread_over_the_clip(count: int, numbers: list[int], tmp_path: Path) -> None:
+def test_frames_are_spread_over_the_clip(count: int, numbers: list[int], tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(25)))
     assert [number_of(rgb) for rgb in shown("a", path.read_bytes(), count)] == numbers
 
 
-def test_a_clip_without_so_many_pictures_is_an_error(tmp_path: Path) -> None:
+def test_a_clip_without_so_many_frames_is_an_error(tmp_path: Path) -> None:
     path = write_media(tmp_path / "a.mp4", Pictures(steady(25)))
     with pytest.raises(DatasetError, match="clip a: expected at least 26 frames, found 25"):
         shown("a", path.read_bytes(), 26)
@@ -110,7 +110,7 @@ def test_what_cannot_be_shown_is_a_failure_row(model: Path) -> None:
 
 
 def test_the_command_line_captions_the_shards_and_goes_on(model: Path, curated: Any) -> None:
-    command = ("caption", curated.dataset, "--model", model, "--prompt", "Who?", "--pictures", 2)
+    command = ("caption", curated.dataset, "--model", model, "--prompt", "Who?", "--frames", 2)
     code, out, _ = run(*command, "--max-tokens", 6, "--device", "cpu")
     assert code == 0
     assert "2 clips done, 0 were before, 0 failed" in out

@@ -301,7 +301,7 @@ def test_losing_an_input_is_an_error_with_the_counts() -> None:
         check_conservation(selection, [planned(1), planned(2)])
 
 
-def test_every_input_has_its_fate() -> None:
+def test_every_input_has_a_status() -> None:
     uri = "broken.mp4"
     failure = Failure(
         stage="probe", key=uri, video_id="", uri=uri, error="MediaError", message="no video stream"

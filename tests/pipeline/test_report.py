@@ -50,7 +50,7 @@ Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Dataset]
 
 @pytest.fixture
 def tables() -> Tables:
-    """Two accepted clips, four rejected, one failed; two measured inputs and one of each other fate."""
+    """Two accepted clips, four rejected, one failed; two measured inputs and one of each other status."""
     ledger = [
         clip("c0", A, 10.0),
         clip("c1", B, 5.0, split="validation", sync_offset_frames=None, face_px=150.0),
@@ -228,7 +228,7 @@ def test_headline_sync_identity_and_licences(tables: Tables) -> None:
     ("change", "complaint"),
     [
         ({"reasons": []}, "clip c2 is neither accepted, rejected nor failed"),
-        ({"accepted": True}, "clip c2 has more than one fate"),
+        ({"accepted": True}, "clip c2 has more than one status"),
         ({"clip_id": "c0"}, "clip c0 is in the ledger twice"),
         ({"video_id": "d" * 12}, "clip c2 belongs to no measured source"),
     ],
@@ -240,7 +240,7 @@ def test_a_lost_clip_is_an_error(tables: Tables, change: dict[str, Any], complai
         statistics(pd.DataFrame(rows), *tables[1:])
 
 
-def test_an_input_without_a_fate_is_an_error(tables: Tables) -> None:
+def test_an_input_without_a_status_is_an_error(tables: Tables) -> None:
     tables[1].loc[0, "status"] = "planned"
     with pytest.raises(DatasetError, match=r"source '/in/a+\.mp4': expected a status of .* found 'planned'"):
         statistics(*tables)

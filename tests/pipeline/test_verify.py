@@ -404,20 +404,20 @@ def test_a_good_sample() -> None:
 BROKEN = {
     "another clip's sound": (
         lambda: members(0, audio=sound(1, 16_000)),
-        "mp4 and flac: expected the same sound, found similarity 0.",
+        "mp4 and flac: expected the same audio, found similarity 0.",
     ),
     "sound 40 ms late": (
         lambda: members(0, video=mp4(shifted(0, 0.040))),
-        "mp4 and flac: expected sound within 10 ms, found the mp4's 40 ms late",
+        "mp4 and flac: expected audio within 10 ms, found the mp4's 40 ms late",
     ),
     "sound 20 ms early": (
         lambda: members(0, video=mp4(shifted(0, -0.020))),
-        "mp4 and flac: expected sound within 10 ms, found the mp4's 20 ms early",
+        "mp4 and flac: expected audio within 10 ms, found the mp4's 20 ms early",
     ),
-    "no sound": (lambda: members(0, video=mp4(None)), "mp4: expected a sound track, found none"),
+    "no sound": (lambda: members(0, video=mp4(None)), "mp4: expected an audio track, found none"),
     "silence for speech": (
         lambda: members(0, video=mp4(np.zeros((57_600, 2), np.float32))),
-        "mp4 and flac: expected the same sound, found similarity 0.00 (least 0.7)",
+        "mp4 and flac: expected the same audio, found similarity 0.00 (least 0.7)",
     ),
     "a frame short": (
         lambda: members(0, video=mp4(sound(0, 48_000, 2), frames=29)),
@@ -505,4 +505,4 @@ def test_real_speech_through_both_codecs_is_alike_and_aligned(real_clip: RealCli
     assert check_sample(KEYS[0], members(0, video=mp4(stereo), audio=mono)) == []
     late = media.read_audio(path, video, 0.975, 2.175)
     (line,) = check_sample(KEYS[0], members(0, video=mp4(stereo), audio=late))
-    assert line == "mp4 and flac: expected sound within 10 ms, found the mp4's 25 ms early"
+    assert line == "mp4 and flac: expected audio within 10 ms, found the mp4's 25 ms early"

@@ -24,7 +24,7 @@ def detector() -> detect.FaceDetector:
     try:
         return detect.load_detector(ScanConfig())
     except ModelError as error:
-        pytest.skip(f"CenterFace's weights cannot be had: {error}")
+        pytest.skip(f"CenterFace's weights are not available: {error}")
 
 
 def first_frame(path: Path) -> np.ndarray:

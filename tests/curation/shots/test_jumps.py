@@ -217,7 +217,7 @@ def looked_at(pictures: Sequence[np.ndarray]) -> list[tuple[int, str]]:
     try:
         detector = load_detector(ScanConfig())
     except ModelError as error:
-        pytest.skip(f"CenterFace's weights cannot be had: {error}")
+        pytest.skip(f"CenterFace's weights are not available: {error}")
     cut_detector = CutDetector(
         ScanConfig(), lambda frame: detector.detect(pictures[frame])[0], pictures[0].shape[1]
     )

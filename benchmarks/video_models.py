@@ -125,7 +125,7 @@ def who_it_is(material: Material) -> Iterator[Row]:
         yield Row((name,), figures, spent.rate)
 
 
-def picture(material: Material) -> Iterator[Row]:
+def image_quality(material: Material) -> Iterator[Row]:
     harms = {"brisque": blurred, "text": titled, "hands": hand_held(material.files[GESTURES])}
     asked = [
         name for name in harms if all(registry.present(weights) is not None for weights in WEIGHTS[name])

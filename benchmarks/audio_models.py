@@ -1,4 +1,4 @@
-"""Rows of `benchmarks.models` for what is heard, with the mouth and without."""
+"""Rows of `benchmarks.models` for audio, with the mouth and without."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from talkforge.schemas.units import features_from_frames, seconds_from_samples
 
 SHIFTS_FRAMES = (-10, -6, 6, 10)
 NOISE_DB = 10.0
-"""Ratio of a clip's sound to the white noise that is added to it."""
+"""Ratio of a clip's audio to the white noise that is added to it."""
 
 SPEAKER_S = 4.0
 """Of each clip this much is shown to the active-speaker network, beside the silent face, s."""
@@ -52,16 +52,16 @@ speech perception and automatic speech recognition (JASA 2006), table I."""
 
 
 def voice(material: Material) -> Iterator[Row]:
-    spent, shares = Spent(), {}
+    spent, fractions = Spent(), {}
     for name in (*TALKING, SILENT, NOBODY):
         samples = sound_of(material, name)
         length_s = len(samples) / 16_000
         spans = spent.on(length_s, functools.partial(vad.segments, samples, 0.0))
-        shares[name] = sum(b - a for a, b in spans) / length_s
-    talking = [shares[name] for name in TALKING]
+        fractions[name] = sum(b - a for a, b in spans) / length_s
+    talking = [fractions[name] for name in TALKING]
     figures = (
         f"speech in {min(talking):.0%} to {max(talking):.0%} of clips of people talking, "
-        f"{shares[SILENT]:.0%} of one with music alone, {shares[NOBODY]:.0%} of an animation with music"
+        f"{fractions[SILENT]:.0%} of one with music alone, {fractions[NOBODY]:.0%} of an animation with music"
     )
     yield Row(("silero_vad",), figures, spent.rate)
 
@@ -105,7 +105,7 @@ def mouth_and_sound(material: Material) -> Iterator[Row]:
                 wrong.append(error > 2)
     figures = (
         f"best lag within 3 frames of the file's own on {sum(near)} of {len(near)} shots; of these and of "
-        f"their sounds shifted by 6 and 10 frames {len(scored)} of {5 * len(near)} are scored, "
+        f"their audio shifted by 6 and 10 frames {len(scored)} of {5 * len(near)} are scored, "
         f"{sum(wrong)} of them off by more than 2 (more in sync.md)"
     )
     yield Row((shipped.method,), figures, spent.rate)
@@ -115,7 +115,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
     network = active_speaker.LightAsd(registry.weights("light_asd"))
     frames = round(SPEAKER_S * CONFIG.clip.fps)
     still = np.stack([to_asd(crop) for crop in material.files[SILENT].traced[0].crops[:frames]])
-    spent, named, shares = Spent(), [], []
+    spent, named, fractions = Spent(), [], []
     for shot in material.talking:
         length = min(frames, shot.clip.num_frames)
         samples = shot.samples[: round(length / shot.clip.fps * 16_000)]
@@ -130,7 +130,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
             ],
         )
         speaking, silent = (active_speaker.speaking_fraction(s, heard) for s in scores)
-        shares.append((speaking, silent))
+        fractions.append((speaking, silent))
         named.append(active_speaker.speaker({"own": speaking, "still": silent}))
     figures = (
         f"beside a still face the one that talks is named in {named.count('own')} of {len(named)} shots, "
@@ -139,11 +139,11 @@ def who_speaks(material: Material) -> Iterator[Row]:
     yield Row((network.name,), figures, spent.rate)
 
 
-def sound(material: Material) -> Iterator[Row]:
-    meter, spent = quality.AudioScorer(AudioQualityConfig(dnsmos=True)), Spent()
+def audio_quality(material: Material) -> Iterator[Row]:
+    scorer, spent = quality.AudioScorer(AudioQualityConfig(dnsmos=True)), Spent()
 
     def scores(samples: Floats) -> tuple[float, float]:
-        found = spent.on(len(samples) / 16_000, lambda: meter.measure(samples, [], 0.0))
+        found = spent.on(len(samples) / 16_000, lambda: scorer.measure(samples, [], 0.0))
         assert found.dnsmos_overall is not None and found.dnsmos_background is not None
         return found.dnsmos_overall, found.dnsmos_background
 
@@ -166,7 +166,7 @@ def sound(material: Material) -> Iterator[Row]:
 def music(material: Material) -> Iterator[Row]:
     detector, spent = MusicDetector(), Spent()
 
-    def share(samples: Floats) -> float:
+    def fraction(samples: Floats) -> float:
         return spent.on(seconds_from_samples(len(samples)), lambda: detector.fraction(samples))
 
     talking = [sound_of(material, name) for name in TALKING]
@@ -175,12 +175,12 @@ def music(material: Material) -> Iterator[Row]:
     for samples in talking:
         under = np.resize(tune, len(samples))
         gain = np.sqrt(np.mean(samples**2) / np.mean(under**2) / 10 ** (NOISE_DB / 10))
-        below.append(share((samples + gain * under).astype(np.float32)))
+        below.append(fraction((samples + gain * under).astype(np.float32)))
     figures = (
-        f"music in at most {max(map(share, talking)):.0%} of a clip of somebody talking, in at least "
-        f"{min(below):.0%} of it with music {NOISE_DB:g} dB below the voice, in {share(tune):.0%} of music "
-        f"alone, {share(sound_of(material, NOBODY)):.0%} of an animation, "
-        f"{share(sound_of(material, STAGE)):.0%} of rap over a band"
+        f"music in at most {max(map(fraction, talking)):.0%} of a clip of somebody talking, in at least "
+        f"{min(below):.0%} of it with music {NOISE_DB:g} dB below the voice, in {fraction(tune):.0%} of "
+        f"music alone, {fraction(sound_of(material, NOBODY)):.0%} of an animation, "
+        f"{fraction(sound_of(material, STAGE)):.0%} of rap over a band"
     )
     yield Row(("fireredvad_aed",), figures, spent.rate)
 
@@ -190,29 +190,29 @@ def transcripts(material: Material) -> Iterator[Row]:
     weights = next(python.parents[1].glob(TINY_EN), None)
     if weights is None:
         raise CommandError(f"{python.parents[1] / TINY_EN}: expected Whisper tiny.en, found nothing")
-    sounds = {name: sound_of(material, name) for name in TALKING}
+    audio = {name: sound_of(material, name) for name in TALKING}
     _, loading_s = transcribed(python, weights, {})
-    rows, cpu_s = transcribed(python, weights, sounds)
+    rows, cpu_s = transcribed(python, weights, audio)
     wrong, words = 0, 0
     for name in STUDIO:
         said = sentence(name)
         wrong += word_errors(said, spelt(rows[name].text))
         words += len(said)
     figures = f"{wrong} of the {words} words of {len(STUDIO)} sentences of GRID wrong: {wrong / words:.0%}"
-    length_s = sum(seconds_from_samples(len(samples)) for samples in sounds.values())
+    length_s = sum(seconds_from_samples(len(samples)) for samples in audio.values())
     licence = "BSD-2-Clause (WhisperX) / MIT (Whisper)"
     yield Row(("whisperx", "tiny.en"), figures, (cpu_s - loading_s) / length_s, licence)
 
 
 def transcribed(
-    python: Path, weights: Path, sounds: dict[str, Floats]
+    python: Path, weights: Path, audio: dict[str, Floats]
 ) -> tuple[dict[str, TranscriptRow], float]:
     """Rows by name, and the worker's CPU seconds, those for loading included."""
     before_s = children_s()
     transcriber = Transcriber(python, Options(model=str(weights)))
     try:
         transcriber.start()
-        clips = [(name, encode_flac(samples)) for name, samples in sounds.items()]
+        clips = [(name, encode_flac(samples)) for name, samples in audio.items()]
         rows = {row.clip_id: row for row in transcriber.transcribe(clips)}
     finally:
         transcriber.close()
