@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import resource
 import statistics
 import sys
@@ -77,7 +76,6 @@ def generate(folder: Path) -> str:
         clips = [_clip(number * CLIPS_PER_SHARD + k) for k in range(CLIPS_PER_SHARD)]
         plan = ShardPlan(f"train-{number:06d}", tuple(key for key, _ in clips), "")
         write_shard(store, plan, clips)
-    store.write("dataset.json", json.dumps({}).encode())
     return f"{folder}/shards/train-{{000000..{SHARDS - 1:06d}}}.tar"
 
 

@@ -133,3 +133,45 @@ def test_damage_of_any_kind_gives_whole_samples_or_one_line(data: st.DataObject)
             assert key and members
     except DatasetError as error:
         assert "\n" not in str(error)
+
+
+def test_only_wanted_members_are_read() -> None:
+    data = written({"a": {"json": b"1", "mp4": b"2"}, "b": {"mp4": b"3"}})
+    assert list(read_samples(io.BytesIO(data), {"json"})) == [("a", {"json": b"1"}), ("b", {})]
+
+
+@pytest.mark.parametrize("wanted", (None, {"mp4"}))
+def test_a_member_comes_once(wanted: set[str] | None) -> None:
+    """Whether it is read or passed over."""
+    names = ("a.json", "b.json", "b.json")
+    samples = read_samples(io.BytesIO(b"".join(header(name, 0) for name in names) + bytes(1024)), wanted)
+    assert next(samples)[0] == "a"
+    with pytest.raises(DatasetError, match="sample b: expected json once, found it twice"):
+        next(samples)
+
+
+def test_what_comes_before_damage_is_read() -> None:
+    """Inside a member its sample is dropped; between two the sample comes without the second."""
+    samples = {key: {"json": b"j" * 700, "mp4": b"m" * 700} for key in "ab"}
+    data = written(samples)
+
+    def read(cut: int) -> tuple[list[str], str]:
+        found: list[str] = []
+        try:
+            for key, members in read_samples(io.BytesIO(data[:cut])):
+                assert members.items() <= samples[key].items()
+                found.append(f"{key} {' '.join(members)}")
+        except DatasetError as error:
+            return found, str(error).removeprefix("expected a whole tar file, found a damaged one ")
+        return found, ""
+
+    entry = 512 + 1024  # header and content
+    assert read(3 * entry + 513) == (["a json mp4"], "(unexpected end of data)")
+    assert read(2 * entry + 513) == (["a json mp4"], "(unexpected end of data)")
+    assert read(3 * entry) == (["a json mp4", "b json"], "")  # a tar file may end here: hence the manifest
+    assert read(2 * entry + 1) == (["a json mp4"], "")
+    assert read(2 * entry - 1) == (["a json mp4"], "(unexpected end of data)")  # in the padding
+    assert read(2 * entry - (1024 - 700) - 1) == ([], "(unexpected end of data)")
+    bad = header("b.json", 0, b"g")  # says that a list of attributes follows, which is not there
+    data = data[: 2 * entry] + bad
+    assert read(len(data)) == (["a json mp4"], "(empty header)")

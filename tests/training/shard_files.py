@@ -7,7 +7,6 @@ identity is the c-th unit vector.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from talkforge.pipeline.shards import ShardPlan, write_shard
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.config import Config
+from talkforge.schemas.dataset import SCHEMA_VERSION, Dataset
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
@@ -154,9 +155,17 @@ def write_set(
         write_shard(store, plan, [(clip.key, dict(members_of(clip))) for clip in clips])
         if changes and any(clip.key in changes for clip in clips):
             _rewrite(store, plan, [(clip.key, _changed(clip, changes.get(clip.key, {}))) for clip in clips])
-    described = {"config": {"measure": {"speech": {"embedding": embedding}}}}
-    store.write("dataset.json", json.dumps(described).encode())
+    store.write("dataset.json", description(embedding))
     return f"{folder}/shards/train-{{000000..{len(shards) - 1:06d}}}.tar"
+
+
+def description(embedding: str) -> bytes:
+    """`dataset.json` of a data set whose speech features are of the encoder `embedding`."""
+    config = Config.model_validate({"measure": {"speech": {"embedding": embedding}}})
+    described = Dataset(
+        schema_version=SCHEMA_VERSION, tool_version="0", config=config, config_hash="", models=(), joints=()
+    )
+    return described.model_dump_json().encode()
 
 
 def _changed(clip: Shown, changes: Mapping[str, bytes | None]) -> Members:

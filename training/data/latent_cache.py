@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from talkforge.schemas.errors import DatasetError, one_line
+from talkforge.schemas.errors import DatasetError, first_invalid, one_line
 from talkforge.schemas.records import Record
 from talkforge.schemas.sample import ShardManifest
 from talkforge.training.config import TrainConfig
@@ -51,35 +51,59 @@ class LatentsManifest(Record):
 
 
 def path_of(shard: str) -> str:
-    """Where the latents of a shard lie: the folder `latents` beside the shard's own."""
+    """Where the latents of a shard lie: the folder `latents` beside the shard's own.
+
+    Args:
+        shard: path or URI of the shard's tar file.
+    """
     return beside(shard, f"{FOLDER}/{shard.rpartition('/')[2]}")
 
 
 def read_manifests(shards: Sequence[str]) -> list[LatentsManifest | None]:
     """The manifest of each shard's latents; None where there are none.
 
+    Args:
+        shards: paths or URIs of the shards' tar files.
+
     Raises:
         DatasetError: one is there and cannot be read.
     """
     names = [path_of(shard).removesuffix(".tar") + ".json" for shard in shards]
-    return [_manifest(name, data) for name, data in zip(names, read_files(names), strict=True)]
+    return [_manifest(data, name) for name, data in zip(names, read_files(names), strict=True)]
 
 
-def _manifest(name: str, data: bytes | Exception) -> LatentsManifest | None:
+def _manifest(data: bytes | Exception, name: str) -> LatentsManifest | None:
     if isinstance(data, FileNotFoundError):
         return None
+    if isinstance(data, Exception):
+        raise DatasetError(f"{name}: cannot be read ({one_line(data)})")
+    return parse_manifest(data, name)
+
+
+def parse_manifest(data: bytes, file: str) -> LatentsManifest:
+    """The manifest of a shard's latents.
+
+    Args:
+        data: content of `latents/<name>.json`.
+        file: what messages call it.
+
+    Raises:
+        DatasetError: it is no manifest, or one of another version.
+    """
     try:
-        if isinstance(data, Exception):
-            raise DatasetError(f"{name}: {one_line(data, 200)}")
         return LatentsManifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise DatasetError(f"{name}: expected a manifest of latents, found {where}: {first['msg']}") from None
+        raise DatasetError(f"{file}: expected a manifest of latents, found {first_invalid(error)}") from None
 
 
 def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
-    """Why these latents do not serve this run; empty where they do."""
+    """Why these latents do not serve this run; empty where they do.
+
+    Args:
+        found: manifest of the latents.
+        shard: manifest of the shard that they should be of.
+        config: of the run.
+    """
     expected = {
         "shard": (shard.sha256, found.shard_sha256),
         "data.num_frames": (config.data.num_frames, found.num_frames),
@@ -99,6 +123,10 @@ def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> 
     """Whether this run reads cached latents: all shards have fitting ones, or none is used.
 
     Where some are there and are not used, the log says why.
+
+    Args:
+        shards: path or URI and manifest of each shard.
+        config: of the run.
 
     Raises:
         DatasetError: `data.latents` is 'require' and a shard has none, or others; one line.

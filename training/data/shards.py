@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import webdataset as wds
 
+from talkforge.schemas import sample
+from talkforge.schemas.dataset import parse_dataset
 from talkforge.schemas.errors import CommandError, DatasetError, one_line
-from talkforge.schemas.sample import SampleMeta, ShardManifest
+from talkforge.schemas.sample import Members, ShardManifest
 from talkforge.training.data.batch import DatasetInfo
-from talkforge.training.data.tar import BrokenShardError, Members, beside, read_files, read_samples
+from talkforge.training.data.tar import BrokenShardError, beside, read_files, read_samples
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,15 @@ LOOKED_AT = 64
 """Samples of a data set among which one is looked for that can be read, and one with an identity: where
 these have none, none is expected of any."""
 
+DESCRIBING = ("json", "speech.npy", "identity.npy")
+"""Members that say what a model must know; the last may be missing."""
+
 
 def shard_list(shards: str) -> list[Shard]:
     """Every shard that a pattern with braces names, with its manifest.
+
+    Args:
+        shards: paths or URIs of tar files, such as `set/shards/train-{000000..000123}.tar`.
 
     Raises:
         CommandError: no shards are named, or one of them is not there.
@@ -50,21 +55,16 @@ def shard_list(shards: str) -> list[Shard]:
 def _manifest(url: str, name: str, data: bytes | Exception) -> ShardManifest:
     if isinstance(data, FileNotFoundError):
         raise CommandError(f"data.shards: no shard {url} (its manifest {name} is not there)")
-    try:
-        if isinstance(data, Exception):
-            raise data
-        described = json.loads(data)
-        if described.get("version") != 1:
-            raise DatasetError(f"{name}: expected shard version 1, found {described.get('version')}")
-        return ShardManifest.model_validate(described)
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(f"{name}: not a shard's manifest ({one_line(error, 200)})") from None
+    if isinstance(data, Exception):
+        raise DatasetError(f"{name}: cannot be read ({one_line(data)})")
+    return sample.read_manifest(data, name)
 
 
 def probe(shards: str) -> DatasetInfo:
     """What a model must know of a data set, from manifests, first samples and `dataset.json`.
+
+    Args:
+        shards: pattern that names the tar files.
 
     Raises:
         CommandError, DatasetError: as `shard_list`; or there is no sample at all; or the pattern spans
@@ -74,7 +74,12 @@ def probe(shards: str) -> DatasetInfo:
 
 
 def dataset_info(found: Sequence[Shard], name: str) -> DatasetInfo:
-    """As `probe`, of shards that are listed already; `name` is for messages."""
+    """As `probe`, of shards that are listed already.
+
+    Args:
+        found: what `shard_list` gave.
+        name: what messages call them.
+    """
     full = [(url, manifest) for url, manifest in found if manifest.count]
     if not full:
         raise DatasetError(f"{name}: expected samples, found {len(found)} empty shards")
@@ -111,57 +116,70 @@ def _common(name: str, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _described(urls: Sequence[str]) -> dict[str, Any]:
     """What the samples of one data set have in common: of the first that can be read.
 
-    A damaged sample or shard is no reason to stop here; whoever trains on it counts it.
+    A damaged sample or shard is no reason to stop here. Whoever trains on it counts it.
     """
     info: dict[str, Any] = {}
     wrong = ""
-    for url, members in itertools.islice(_samples(urls), LOOKED_AT):
+    for url, key, members in itertools.islice(_samples(urls), LOOKED_AT):
         try:
-            meta = SampleMeta.model_validate_json(members["json"])
-            speech_dim = int(_array(members["speech.npy"]).shape[1])
-            found = {"fps": meta.clip.fps, "speech_dim": speech_dim, "speech_model": _speech_model(url)}
-            who, vector = meta.measures.identity, members.get("identity.npy")
-            identity: dict[str, Any] = {"identity_dim": len(_array(vector)) if vector else 0}
-            identity["identity_model"] = who.identity_model if who and vector else ""
-        except Exception as error:  # damaged bytes make the libraries raise almost anything
-            wrong = wrong or f"{url}: {one_line(error, 200)}"
+            found = _described_by(key, members)
+        except DatasetError as error:
+            wrong = wrong or f"{url}: {error}"
             continue
-        info = found | identity if identity["identity_dim"] else info or found | identity
+        info = found if found["identity_dim"] else info or found
         if info["identity_dim"]:
             break
     if not info:
         raise DatasetError(
             f"{urls[0]}: expected samples, as its manifest says, found none ({wrong or 'empty'})"
         )
-    return info
+    return info | {"speech_model": _speech_model(urls[0])}
 
 
-def _samples(urls: Sequence[str]) -> Iterator[tuple[str, Members]]:
+def _described_by(key: str, members: Members) -> dict[str, Any]:
+    """What one sample says of its data set."""
+    if lacking := [name for name in DESCRIBING[:2] if name not in members]:
+        raise DatasetError(f"sample {key}: no {', '.join(lacking)}")
+    meta = sample.read_meta(key, members["json"])
+    speech_dim = sample.read_speech(key, members["speech.npy"], meta.clip).shape[1]
+    found = {"fps": meta.clip.fps, "speech_dim": speech_dim, "identity_dim": 0, "identity_model": ""}
+    if "identity.npy" in members:
+        identity = meta.measures.identity
+        found["identity_dim"] = len(sample.read_identity(key, members["identity.npy"], meta.clip))
+        found["identity_model"] = identity.identity_model if identity else ""
+    return found
+
+
+def _samples(urls: Sequence[str]) -> Iterator[tuple[str, str, Members]]:
+    """Shard, key and members of every sample."""
     for url in urls:
         try:
-            for _, members in read_samples(url, ("json", "speech.npy", "identity.npy")):
-                yield url, members
+            for key, members in read_samples(url, DESCRIBING):
+                yield url, key, members
         except FileNotFoundError:
             raise CommandError(f"data.shards: no shard {url} (only its manifest is there)") from None
         except OSError as error:
-            raise DatasetError(f"{url}: {one_line(error, 200)}") from None
+            raise DatasetError(f"{url}: cannot be read ({one_line(error)})") from None
         except BrokenShardError as error:
             log.warning("%s", error)
 
 
-def _array(data: bytes) -> np.ndarray:
-    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
-
-
 def _speech_model(url: str) -> str:
-    """Name of the speech encoder, from the data set's own description; empty where there is none."""
-    (data,) = read_files([beside(url, "dataset.json")])
-    try:
-        return (
-            ""
-            if isinstance(data, Exception)
-            else str(json.loads(data)["config"]["measure"]["speech"]["embedding"])
-        )
-    except (ValueError, KeyError, TypeError):
-        return ""
+    """Name of the speech encoder, from the data set's own description; empty where it does not say.
+
+    Raises:
+        DatasetError: the description is there, and disk or network fail.
+    """
+    name = beside(url, "dataset.json")
+    (data,) = read_files([name])
+    why = f"{name} is not there"
+    if isinstance(data, bytes):
+        try:
+            return parse_dataset(data).config.measure.speech.embedding
+        except DatasetError as error:
+            why = f"{name.removesuffix('dataset.json')}{error}"
+    elif not isinstance(data, FileNotFoundError):
+        raise DatasetError(f"{name}: cannot be read ({one_line(data)})")
+    log.warning("which speech encoder the data set used is not known (%s): training needs no more than its "
+                "features, but `talkforge generate` will refuse the run", why)  # fmt: skip
+    return ""

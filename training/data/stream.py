@@ -16,13 +16,15 @@ from functools import partial
 from webdataset.filters import shuffle
 
 from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.sample import Members
+from talkforge.schemas.tar import Sample
 from talkforge.training.config import DataConfig
 from talkforge.training.data import latent_cache
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import Size, SkippedSampleError
 from talkforge.training.data.shards import Shard
 from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, DecodedSample, Span, decode_sample
-from talkforge.training.data.tar import BrokenShardError, Members, Sample, read_joined, read_samples
+from talkforge.training.data.tar import BrokenShardError, read_joined, read_samples
 
 log = logging.getLogger(__name__)
 

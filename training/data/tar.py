@@ -1,4 +1,4 @@
-"""Bytes out of shards, local or behind any fsspec URI: small files beside them, and their samples."""
+"""Shards by their path or fsspec URI: their samples, and small files beside them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import fsspec
 from fsspec.core import url_to_fs
-from webdataset import tariterators
 
+from talkforge.schemas import tar
 from talkforge.schemas.errors import DatasetError
-
-Members = dict[str, bytes]
-"""Member name -> bytes."""
-
-Sample = tuple[str, Members]
-"""Key and members."""
+from talkforge.schemas.tar import Sample
 
 
 class BrokenShardError(DatasetError):
@@ -23,14 +18,23 @@ class BrokenShardError(DatasetError):
 
 
 def beside(shard: str, name: str) -> str:
-    """A file in the folder that holds the shard's folder: DATASET/shards/x.tar -> DATASET/`name`."""
+    """A file in the folder that holds the shard's folder: DATASET/shards/x.tar -> DATASET/`name`.
+
+    Args:
+        shard: path or URI of a tar file.
+        name: path of the file, relative to the data set.
+    """
     folder, _, _ = shard.rpartition("/")
     parent, slash, _ = folder.rpartition("/")
     return f"{parent}{slash}{name}" if folder else f"../{name}"
 
 
 def read_files(names: Sequence[str]) -> list[bytes | Exception]:
-    """Contents of small files, or why there are none; remote ones are fetched at the same time."""
+    """Contents of small files, or why there are none; remote ones are fetched at the same time.
+
+    Args:
+        names: paths or URIs.
+    """
     found: list[bytes | Exception] = []
     for protocol, group in itertools.groupby(names, key=lambda name: name.rpartition("://")[0]):
         together = list(group)
@@ -57,37 +61,32 @@ def _fetched(names: list[str]) -> list[bytes | Exception]:
 
 
 def read_samples(url: str, wanted: Collection[str]) -> Iterator[Sample]:
-    """Every sample of a shard with those of its members that are `wanted`, as webdataset groups them.
+    """Every sample of a shard in order, with those of its members that are wanted.
+
+    Args:
+        url: path or URI of the tar file.
+        wanted: names of the members that are read.
 
     Raises:
-        BrokenShardError: the file is not a tar file, or breaks off. A sample that it breaks off in comes
-            without the members that are lost.
+        BrokenShardError: the file is not a tar file of samples, or breaks off. A sample in which it breaks
+            off is dropped, or lacks the members that are lost.
         OSError: it is not there, or the network fails.
     """
-    broken: list[Exception] = []
-
-    def stop(error: Exception) -> bool:
-        if isinstance(error, OSError):
-            raise error
-        broken.append(error)
-        return False
-
     with fsspec.open(url, "rb") as stream:
-        files = tariterators.tar_file_expander(
-            [{"url": url, "stream": stream}],
-            handler=stop,
-            select_files=lambda name: name.rpartition("/")[2].partition(".")[2] in wanted,
-        )
-        for sample in tariterators.group_by_keys(files, lcase=False, handler=stop):
-            yield sample["__key__"], {name: sample[name] for name in wanted if name in sample}
-    if broken:
-        raise BrokenShardError(f"{url}: {str(broken[0].args[0]).partition(' @ ')[0]}")
+        try:
+            yield from tar.read_samples(stream, wanted)
+        except DatasetError as error:
+            raise BrokenShardError(f"{url}: {error}") from None
 
 
 def read_joined(url: str, wanted: Collection[str], latents_url: str) -> Iterator[Sample]:
-    """As `read_samples`, with the member `latents.npz` out of another shard where the key is there too.
+    """As `read_samples`, with the member `latents.npz` of another shard where the key is there too.
 
-    That shard has the keys of this one in the same order, and may lack some.
+    Args:
+        url: path or URI of the shard.
+        wanted: names of the members that are read of it.
+        latents_url: path or URI of the shard of latents. It has the same keys in the same order, but for
+            some that may be missing.
     """
     latents = read_samples(latents_url, ("latents.npz",))
     waiting = _next(latents)

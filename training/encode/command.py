@@ -240,11 +240,11 @@ class _Work:
         """Whether the latents are there as they would be made now; never where samples were lost."""
         tar, described = _files(shard)
         try:
-            found = LatentsManifest.model_validate_json(self._store.read(described))
+            found = latent_cache.parse_manifest(self._store.read(described), described)
             own = {"sha256": found.sha256, "bytes": found.bytes, "keys": found.keys}
             wanted = self._manifest(shard).model_copy(update=own)
             return wanted == found and self._store.size(tar) == found.bytes
-        except (DatasetError, ValueError):
+        except DatasetError:
             return False
 
     def _write(self, path: Path, shard: ShardManifest, encoder: ClipEncoder) -> tuple[list[str], int]:

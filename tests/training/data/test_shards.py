@@ -66,12 +66,33 @@ def test_an_identity_may_be_missing_from_the_first_clips(tmp_path: Path) -> None
     assert LOOKED_AT == 64
 
 
-def test_a_data_set_that_does_not_describe_itself_names_no_speech_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("described", "why"),
+    (
+        (b"{}", "dataset.json: expected schema version 1, found None"),
+        (b"[1]", "dataset.json: expected a JSON object, found list"),
+        (b"{", "dataset.json: expected JSON, found Expecting property name"),
+        (None, "dataset.json is not there"),
+    ),
+)
+def test_a_data_set_that_does_not_describe_itself_names_no_speech_model(
+    tmp_path: Path, described: bytes | None, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
     shards = write_set(tmp_path, [[Shown(0)]])
-    for described in (b"{}", b"[1]", b"{", None):
-        path = tmp_path / "dataset.json"
-        path.write_bytes(described) if described is not None else path.unlink()
-        assert probe(shards).speech_model == ""
+    path = tmp_path / "dataset.json"
+    path.write_bytes(described) if described is not None else path.unlink()
+    assert probe(shards).speech_model == ""
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"which speech encoder the data set used is not known ({tmp_path}/{why}")
+
+
+def test_a_description_that_cannot_be_reached_is_not_taken_for_none(tmp_path: Path) -> None:
+    """Else a run would not be resumed where the network failed for a moment."""
+    shards = write_set(tmp_path, [[Shown(0)]])
+    (tmp_path / "dataset.json").unlink()
+    (tmp_path / "dataset.json").mkdir()
+    with pytest.raises(DatasetError, match=r"dataset.json: cannot be read \(Is a directory\)"):
+        probe(shards)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +136,10 @@ def test_a_shard_that_is_not_there(shards: str) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     (
-        (b'{"version": 2}', "expected shard version 1, found 2"),
-        (b"{", "not a shard's manifest"),
-        (b"[]", "not a shard's manifest"),
-        (b'{"version": 1, "name": "x"}', "not a shard's manifest"),
+        (b'{"version": 2}', "expected a shard manifest, found version: Input should be 1"),
+        (b"{", "expected a shard manifest, found the document: Invalid JSON"),
+        (b"[]", "expected a shard manifest, found the document: Input should be an object"),
+        (b'{"version": 1, "name": "x"}', "expected a shard manifest, found sha256: Field required"),
     ),
 )
 def test_a_manifest_that_is_none(tmp_path: Path, data: bytes, words: str) -> None:
@@ -151,7 +172,9 @@ def test_the_first_sample_that_can_be_read_speaks_for_all(tmp_path: Path) -> Non
     damage: dict[str, dict[str, bytes | None]] = {"clip00": {"speech.npy": b"x"}, "clip01": {"json": None}}
     shards = write_set(tmp_path, [[Shown(0), Shown(1)], [Shown(2, identity=False), Shown(3)]], damage)
     assert (probe(shards).speech_dim, probe(shards).identity_dim) == (SPEECH_DIM, IDENTITY_DIM)
-    with pytest.raises(DatasetError, match=r"train-000000.tar: expected samples, .*, found none \(.*pickle"):
+    with pytest.raises(
+        DatasetError, match=r"train-000000.tar: expected samples, .*, found none \(.*clip00: speech.npy"
+    ):
         probe(shard_list(shards)[0][0])
     tar = tmp_path / "shards" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
