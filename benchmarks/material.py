@@ -139,7 +139,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: names in the registry, or of what is not in it; what was found; the cost.
+    """One line of the table: names of models, what was found, and the cost.
 
     `licence` is of what is neither in the registry nor ours, and free for commercial use.
     """

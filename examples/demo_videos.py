@@ -27,7 +27,7 @@ from examples.talking_heads import Take, cut, side_by_side, talk, write
 log = logging.getLogger(__name__)
 
 SIZE_PX = 640
-"""Height of every picture, and width of all but that of two people."""
+"""Height of every frame, and width of all but that of two people."""
 
 AUDIO_LATE_S = 0.48
 """How late the audio of `out_of_sync.mp4` is: twelve frames of 25 per second."""

@@ -221,14 +221,14 @@ def keep(shown: Shown, folder: Path, heads: int = 6, columns: int = 7) -> None:
         rows += [np.hstack(list(frames[:: len(frames) // columns][:columns])) for frames in (video, one.rgb)]
     cv2.imwrite(str(folder / "strip.png"), _enlarged(np.vstack(rows), 2)[..., ::-1])
     videos = [np.concatenate([video, one.rgb], axis=2) for video, one in pairs]
-    frames = [_enlarged(picture, ENLARGED) for video in videos for picture in video]
+    frames = [_enlarged(frame, ENLARGED) for video in videos for frame in video]
     samples = round(len(pairs[0][0]) / learn_videos.FPS * SPEECH_HZ)
     sound: Floats = np.concatenate([one.sound[:samples] for _, one in pairs])
     encode_mp4(folder / "heads.mp4", frames, learn_videos.FPS, sound, 23, "medium")
 
 
-def _enlarged(picture: Bytes, times: int) -> Bytes:
-    return np.asarray(cv2.resize(picture, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC), np.uint8)
+def _enlarged(frame: Bytes, times: int) -> Bytes:
+    return np.asarray(cv2.resize(frame, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def report(rows: list[Row], took_s: dict[str, float]) -> str:

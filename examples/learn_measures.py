@@ -33,20 +33,20 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Mouth:
-    """Where the closed mouth of a portrait lies in its generated picture, px."""
+    """Where the closed mouth of a portrait lies in its generated frame, px."""
 
     middle: tuple[float, float]
     width_px: float
 
     @classmethod
     def of(cls, face: Face, scale: float) -> Mouth:
-        """Of a face, in pictures `scale` times as large as its own."""
+        """Of a face, in frames `scale` times as large as its own."""
         x, y = face.outer.mean(axis=0) * scale
         return cls((float(x), float(y)), float(np.ptp(face.outer[:, 0]) * scale))
 
 
 def luma(rgb: Bytes) -> Floats:
-    """Brightness 0..255 of pictures [..., 3]. Source: ITU-R BT.601."""
+    """Brightness 0..255 of frames [..., 3]. Source: ITU-R BT.601."""
     brightness: Floats = rgb.astype(np.float32) @ _LUMA
     return brightness
 
@@ -62,9 +62,9 @@ def boxes(rgb: Bytes, portrait: Bytes, mouth: Mouth) -> Floats:
     matrix = np.array(
         [[scale, 0, (width_px - 1) / 2 - scale * x], [0, scale, (height_px - 1) / 2 - scale * y]], np.float32
     )
-    pictures = [cv2.warpAffine(one, matrix, (width_px, height_px)) for one in luma(rgb)]
+    frames = [cv2.warpAffine(one, matrix, (width_px, height_px)) for one in luma(rgb)]
     closed = cv2.warpAffine(luma(portrait), matrix, (width_px, height_px))
-    return np.stack([one - closed for one in pictures]).reshape(len(pictures), -1)
+    return np.stack([one - closed for one in frames]).reshape(len(frames), -1)
 
 
 class MouthReader:

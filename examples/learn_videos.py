@@ -24,7 +24,7 @@ from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.units import AUDIO_HZ, features_from_frames
 
 SIZE_PX = 192
-"""Edge of the square pictures: a face of 0.7 of it is just above the smallest that curation accepts."""
+"""Edge of the square images: a face of 0.7 of it is just above the smallest that curation accepts."""
 
 FPS = 25.0
 
@@ -71,7 +71,7 @@ class Window:
 def scene(seed: int, duration_s: float) -> Scene:
     """One of endlessly many."""
     rng = np.random.default_rng([seed, 5])
-    # In a picture that stands still, a mouth that opens fast is taken for a cut.
+    # In an image that stands still, a mouth that opens fast is taken for a cut.
     acting = Acting(sway=float(rng.uniform(0.4, 2)), noise=2.0)
     head = _close_up(rng)
     return Scene(head, talk(head, _phrases(rng, duration_s), FPS, seed, acting))
@@ -88,6 +88,9 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
     """A window that begins somewhere in a scene's first words.
 
     Args:
+        seed: of the scene and of the shuffling.
+        num_frames: length of the window.
+        size_px: edge of the square portrait.
         embedding: the speech encoder, as `measure.speech.embedding` of the curation.
     """
     rng = np.random.default_rng([seed, 6])
@@ -115,9 +118,9 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
     )
 
 
-def small(picture: Bytes, size_px: int) -> Bytes:
-    """A picture as the trainer scales it."""
-    return np.asarray(cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
+def small(image: Bytes, size_px: int) -> Bytes:
+    """An image as the trainer scales it."""
+    return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _write(folder: Path, duration_s: float, seed: int) -> None:
@@ -126,7 +129,7 @@ def _write(folder: Path, duration_s: float, seed: int) -> None:
 
 
 def _close_up(rng: np.random.Generator) -> Head:
-    """A portrait whose face fills most of the picture: its mouth must be some pixels wide at 64 px."""
+    """A portrait whose face fills most of the image: its mouth must be some pixels wide at 64 px."""
     red, green, blue = rng.uniform(0.94, 1.06, 3).tolist()
     framing = Framing(
         face_px=SIZE_PX * rng.uniform(0.72, 0.78),

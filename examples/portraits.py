@@ -1,7 +1,7 @@
 """Two real portraits in the public domain, framed and varied as wished.
 
-The pictures lie in packages that are installed anyway (scikit-image, matplotlib); nothing is
-downloaded and no picture is kept here. `portraits.json` holds their lip, eye and face points,
+The images lie in packages that are installed anyway (scikit-image, matplotlib). Nothing is
+downloaded and no image is kept here. `portraits.json` holds their lip, eye and face points,
 annotated once (median of MediaPipe's face landmarker over nine crops and scales, checked by eye
 at six times the size), so that what is known of a generated video does not come from the models
 that are tested on it. The people shown never said what the generated videos make them say.
@@ -27,12 +27,12 @@ PORTRAITS = ("collins", "hopper")
 
 @dataclass(frozen=True)
 class Face:
-    """Points of one portrait, pixels of its picture.
+    """Points of one portrait, pixels of its image.
 
     Attributes:
         outer: [20, 2] outer lip contour, from the corner on the viewer's left over the upper lip.
         inner_upper, inner_lower: [11, 2] inner edge of each lip, left to right.
-        eyes: [2, 2, 9, 2] eye on the viewer's left, right; upper, lower lid; left to right.
+        eyes: [2, 2, 9, 2] eyes from the viewer's left, each an upper and a lower lid from left to right.
         box: [2, 2] corners of the box around all face landmarks (forehead to chin).
         chin: [2].
     """
@@ -56,7 +56,7 @@ class Face:
         return float(self.box[1, 1] - self.box[0, 1])
 
     def mirrored(self, width_px: int) -> Face:
-        """The face in the mirrored picture, every list again from left to right."""
+        """The face in the mirrored image, every list again from left to right."""
         flip = np.array([-1, 1], np.float32)
         shift = np.array([width_px - 1, 0], np.float32)
         order = np.r_[10:-1:-1, 19:10:-1]  # corner, upper lip, corner, lower lip: seen in a mirror
@@ -84,7 +84,7 @@ class Face:
 
 @dataclass(frozen=True)
 class Head:
-    """A picture [H, W, 3] uint8 RGB with one upright face, and that face's points."""
+    """An image [H, W, 3] uint8 RGB with one upright face, and that face's points."""
 
     picture: Bytes
     face: Face
@@ -92,7 +92,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Framing:
-    """How a portrait fills its picture.
+    """How a portrait fills its image.
 
     Attributes:
         face_px: height of the face, forehead to chin, in pixels.
@@ -116,7 +116,7 @@ def portrait(name: str) -> Head:
     """The portrait `name` of `PORTRAITS` as it lies in its package.
 
     Raises:
-        MediaError: the package is not installed, or holds another picture.
+        MediaError: the package is not installed, or holds another image.
     """
     entry = json.loads(Path(__file__).with_name("portraits.json").read_text(encoding="utf-8"))[name]
     where = f"portrait {name} ({entry['package']}/{entry['member']})"
@@ -127,13 +127,13 @@ def portrait(name: str) -> Head:
     found = hashlib.sha256(data).hexdigest()
     if found != entry["sha256"]:
         raise MediaError(f"{where}: expected sha256 {entry['sha256']}, found {found}")
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise MediaError(f"{where}: not a picture that OpenCV reads")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise MediaError(f"{where}: not an image that OpenCV reads")
     lists = {key: np.array(value, np.float32) for key, value in entry.items() if isinstance(value, list)}
     eyes = [[lists[f"{side}_eye_{lid}"] for lid in ("upper", "lower")] for side in ("left", "right")]
     lips = (lists["outer"], lists["inner_upper"], lists["inner_lower"])
-    return Head(picture, Face(*lips, np.array(eyes), lists["face"], lists["chin"][0]))
+    return Head(image, Face(*lips, np.array(eyes), lists["face"], lists["chin"][0]))
 
 
 def frame(name: str, width_px: int, height_px: int, framing: Framing | None = None) -> Head:
@@ -151,16 +151,16 @@ def frame(name: str, width_px: int, height_px: int, framing: Framing | None = No
     linear = stretch @ turn
     target = np.array(framing.centre) * [width_px, height_px]
     matrix = np.column_stack([linear, target - linear @ face.box.mean(0)])
-    picture = cv2.warpAffine(
+    image = cv2.warpAffine(
         head.picture, matrix, (width_px, height_px), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
     )
-    return Head(_graded(picture, framing), face.moved(matrix))
+    return Head(_graded(image, framing), face.moved(matrix))
 
 
-def _graded(picture: Bytes, framing: Framing) -> Bytes:
+def _graded(image: Bytes, framing: Framing) -> Bytes:
     levels = (np.arange(256) / 255) ** framing.gamma
     curves = np.clip(levels[:, None] * np.array(framing.gains), 0, 1) * 255 + 0.5
-    graded: Bytes = cv2.LUT(picture, curves.astype(np.uint8)[None])
+    graded: Bytes = cv2.LUT(image, curves.astype(np.uint8)[None])
     return graded
 
 

@@ -126,9 +126,12 @@ def speak(
     """`text` spoken, with `pause_s` of room noise before and after.
 
     Args:
+        text: in English.
         voice: an eSpeak NG voice, with a variant after `+`.
+        words_per_minute: rate of speech.
         pitch: 0..99; 50 is the voice's own.
         duration_s: at least this long: the text is repeated as often as needed, then cut off.
+        pause_s: room noise before and after.
 
     Raises:
         CommandError: no such voice.

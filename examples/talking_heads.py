@@ -36,7 +36,7 @@ _NOISE_POOL = 4
 
 @dataclass(frozen=True)
 class FaceTruth:
-    """What is known of one face in every frame, in pixels of the picture.
+    """What is known of one face in every frame, in pixels of the image.
 
     Attributes:
         contour: [F, 20, 2] outer-lip contour, from the viewer's left corner over the upper lip.
@@ -61,7 +61,7 @@ class Take:
     """A video that can be rendered.
 
     Attributes:
-        frames: renders the pictures [H, W, 3] uint8 RGB, anew at every call.
+        frames: renders the images [H, W, 3] uint8 RGB, anew at every call.
         faces: from left to right.
         samples: [N] audio at 48 kHz that belongs to the mouths, exactly as long as the frames.
         cuts: first frame of every shot but the first.
@@ -100,7 +100,7 @@ def talk(head: Head, speech: Speech, fps: float = 25.0, seed: int = 0, acting: A
 
 
 def side_by_side(left: Take, right: Take) -> Take:
-    """Both takes in one picture; heard is the one that speaks, or both."""
+    """Both takes in one image; heard is the one that speaks, or both."""
     num_frames = min(left.num_frames, right.num_frames)
     width_px = next(left.frames()).shape[1]
     faces = [_first(face, num_frames, 0) for face in left.faces]
@@ -154,8 +154,12 @@ def write(
     """Render `take` into an MP4 file.
 
     Args:
+        path: the file to write.
+        take: faces, frames and audio.
         audio_offset_s: how late the audio is (negative: early); silence fills the gap.
         sound: False leaves the audio stream out.
+        crf: quality of H.264, 0 (lossless) to 51.
+        preset: speed of x264.
     """
     shift = round(abs(audio_offset_s) * SPEECH_HZ)
     silence = np.zeros(shift, np.float32)
@@ -293,7 +297,7 @@ class _Motion:
         inside: Floats = colour + teeth[..., None] * (_TEETH - colour)
         return inside
 
-    def _lids(self, picture: Bytes, closed: float) -> None:
+    def _lids(self, image: Bytes, closed: float) -> None:
         """Draw both upper lids down by the share `closed` of the eye's opening, in place."""
         for upper, lower in self.head.face.eyes:
             spare = 0.9 * float((lower[:, 1] - upper[:, 1]).max())
@@ -308,4 +312,4 @@ class _Motion:
             stretched = anchor + (rows - anchor) * (lid - anchor) / (edge - anchor)
             covered = (rows > anchor) & (rows < edge)
             lookup = np.stack([grid[..., 0], np.where(covered, stretched, rows)], -1).astype(np.float32)
-            picture[y0:y1, x0:x1] = cv2.remap(self.head.picture, lookup, None, cv2.INTER_LINEAR)
+            image[y0:y1, x0:x1] = cv2.remap(self.head.picture, lookup, None, cv2.INTER_LINEAR)

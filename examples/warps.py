@@ -1,6 +1,6 @@
 """The displacement fields that move a portrait's lips, jaw, lids and head.
 
-A field says for every point of the *new* picture how far it was moved, so that a picture is
+A field says for every point of the *new* image how far it was moved, so that an image is
 rendered by looking up `point - displacement`. Fields are linear in a few coefficients: their
 basis is computed once, and a frame costs one linear combination. The same functions, evaluated
 at single points and inverted by iteration, say where a point of the portrait went: the truth.
@@ -89,7 +89,7 @@ class MouthWarp:
         return level.astype(np.float32), np.interp(u, grid, gap).astype(np.float32)
 
     def field(self, points: Floats, lower: bool) -> Floats:
-        """Displacements [NUM_MOUTH, ..., 2] in pixels at `points` [..., 2] of the new picture."""
+        """Displacements [NUM_MOUTH, ..., 2] in pixels at `points` [..., 2] of the new image."""
         local = (points - self.centre) / self.half_width_px
         u, chin = local[..., 0], float(self.face.chin[1] - self.centre[1]) / self.half_width_px
         line, gap = self._rest(u)
@@ -130,7 +130,7 @@ class HeadWarp:
     face: Face
 
     def field(self, points: Floats) -> Floats:
-        """Displacements [NUM_POSE, ..., 2] in pixels at `points` [..., 2] of the new picture."""
+        """Displacements [NUM_POSE, ..., 2] in pixels at `points` [..., 2] of the new image."""
         size = 0.1 * self.face.height_px
         local = (points - self.face.box.mean(0)) / self.face.height_px
         x, y = local[..., 0], local[..., 1]
@@ -146,11 +146,13 @@ class HeadWarp:
 
 
 def carried(points: Floats, field: Callable[[Floats], Floats], weights: Floats) -> Floats:
-    """Where `points` [P, 2], or [F, P, 2], of the old pictures lie in the new ones: [F, P, 2].
+    """Where `points` [P, 2], or [F, P, 2], of the old image lie in the new ones: [F, P, 2].
 
     Solves p = point + displacement(p) for every frame by iteration.
 
     Args:
+        points: pixels of the old image.
+        field: displacement basis [K, ..., 2] at points [..., 2] of the new image.
         weights: coefficients [F, K] of the field.
     """
     moved = np.broadcast_to(points, (len(weights), *points.shape[-2:])).astype(np.float32)

@@ -60,6 +60,15 @@ MEMBERS = (
 OPTIONAL = frozenset({"identity.npy", "latents.npz"})
 """Members that may be missing: no face embedding was measured; latents are encoded later."""
 
+ARRAYS: dict[str, tuple[str, ...]] = {
+    "lips.npz": ("mask", "valid", "contour"),
+    "landmarks.npz": ("points",),
+    "joints.npz": ("points",),
+    "speech.npy": (),
+    "identity.npy": (),
+}
+"""Members that hold arrays, and the names of the arrays in an npz file."""
+
 STEPS_PER_PX = 16
 """Contours and landmarks are stored in steps of 1/16 px: finer than they are measured, and
 the low bits of a float do not compress."""
@@ -177,11 +186,7 @@ class ShardSample:
             "speech.npy": self.speech,
             "identity.npy": self.identity,
         }
-        for name, array in arrays.items():
-            _check_array(self.key, name, array, self.meta.clip)
-        _check_lips(self.key, LipArrays(self.mask_bits, self.lip_valid, self.contour))
-        _check_speech(self.key, self.speech)
-        _check_identity(self.key, self.identity)
+        _check_arrays(self.key, arrays, self.meta.clip)
         _check_encoded(self)
 
     def masks(self, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -282,23 +287,22 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
     """
     check_members(key, members)
     meta = read_meta(key, members["json"])
-    lips = _lips(key, members["lips.npz"], meta.clip)
-    identity = np.zeros(0, np.float32)
-    if "identity.npy" in members:
-        identity = _vector(key, members["identity.npy"])
+    arrays: dict[str, np.ndarray] = {"identity.npy": np.zeros(0, np.float32)}
+    for member in ARRAYS.keys() & members.keys():
+        arrays |= _stored_arrays(key, member, members[member], meta.clip)
     return ShardSample(
         key=key,
         meta=meta,
         mp4=members["mp4"],
         flac=members["flac"],
         face_jpg=members["face.jpg"],
-        mask_bits=lips.mask_bits,
-        contour=lips.contour,
-        lip_valid=lips.valid,
-        landmarks=_points(key, "landmarks.npz", members, meta.clip),
-        joints=_points(key, "joints.npz", members, meta.clip),
-        speech=read_npy(members["speech.npy"], f"sample {key}: speech.npy"),
-        identity=identity,
+        mask_bits=arrays["lips.npz mask"],
+        contour=arrays["lips.npz contour"],
+        lip_valid=arrays["lips.npz valid"],
+        landmarks=arrays["landmarks.npz points"],
+        joints=arrays["joints.npz points"],
+        speech=arrays["speech.npy"],
+        identity=arrays["identity.npy"],
         text=read_text(key, members["txt"]),
     )
 
@@ -344,12 +348,7 @@ def read_lips(key: str, data: bytes, clip: Clip) -> LipArrays:
         ShapeError: an array does not fit the clip.
         DatasetError: it is not readable, or contour and mask are not there where `valid` says so.
     """
-    lips = _lips(key, data, clip)
-    _check_array(key, "lips.npz mask", lips.mask_bits, clip)
-    _check_array(key, "lips.npz valid", lips.valid, clip)
-    _check_array(key, "lips.npz contour", lips.contour, clip)
-    _check_lips(key, lips)
-    return lips
+    return LipArrays(*_read_arrays(key, "lips.npz", data, clip))
 
 
 def read_speech(key: str, data: bytes, clip: Clip) -> np.ndarray:
@@ -364,9 +363,7 @@ def read_speech(key: str, data: bytes, clip: Clip) -> np.ndarray:
         ShapeError: it does not fit the clip.
         DatasetError: it is not readable, or not of numbers.
     """
-    speech = read_npy(data, f"sample {key}: speech.npy")
-    _check_array(key, "speech.npy", speech, clip)
-    _check_speech(key, speech)
+    (speech,) = _read_arrays(key, "speech.npy", data, clip)
     return speech
 
 
@@ -382,9 +379,7 @@ def read_identity(key: str, data: bytes, clip: Clip) -> Floats:
         ShapeError: it is no vector.
         DatasetError: it is not readable, or not of unit length.
     """
-    identity = _vector(key, data)
-    _check_array(key, "identity.npy", identity, clip)
-    _check_identity(key, identity)
+    (identity,) = _read_arrays(key, "identity.npy", data, clip)
     return identity
 
 
@@ -442,8 +437,8 @@ def check_members(key: str, members: Mapping[str, bytes]) -> None:
 def pack_mask(mask: np.ndarray) -> Bytes:
     """Bool [..., H, W] -> uint8 [..., ceil(H*W/8)], one row of bits for each frame.
 
-    Pixels are taken row by row; the first pixel is the highest bit of the first byte
-    (`numpy.packbits`, bitorder "big"); the bits beyond the last pixel are 0.
+    Pixels are taken row by row. The first pixel is the highest bit of the first byte (`numpy.packbits`,
+    bitorder "big"). The bits beyond the last pixel are 0.
     """
     flat = mask.astype(np.bool_).reshape(*mask.shape[:-2], mask.shape[-2] * mask.shape[-1])
     return np.packbits(flat, axis=-1, bitorder="big")
@@ -550,16 +545,26 @@ def _expected_arrays(clip: Clip) -> dict[str, tuple[Any, tuple[int | None, ...]]
     }
 
 
-def _check_array(key: str, name: str, array: np.ndarray, clip: Clip) -> None:
-    dtype, shape = _expected_arrays(clip)[name]
-    fits = array.dtype == dtype and array.ndim == len(shape)
-    fits = fits and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
-        sizes = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ShapeError(
-            f"sample {key}: {name}: expected {np.dtype(dtype)} [{sizes}] for {clip.num_frames} frames at "
-            f"{clip.fps:g} fps, found {array.dtype} {list(array.shape)}"
-        )
+def _check_arrays(key: str, arrays: Mapping[str, np.ndarray], clip: Clip) -> None:
+    """Check shapes and types first, then what the arrays hold; names as in `_expected_arrays`."""
+    expected = _expected_arrays(clip)
+    for name, array in arrays.items():
+        dtype, shape = expected[name]
+        fits = array.dtype == dtype and array.ndim == len(shape)
+        if not fits or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+            sizes = ", ".join("any" if n is None else str(n) for n in shape)
+            raise ShapeError(
+                f"sample {key}: {name}: expected {np.dtype(dtype)} [{sizes}] for {clip.num_frames} frames at "
+                f"{clip.fps:g} fps, found {array.dtype} {list(array.shape)}"
+            )
+    if "lips.npz mask" in arrays:
+        _check_lips(key, LipArrays(*(arrays[f"lips.npz {name}"] for name in ARRAYS["lips.npz"])))
+    if "speech.npy" in arrays and not np.isfinite(arrays["speech.npy"]).all():
+        _expect(key, "speech.npy", "NaN or infinity", "numbers")
+    if "identity.npy" in arrays and len(identity := arrays["identity.npy"]):
+        length = float(np.linalg.norm(identity.astype(np.float64)))
+        if not abs(length - 1) < 1e-3:
+            _expect(key, "identity.npy", f"length {length:.4g}", "length 1")
 
 
 def _check_lips(key: str, lips: LipArrays) -> None:
@@ -574,18 +579,6 @@ def _check_lips(key: str, lips: LipArrays) -> None:
         _expect(key, f"lips.npz contour of frame {frame} (valid {valid[frame]})", "others", expected)
     if (wrong := np.flatnonzero(lips.mask_bits.any(axis=1) & (valid == MISSING))).size:
         _expect(key, f"lips.npz mask of frame {int(wrong[0])} (valid 0)", "pixels", "no pixels")
-
-
-def _check_speech(key: str, speech: np.ndarray) -> None:
-    if not np.isfinite(speech).all():
-        _expect(key, "speech.npy", "NaN or infinity", "numbers")
-
-
-def _check_identity(key: str, identity: Floats) -> None:
-    if len(identity):
-        length = float(np.linalg.norm(identity.astype(np.float64)))
-        if not abs(length - 1) < 1e-3:
-            _expect(key, "identity.npy", f"length {length:.4g}", "length 1")
 
 
 def _check_encoded(sample: ShardSample) -> None:
@@ -605,28 +598,29 @@ def _check_encoded(sample: ShardSample) -> None:
 
 def _on_grid(array: np.ndarray) -> Floats:
     rounded: Floats = np.round(array.astype(np.float32) * STEPS_PER_PX) / np.float32(STEPS_PER_PX)
-    return rounded + np.float32(0)  # -0 and +0 are one place, and should be the same bytes
+    return rounded + np.float32(0)  # -0 and +0 are one position, and should be the same bytes
 
 
-def _lips(key: str, data: bytes, clip: Clip) -> LipArrays:
-    names = ("mask", "valid", "contour")
-    stored = read_npz(data, f"sample {key}: lips.npz", names, max_bytes=_max_bytes(clip))
-    return LipArrays(stored["mask"], stored["valid"], stored["contour"])
+def _read_arrays(key: str, member: str, data: bytes, clip: Clip) -> tuple[np.ndarray, ...]:
+    """The arrays of a member in the order of `ARRAYS`, checked."""
+    stored = _stored_arrays(key, member, data, clip)
+    _check_arrays(key, stored, clip)
+    return tuple(stored.values())
 
 
-def _points(key: str, member: str, members: Mapping[str, bytes], clip: Clip) -> Floats:
-    file = f"sample {key}: {member}"
-    return read_npz(members[member], file, ("points",), max_bytes=_max_bytes(clip))["points"]
+def _stored_arrays(key: str, member: str, data: bytes, clip: Clip) -> dict[str, np.ndarray]:
+    """The arrays of a member by the names of `_expected_arrays`, not checked yet."""
+    file, names = f"sample {key}: {member}", ARRAYS[member]
+    if names:
+        stored = read_npz(data, file, names, max_bytes=_max_bytes(clip))
+        return {f"{member} {name}": stored[name] for name in names}
+    array = read_npy(data, file)
+    if member in OPTIONAL and not array.size:
+        raise DatasetError(f"{file}: expected a vector, found none")
+    return {member: array}
 
 
 def _max_bytes(clip: Clip) -> int:
     """Most bytes that a member with arrays of the clip may hold: its masks, and room for points."""
     mask_bytes = -(-clip.height_px * clip.width_px // 8)
     return min(clip.num_frames * (mask_bytes + POINTS_BYTES), MAX_MEMBER_BYTES)
-
-
-def _vector(key: str, data: bytes) -> Floats:
-    identity = read_npy(data, f"sample {key}: identity.npy")
-    if not identity.size:
-        raise DatasetError(f"sample {key}: identity.npy: expected a vector, found none")
-    return identity

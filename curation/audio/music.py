@@ -32,7 +32,7 @@ _FULL_SCALE = 32768.0
 """The network was trained on 16-bit samples."""
 
 _HIDDEN, _MEMORY, _REACH, _BLOCKS = 256, 128, 20, 8
-"""Widths of the hidden and the memory layers; frames that a memory reaches back and ahead; memory blocks."""
+"""Widths of the hidden and the memory layers, frames that a memory reaches back and ahead, memory blocks."""
 
 SPEECH, SINGING, MUSIC = range(3)
 """Columns of the network's output."""
@@ -80,9 +80,9 @@ class MusicDetector:
 def log_mel(samples: Floats) -> NDArray[np.float64]:
     """Log-mel bands as the network takes them.
 
-    Each window of 25 ms, scaled to 16 bits, goes through: subtraction of its mean; pre-emphasis
-    x[n] - 0.97 x[n - 1]; the window (0.5 - 0.5 cos)^0.85; power of an FFT of 512; 80 triangular filters from
-    20 to 8000 Hz; logarithm.
+    Each window of 25 ms, scaled to 16 bits, goes through these steps: subtraction of its mean,
+    pre-emphasis x[n] - 0.97 x[n - 1], the window (0.5 - 0.5 cos)^0.85, power of an FFT of 512, 80 triangular
+    filters from 20 to 8000 Hz, and the logarithm.
 
     Args:
         samples: float32 [N] in [-1, 1] at 16 kHz.

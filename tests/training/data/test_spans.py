@@ -142,7 +142,7 @@ BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
     ("speech.npy", npy(SPEECH[:59]), "wrong_shape", r"float16 \[60, any\] .*found float16 \[59, 6\]"),
     ("speech.npy", npy(SPEECH[:, :5]), "wrong_shape", r"expected \(60, 6\), found \(60, 5\)"),
     ("speech.npy", npy(with_nan(SPEECH.copy())), "unreadable", "speech.npy: expected numbers, found NaN"),
-    ("speech.npy", b"", "unreadable", "speech.npy: expected an array, found No data left"),
+    ("speech.npy", b"", "unreadable", "speech.npy: expected an array, found EOF"),
     ("speech.npy", npy(SPEECH)[:200], "unreadable", "speech.npy: expected an array, found "),
     ("speech.npy", npy(np.array([{}], object)), "unreadable", "found Object arrays cannot be loaded"),
     ("identity.npy", npy(np.eye(8, dtype=np.float32)[0]), "wrong_shape", r"expected \(16,\), found \(8,\)"),
