@@ -45,7 +45,7 @@ from talkforge.pipeline.heartbeat import OnRunning
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.parts import Part, committed_parts
-from talkforge.pipeline.store import Store
+from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import Config, ShardConfig, load_config
 from talkforge.schemas.records import Clip, Input, LedgerRow, Video
@@ -102,8 +102,10 @@ class ClockedExecutor(InlineExecutor):
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
-        yield from self._clock.each("ingest", super().ingest(inputs, base))
+    def ingest(
+        self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
+    ) -> Iterator[IngestRow]:
+        yield from self._clock.each("ingest", super().ingest(inputs, base, limits))
 
     def run(
         self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None

@@ -27,7 +27,7 @@ from talkforge.pipeline import stages
 from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part, is_committed
-from talkforge.pipeline.store import Store, at_base
+from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store, at_base
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import RunError, TalkforgeError, kind_of, one_line
@@ -83,9 +83,11 @@ class Done:
 class InlineExecutor:
     """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
 
-    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
+    def ingest(
+        self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
+    ) -> Iterator[IngestRow]:
         """Hash and probe every input."""
-        yield from (ingest(given, base) for given in inputs)
+        yield from (ingest(given, base, limits) for given in inputs)
 
     def run(
         self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
@@ -192,12 +194,14 @@ class RayExecutor:
         """Stop the Ray that was started here, or leave the cluster."""
         self._ray.shutdown()
 
-    def ingest(self, inputs: Iterable[Input], base: str = "") -> Iterator[IngestRow]:
+    def ingest(
+        self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
+    ) -> Iterator[IngestRow]:
         """Hash and probe every input, in any order; one that hangs or kills its worker fails."""
         remote = self._ray.remote(max_retries=0)(ingest)
 
         def submit(given: Input) -> tuple[list[Any], float]:
-            return [remote.remote(given, base)], PROBE_DEADLINE_S
+            return [remote.remote(given, base, limits)], PROBE_DEADLINE_S
 
         for task, result in self._run(deque(inputs), submit):
             if isinstance(result, BaseException):

@@ -11,7 +11,7 @@ import logging
 import mimetypes
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ from pydantic import model_validator
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
-from talkforge.pipeline.store import at_base, local_copy, without_base
+from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, at_base, local_copy, without_base
 from talkforge.schemas import extras
+from talkforge.schemas.config import ExecutionConfig
 from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, kind_of, one_line
 from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
 
@@ -73,6 +74,7 @@ def find_inputs(
     exclude: Sequence[str] = (),
     base: str = "",
     tell: Callable[[str], object] = log.warning,
+    protocols: Collection[str] = ExecutionConfig().protocols,
 ) -> list[Input]:
     """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name and time.
 
@@ -84,16 +86,18 @@ def find_inputs(
         base: of the `Store`; the inputs' names are made relative to it.
         tell: called with a line for each folder in which files were passed over, because their names do not
             promise a video.
+        protocols: that URIs may have. A row of a list with another one is an input with a `problem`.
 
     Raises:
-        CommandError: an input does not exist or is not below the base, a list cannot be read, or nothing is
-            found.
+        CommandError: an input does not exist, is not below the base or has another protocol, a list cannot be
+            read, or nothing is found.
+        MissingExtraError: a driver for object stores is not installed.
     """
     inputs = list(inputs)
     found: dict[InputKey, Input] = {}
     num_excluded = 0
     for text in inputs:
-        for given, below in _expand(text, tell):
+        for given, below in _expand(text, tell, protocols):
             if any(_matches(below, pattern) for pattern in exclude):
                 num_excluded += 1
             else:
@@ -106,6 +110,8 @@ def find_inputs(
 
 
 def _relative(given: Input, base: str) -> Input:
+    if given.problem and not given.uri.startswith(f"{base}/"):  # a list may lie anywhere
+        return given.model_copy(update={"uri": Path(given.uri).name})
     if not given.uri.startswith(f"{base}/"):
         raise CommandError(f"{given.uri!r}: expected an input below --base {base}")
     return given.model_copy(update={"uri": given.uri.removeprefix(f"{base}/")})
@@ -121,8 +127,10 @@ Found = tuple[Input, str]
 """An input, and its path below the folder that was searched, with `/`."""
 
 
-def _expand(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
+def _expand(text: str, tell: Callable[[str], object], protocols: Collection[str]) -> Iterator[Found]:
     if "://" in text:
+        if problem := refusal(text, protocols):
+            raise CommandError(f"{text}: {problem}")
         yield from _expand_uri(text, tell)
         return
     path = Path(text)
@@ -133,7 +141,9 @@ def _expand(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
         yield from (_found(name, path) for name in names)
     elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
         folder = _absolute(path.parent).rstrip("/") + "/"
-        yield from ((given, given.uri.removeprefix(folder)) for given in read_list(path))
+        for given in read_list(path, lambda uri: refusal(uri, protocols)):
+            extras.require_driver(given.uri)
+            yield given, given.uri.removeprefix(folder)
     elif path.exists() or path.is_symlink():
         yield _found(path, path.parent)
     elif glob.has_magic(text):
@@ -205,12 +215,22 @@ def _expand_uri(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
             _tell_others(text, others, tell)
         else:
             names, root = [path] if filesystem.exists(path) else [], root.rpartition("/")[0]
-    except (OSError, ValueError, ImportError) as error:
-        raise CommandError(f"{text}: {error}") from None
+    except Exception as error:  # cloud libraries raise their own
+        raise CommandError(f"{text}: {one_line(error)}") from None
     if not names:
         raise CommandError(f"no videos at {text!r}")
     for name in sorted(names):
         yield Input(uri=filesystem.unstrip_protocol(name)), str(name).removeprefix(root.rstrip("/") + "/")
+
+
+def refusal(uri: str, protocols: Collection[str]) -> str:
+    """Why a URI must not be opened: it, or a link of a chain such as `zip://a.mp4::s3://...`, has a protocol
+    that is not allowed. Empty where it may."""
+    for link in uri.split("::"):
+        protocol = link.partition("://")[0]
+        if protocol.lower() not in protocols:
+            return f"expected a protocol of run.protocols ({', '.join(protocols)}), found {protocol[:40]!r}"
+    return ""
 
 
 def is_video_name(name: str) -> bool:
@@ -230,17 +250,18 @@ def stamp_of(uri: str) -> str:
     try:
         filesystem, path = fsspec.url_to_fs(uri)
         info = filesystem.info(path)
-    except (OSError, ValueError, ImportError):
+    except Exception:  # cloud libraries raise their own
         return ""
     return "-".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "updated"))
 
 
-def ingest(given: Input, base: str = "") -> IngestRow:
+def ingest(given: Input, base: str = "", limits: FetchLimits = DEFAULT_LIMITS) -> IngestRow:
     """Hash and probe one input; an unreadable one is a failed row.
 
     Args:
         given: the input.
         base: of the `Store`; what the input's name is relative to.
+        limits: of the `Store`; bounds of a remote input.
 
     Raises:
         RunError: there is no room for a copy of a remote one.
@@ -250,12 +271,14 @@ def ingest(given: Input, base: str = "") -> IngestRow:
         name = given.uri.encode("utf-8", "backslashreplace").decode()
         error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
         return failed(given.model_copy(update={"uri": name}), "", "probe", error)
+    if given.problem:
+        return failed(given, "", "list", MediaError(given.problem))
     from talkforge.curation.audio.track import choose_audio  # its detector is not needed to read a plan
 
     uri = at_base(given.uri, base)
     stamp = stamp_of(uri)
     try:
-        with local_copy(uri) as path:
+        with local_copy(uri, limits) as path:
             video = choose_audio(path, probe(path, given, content_hash(path)), given.audio_track)
         _check_span(given, video)
     except (RunError, ModelError):  # of this machine, not of the video

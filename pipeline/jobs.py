@@ -38,7 +38,7 @@ from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.report import write_report
 from talkforge.pipeline.shards import ShardPlan
-from talkforge.pipeline.store import Store
+from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas.config import Config, ShardConfig, config_hash
 from talkforge.schemas.dataset import Dataset
@@ -119,7 +119,7 @@ def curate(
         ModelError: weights are missing. RunError: the run cannot go on.
     """
     passed_over: list[str] = []
-    found = find_inputs(inputs, limit, exclude, store.base, passed_over.append)
+    found = find_inputs(inputs, limit, exclude, store.base, passed_over.append, config.run.protocols)
     return _go_on(found, store, config, make_executor, on_progress, on_download, passed_over)
 
 
@@ -159,6 +159,7 @@ def _go_on(
     on_download: download.ProgressCallback = download.no_progress,
     passed_over: Sequence[str] = (),
 ) -> Selection:
+    store = _limited(store, config)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
     dataset = open_for_curating(store, fresh)
@@ -178,6 +179,12 @@ def _go_on(
             executor.close()
 
 
+def _limited(store: Store, config: Config) -> Store:
+    """The store with the bounds of remote inputs that the configuration sets."""
+    run = config.run
+    return replace(store, limits=FetchLimits(run.max_input_gb * 1e9, run.fetch_timeout_s))
+
+
 def _ingest(
     inputs: Sequence[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
 ) -> tuple[list[IngestRow], list[Part]]:
@@ -189,7 +196,7 @@ def _ingest(
 
     def read() -> Iterator[IngestRow]:
         on_progress(counted("reading inputs", 0, len(new)))
-        for number, row in enumerate(executor.ingest(new, store.base), 1):
+        for number, row in enumerate(executor.ingest(new, store.base, store.limits), 1):
             tripwire.note(1, [row.failure] if row.failure else ())
             old = known.get(row.input)
             yield old if old and _out_of_reach(row, old) else after(row, old)
@@ -326,6 +333,7 @@ def shard(
 ) -> Selection:
     """Cut what is accepted, write the shards, the ledger that names them, and the report."""
     check_base(store, (row.input for row in ingested))
+    store = _limited(store, dataset.config)
     shards.finish_swap(store)
     orders = cut.orders(
         selection,

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ import pyarrow.parquet as pq
 
 from talkforge.schemas.errors import CommandError, one_line
 from talkforge.schemas.records import Input, ListedColumn
+
+
+class RowError(ValueError):
+    """What is wrong with one row of a list."""
+
+
+_Row = tuple[int, Mapping[Any, Any] | RowError]
+"""Number of a row, and its values or what is wrong with it."""
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet"})
 
@@ -32,37 +40,63 @@ _MARKS = (
 """Byte-order marks and the encodings they stand for; UTF-32's begin as UTF-16's do, and come first."""
 
 
-def read_list(path: Path) -> list[Input]:
+def read_list(path: Path, refusal: Callable[[str], str] = lambda _: "") -> list[Input]:
     """Inputs of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
 
     Names that are not absolute are relative to the list's folder. Texts are UTF-8, or UTF-16 with a
-    byte-order mark.
+    byte-order mark. A row that does not fit is an input that is named after the row and has a `problem`.
+
+    Args:
+        path: the list.
+        refusal: says why a URI must not be used; empty where it may.
 
     Raises:
-        CommandError: the list cannot be read, has no `uri` column or one twice, a row does not fit, or it is
-            empty.
+        CommandError: the list cannot be read, has no `uri` column or one twice, is empty, or not one of its
+            rows fits.
     """
     try:
         if path.suffix.lower() == ".parquet":
-            rows = [(number, row) for number, row in enumerate(pq.read_table(path).to_pylist(), 1)]
+            rows: Iterable[_Row] = enumerate(pq.read_table(path).to_pylist(), 1)
         else:
-            rows = list(_text_rows(_text(path.read_bytes()), path.suffix.lower()))
-        inputs = [_input_of(_named(row), f"row {number}", path.parent) for number, row in rows]
-    except (OSError, ValueError, csv.Error) as error:
+            rows = _text_rows(_text(path.read_bytes()), path.suffix.lower())
+        inputs = [_checked(row, number, path, refusal) for number, row in rows]
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged Parquet makes pyarrow raise almost anything
         raise CommandError(f"list {path}: {one_line(error)}") from None
     if not inputs:
         raise CommandError(f"list {path}: names no videos")
+    if all(given.problem for given in inputs):
+        number = inputs[0].uri.rpartition(": ")[2]
+        others = f" (and {len(inputs) - 1} more rows, none can be used)" if len(inputs) > 1 else ""
+        raise CommandError(f"list {path}: {number}: {inputs[0].problem}{others}")
     return inputs
 
 
 def _text(data: bytes) -> str:
+    """The text; bytes that are not UTF-8 become surrogates, and cost the row that they are in."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return data.decode(encoding)
-    return data.decode("utf-8-sig")
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
-def _text_rows(text: str, suffix: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _checked(
+    row: Mapping[Any, Any] | RowError, number: int, path: Path, refusal: Callable[[str], str]
+) -> Input:
+    """The input of a row, or one that says what is wrong with the row."""
+    try:
+        if isinstance(row, RowError):
+            raise row
+        given = _input_of(_named(row), path.parent)
+        if problem := refusal(given.uri) if "://" in given.uri else "":
+            raise RowError(problem)
+        return given
+    except RowError as error:
+        return Input(uri=f"{os.path.abspath(path)}: row {number}", problem=one_line(error))  # noqa: PTH100
+
+
+def _text_rows(text: str, suffix: str) -> Iterator[_Row]:
     """Line number and values of every row."""
     if suffix == ".txt":
         yield from ((n, {"uri": line.strip()}) for n, line in enumerate(text.splitlines(), 1) if line.strip())
@@ -74,12 +108,21 @@ def _text_rows(text: str, suffix: str) -> Iterator[tuple[int, dict[str, str]]]:
     names = next(reader, [])
     if len({*names}) < len(names):
         raise ValueError(f"expected every column once, found {', '.join(names)}")
-    for values in reader:
-        if not values:
+    while True:
+        begin = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):  # nobody knows which rows the quote swallows
+                raise ValueError(f"row {begin}: a quote is not closed before the end of the list") from None
+            yield reader.line_num, RowError(one_line(error))
             continue
-        if len(values) != len(names):
-            raise ValueError(f"row {reader.line_num}: expected {len(names)} values, found {len(values)}")
-        yield reader.line_num, dict(zip(names, values, strict=True))
+        if values is None:
+            return
+        if len(values) not in (0, len(names)):
+            yield reader.line_num, RowError(f"expected {len(names)} values, found {len(values)}")
+        elif values:
+            yield reader.line_num, dict(zip(names, values, strict=True))
 
 
 def _named(row: Mapping[Any, Any]) -> dict[str, str]:
@@ -91,20 +134,26 @@ def _named(row: Mapping[Any, Any]) -> dict[str, str]:
         name = known if known in KNOWN_COLUMNS else name
         text = "" if value is None else str(value).strip() if name in KNOWN_COLUMNS else str(value)
         if named.get(name) and text and named[name] != text:
-            raise ValueError(f"column {name} is there twice, with {named[name]!r} and {text!r}")
+            raise RowError(f"column {name} is there twice, with {named[name]!r} and {text!r}")
         named[name] = named.get(name) or text
     if "uri" not in named:
         raise ValueError(f"expected a column uri; found {', '.join(map(str, row))}")
     return named
 
 
-def _input_of(row: dict[str, str], where: str, folder: Path) -> Input:
+def _input_of(row: dict[str, str], folder: Path) -> Input:
     uri = row["uri"]
     if not uri:
-        raise ValueError(f"{where}: has no uri")
-    start_s, end_s = _seconds(row, "start_s", where), _seconds(row, "end_s", where)
+        raise RowError("has no uri")
+    for name, value in row.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(value).decode("utf-8", "backslashreplace")
+            raise RowError(f"{name}: expected UTF-8, found {shown!r}") from None
+    start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise ValueError(f"{where}: expected end_s after start_s, found {start_s or 0:g} and {end_s:g}")
+        raise RowError(f"expected end_s after start_s, found {start_s or 0:g} and {end_s:g}")
     return Input(
         uri=uri if "://" in uri else os.path.abspath(folder / uri),  # noqa: PTH100 (resolve follows links)
         source=row.get("source", ""),
@@ -113,21 +162,21 @@ def _input_of(row: dict[str, str], where: str, folder: Path) -> Input:
         person=row.get("person", ""),
         start_s=start_s,
         end_s=end_s,
-        audio_track=_track(row, where),
+        audio_track=_track(row),
         columns=tuple(
             ListedColumn(name=name, value=value) for name, value in row.items() if name not in KNOWN_COLUMNS
         ),
     )
 
 
-def _track(row: dict[str, str], where: str) -> int | None:
+def _track(row: dict[str, str]) -> int | None:
     text = row.get("audio_track", "")
-    if text and not text.isdecimal():
-        raise ValueError(f"{where}: audio_track: expected a number from 0, found {text!r}")
+    if text and not (text.isdecimal() and len(text) < 6):
+        raise RowError(f"audio_track: expected a number from 0, found {text!r}")
     return int(text) if text else None
 
 
-def _seconds(row: dict[str, str], name: str, where: str) -> float | None:
+def _seconds(row: dict[str, str], name: str) -> float | None:
     text = row.get(name, "")
     if not text:
         return None
@@ -136,5 +185,5 @@ def _seconds(row: dict[str, str], name: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(f"{where}: {name}: expected seconds, found {text!r}")
+        raise RowError(f"{name}: expected seconds, found {text!r}")
     return value

@@ -69,7 +69,7 @@ def preview(
         MissingExtraError: a model is run by a package that is not installed.
     """
     passed_over: list[str] = []
-    found = find_inputs(inputs, limit, exclude, store.base, passed_over.append)
+    found = find_inputs(inputs, limit, exclude, store.base, passed_over.append, config.run.protocols)
     check_target(store, config)
     known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
@@ -111,6 +111,9 @@ class _Lengths:
             if row.failure is not None:
                 self.unreadable[given.uri] = row.failure.message
             self.total_s += row.span.duration_s if row.span else 0.0
+            return
+        if given.problem:
+            self.unreadable[given.uri] = given.problem
             return
         try:
             whole_s = None if "://" in uri else promised_s(Path(uri), given.uri)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import queue
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -47,6 +48,22 @@ Names = list[str]
 
 
 @dataclass(frozen=True)
+class FetchLimits:
+    """Bounds of a remote input.
+
+    Attributes:
+        max_bytes: one that is larger is not fetched.
+        timeout_s: seconds without data after which fetching fails.
+    """
+
+    max_bytes: float = 200e9
+    timeout_s: float = 300.0
+
+
+DEFAULT_LIMITS = FetchLimits()
+
+
+@dataclass(frozen=True)
 class Store:
     """A data set's folder. Names are relative to it and use '/'.
 
@@ -54,6 +71,7 @@ class Store:
         root: local path or fsspec URI such as `s3://bucket/dataset`.
         base: folder or URI that the names of the inputs are relative to, so that nobody's own folders are in
             the data set; empty: they are absolute. It is in no file, and is given again in each run.
+        limits: bounds of remote inputs.
 
     Every method raises RunError when the disk or the network fails, DatasetError when a file
     that is asked for is not there, and CommandError when a name or the root is not usable: one
@@ -62,6 +80,7 @@ class Store:
 
     root: str
     base: str = ""
+    limits: FetchLimits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
         root = str(self.root)
@@ -299,12 +318,16 @@ def without_base(text: str, base: str) -> str:
 
 
 @contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
+def local_copy(uri: str, limits: FetchLimits = DEFAULT_LIMITS) -> Iterator[Path]:
     """A local path for an input: the file itself, or a copy of a remote one that is then removed.
 
+    Args:
+        uri: absolute path or URI.
+        limits: bounds of a remote file.
+
     Raises:
-        FetchError: a remote file is not there or cannot be fetched.
-        MediaError: its URI is not usable.
+        FetchError: a remote file is not there or cannot be fetched, or its server falls silent.
+        MediaError: its URI is not usable, or it is too large.
         RunError: there is no room for the copy.
     """
     if "://" not in uri:
@@ -312,14 +335,14 @@ def local_copy(uri: str) -> Iterator[Path]:
         return
     try:
         filesystem, path = url_to_fs(uri)
-    except (ImportError, ValueError, OSError) as error:
+    except Exception as error:  # drivers raise their own
         raise MediaError(f"{uri}: {one_line(error)}") from None
     if isinstance(filesystem, LocalFileSystem):
         yield Path(path)
         return
     suffix = Path(path).suffix[:16]
     with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=suffix) as copy:
-        _fetch(uri, copy)
+        _fetch(uri, copy, limits)
         yield Path(copy.name)
 
 
@@ -341,17 +364,60 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(uri: str, copy: IO[bytes]) -> None:
+def _fetch(uri: str, copy: IO[bytes], limits: FetchLimits) -> None:
+    num_bytes = 0
+    for block in _blocks(uri, limits):
+        num_bytes += len(block)
+        if num_bytes > limits.max_bytes:
+            raise _too_large(uri, limits, f"more than {num_bytes / 1e9:.3g}")
+        _append(copy, block)
+
+
+def _blocks(uri: str, limits: FetchLimits) -> Iterator[bytes]:
+    """The bytes of a remote file. They are read by a thread, because a driver may wait for ever."""
+    blocks: queue.Queue[bytes | BaseException] = queue.Queue(maxsize=2)
+    given_up = threading.Event()
+
+    def put(item: bytes | BaseException) -> None:
+        while not given_up.is_set():
+            try:
+                blocks.put(item, timeout=0.5)
+                return
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            filesystem, path = url_to_fs(uri)
+            if (size := filesystem.info(path).get("size") or 0) > limits.max_bytes:
+                raise _too_large(uri, limits, f"{size / 1e9:.3g}")
+            with filesystem.open(path, "rb", block_size=CHUNK_BYTES) as source:
+                while (block := source.read(CHUNK_BYTES)) and not given_up.is_set():
+                    put(block)
+            put(b"")
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=read, name=f"fetch {uri}", daemon=True).start()
     try:
-        with fsspec.open(uri, "rb") as source:
-            while block := source.read(CHUNK_BYTES):
-                _append(copy, block)
-    except TalkforgeError:
-        raise
-    except FileNotFoundError:
-        raise FetchError(f"{uri}: no such file") from None
-    except Exception as error:  # cloud libraries raise their own
-        raise FetchError(f"{uri}: cannot be fetched: {one_line(error)}") from None
+        while item := blocks.get(timeout=limits.timeout_s):
+            if isinstance(item, TalkforgeError | MemoryError):
+                raise item
+            if isinstance(item, FileNotFoundError):
+                raise FetchError(f"{uri}: no such file")
+            if isinstance(item, BaseException):  # cloud libraries raise their own
+                raise FetchError(f"{uri}: cannot be fetched: {one_line(item)}")
+            yield item
+    except queue.Empty:
+        silent = f"no data for {limits.timeout_s:g} s (run.fetch_timeout_s)"
+        raise FetchError(f"{uri}: cannot be fetched: {silent}") from None
+    finally:
+        given_up.set()
+
+
+def _too_large(uri: str, limits: FetchLimits, found_gb: str) -> MediaError:
+    most = f"at most {limits.max_bytes / 1e9:g} GB (run.max_input_gb)"
+    return MediaError(f"{uri}: expected {most}, found {found_gb} GB")
 
 
 def _append(copy: IO[bytes], block: bytes) -> None:

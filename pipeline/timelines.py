@@ -35,7 +35,7 @@ def local_video(store: Store, video: Video, stamp: str | None = None) -> Iterato
     """
     name = f"{FOLDER}/{video.video_id}.npz"
     uri = store.input_uri(video.uri)
-    with local_copy(uri) as path:
+    with local_copy(uri, store.limits) as path:
         if stamp is not None:
             _check_unchanged(path, uri, video, stamp)
         try:

@@ -470,6 +470,17 @@ class ExecutionConfig(Section):
         "reason of infrastructure; 1: never.",
     )
 
+    protocols: tuple[str, ...] = Field(
+        ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory"),
+        description="Protocols that URIs of inputs may have. Lists may come from elsewhere, and 'http', 'https', 'ftp' or 'sftp' reach into the network of the machine: add what you trust your lists with.",
+    )
+    max_input_gb: float = Field(
+        200.0, gt=0, description="A remote input that is larger is not fetched and fails, GB (10^9 bytes)."
+    )
+    fetch_timeout_s: float = Field(
+        300.0, gt=0, description="Fetching a remote input fails when no data come for so long, s."
+    )
+
 
 class Config(Section):
     """The whole configuration of `talkforge curate`."""

@@ -60,6 +60,8 @@ class Input(Record):
     """Audio track that is used, from 0, as the list of inputs says; None: the one with the most speech."""
     columns: tuple[ListedColumn, ...] = ()
     """Further columns of the list, as texts."""
+    problem: str = ""
+    """Why the row of the list cannot be used; empty where it can."""
 
     @property
     def span_s(self) -> tuple[float, float]:
@@ -480,7 +482,7 @@ class Failure(Record):
     """An error. It is never a verdict: a decode error is not a low score."""
 
     stage: str
-    """Stage that failed: probe, measure, trace, cut, transcribe or caption."""
+    """Stage that failed: list, probe, measure, trace, cut, transcribe or caption."""
     key: str
     """What failed: an input, a span of a video, or a clip."""
     video_id: str

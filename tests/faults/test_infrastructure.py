@@ -24,7 +24,7 @@ from talkforge.pipeline.standing import standing
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, load_config
 from talkforge.schemas.errors import FetchError, MediaError, RunError
-from talkforge.schemas.records import Failure
+from talkforge.schemas.records import Failure, Video
 from tests.conftest import ROOT, SETTINGS, Curated
 
 CONFIG = load_config(ROOT / "configs" / "offline.yaml", SETTINGS)
@@ -55,7 +55,7 @@ def failing(
     opened = getattr(module, name)
 
     def opening(*arguments: Any) -> Any:
-        uri = getattr(arguments[-1], "uri", arguments[-1])
+        uri = next(getattr(one, "uri", one) for one in arguments if isinstance(one, str | Video))
         error = fails(uri)
         if error is not None:
             raise error

@@ -201,6 +201,64 @@ def test_an_unreadable_input_is_a_failed_row_in_one_line(tmp_path: Path, content
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("uri", "protocol"),
+    [
+        ("dir:///etc", "dir"),
+        ("http://169.254.169.254/latest", "http"),
+        ("zip://a.mp4::memory://b.zip", "zip"),
+        ("memory://a::simplecache", "simplecache"),
+        ("memory://a::file:///etc/passwd::github://x:y@z", "github"),
+        ("x" * 100 + "://a", "x" * 40),
+    ],
+)
+def test_only_the_protocols_of_the_configuration_are_opened(folder: Path, uri: str, protocol: str) -> None:
+    told = "expected a protocol of run.protocols (file, s3, s3a, gs, gcs, az, abfs, abfss, hdfs, memory), "
+    with pytest.raises(CommandError) as caught:
+        find_inputs([uri])
+    assert str(caught.value) == f"{uri}: {told}found {protocol!r}"
+    (folder / "list.txt").write_text(f"b.mp4\n{uri}\n")
+    good, bad = find_inputs([str(folder / "list.txt")])
+    assert (good.uri, good.problem) == (str(folder / "b.mp4"), "")
+    row = ingest(bad)
+    assert row.failure is not None
+    assert (row.status, row.failure.stage, row.failure.kind) == ("failed", "list", "video")
+    assert (row.failure.uri, row.failure.message) == (
+        f"{folder}/list.txt: row 2",
+        f"{told}found {protocol!r}",
+    )
+
+
+def test_a_protocol_that_the_user_adds_is_opened(folder: Path) -> None:
+    (folder / "list.txt").write_text("http://127.0.0.1:9/a.mp4\n")
+    (given,) = find_inputs([str(folder / "list.txt")], protocols=["http"])
+    assert (given.uri, given.problem) == ("http://127.0.0.1:9/a.mp4", "")
+
+
+def test_rows_that_do_not_fit_have_no_place_outside_the_base(folder: Path) -> None:
+    for base, name in ((folder, "deep/list.csv: row 2"), (folder / "deep" / "er", "list.csv: row 2")):
+        (folder / "deep" / "list.csv").write_text(
+            f"uri,start_s\n{folder}/deep/er/c.mpg,soon\n{folder}/deep/er/c.mpg,1\n"
+        )
+        found = find_inputs([str(folder / "deep" / "list.csv")], base=str(base))
+        assert [given.uri for given in found if given.problem] == [name]
+
+
+@pytest.mark.parametrize("error", [TypeError("no fs"), LookupError("no credentials"), AttributeError("x")])
+def test_whatever_a_driver_raises_costs_one_row(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", fail)
+    assert stamp_of("memory://x/a.mp4") == ""
+    row = ingest(Input(uri="memory://x/a.mp4"))
+    assert row.failure is not None
+    assert (row.failure.kind, row.failure.stage) == ("network", "probe")
+    assert row.failure.message.startswith("memory://x/a.mp4: cannot be fetched: ")
+    with pytest.raises(CommandError, match=r"^memory://x/a\.mp4: "):
+        find_inputs(["memory://x/a.mp4"])
+
+
 def test_a_dangling_link_and_a_folder_are_failed_rows(tmp_path: Path) -> None:
     link = tmp_path / "gone.mp4"
     link.symlink_to(tmp_path / "nothing.mp4")

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from talkforge.pipeline.lists import read_list
 from talkforge.schemas.errors import CommandError
@@ -71,6 +73,57 @@ def test_both_spellings_of_licence_may_be_there(tmp_path: Path) -> None:
     assert [given.licence for given in read_list(tmp_path / "a.csv")] == ["CC0", "MIT", "CC0"]
 
 
+ROWS: dict[str, tuple[bytes, str]] = {
+    "no uri": (b",CC0,", "has no uri"),
+    "no time": (b"b.mp4,CC0,soon", "start_s: expected seconds, found 'soon'"),
+    "values are missing": (b"b.mp4", "expected 3 values, found 1"),
+    "a quote in the middle": (b'"b"c.mp4,CC0,1', "',' expected after '\"'"),
+    "another encoding": (b"caf\xe9.mp4,CC0,", "uri: expected UTF-8, found 'caf\\\\xe9.mp4'"),
+    "another encoding elsewhere": (b"b.mp4,\xa9,", "licence: expected UTF-8, found '\\\\xa9'"),
+    "refused": (b"dir:///etc,,", "not that"),
+}
+"""Rows of a list of three columns, and what is wrong with them."""
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_bad_row_costs_one_row(tmp_path: Path, name: str) -> None:
+    row, problem = ROWS[name]
+    (tmp_path / "a.csv").write_bytes(b"uri,licence,start_s\na.mp4,CC0,0\n" + row + b"\nz.mp4,CC0,2\n")
+    first, bad, last = read_list(tmp_path / "a.csv", lambda uri: "not that" if uri[:3] == "dir" else "")
+    assert (first.uri, first.problem, last.uri) == (str(tmp_path / "a.mp4"), "", str(tmp_path / "z.mp4"))
+    assert bad == Input(uri=f"{tmp_path}/a.csv: row 3", problem=problem)
+
+
+def test_bad_rows_of_parquet_cost_one_row_each(tmp_path: Path) -> None:
+    rows = [{"uri": "a.mp4", "start_s": 0.0}, {"uri": None, "start_s": 1.0}, {"uri": "b", "start_s": -1.0}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = read_list(tmp_path / "a.parquet")
+    assert [given.problem for given in found] == [
+        "", "has no uri", "start_s: expected seconds, found '-1.0'",
+    ]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_list_is_rows_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from([".txt", ".csv", ".tsv", ".parquet"]))
+    noise = st.binary(max_size=60) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))
+    lines = st.lists(noise | st.sampled_from([b"a.mp4,1", b'"a', b"s3://b/c,", b"b,2"]), max_size=6)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(
+        data.draw(st.sampled_from([b"uri,start_s\n", b"uri\n", b""])) + b"\n".join(data.draw(lines))
+    )
+    try:
+        found = read_list(path)
+    except CommandError as error:
+        assert str(error).startswith(f"list {path}: ") and "\n" not in str(error)
+        return
+    assert found
+    for one in found:
+        one.uri.encode()
+        assert "\n" not in one.problem
+
+
 BAD: dict[str, tuple[str, Any, str]] = {
     "no uri column": ("a.csv", "path\nb.mp4\n", "expected a column uri; found path"),
     "empty uri": ("a.csv", "uri,licence\n,CC0\n", "row 2: has no uri"),
@@ -81,14 +134,17 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "two licences": (
         "a.csv", "uri,license,licence\nb,CC0,MIT\n", "column licence is there twice, with 'CC0' and 'MIT'",
     ),
-    "too many values": ("a.csv", "uri,a\nb,1\nc,1,2\n", "row 3: expected 2 values, found 3"),
+    "too many values": ("a.csv", "uri,a\nb,1,2\n", "row 2: expected 2 values, found 3"),
+    "every row": ("a.csv", "uri,a\nb,1,2\nc\n", "row 2: expected 2 values, found 3 (and 1 more rows, none"),
+    "an open quote": ("a.csv", 'uri,a\nb,1\n"c,1\nd,1\n', "row 3: a quote is not closed before the end"),
     "no time": ("a.csv", "uri,start_s\nb,soon\n", "row 2: start_s: expected seconds, found 'soon'"),
     "NaN": ("a.csv", "uri,start_s\nb,nan\n", "row 2: start_s: expected seconds, found 'nan'"),
     "before the start": ("a.csv", "uri,start_s\nb,-1\n", "row 2: start_s: expected seconds, found '-1'"),
     "backwards": (
         "a.csv", "uri,start_s,end_s\nb,3,3\n", "row 2: expected end_s after start_s, found 3 and 3",
     ),
-    "another encoding": ("a.csv", b"uri\n\xfc.mp4\n", "codec can't decode byte 0xfc"),
+    "another encoding": ("a.csv", b"uri\n\xfc.mp4\n", "row 2: uri: expected UTF-8, found '\\\\xfc.mp4'"),
+    "another encoding after a mark": ("a.csv", b"\xff\xfeu\0r\0i\0\n\0x", "codec can't decode byte"),
     "no parquet": ("a.parquet", "this is no parquet", "Parquet"),
 }  # fmt: skip
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
+import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from talkforge.pipeline import store as store_module
-from talkforge.pipeline.store import TEMPORARY, Store, local_copy
-from talkforge.schemas.errors import CommandError, DatasetError, MediaError, RunError
+from talkforge.pipeline.store import DEFAULT_LIMITS, TEMPORARY, FetchLimits, Store, local_copy
+from talkforge.schemas.errors import CommandError, DatasetError, FetchError, MediaError, RunError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -250,8 +255,77 @@ def test_no_room_for_a_copy_ends_the_run() -> None:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(RunError, match="No space left on device"):
-        store_module._fetch("memory://inputs/b.mov", Full())  # type: ignore[arg-type]
+        store_module._fetch("memory://inputs/b.mov", Full(), DEFAULT_LIMITS)  # type: ignore[arg-type]
     fsspec.filesystem("memory").rm("/inputs", recursive=True)
+
+
+class OddFileSystem(MemoryFileSystem):
+    """A store whose driver does what the name of the file says."""
+
+    protocol = "odd"
+    store: ClassVar[dict[str, Any]] = {}
+    never = threading.Event()
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        if "huge" in path:
+            return {"name": path, "size": 10**12}
+        if "credentials" in path:
+            raise LookupError("Unable to locate\ncredentials")  # no OSError, and two lines
+        return {"name": path, "size": None}
+
+    def _open(self, path: str, *_: Any, **__: Any) -> Any:
+        class File(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                if "silent" in path:
+                    OddFileSystem.never.wait()
+                if "broken" in path:
+                    raise OSError(104, "Connection reset by peer")
+                return bytes(size or 0) if "endless" in path else super().read(size)
+
+        return File(b"0123456789")
+
+
+@pytest.fixture
+def odd() -> Iterator[None]:
+    fsspec.register_implementation("odd", OddFileSystem, clobber=True)
+    yield
+    OddFileSystem.never.set()  # lets go of the threads that wait
+    OddFileSystem.never = threading.Event()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("huge", MediaError, "expected at most 0.001 GB (run.max_input_gb), found 1e+03 GB"),
+        ("endless", MediaError, "expected at most 0.001 GB (run.max_input_gb), found more than 0.0"),
+        ("silent", FetchError, "cannot be fetched: no data for 0.2 s (run.fetch_timeout_s)"),
+        ("broken", FetchError, "cannot be fetched: Connection reset by peer"),
+        ("credentials", FetchError, "cannot be fetched: Unable to locate credentials"),
+    ],
+)
+@pytest.mark.usefixtures("odd")
+def test_a_remote_input_is_bounded_in_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: type, message: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    uri = f"odd://bucket/{name}.mp4"
+    with pytest.raises(MediaError) as caught, local_copy(uri, FetchLimits(1e6, 0.2)):
+        raise AssertionError("no path must be given out")
+    assert str(caught.value).startswith(f"{uri}: {message}")
+    assert "\n" not in str(caught.value)
+    assert type(caught.value) is kind
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_remote_input_within_its_bounds_is_copied() -> None:
+    with local_copy("odd://bucket/good.mp4", FetchLimits(10, 60.0)) as path:
+        assert path.read_bytes() == b"0123456789"
+    with (
+        pytest.raises(MediaError, match="at most 9e-09 GB"),
+        local_copy("odd://b/c.mp4", FetchLimits(9, 60.0)),
+    ):
+        raise AssertionError("no path must be given out")
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
