@@ -58,14 +58,17 @@ class RunError(TalkforgeError):
     """The run itself cannot go on (full disk, cluster gone): exit code 1."""
 
 
-def one_line(error: BaseException, longest: int | None = None) -> str:
-    """The message of an error in one line, never empty; of an OSError without its number and path.
+def one_line(error: BaseException, longest: int | None = None, *, with_path: bool = False) -> str:
+    """The message of an error in one line, never empty.
 
     Args:
         error: any exception.
         longest: most characters; None means any number.
+        with_path: keep the number and the path that an error of the system or of FFmpeg names: for messages
+            that do not name the file themselves.
     """
-    text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    words = None if with_path else getattr(error, "strerror", None)
+    text = words or str(error)
     return " ".join(str(text).split())[:longest] or type(error).__name__
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, one_line
 
 Kind = Literal["curate", "train", "accelerate"]
 
@@ -45,7 +45,7 @@ class ConfigFile:
         try:
             return self.path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"{self}: {' '.join(str(error).split())}") from None
+            raise CommandError(f"{self}: {one_line(error)}") from None
 
     @property
     def summary(self) -> str:

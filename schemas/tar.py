@@ -53,8 +53,8 @@ def read_samples(stream: IO[bytes], wanted: Collection[str] | None = None) -> It
 
     Raises:
         DatasetError: the tar file is damaged, holds something else than samples, or a sample of more than
-            `MAX_SAMPLE_BYTES`. A sample is dropped where it breaks off inside a member, and may lack members
-            where it breaks off between two.
+            `MAX_SAMPLE_BYTES`. A sample is dropped where it breaks off inside a member that is wanted, and
+            may lack members where it breaks off elsewhere.
         OSError: the stream fails.
     """
     key, names, members = "", set[str](), dict[str, bytes]()
@@ -74,7 +74,7 @@ def read_samples(stream: IO[bytes], wanted: Collection[str] | None = None) -> It
                 most = f"expected at most {MAX_SAMPLE_BYTES} bytes"
                 raise DatasetError(f"sample {key}: {most}, found {num_bytes}")
     except _DamageError as error:
-        if names and error.inside != key:
+        if members and error.inside != key:
             yield key, members
         raise
     if names:

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+from talkforge.schemas.errors import one_line
+
 MAX_ALIASED = 10_000
 """Most values that aliases may add to a text; aliases inside aliases multiply, and would fill the memory."""
 
@@ -69,7 +71,7 @@ def load(text: str) -> tuple[Any, dict[KeyPath, int]]:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise YamlError(f"{line}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise YamlError(" ".join(str(error).split())) from None
+        raise YamlError(one_line(error)) from None
     except RecursionError:
         raise YamlError("is nested too deeply") from None
 

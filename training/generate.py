@@ -25,7 +25,7 @@ from talkforge.curation.weights import registry
 from talkforge.curation.weights.torch import torch_device
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import IdentityConfig, ScanConfig, SpeechConfig
-from talkforge.schemas.errors import CommandError, ModelError
+from talkforge.schemas.errors import CommandError, ModelError, one_line
 from talkforge.schemas.units import AUDIO_HZ, features_from_frames, samples_from_frames
 from talkforge.training.config import SampleConfig, TrainConfig
 from talkforge.training.data.batch import Batch, DatasetInfo
@@ -258,7 +258,7 @@ def _read_image(path: Path) -> Bytes:
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise CommandError(f"--image {path}: cannot be read ({error.strerror})") from None
+        raise CommandError(f"--image {path}: cannot be read ({one_line(error)})") from None
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if bgr is None:
         raise CommandError(f"--image {path}: expected a picture, found something else")

@@ -21,7 +21,7 @@ from types import FrameType
 from talkforge.display import plain_console
 from talkforge.schemas import extras
 from talkforge.schemas.config import flatten
-from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError
+from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError, one_line
 
 if __name__ == "__main__":  # before torch is imported, so that its absence is told in one line
     try:
@@ -149,7 +149,7 @@ def train(
         loop.run()
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"out of memory on {accelerator.device}: {' '.join(str(error).split())[:150]}: lower "
+            f"out of memory on {accelerator.device}: {one_line(error, 150)}: lower "
             "data.batch_size, set model.gradient_checkpointing, or use more devices; see docs/training.md"
         ) from None
     finally:

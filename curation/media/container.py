@@ -25,7 +25,7 @@ import av
 from av.codec.context import Flags
 from av.error import FFmpegError
 
-from talkforge.schemas.errors import MediaError
+from talkforge.schemas.errors import MediaError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def reason(error: Exception) -> str:
     for kind, words in _REASONS.items():
         if isinstance(error, kind):
             return words
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    return one_line(error).lower()
 
 
 def _best_video(container: Any) -> Any | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import requests
 
+from talkforge.schemas.errors import one_line
+
 TRIES = 4
 """Attempts before an address is given up. The pause between them doubles, beginning with `PAUSE_S`."""
 
@@ -123,7 +125,7 @@ def _try(url: str, part: Path, limit_bytes: int, on_progress: ProgressCallback) 
         here = f" after {part.stat().st_size} bytes" if part.is_file() else ""
         raise BrokenError(f"the connection broke{here}") from None
     except requests.RequestException as error:
-        raise RefusedError(" ".join(str(error).split())) from None
+        raise RefusedError(one_line(error)) from None
 
 
 def _check(answer: requests.Response) -> None:

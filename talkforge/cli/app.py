@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from talkforge.display import plain_console
-from talkforge.schemas.errors import CommandError, TalkforgeError
+from talkforge.schemas.errors import CommandError, TalkforgeError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def set_up_output(quiet: bool, verbose: bool, log_file: Path | None) -> None:
     try:
         file = logging.FileHandler(log_file, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"--log-file {log_file}: cannot be written ({error.strerror})") from None
+        raise CommandError(f"--log-file {log_file}: cannot be written ({one_line(error)})") from None
     file.setFormatter(logging.Formatter(LOG_FORMAT))
     ours.addHandler(file)
     ours.setLevel(logging.DEBUG)
@@ -200,7 +200,7 @@ def _click_or_bug(error: Exception) -> int:
             say_error(f"{text} (see --help)")
         return int(getattr(error, "exit_code", 2))
     log.debug("unexpected", exc_info=True)
-    text = " ".join(str(error).split())
+    text = one_line(error, with_path=True)
     say_error(f"unexpected {type(error).__name__}: {text} (TALKFORGE_LOG=DEBUG shows where)")
     return 1
 

@@ -18,7 +18,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from talkforge.schemas.arrays import Bytes
-from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.sample import unpack_mask
 
 Size = tuple[int, int]
@@ -182,8 +182,8 @@ class EncodedVideo:
                     if count == last:
                         return
         except (FFmpegError, IndexError) as error:
-            what = " ".join(str(error).split())
-            raise SkippedSampleError("unreadable", f"{self.key}: mp4: frame {count}: {what}") from None
+            why = one_line(error)
+            raise SkippedSampleError("unreadable", f"{self.key}: mp4: frame {count}: {why}") from None
         raise SkippedSampleError(
             "wrong_shape", f"{self.key}: mp4: expected {self.num_frames} frames, found {count}"
         )

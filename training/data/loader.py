@@ -111,8 +111,8 @@ class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to myp
             yield _Read(None, fault=(type(error), one_line(error)))
         except Exception as error:
             log.debug("reading shards", exc_info=True)
-            said = " ".join(str(error).split())  # the whole of it: nothing else names the file
-            yield _Read(None, fault=(RunError, f"reading shards: {type(error).__name__}: {said}"))
+            why = f"{type(error).__name__}: {one_line(error, with_path=True)}"
+            yield _Read(None, fault=(RunError, f"reading shards: {why}"))
 
 
 def _begin(_: int) -> None:
@@ -195,7 +195,7 @@ class SpanLoader:
             yield from self._loader
         except RuntimeError as error:  # torch's way to say that a process was killed
             self._end()
-            raise RunError(f"a loader process ended: {one_line(error, 300)}") from None
+            raise RunError(f"a loader process ended: {one_line(error)}") from None
 
     def _end(self) -> None:
         """End the loader processes now; the next interval starts new ones."""

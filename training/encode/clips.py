@@ -109,7 +109,7 @@ class ClipEncoder:
             except (StopIteration, BrokenShardError):  # whoever reads this counts what is lost
                 return
             except OSError as error:
-                raise DatasetError(f"{url}: {' '.join(str(error).split())}") from None
+                raise DatasetError(f"{url}: cannot be read ({one_line(error)})") from None
             try:
                 yield key, self._spans(key, members)
             except SkippedSampleError as error:

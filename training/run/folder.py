@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from talkforge.schemas.config import differences
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.run import checkpoint
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
@@ -110,7 +110,7 @@ def describe(out: Path, config: TrainConfig, progress: TrainProgress) -> None:
         path.write_text(json.dumps({"starts": [*_starts(path), start]}, indent=1), encoding="utf-8")
         (out / "config.yaml").write_text(checkpoint.to_yaml(config), encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"run.out {out}: cannot be written to ({error.strerror})") from None
+        raise CommandError(f"run.out {out}: cannot be written to ({one_line(error)})") from None
 
 
 def _starts(path: Path) -> list[Any]:
