@@ -27,11 +27,11 @@ from examples import learn_videos
 from examples.learn_figures import Examiner, Figures, Shown
 from examples.speech import SPEECH_HZ
 from talkforge.curation.media.encode import encode_mp4
+from talkforge.display import Display
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import load_train_config
 from talkforge.training.generate import GenerationPipeline
-from talkforge.training.run.progress import TrainDisplay
 from talkforge.training.train import train
 
 OUT = Path("learn-out")
@@ -202,8 +202,8 @@ def learn(plan: Plan, dataset: Path, out: Path, seed: int, console: Console) -> 
         console.print(
             f"talkforge train {config} {' '.join(f'--set {one}' for one in settings)}", soft_wrap=True
         )
-        with TrainDisplay(console) as watch:
-            train(load_train_config(config, settings), show=watch.show)
+        with Display(console) as display:
+            train(load_train_config(config, settings), show=lambda one: display.show(one.progress()))
     return runs
 
 

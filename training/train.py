@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from talkforge.display import plain_console
+from talkforge.display import Display, plain_console
 from talkforge.schemas import extras
 from talkforge.schemas.config import flatten
 from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError, one_line
@@ -43,7 +43,7 @@ from talkforge.training.run import checkpoint, folder
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result
 from talkforge.training.run.parallel import error_barrier, make_accelerator
-from talkforge.training.run.progress import Report, TrainDisplay
+from talkforge.training.run.progress import Report
 from talkforge.training.run.published import export_published, load_published
 from talkforge.training.run.update import TrainState
 from talkforge.training.wan.codec import LinearCodec
@@ -90,24 +90,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def run_train(config_name: str | Path | None, settings: Sequence[str] = ()) -> int:
+def run_train(
+    config_name: str | Path | None, settings: Sequence[str] = (), console: Console | None = None
+) -> int:
     """Train with a configuration (preset or file) and `section.key=value` settings.
 
-    Returns 0, or 130 where interrupted.
-
     The first SIGINT or SIGTERM lets the step end and saves; a second SIGINT does not wait.
+
+    Args:
+        config_name: name of a preset, or path of a YAML file; None means the defaults.
+        settings: each overrides one value.
+        console: where progress and messages go; None means stderr. A quiet one gets nothing, and warnings
+            go to stderr.
+
+    Returns:
+        0, or 130 where interrupted.
 
     Raises:
         TalkforgeError: as `train`; or the configuration does not fit.
     """
     config = load_train_config(config_name, tuple(settings))
-    console = plain_console(stderr=True, soft_wrap=True)
-    with _telling(console), _asked_to_stop() as asked, TrainDisplay(console, quiet=_rank() > 0) as watch:
-        result = train(config, stop=asked, show=watch.show)
+    console = console or plain_console(stderr=True)
+    with _logging_to(console), _stop_signals() as stopped, Display(console) as display:
+        result = train(config, stop=stopped, show=lambda report: display.show(report.progress()))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if _rank() == 0 and result.checkpoint:
-        console.print(f"step {result.step}: {result.checkpoint}", highlight=False, markup=False)
+        console.print(f"step {result.step}: {result.checkpoint}", soft_wrap=True, highlight=False)
     return 0 if result.finished else 130
 
 
@@ -256,8 +265,8 @@ def _fitted(config: TrainConfig, info: DatasetInfo) -> LinearCodec:
 
 
 @contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come, while this lasts."""
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM has come since the block began."""
     came: list[int] = []
 
     def take(number: int, _: FrameType | None) -> None:
@@ -276,25 +285,38 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _telling(console: Console) -> Iterator[None]:
-    """What the trainer logs goes to the console: everything of the main process, warnings of all."""
+def _logging_to(console: Console) -> Iterator[None]:
+    """What the trainer logs goes to the console: everything of the main process, warnings of all.
 
-    class Telling(logging.Handler):
+    A quiet console gets nothing, so warnings go to stderr then. Log files get all of it as well.
+    """
+    target = plain_console(stderr=True) if console.quiet else console
+    logger, root = logging.getLogger("talkforge.training"), logging.getLogger()
+
+    class ToConsole(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             rank = f"process {_rank()}: " if _rank() else ""
-            console.print(f"{rank}{record.getMessage()}", highlight=False, markup=False)
+            target.print(f"{rank}{record.getMessage()}", soft_wrap=True, highlight=False)
 
-    logger, handler = logging.getLogger("talkforge.training"), Telling()
-    level, propagate = logger.level, logger.propagate
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return not record.name.startswith("talkforge.training")
+
+    handler, level = ToConsole(), logger.level
+    shown = logging.WARNING if _rank() or console.quiet else logging.INFO
+    handler.setLevel(min(shown, root.getEffectiveLevel()))
+    others = [other for other in root.handlers if type(other) is logging.StreamHandler]
+    for other in others:  # they write to stderr as well
+        other.addFilter(from_elsewhere)
     logger.addHandler(handler)
-    logger.propagate = False
-    if not logger.isEnabledFor(logging.INFO) and not _rank():
-        logger.setLevel(logging.INFO)
+    if not logger.isEnabledFor(shown):
+        logger.setLevel(shown)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = level, propagate
+        logger.setLevel(level)
+        for other in others:
+            other.removeFilter(from_elsewhere)
 
 
 def _rank() -> int:

@@ -54,7 +54,7 @@ def encode(
 
 @command(
     TRAIN,
-    "talkforge train tiny-stage1 --set data.shards=set --set run.out=run1",
+    "talkforge train tiny-stage1 --set data.shards=set/shards/train-000000.tar --set run.out=run1",
     "accelerate launch -m talkforge.training.train --config wan-14b-stage1",
 )
 def train(
@@ -70,7 +70,7 @@ def train(
     extras.require("train", "train")
     from talkforge.training.train import run_train
 
-    if code := run_train(config, settings):
+    if code := run_train(config, settings, notes):
         raise typer.Exit(code)
 
 

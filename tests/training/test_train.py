@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from diffusers import WanTransformer3DModel
+from rich.console import Console
 
 import talkforge.training.train as train_module
 from talkforge.schemas.errors import CommandError, ModelError, RunError
@@ -27,6 +29,7 @@ from talkforge.training.encode.command import encode_dataset
 from talkforge.training.run import checkpoint, loop, update
 from talkforge.training.run.progress import Report
 from talkforge.training.train import main, run_export, run_train, train
+from tests.training.run.test_progress import report
 from tests.training.runs import Stop, four_clips, last, small, tensors
 from tests.training.shard_files import Shown, write_set
 from tests.training.tiny_base import TEXT_DIM, write_base
@@ -426,3 +429,37 @@ def _interrupted(config: TrainConfig, stop: Any, show: Any) -> loop.Result:
         signal.raise_signal(signal.SIGINT)
 
     return train(config, stop=stop, show=shown)
+
+
+@pytest.mark.parametrize("quiet", (False, True))
+def test_messages_go_to_the_console_and_to_the_log_file(
+    quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quiet console shows warnings alone; the log file has all of it."""
+
+    def logging_train(_: TrainConfig, *, stop: Any, show: Any) -> loop.Result:
+        assert not stop()
+        log = logging.getLogger("talkforge.training.anything")
+        log.info("resumed at [step] 4")
+        log.warning("fewer processes")
+        show(report())
+        return loop.Result(5, finished=True, checkpoint=Path("RUN/checkpoints/step-00000005"))
+
+    monkeypatch.setattr("talkforge.training.train.train", logging_train)
+    written(tmp_path / "config.yaml", small("none", tmp_path / "run"))
+    file = logging.FileHandler(tmp_path / "log")
+    ours = logging.getLogger("talkforge")
+    ours.addHandler(file)
+    try:
+        assert run_train(tmp_path / "config.yaml", [], Console(stderr=True, quiet=quiet, markup=False)) == 0
+    finally:
+        ours.removeHandler(file)
+        file.close()
+    shown = [re.sub(r"^\[[\d:]+\] ", "", line) for line in capsys.readouterr().err.splitlines()]
+    everything = [
+        "resumed at [step] 4", "fewer processes", f"training: {report().line()}",
+        "step 5: RUN/checkpoints/step-00000005",
+    ]  # fmt: skip
+    assert shown == (["fewer processes"] if quiet else everything)
+    logged = (tmp_path / "log").read_text().splitlines()
+    assert logged == (["fewer processes"] if quiet else ["resumed at [step] 4", "fewer processes"])

@@ -6,15 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-
-LINE_EVERY_S = 30.0
-"""Where the output is no terminal, a line is written at most this often, s."""
-
+from talkforge.schemas.progress import Progress
 
 TRACKER_KEYS = {"unmasked": "plain", "masked_fraction": "masked_share"}
 """Names in the trackers that differ from a report's own, so that a resumed run continues its curves."""
@@ -55,7 +48,7 @@ class Report:
         return {TRACKER_KEYS.get(key, key): value for key, value in values.items()}
 
     def line(self) -> str:
-        """All of it in one line."""
+        """All of it in one line, as the console shows it."""
         minutes, seconds = divmod(round(self.left_s), 60)
         hours, minutes = divmod(minutes, 60)
         speed = f"{self.samples_per_s:.1f} samples/s"
@@ -67,6 +60,10 @@ class Report:
             f"  lips {self.lips:.4f}  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}"
             f"  data wait {self.wait_fraction:.0%}{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
         )
+
+    def progress(self) -> Progress:
+        """The state for the display of all commands."""
+        return Progress("training", self.step, self.steps, self.line())
 
 
 class Clock:
@@ -91,34 +88,3 @@ class Clock:
         found = self._wait_s / spent_s, (step - self._step) / spent_s
         self._step, self._begin_s, self._wait_s = step, now_s, 0.0
         return found
-
-
-class TrainDisplay:
-    """Shows a run: a live bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        """`quiet`: another process shows the run."""
-        self._console, self._live = console, console.is_terminal and not quiet
-        self._bar = Bar(BarColumn(bar_width=20), TextColumn("{task.description}"), console=console)
-        self._task = self._bar.add_task("starting", total=None)
-        self._last_line_s = float("-inf")
-
-    def __enter__(self) -> TrainDisplay:
-        if self._live:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._bar.stop()
-
-    def show(self, report: Report) -> None:
-        """Take over a new state."""
-        self._bar.update(self._task, description=report.line(), completed=report.step, total=report.steps)
-        now_s = time.monotonic()
-        due = report.step == report.steps or now_s - self._last_line_s >= LINE_EVERY_S
-        if not self._console.is_terminal and due:
-            self._last_line_s = now_s
-            self._console.print(report.line(), soft_wrap=True, highlight=False)

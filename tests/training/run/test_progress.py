@@ -8,8 +8,10 @@ import math
 import pytest
 from rich.console import Console
 
+from talkforge.display import Display
+from talkforge.schemas.progress import Progress
 from talkforge.training.run import progress
-from talkforge.training.run.progress import Clock, Report, TrainDisplay
+from talkforge.training.run.progress import Clock, Report
 
 
 def report(step: int = 5, **changes: object) -> Report:
@@ -44,19 +46,11 @@ def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -
     assert clock.read(21) == (0.0, 0.25)
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, out = 0.0, io.StringIO()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with TrainDisplay(Console(file=out, width=40)) as watch:
-        for step, at_s in ((1, 0.0), (2, 10.0), (3, 31.0), (199, 32.0), (200, 33.0)):
-            now = at_s
-            watch.show(report(step))
-    assert [line.split("/")[0] for line in out.getvalue().splitlines()] == ["step 1", "step 3", "step 200"]
-
-
-def test_on_a_terminal_there_is_a_bar_unless_another_process_shows_it() -> None:
-    for quiet in (False, True):
-        out = io.StringIO()
-        with TrainDisplay(Console(file=out, force_terminal=True, width=300), quiet=quiet) as watch:
-            watch.show(report(7))
-        assert ("step 7/200" in out.getvalue()) is not quiet
+def test_the_display_of_all_commands_shows_it() -> None:
+    text = io.StringIO()
+    with Display(Console(file=text, width=40)) as display:
+        display.show(Progress("preparing"))
+        for step in (1, 2, 199, 200):
+            display.show(report(step).progress())
+    lines = [line.partition("] ")[2].partition("  ")[0] for line in text.getvalue().splitlines()]
+    assert lines == ["preparing", "training: step 1/200", "training: step 200/200"]
