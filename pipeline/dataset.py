@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from talkforge.pipeline import parts, tables
+from talkforge.pipeline import lease, parts, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store, is_relative
@@ -21,6 +21,9 @@ from talkforge.schemas.records import Input, Video
 
 if TYPE_CHECKING:
     from talkforge.curation.audio.speech_encoders import SpeechEncoder
+
+LOCK = ".lock"
+"""File by which a run keeps others out of a local data set."""
 
 
 def tool_version() -> str:
@@ -83,7 +86,7 @@ def check_target(store: Store, config: Config) -> Dataset | None:
         root = store.local_root
         if root is not None and root.exists() and not root.is_dir():
             raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
-        if store.list():
+        if any(not name.startswith((LOCK, lease.FOLDER)) for name in store.list()):
             raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
         return None
     old = load_dataset(store)
@@ -106,16 +109,23 @@ def check_target(store: Store, config: Config) -> Dataset | None:
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[None]:
-    """Keeps a second run out of a local data set; the lock dies with its process.
+    """Keeps a second run out of a data set.
+
+    On a local disk by a lock that dies with its process, in an object store by a lease.
 
     Raises:
         CommandError: another run is at work on it.
+        RunError: another run has taken over, see `lease.held`.
     """
     folder = store.local_root
-    if folder is None or not folder.is_dir():
+    if folder is None:
+        with lease.held(store):
+            yield
+        return
+    if not folder.is_dir():
         yield
         return
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

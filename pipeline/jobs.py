@@ -19,6 +19,7 @@ from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, sh
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
+    check_target,
     describe,
     exclusive,
     extend_plan,
@@ -162,10 +163,12 @@ def _go_on(
     store = _limited(store, config)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
-    dataset = open_for_curating(store, fresh)
-    for line in passed_over:  # not before: a command that is refused is answered by one line
-        log.warning("%s", line)
+    if check_target(store, config) is None:
+        store.check_writable()
     with exclusive(store):
+        dataset = open_for_curating(store, fresh)
+        for line in passed_over:  # not before: a command that is refused is answered by one line
+            log.warning("%s", line)
         store.sweep()
         executor = make_executor()
         try:

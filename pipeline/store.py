@@ -147,6 +147,27 @@ class Store:
                 temporary.write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file only if there is none of this name; whether it was written.
+
+        Of several processes that try, one succeeds. Object stores do so by a conditional write, where they
+        have it.
+        """
+        filesystem, path = self._at(name)
+        with self.reporting_errors("write", name):
+            try:
+                if self.local_root is None:
+                    filesystem.pipe_file(path, data, mode="create")
+                    return True
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with Path(path).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except FileExistsError:
+                return False
+        return True
+
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A local path to write a large file to; it becomes `name` when the block ends well.

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +121,37 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Curated:
     config = load_config(ROOT / "configs" / "offline.yaml", SETTINGS)
     jobs.curate([str(videos)], Store(str(folder / "set")), config, InlineExecutor)
     return Curated(folder / "set", videos)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server on the loopback interface: moto's, which keeps objects in memory."""
+    server_module = pytest.importorskip("moto.server", reason="the packages of [dev] are not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of an empty bucket on that server, which child processes reach as well."""
+    import s3fs
+
+    name = f"b{uuid.uuid4().hex}"
+    for key, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
