@@ -18,7 +18,7 @@ from talkforge.curation.body import motion, pose
 from talkforge.curation.body.joints import PoseEstimator, no_joints
 from talkforge.curation.clips import Candidate
 from talkforge.curation.draw import thumbnail
-from talkforge.curation.face import identity, lips, quality
+from talkforge.curation.face import detail, identity, lips, quality
 from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.fingerprint import FrameHasher
@@ -128,6 +128,7 @@ class _ClipTracer:
     hasher: FrameHasher
     frozen: FrozenDetector
     crops: list[Bytes] = field(default_factory=list)
+    faces: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
     def push(self, shown: range, rgb: Bytes) -> None:
@@ -145,6 +146,7 @@ class _ClipTracer:
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
+            self.faces.append(detail.face_crop(rgb, points))
         if clip.num_frames // 2 in shown:
             self.middle = rgb.copy()
 
@@ -157,6 +159,10 @@ class _ClipTracer:
         crops = np.stack(self.crops) if self.crops else np.zeros((0, 112, 112, 3), np.uint8)
         rows = [quality.measure(crop) for crop in crops]
         best = int(np.argmax([row.face_blur for row in rows])) if rows else None
+        of_face = None
+        if best is not None:
+            resolved = {"face_detail_px": detail.detail_px(self.faces)}
+            of_face = quality.of_clip(rows, best).model_copy(update=resolved)
         return Trace(
             landmarks=landmarks,
             lips=trace,
@@ -167,7 +173,7 @@ class _ClipTracer:
             motion_row=motion.measure(landmarks, joints, camera).model_copy(
                 update={"frozen_fraction": self.frozen.finish()}
             ),
-            quality_row=None if best is None else quality.of_clip(rows, best),
+            quality_row=of_face,
             picture_row=self.picture.finish() if self.picture else None,
             speaker_row=self.speaker.finish() if self.speaker else None,
             thumbnail=self._thumbnail(trace),

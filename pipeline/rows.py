@@ -47,10 +47,11 @@ def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
     if not inside.any():  # between two samples: the nearest one speaks for it
         middle_s = (clip.start_s + clip.end_s) / 2
         inside = np.arange(len(track.times_s)) == np.argmin(np.abs(track.times_s - middle_s))
-    heights_px = (track.boxes[:, 3] - track.boxes[:, 1])[inside]
+    height_px = float(np.median((track.boxes[:, 3] - track.boxes[:, 1])[inside]))
     return Face(
         source_fps=scanned.video.fps,
-        face_px=round(float(np.median(heights_px)), 2),
+        face_px=round(height_px, 2),
+        face_clip_px=round(height_px * clip.height_px / scanned.video.height_px, 2),
         face_confidence=round(float(track.scores[inside].mean(dtype=np.float64)), 4),
         face_confidence_min=round(float(track.scores[inside].min()), 4),
         faces_max=scan.faces_visible(scanned.seen.detections, clip.start_s, clip.end_s),

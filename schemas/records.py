@@ -269,6 +269,8 @@ class Face(Record):
     """Average frame rate of the source."""
     face_px: float
     """Median height of the detected face box, in source pixels."""
+    face_clip_px: float | None = None
+    """The same in pixels of the clip as it is written; None in parts measured before it was kept."""
     face_confidence: float
     """Mean detector confidence over the clip's sampled frames."""
     face_confidence_min: float
@@ -408,6 +410,9 @@ class FaceQuality(Record):
     """Fraction of the face's pixels with a luma of 24 or less, over the clip's face crops."""
     face_bright_fraction: float
     """Fraction of the face's pixels with a luma of 245 or more, over the clip's face crops."""
+    face_detail_px: float | None = None
+    """Height in pixels at which the face has all the detail that it has in the clip: small where it was
+    enlarged or is blurred. None in parts measured before it was kept."""
 
 
 class FrameQuality(Record):
@@ -614,6 +619,7 @@ class LedgerRow(Record):
     """Name of the shard that holds the clip; None until it is cut."""
     source_fps: float
     face_px: float
+    face_clip_px: float | None
     face_confidence: float
     face_confidence_min: float
     faces_max: int
@@ -666,6 +672,7 @@ class LedgerRow(Record):
     face_luma: float | None
     face_dark_fraction: float | None
     face_bright_fraction: float | None
+    face_detail_px: float | None
     black_bar_fraction: float | None
     face_brisque: float | None
     text_fraction: float | None
