@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talkforge.curation.body import motion, pose
 from talkforge.curation.body.joints import PoseEstimator, no_joints
 from talkforge.curation.clips import Candidate
 from talkforge.curation.draw import thumbnail
 from talkforge.curation.face import detail, identity, lips, quality
+from talkforge.curation.face.covered import CoverTracer, MouthClassifier
 from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.fingerprint import FrameHasher
@@ -127,6 +129,7 @@ class _ClipTracer:
     picture: PictureTracer | None
     hasher: FrameHasher
     frozen: FrozenDetector
+    cover: CoverTracer | None
     crops: list[Bytes] = field(default_factory=list)
     faces: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
@@ -143,6 +146,8 @@ class _ClipTracer:
             self.picture.push(shown, rgb, points)
         self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
         self.frozen.push(shown, rgb)
+        if self.cover is not None:
+            self.cover.push(shown, rgb, points)
         wanted = len(self.crops) * clip.num_frames // NUM_CROPS
         if points is not None and shown[-1] >= wanted and len(self.crops) < NUM_CROPS:
             self.crops.append(identity.align(rgb, points))
@@ -153,7 +158,8 @@ class _ClipTracer:
     def finish(self, config: MeasureConfig) -> Trace:
         """The measurements of the clip, after its last frame."""
         landmarks = self.face.finish()
-        trace = lips.trace(landmarks, config.lips)
+        covered = self.cover.finish(landmarks.angles_deg[:, 0]) if self.cover else None
+        trace = lips.trace(landmarks, config.lips, covered)
         joints = self.body.finish() if self.body else no_joints(self.clip.num_frames)
         camera = self.body.camera() if self.body else None
         crops = np.stack(self.crops) if self.crops else np.zeros((0, 112, 112, 3), np.uint8)
@@ -169,7 +175,9 @@ class _ClipTracer:
             joints=joints,
             crops=crops,
             face_rgb=np.zeros((112, 112, 3), np.uint8) if best is None else crops[best],
-            lips_row=lips.measure(trace, self.clip),
+            lips_row=lips.measure(trace, self.clip).model_copy(
+                update={"mouth_covered_fraction": _fraction(covered, landmarks)}
+            ),
             motion_row=motion.measure(landmarks, joints, camera).model_copy(
                 update={"frozen_fraction": self.frozen.finish()}
             ),
@@ -189,6 +197,11 @@ class _ClipTracer:
         return thumbnail(self.middle, box=self.face.box_at(k), contour=contour)
 
 
+def _fraction(covered: NDArray[np.bool_] | None, landmarks: Landmarks) -> float | None:
+    seen = landmarks.seen
+    return None if covered is None or not seen.any() else round(float(covered[seen].mean()), 4)
+
+
 def trace(
     path: Path,
     video: Video,
@@ -198,6 +211,7 @@ def trace(
     config: MeasureConfig,
     score_speaker: ScoreSpeaker | None = None,
     picture_scorer: PictureScorer | None = None,
+    mouth_classifier: MouthClassifier | None = None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Trace | Exception]:
     """Run the dense pass over the clips. Clips that overlap share one decode.
@@ -211,6 +225,7 @@ def trace(
         config: settings of every measurement.
         score_speaker: called once for each clip, after its last frame. None: the speaker is not scored.
         picture_scorer: scores the image quality. None: it is not measured.
+        mouth_classifier: tells covered mouths from clear ones. None: covers are not looked for.
         on_progress: called for each frame with its time, source seconds.
 
     Returns:
@@ -220,7 +235,16 @@ def trace(
     results: dict[str, Trace | Exception] = {}
 
     def tracer_of(candidate: Candidate) -> _ClipTracer:
-        return _tracer(candidate, video, landmarker, pose_estimator, config, score_speaker, picture_scorer)
+        return _tracer(
+            candidate,
+            video,
+            landmarker,
+            pose_estimator,
+            config,
+            score_speaker,
+            picture_scorer,
+            mouth_classifier,
+        )
 
     for group in overlapping(candidates):
         try:
@@ -275,6 +299,7 @@ def _tracer(
     config: MeasureConfig,
     score_speaker: ScoreSpeaker | None,
     picture_scorer: PictureScorer | None,
+    mouth_classifier: MouthClassifier | None,
 ) -> _ClipTracer:
     clip, track = candidate
     face = LandmarkTracer(landmarker, track, clip, video)
@@ -287,6 +312,7 @@ def _tracer(
         PictureTracer(picture_scorer, clip) if picture_scorer else None,
         FrameHasher(clip.num_frames, clip.fps),
         FrozenDetector(clip.num_frames, clip.fps, boxes),
+        CoverTracer(mouth_classifier, clip.num_frames) if mouth_classifier else None,
     )
 
 

@@ -81,6 +81,8 @@ RULES: tuple[Rule, ...] = (
          "More than one face in view", "A single face in view", "max_faces", "at_most"),
     Rule("lips_not_traced", "lip_valid_fraction", "trace",
          "Lips could not be traced", "Lips traced", "min_lip_valid_fraction", "at_least"),
+    Rule("mouth_covered", "mouth_covered_fraction", "trace",
+         "Mouth is covered", "Mouth is seen", "max_mouth_covered_fraction", "at_most", needed=False),
     Rule("picture_frozen", "frozen_fraction", "trace",
          "Picture is frozen", "Picture moves", "max_frozen_fraction", "at_most", needed=False),
     Rule("mouth_still", "mouth_still_fraction", "trace",

@@ -31,7 +31,7 @@ from talkforge.curation import clips, fingerprint, scan, trace
 from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.body import joints, pose
 from talkforge.curation.draw import thumbnail
-from talkforge.curation.face import detect, identity, landmarks, mouth_motion
+from talkforge.curation.face import covered, detect, identity, landmarks, mouth_motion
 from talkforge.curation.media import read_audio
 from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
@@ -80,6 +80,7 @@ class Models:
     detector: detect.FaceDetector
     shot_network: network.ShotNetwork | None
     landmarker: landmarks.FaceLandmarker
+    mouth_classifier: covered.MouthClassifier | None
     pose_estimator: joints.PoseEstimator | None
     sync_map: ridge.SyncMap
     audio_scorer: quality.AudioScorer
@@ -96,6 +97,7 @@ def load_models(config_json: str) -> Models:
         detector=detect.load_detector(config.scan),
         shot_network=_shot_network(config.scan),
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
+        mouth_classifier=covered.MouthClassifier() if config.lips.covered else None,
         pose_estimator=pose.load_estimator(config.motion),
         sync_map=ridge.SyncMap.load(),
         audio_scorer=quality.AudioScorer(config.sound),
@@ -223,6 +225,7 @@ def _measure_window(
             config,
             score_speaker,
             models.picture_scorer,
+            models.mouth_classifier,
             lambda time_s: on_progress(
                 SCAN_FRACTION * window.duration_s + (1 - SCAN_FRACTION) * (time_s - window.start_s)
             ),

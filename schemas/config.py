@@ -90,6 +90,10 @@ class LipsConfig(Section):
     max_gap_frames: int = Field(
         4, ge=0, description="Longest run of missing frames that is interpolated, frames."
     )
+    covered: bool = Field(
+        True,
+        description="Look in every frame whether the mouth is covered, and take such lips as missing; 0.02 CPU seconds for each second of a clip.",
+    )
     smoothing_frames: int = Field(
         5, ge=1, description="Window of the zero-lag smoothing filter, frames (odd; 1: none)."
     )
@@ -249,6 +253,12 @@ class Thresholds(Section):
         "fraction of frames",
         "ours: stage 2 learns from the mask",
         "least fraction of frames with a measured lip contour",
+    )
+    max_mouth_covered_fraction: float | None = _rule(
+        0.1,
+        "fraction of frames",
+        "ours: lips under a cover are guesses; a tenth leaves room for a gesture before the mouth and for false alarms (docs/judgement.md)",
+        "largest fraction of frames in which the mouth is covered",
     )
     max_frozen_fraction: float | None = _rule(
         0.1,

@@ -298,6 +298,10 @@ class Lips(Record):
     """Fraction of frames whose lip contour was interpolated."""
     lip_area_fraction: float
     """Mean fraction of the frame that the lip mask covers where it exists."""
+    mouth_covered_fraction: float | None = None
+    """Fraction of the frames with landmarks in which a mask, a mosaic, a hand, a microphone or anything else
+    covers the mouth; heads turned beyond 45 degrees are not judged. None where `measure.lips.covered` is off,
+    without landmarks, and in parts measured before it was kept."""
 
 
 class Motion(Record):
@@ -631,6 +635,7 @@ class LedgerRow(Record):
     lip_valid_fraction: float | None
     lip_interpolated_fraction: float | None
     lip_area_fraction: float | None
+    mouth_covered_fraction: float | None
     speech_fraction: float | None
     loudness_dbfs: float | None
     clipped_fraction: float | None

@@ -76,6 +76,13 @@ def clips_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Folder of odd files with known truth; tests that need it are skipped where it is missing."""
+    folder = SHARED / "cases"
+    return folder if folder.is_dir() else pytest.skip(f"{SHARED.name}/cases is not here beside the checkout")
+
+
+@pytest.fixture(scope="session")
 def weights_dir() -> Path:
     """Folder of weights that no package carries; tests that need it are skipped where it is missing."""
     folder = SHARED / "weights"

@@ -57,10 +57,11 @@ half of it is covered."""
 _SHIFT_BITS = 4  # cv2 takes sixteenths of a pixel
 
 
-def trace(landmarks: Landmarks, config: LipsConfig) -> LipTrace:
+def trace(landmarks: Landmarks, config: LipsConfig, covered: NDArray[np.bool_] | None = None) -> LipTrace:
     """Outline of the outer lips in every frame where it is known.
 
-    A frame is measured (2) where the face was seen and is turned by at most `MAX_YAW_DEG`. Gaps of at most
+    A frame is measured (2) where the face was seen, is turned by at most `MAX_YAW_DEG`, and has no cover
+    over the mouth. Gaps of at most
     `config.max_gap_frames` frames between two measured ones are interpolated linearly (1). All other frames
     are missing (0) and NaN.
 
@@ -70,9 +71,12 @@ def trace(landmarks: Landmarks, config: LipsConfig) -> LipTrace:
     Args:
         landmarks: of the clip's F frames, in clip pixels.
         config: smoothing, gaps and dilation.
+        covered: bool [F], the frames in which the mouth is covered. None: it was not looked for.
     """
     with np.errstate(invalid="ignore"):
         measured = landmarks.seen & (np.abs(landmarks.angles_deg[:, 0]) <= MAX_YAW_DEG)
+    if covered is not None:
+        measured &= ~covered
     lips = np.full((len(measured), len(OUTER_LIPS), 2), np.nan, np.float64)
     lips[measured] = landmarks.points[measured][:, OUTER_LIPS, :2]
     valid = np.where(measured, MEASURED, MISSING).astype(np.uint8)

@@ -54,6 +54,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("lip_valid_fraction", "Fraction of frames with a measured lip contour"),
     Measure("lip_interpolated_fraction", "Fraction of frames with an interpolated lip contour"),
     Measure("lip_area_fraction", "Fraction of the frame under the lip mask"),
+    Measure("mouth_covered_fraction", "Fraction of frames with a covered mouth"),
     Measure("sync_offset_frames", "Audio offset (positive: delay the audio)", "whole"),
     Measure("sync_confidence", "Significance of the sync peak"),
     Measure("sync_zero_confidence", "Significance of sync at zero lag"),

@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "face_confidence": 0.95,
     "faces_max": 1,
     "lip_valid_fraction": 1.0,
+    "mouth_covered_fraction": 0.02,
     "frozen_fraction": 0.0,
     "mouth_still_fraction": 0.1,
     "yaw_p95_deg": 20.0,
@@ -81,6 +82,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("face_confidence", 0.89, "low_confidence"),
         ("faces_max", 2, "multiple_faces"),
         ("lip_valid_fraction", 0.89, "lips_not_traced"),
+        ("mouth_covered_fraction", 0.11, "mouth_covered"),
         ("frozen_fraction", 0.11, "picture_frozen"),
         ("mouth_still_fraction", 0.51, "mouth_still"),
         ("yaw_p95_deg", 61.0, "face_turned"),
@@ -200,6 +202,7 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
     [
         "face_clip_px",
         "face_detail_px",
+        "mouth_covered_fraction",
         "frozen_fraction",
         "mouth_still_fraction",
         "snr_db",

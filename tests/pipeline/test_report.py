@@ -138,6 +138,7 @@ def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None
         "low_confidence": ("clips", 2, 0),
         "multiple_faces": ("clips", 2, 0),
         "lips_not_traced": ("clips", 2, 0),
+        "mouth_covered": ("clips", 2, 0),
         "picture_frozen": ("clips", 2, 0),
         "mouth_still": ("clips", 2, 0),
         "face_turned": ("clips", 2, 0),
