@@ -31,6 +31,7 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 | `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard` |
 | `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
 | `verify` | `dataset`, `ok`, `problems` (each `path`, `what`); exit code 3 where there are any |
+| `snapshots` | `dataset`, `snapshots` (each `number`, `sha256` of its manifest, `current`, `tags`, `made_at`, `tool_version`, `shards`, `samples`, `num_bytes`, `own_bytes`), `removed` |
 | `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
 
 The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:

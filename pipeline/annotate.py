@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from talkforge.pipeline import shards, tables
+from talkforge.pipeline import shards, snapshots, tables
 from talkforge.pipeline.ledger import Committed, CommittedClip
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError
@@ -86,7 +86,7 @@ def annotate(
     _settle(store, kind)
     known = read(store, kind)
     good = {key for key, row in known.items() if row.failure is None and row.fingerprint == fingerprint}
-    manifests = shards.manifests(store)
+    manifests = snapshots.current(store).shards
     if not manifests:
         raise CommandError(f"{store.root}: no shards to read clips from; `talkforge shard` cuts them")
     keys = [key for manifest in manifests for key in manifest.keys]
@@ -108,10 +108,11 @@ def annotate(
 
 
 def _batches(store: Store, kind: Kind[Row], wanted: set[str]) -> Iterator[Clips]:
-    for manifest in shards.manifests(store):
+    snapshot = snapshots.current(store)
+    for manifest in snapshot.shards:
         if wanted.isdisjoint(manifest.keys):
             continue
-        tar = f"{shards.FOLDER}/{manifest.name}.tar"
+        tar = snapshot.tar(manifest)
         batch: list[tuple[str, bytes]] = []
         try:
             for key, members in shards.read_samples(store, tar):

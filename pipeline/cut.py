@@ -23,7 +23,7 @@ import numpy as np
 
 from talkforge.curation import media
 from talkforge.curation.face import lips
-from talkforge.pipeline import shards
+from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.rows import failure_row
@@ -36,11 +36,11 @@ from talkforge.schemas.config import ShardConfig, TextSource
 from talkforge.schemas.errors import DatasetError, RunError, one_line
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
-from talkforge.schemas.sample import Members, Provenance, SampleMeta
+from talkforge.schemas.sample import Members, Provenance, SampleMeta, ShardManifest
 
 log = logging.getLogger(__name__)
 
-PIECES = f"{shards.NEXT}/pieces"
+PIECES = f"{snapshots.NEXT}/pieces"
 
 OnProgress = Callable[[int, Mapping[str, float]], None]
 
@@ -73,15 +73,20 @@ class CutShard:
 
     Attributes:
         name: of the shard.
-        keys: what is in it.
+        manifest: what is in it; None where no clip of it could be cut.
         failures: clips that could not be cut.
         kept: those of them whose sample is that of an earlier run.
     """
 
     name: str
-    keys: tuple[str, ...]
+    manifest: ShardManifest | None
     failures: tuple[Failure, ...] = ()
     kept: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What is in it."""
+        return self.manifest.keys if self.manifest else ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +222,7 @@ def cut_shards(
     executor: Executor,
     on_progress: OnProgress = lambda _done, _running: None,
 ) -> list[CutShard]:
-    """Cut and write to `shards.next/` what does not lie there or in `shards/` already as planned.
+    """Cut and write to `shards.next/` what does not lie there or in a snapshot already as planned.
 
     Args:
         store: the data set.
@@ -231,11 +236,8 @@ def cut_shards(
         What became of each shard of the plan, by name.
     """
     there, missing = _look(store, plan)
-    earlier = {
-        key: f"{shards.FOLDER}/{manifest.name}.tar"
-        for manifest in shards.manifests(store)
-        for key in manifest.keys
-    }
+    last = snapshots.current(store)
+    earlier = {key: last.tar(manifest) for manifest in last.shards for key in manifest.keys}
     tasks = {
         shard.name: CutTask(
             store,
@@ -246,7 +248,7 @@ def cut_shards(
         )
         for shard in missing
     }
-    done = [CutShard(shard.name, shard.keys) for shard in there]
+    done = [CutShard(manifest.name, manifest) for manifest in there]
     planned = {shard.name: len(shard.keys) for shard in plan}
     divided: dict[str, list[CutPiece]] = {}
 
@@ -268,19 +270,29 @@ def cut_shards(
     return sorted(done, key=lambda result: result.name)
 
 
-def _look(store: Store, plan: Sequence[ShardPlan]) -> tuple[list[ShardPlan], list[ShardPlan]]:
-    """Shards that lie in `shards/` or `shards.next/` as planned, and those to be written to the latter.
+def _look(store: Store, plan: Sequence[ShardPlan]) -> tuple[list[ShardManifest], list[ShardPlan]]:
+    """Shards that lie in a snapshot or in `shards.next/` as planned, and those to be written to the latter.
 
-    What else a killed run has left in `shards.next/` is removed: it must not be swapped in.
+    What else a killed run has left in `shards.next/` is removed.
     """
-    there = [shard for shard in plan if shards.current(store, shard)]
-    beside = [replace(shard, folder=shards.NEXT) for shard in plan if shard not in there]
-    written = [shard for shard in beside if shards.current(store, shard)]
-    keep = {path for shard in written for path in (shard.tar, shard.manifest)}
-    for path in store.list(shards.NEXT):
+    known = snapshots.known_shards(store)
+    there: list[ShardManifest] = []
+    missing: list[ShardPlan] = []
+    keep: set[str] = set()
+    for shard in plan:
+        found = known.get((shard.name, shard.fingerprint))
+        written = replace(shard, folder=snapshots.NEXT)
+        if found is None or found.keys != shard.keys:
+            found = shards.current(store, written)
+            keep |= {written.tar, written.manifest} if found else set()
+        if found is None:
+            missing.append(written)
+        else:
+            there.append(found)
+    for path in store.list(snapshots.NEXT):
         if path not in keep:
             store.delete(path)
-    return [*there, *written], [shard for shard in beside if shard not in written]
+    return there, missing
 
 
 def _put_together(task: CutTask, pieces: Sequence[CutPiece]) -> CutTask:
@@ -316,7 +328,7 @@ def cut_task(task: CutTask, on_progress: Callable[[float], None] = lambda _: Non
             return CutPiece(task.shard.name, _write_piece(task, spool), tuple(failures))
         failures, kept = _keep_earlier(task, failures, spool)
         manifest = shards.write_shard(task.store, task.shard, _spooled(task, spool), kept)
-    return CutShard(task.shard.name, manifest.keys if manifest else (), tuple(failures), kept)
+    return CutShard(task.shard.name, manifest, tuple(failures), kept)
 
 
 def _cut_videos(task: CutTask, spool: Path, on_progress: Callable[[float], None]) -> Iterator[Failure]:

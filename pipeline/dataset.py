@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from talkforge.pipeline import lease, parts, tables
+from talkforge.pipeline import lease, parts, snapshots, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store, is_relative
+from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
 from talkforge.schemas.errors import CommandError, one_line
@@ -40,7 +41,7 @@ def load_dataset(store: Store) -> Dataset:
     """
     if not store.exists("dataset.json"):
         raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
-    return parse_dataset(store.read("dataset.json"))
+    return parse_dataset(store.read(snapshots.current_table(store, "dataset.json")))
 
 
 def save_dataset(store: Store, dataset: Dataset) -> None:
@@ -108,10 +109,16 @@ def check_target(store: Store, config: Config) -> Dataset | None:
 
 
 @contextmanager
-def exclusive(store: Store) -> Iterator[None]:
+def exclusive(store: Store, erasing: bool = False) -> Iterator[None]:
     """Keeps a second run out of a data set.
 
     On a local disk by a lock that dies with its process, in an object store by a lease.
+
+    A snapshot that a killed run has published and not shown yet is shown first.
+
+    Args:
+        store: the data set.
+        erasing: whether this run goes on with an erasure that was killed; no other one may.
 
     Raises:
         CommandError: another run is at work on it.
@@ -120,6 +127,7 @@ def exclusive(store: Store) -> Iterator[None]:
     folder = store.local_root
     if folder is None:
         with lease.held(store):
+            _begin_to_write(store, erasing)
             yield
         return
     if not folder.is_dir():
@@ -133,9 +141,16 @@ def exclusive(store: Store) -> Iterator[None]:
     except OSError as error:
         raise CommandError(f"{store.root}: cannot be written to ({one_line(error)})") from None
     try:
+        _begin_to_write(store, erasing)
         yield
     finally:
         lock.release()
+
+
+def _begin_to_write(store: Store, erasing: bool) -> None:
+    if not erasing:
+        check_not_erasing(store)
+    snapshots.settle(store)
 
 
 def load_ingested(store: Store) -> list[IngestRow]:

@@ -43,7 +43,7 @@ class IngestRow(Record):
     input: Input
     stamp: str
     """Size and time of change of the file; where it differs, the file is hashed again."""
-    status: Literal["planned", "duplicate", "failed"]
+    status: Literal["planned", "duplicate", "failed", "erased"]
     video: Video | None = None
     failure: Failure | None = None
     first_uri: str = ""
@@ -350,6 +350,20 @@ def after(row: IngestRow, before: IngestRow | None) -> IngestRow:
         return row
     failure = row.failure.model_copy(update={"attempts": before.failure.attempts + 1})
     return row.model_copy(update={"failure": failure})
+
+
+def without_erased(row: IngestRow, erased: Collection[str]) -> IngestRow:
+    """The row; of a content that was erased nothing but where it was found.
+
+    Args:
+        row: of an input that was just read.
+        erased: sha256 of the contents that were erased.
+    """
+    if row.video is None or row.video.sha256 not in erased:
+        return row
+    given = row.input
+    bare = Input(uri=given.uri, start_s=given.start_s, end_s=given.end_s)
+    return IngestRow(input=bare, stamp=row.stamp, status="erased")
 
 
 def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) -> list[IngestRow]:

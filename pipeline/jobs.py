@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pandas as pd
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
 from talkforge.curation.weights import download
-from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, shards, tables
+from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, snapshots, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
@@ -33,19 +33,22 @@ from talkforge.pipeline.dataset import (
     videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of
+from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of, without_erased
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.report import write_report
 from talkforge.pipeline.shards import ShardPlan
+from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
-from talkforge.schemas.config import Config, ShardConfig, config_hash
+from talkforge.pipeline.tombstones import read_tombstones
+from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
 from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
+from talkforge.schemas.sample import ShardManifest
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +179,7 @@ def _go_on(
             settled = config.model_copy(update={"measure": gathered.config})
             measure(plan, store, settled, executor, on_progress)
             on_progress(Progress("selecting"))
-            selection = _calibrate_and_select(store, dataset, ingested)
+            selection = calibrate_and_select(store, dataset, ingested)
             return shard(store, load_dataset(store), selection, ingested, executor, on_progress)
         finally:
             executor.close()
@@ -200,11 +203,13 @@ def _ingest(
     def read() -> Iterator[IngestRow]:
         on_progress(counted("reading inputs", 0, len(new)))
         for number, row in enumerate(executor.ingest(new, store.base, store.limits), 1):
+            row = without_erased(row, erased)
             tripwire.note(1, [row.failure] if row.failure else ())
             old = known.get(row.input)
             yield old if old and _out_of_reach(row, old) else after(row, old)
             on_progress(counted("reading inputs", number, len(new)))
 
+    erased = set(read_tombstones(store).sha256)
     return extend_plan(store, read() if new else (), config.run.part_s)
 
 
@@ -276,8 +281,11 @@ def _kept_s(part: str, store: Store, config: Config) -> float:
     return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
 
 
-def _calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[IngestRow]) -> Selection:
-    """Both by one reading of the parts, of which nothing is held afterwards but what is cut."""
+def calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[IngestRow]) -> Selection:
+    """`calibrate` and `select` by one reading of the parts.
+
+    Nothing of it is held afterwards but what is cut.
+    """
     committed = ledger.read_committed(store)
     calibrate(store, committed)
     return select(store, dataset, ingested, calibrated(store, committed))
@@ -316,7 +324,7 @@ def select(
 
 def shards_of(store: Store) -> dict[str, str]:
     """Shard name of every clip that lies in one."""
-    return {key: manifest.name for manifest in shards.manifests(store) for key in manifest.keys}
+    return {key: manifest.name for manifest in snapshots.current(store).shards for key in manifest.keys}
 
 
 def stale_shards(store: Store, selection: Selection) -> dict[str, int]:
@@ -334,10 +342,9 @@ def shard(
     executor: Executor | None = None,
     on_progress: ProgressCallback = no_progress,
 ) -> Selection:
-    """Cut what is accepted, write the shards, the ledger that names them, and the report."""
+    """Cut what is accepted, publish a snapshot of the shards and the ledger that names them, and report."""
     check_base(store, (row.input for row in ingested))
     store = _limited(store, dataset.config)
-    shards.finish_swap(store)
     orders = cut.orders(
         selection,
         videos_by_id(ingested),
@@ -350,7 +357,6 @@ def shard(
     config = dataset.config.shards
     plan = cut.plan(selection.rows, orders, config)
     results = _cut(store, plan, orders, config, executor or InlineExecutor(), on_progress)
-    shards.swap(store, [result.name for result in results if result.keys])
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
     kept = {key for result in results for key in result.kept}
@@ -361,10 +367,18 @@ def shard(
         )
     selection = ledger.with_failures(ledger.with_shards(selection, where), failures, kept)
     ledger.check_conservation(selection, ingested)
-    ledger.write_ledger(store, selection)
+    publish(store, [result.manifest for result in results if result.manifest], selection, dataset.config.run)
     on_progress(Progress("report"))
     report(store)
     return selection
+
+
+def publish(
+    store: Store, manifests: Iterable[ShardManifest], selection: Selection, run: ExecutionConfig
+) -> Snapshot:
+    """Make these shards, and the tables of a selection that names them, the current snapshot."""
+    tables = {**ledger.ledger_tables(selection), "dataset.json": store.read("dataset.json")}
+    return snapshots.publish(store, manifests, tables, tool_version(), run.keep_snapshots, run.plain_shards)
 
 
 def _cut(
@@ -389,9 +403,9 @@ def report(store: Store) -> str:
     dataset = load_dataset(store)
     write_report(
         store,
-        ledger=tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").to_pandas(),
-        sources=tables.from_bytes(store.read("sources.parquet"), "sources.parquet").to_pandas(),
-        failures=tables.from_bytes(store.read("failures.parquet"), "failures.parquet").to_pandas(),
+        ledger=_frame(store, "ledger.parquet"),
+        sources=_frame(store, "sources.parquet"),
+        failures=_frame(store, "failures.parquet"),
         dataset=dataset,
         thumbnails=ledger.thumbnails(store),
         people=_people(store),
@@ -399,12 +413,16 @@ def report(store: Store) -> str:
     return "report"
 
 
+def _frame(store: Store, name: str) -> pd.DataFrame:
+    found: pd.DataFrame = tables.from_bytes(
+        store.read(snapshots.current_table(store, name)), name
+    ).to_pandas()
+    return found
+
+
 def _people(store: Store) -> pd.DataFrame | None:
     """Rows of `people.parquet`; None where the data set was selected before there was one."""
-    if not store.exists("people.parquet"):
-        return None
-    people: pd.DataFrame = tables.from_bytes(store.read("people.parquet"), "people.parquet").to_pandas()
-    return people
+    return _frame(store, "people.parquet") if store.exists("people.parquet") else None
 
 
 def inspect(store: Store, clip_id: str, out: Path) -> None:

@@ -386,12 +386,21 @@ def check_conservation(selection: Selection, ingested: Sequence[IngestRow]) -> N
             )
 
 
+def ledger_tables(selection: Selection) -> dict[str, bytes]:
+    """Content of `ledger.parquet`, `people.parquet`, `sources.parquet` and `failures.parquet`, by name."""
+    found = {
+        "failures.parquet": tables.to_table(Failure, selection.failures),
+        "people.parquet": tables.to_table(PersonRow, selection.people),
+        "sources.parquet": tables.to_table(SourceRow, selection.sources),
+        "ledger.parquet": _ledger_table(selection),
+    }
+    return {name: tables.to_bytes(table) for name, table in found.items()}
+
+
 def write_ledger(store: Store, selection: Selection) -> None:
-    """Write `ledger.parquet`, `people.parquet`, `sources.parquet` and `failures.parquet`."""
-    tables.write(store, "failures.parquet", Failure, selection.failures)
-    tables.write(store, "people.parquet", PersonRow, selection.people)
-    tables.write(store, "sources.parquet", SourceRow, selection.sources)
-    store.write("ledger.parquet", tables.to_bytes(_ledger_table(selection)))
+    """Write the `ledger_tables`."""
+    for name, data in ledger_tables(selection).items():
+        store.write(name, data)
 
 
 def _ledger_table(selection: Selection) -> pa.Table:

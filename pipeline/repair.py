@@ -1,16 +1,17 @@
 """Repair: removes what verification found damaged, so that the next run makes it again.
 
 Damaged parts are measured again by the next `talkforge curate`, shards are cut again by the next
-`talkforge shard`, tables and the report are written again by `talkforge select`. The plan is put together
-again from the parts, whose names and windows it has to keep. Nothing that is whole is removed, and
-a damaged `dataset.json` is left alone: nothing else says how the parts were measured.
+`talkforge shard`, tables and the report are written again by `talkforge select`. An earlier snapshot of
+which a file is damaged is removed, because nothing makes it again. The plan is put together again from the
+parts, whose names and windows it has to keep. Nothing that is whole is removed, and a damaged `dataset.json`
+is left alone: nothing else says how the parts were measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from talkforge.pipeline import tables
+from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
@@ -37,8 +38,11 @@ def repair(store: Store, problems: Iterable[Problem]) -> list[str]:
     dropped = sorted({name for problem in problems for name in problem.drop})
     # Markers and manifests go first, so that they never vouch for a file that is gone.
     for name in sorted(dropped, key=lambda name: not name.endswith(".json")):
-        if name not in (PLAN, INGESTED):
+        if name not in (PLAN, INGESTED, snapshots.INDEX):
             store.delete(name)
+    if snapshots.INDEX in dropped:
+        snapshots.rebuild_index(store)
+    snapshots.forget(store, [number for name in dropped if (number := snapshots.number_of(name))])
     if PLAN in dropped or INGESTED in dropped:
         _rebuild_plan(store)
     return dropped

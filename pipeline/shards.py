@@ -5,13 +5,11 @@
     plan           clips of a split into shards of a size, in an order that mixes videos
     write_shard    one shard: tar file first, manifest last
 
-    swap           the shards that were written take the place of the earlier ones
-
 All of it is a pure function of its arguments. A shard is there when its manifest is there; a tar
 file without one is left from a run that was killed, and is written again.
 
-New shards are written to `shards.next/` beside the earlier ones. When the last is whole, `swap.json` is
-written there, which commits all of them: from then on this run, or the next, moves them to `shards/`.
+New shards are written to `shards.next/`. When the last is whole they are published together, see
+`pipeline.snapshots`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from talkforge.pipeline.people import FaceClip, name_people
+from talkforge.pipeline.snapshots import SHARDS, manifest_bytes
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas import sample, tar
 from talkforge.schemas.config import ShardConfig
@@ -38,16 +36,6 @@ from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.sample import Members, ShardManifest
 
 log = logging.getLogger(__name__)
-
-FOLDER = "shards"
-
-NEXT = "shards.next"
-"""Shards that are written, but do not stand in `FOLDER` yet."""
-
-SWAP = f"{NEXT}/swap.json"
-"""Names of all shards that the data set has when the swap is over."""
-
-_FILE = re.compile(r"(train|validation)-\d{6}\.(tar|json)")
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class ShardPlan:
     keys: tuple[str, ...]
     fingerprint: str
 
-    folder: str = FOLDER
+    folder: str = SHARDS
     """Where it is written to."""
 
     @property
@@ -237,18 +225,8 @@ def write_shard(
         return None
     if len(keys) < len(shard.keys):
         log.warning("shard %s: %d of %d samples written", shard.name, len(keys), len(shard.keys))
-    store.write(shard.manifest, json.dumps(manifest.model_dump(), indent=1).encode())
+    store.write(shard.manifest, manifest_bytes(manifest))
     return manifest
-
-
-def read_manifest(store: Store, name: str) -> ShardManifest:
-    """Manifest of the shard `name`, such as `train-000000`.
-
-    Raises:
-        DatasetError: there is none, or it is not a manifest.
-    """
-    path = f"{FOLDER}/{name}.json"
-    return sample.read_manifest(store.read(path), path)
 
 
 def read_samples(store: Store, file: str) -> Iterator[tuple[str, Members]]:
@@ -263,60 +241,6 @@ def read_samples(store: Store, file: str) -> Iterator[tuple[str, Members]]:
     """
     with store.open(file) as stream:
         yield from tar.read_samples(stream)
-
-
-def manifests(store: Store) -> list[ShardManifest]:
-    """Manifests of all shards that are there, in the order of their names."""
-    names = [Path(path) for path in store.list(FOLDER)]
-    return [read_manifest(store, path.stem) for path in names if path.suffix == ".json"]
-
-
-def swap(store: Store, names: Iterable[str]) -> None:
-    """Put the shards in `NEXT` in the place of the earlier ones; to be called when all are written.
-
-    Args:
-        store: the data set.
-        names: all shards that it has afterwards, those included that stay as they are.
-    """
-    store.write(SWAP, json.dumps(sorted(names)).encode())
-    finish_swap(store)
-
-
-def finish_swap(store: Store) -> None:
-    """Go on with a swap that a killed run left half done; without one, nothing happens.
-
-    Raises:
-        DatasetError: `swap.json` is damaged.
-    """
-    if not store.exists(SWAP):
-        return
-    try:
-        names = list(json.loads(store.read(SWAP)))
-    except (ValueError, TypeError):
-        raise DatasetError(f"{SWAP}: expected a list of names, found something else") from None
-    written = {Path(path).stem for path in store.list(NEXT) if _FILE.fullmatch(Path(path).name)}
-    for name in sorted(written):
-        # The old manifest must not vouch for the new tar file, and the new one goes last.
-        if store.exists(f"{NEXT}/{name}.tar"):
-            store.delete(f"{FOLDER}/{name}.json")
-            store.move(f"{NEXT}/{name}.tar", f"{FOLDER}/{name}.tar")
-        if store.exists(f"{NEXT}/{name}.json"):
-            store.move(f"{NEXT}/{name}.json", f"{FOLDER}/{name}.json")
-    _remove_stale(store, names)
-    store.delete(SWAP)
-    store.delete_folder(NEXT)
-
-
-def _remove_stale(store: Store, names: Iterable[str]) -> None:
-    """Remove all shards but these.
-
-    Only files named like shards are touched. Manifests go first, so that a shard never promises
-    a tar file that is gone.
-    """
-    keep = {f"{FOLDER}/{name}{suffix}" for name in names for suffix in (".tar", ".json")}
-    stale = [path for path in store.list(FOLDER) if path not in keep and _FILE.fullmatch(Path(path).name)]
-    for path in sorted(stale, key=lambda path: (path.endswith(".tar"), path)):
-        store.delete(path)
 
 
 def _write_tar(

@@ -27,6 +27,9 @@ from talkforge.schemas.records import (
     ledger_columns,
 )
 
+ERASED = "erased"
+"""Reason of an input whose content was erased from the data set, and was given again."""
+
 COVERED_WITHIN_S = 0.01
 """A video is measured when its windows make up its length to within so much, s."""
 
@@ -197,6 +200,8 @@ def _status(
 ) -> tuple[SourceStatus, str]:
     if entry.failure is not None:
         return "failed", f"{entry.failure.error}: {entry.failure.message}"
+    if entry.status == "erased":
+        return "no_candidates", ERASED
     if entry.status == "duplicate":
         if entry.first_uri == entry.input.uri:
             return "duplicate", f"overlaps another span of {entry.first_uri}"

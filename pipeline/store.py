@@ -9,6 +9,7 @@ written last.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import posixpath
@@ -43,6 +44,9 @@ TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""
 
 CHUNK_BYTES = 8 << 20
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
+"""What disks without hard links answer."""
 
 Names = list[str]
 
@@ -237,6 +241,32 @@ class Store:
             else:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
                 _rename(Path(source), Path(target))
+
+    def link(self, old: str, new: str) -> None:
+        """Give the content of a file a second name, in place of a file that has it.
+
+        On a local disk that is a hard link, which takes no room; where the disk has none, and in an object
+        store, it is a copy.
+        """
+        filesystem, source = self._at(old)
+        _, target = self._at(new)
+        with self.reporting_errors("link", old):
+            if self.local_root is None:
+                filesystem.cp_file(source, target)
+                return
+        with self.writing(new) as temporary, self.reporting_errors("link", old):
+            try:
+                os.link(source, temporary)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                shutil.copyfile(source, temporary)
+
+    def is_same(self, one: str, other: str) -> bool:
+        """Whether two names are of one file, as after `link` on a local disk."""
+        root = self.local_root
+        with self.reporting_errors("read", other):
+            return root is not None and (root / one).samefile(root / other)
 
     def delete_folder(self, folder: str) -> None:
         """Remove a folder with all that is in it; nothing happens where there is none."""

@@ -6,6 +6,7 @@ tables         every Parquet table has its checksum and holds the rows it should
 timelines      readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
+snapshots      every file of each has its checksum; `shards/` shows the current one
 samples        members, shapes and clocks; the MP4 decodes to all its frames at its rate, and its
                audio lies where the FLAC's does
 latents        checksum and size of every tar file
@@ -18,9 +19,9 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,13 @@ from scipy.signal import correlate, correlation_lags
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.media.timeline_files import from_bytes
-from talkforge.pipeline import tables
+from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.calibrate import Rescored
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import Part
-from talkforge.pipeline.shards import FOLDER, read_manifest, read_samples
+from talkforge.pipeline.shards import read_samples
+from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.schemas import sample
@@ -232,59 +234,135 @@ def _check_siblings(store: Store, folder: str, names: list[str], listed: dict[st
 
 def _check_shards(store: Store, found: dict[str, str]) -> Iterator[Problem]:
     """Also fills `found`: key -> name of the shard that holds it."""
-    paths = set(store.list(FOLDER))
+    index: Index | None = None
+    wrong = ""
+    try:
+        index = snapshots.read_index(store)
+        if index is None and snapshots.numbers(store):
+            wrong = "missing, but there are snapshots"
+    except DatasetError as error:
+        wrong = str(error).removeprefix(f"{INDEX}: ")
+    if wrong:
+        yield Problem(INDEX, wrong, (INDEX,))
+    there: dict[int, Snapshot] = {}
+    for number in snapshots.kept(index) if index else sorted(snapshots.numbers(store)):
+        try:
+            there[number] = snapshots.read(store, number)
+        except DatasetError as error:
+            name = snapshots.manifest_file(number)
+            yield Problem(name, str(error).removeprefix(f"{name}: "), (name,))
+    last = there.get(index.current) if index else None
+    yield from _check_plain(store, last)
+    if last is None:
+        yield from _check_unnumbered(store, found)
+    yield from _check_snapshots(store, there, last, found)
+
+
+def _check_unnumbered(store: Store, found: dict[str, str]) -> Iterator[Problem]:
+    """The shards in `shards/` where no snapshot says what they should be."""
+    for path in store.list(SHARDS):
+        tar, stem = path.removesuffix(".json") + ".tar", PurePosixPath(path).stem
+        if not path.endswith(".json") or not store.exists(tar):
+            continue
+        drop = (path, tar)
+        try:
+            manifest = sample.read_manifest(store.read(path), path)
+        except DatasetError as error:
+            yield Problem(path, str(error), drop)
+            continue
+        if manifest.name != stem:
+            yield Problem(path, f"expected name {stem}, found {manifest.name}", drop)
+        for problem in _check_shard(store, stem, tar, tar, manifest, found):
+            yield replace(problem, drop=drop)
+
+
+def _check_plain(store: Store, last: Snapshot | None) -> Iterator[Problem]:
+    """`shards/`: what is there is named like a shard, is whole and, with snapshots, is the current one."""
+    wanted = {shard.name: shard for shard in last.shards} if last else {}
+    paths = set(store.list(SHARDS))
     for path in sorted(paths):
         stem, suffix = path.rpartition(".")[::2]
-        name = stem.removeprefix(f"{FOLDER}/")
+        name = stem.removeprefix(f"{SHARDS}/")
         if "/" in name or suffix not in ("tar", "json"):
             yield Problem(path, "not a file of any shard")
-        elif suffix == "tar":
-            if f"{stem}.json" not in paths:
-                yield Problem(path, f"no manifest {name}.json: the shard is not committed")
-        elif f"{stem}.tar" not in paths:
+        elif suffix == "tar" and f"{stem}.json" not in paths:
+            yield Problem(path, f"no manifest {name}.json: the shard is not committed")
+        elif suffix == "json" and f"{stem}.tar" not in paths:
             yield Problem(f"{stem}.tar", f"missing, but {name}.json promises it", (path,))
-        else:
-            for problem in _check_shard(store, name, found):
-                yield replace(problem, drop=(path, f"{stem}.tar"))
+        elif last and suffix == "tar":
+            shard = wanted.get(name)
+            drop = (f"{stem}.json", path)
+            if shard is None:
+                yield Problem(path, f"not a shard of snapshot {last.number}, the current one", drop)
+            elif not store.exists(last.tar(shard)) or store.is_same(last.tar(shard), path):
+                continue  # looked at as a file of the snapshot
+            elif store.size(path) != shard.bytes or store.sha256(path) != shard.sha256:
+                yield Problem(path, f"not the bytes of snapshot {last.number}, the current one", drop)
+    if last and paths:
+        for name in sorted(wanted):
+            if f"{SHARDS}/{name}.json" not in paths and f"{SHARDS}/{name}.tar" not in paths:
+                yield Problem(f"{SHARDS}/{name}.tar", f"missing, but snapshot {last.number} has it")
 
 
-def _check_shard(store: Store, name: str, found: dict[str, str]) -> Iterator[Problem]:
-    tar = f"{FOLDER}/{name}.tar"
-    try:
-        manifest = read_manifest(store, name)
-    except DatasetError as error:
-        yield Problem(f"{FOLDER}/{name}.json", str(error))
-        return
+def _check_snapshots(
+    store: Store, there: Mapping[int, Snapshot], last: Snapshot | None, found: dict[str, str]
+) -> Iterator[Problem]:
+    """Every file of every snapshot, each once; the current one's shards sample by sample."""
+    seen: set[str] = set()
+    for shard in last.shards if last else ():
+        tar, plain = last.tar(shard) if last else "", f"{SHARDS}/{shard.name}.tar"
+        drop = (plain, snapshots.beside(plain), tar, snapshots.beside(tar))
+        seen.add(tar)
+        if not store.exists(tar):
+            yield Problem(tar, "missing, but a snapshot names it", drop)
+            continue
+        shown = plain if store.exists(plain) and store.is_same(tar, plain) else tar
+        for problem in _check_shard(store, shard.name, tar, shown, shard, found):
+            yield replace(problem, drop=drop)
+    for snapshot in there.values():
+        for digest, path in snapshot.files.items():
+            if path in seen:
+                continue
+            seen.add(path)
+            if not store.exists(path):
+                yield Problem(path, "missing, but a snapshot names it", (snapshot.manifest_file,))
+            elif store.sha256(path) != digest:
+                yield Problem(path, f"expected sha256 {digest}, found another", (snapshot.manifest_file,))
+    if there:
+        own = {INDEX, *(snapshot.manifest_file for snapshot in there.values())}
+        for path in store.list(snapshots.FOLDER):
+            if path not in {*own, *seen} and path not in map(snapshots.beside, seen):
+                yield Problem(path, "belongs to no snapshot", (path,))
+
+
+def _check_shard(
+    store: Store, name: str, tar: str, shown: str, manifest: ShardManifest, found: dict[str, str]
+) -> Iterator[Problem]:
+    """A shard that lies at `tar`, which problems call `shown`."""
     log.info("verifying %s: %d samples", tar, manifest.count)
-    yield from _check_manifest(store, name, manifest)
+    if manifest.count != len(manifest.keys):
+        yield Problem(
+            snapshots.beside(shown),
+            f"expected count {len(manifest.keys)}, the number of its keys, found {manifest.count}",
+        )
+    if (num_bytes := store.size(tar)) != manifest.bytes:
+        yield Problem(shown, f"expected {manifest.bytes} bytes, found {num_bytes}")
+    elif (digest := store.sha256(tar)) != manifest.sha256:
+        yield Problem(shown, f"expected sha256 {manifest.sha256}, found {digest}")
     keys: list[str] = []
     try:
         for key, members in read_samples(store, tar):
             if key in found:
                 yield Problem(
-                    f"{tar}: {key}", f"expected once in the data set, found in {found[key]} as well"
+                    f"{shown}: {key}", f"expected once in the data set, found in {found[key]} as well"
                 )
             found.setdefault(key, name)
             keys.append(key)
-            yield from (Problem(f"{tar}: {key}", what) for what in check_sample(key, members))
+            yield from (Problem(f"{shown}: {key}", what) for what in check_sample(key, members))
     except DatasetError as error:
-        yield Problem(tar, str(error))
+        yield Problem(shown, str(error))
     if tuple(keys) != manifest.keys:
-        yield Problem(tar, _key_difference(manifest.keys, tuple(keys)))
-
-
-def _check_manifest(store: Store, name: str, manifest: ShardManifest) -> Iterator[Problem]:
-    path, tar = f"{FOLDER}/{name}.json", f"{FOLDER}/{name}.tar"
-    if manifest.name != name:
-        yield Problem(path, f"expected name {name}, found {manifest.name}")
-    if manifest.count != len(manifest.keys):
-        yield Problem(
-            path, f"expected count {len(manifest.keys)}, the number of its keys, found {manifest.count}"
-        )
-    if (num_bytes := store.size(tar)) != manifest.bytes:
-        yield Problem(tar, f"expected {manifest.bytes} bytes, found {num_bytes}")
-    elif (digest := store.sha256(tar)) != manifest.sha256:
-        yield Problem(tar, f"expected sha256 {manifest.sha256}, found {digest}")
+        yield Problem(shown, _key_difference(manifest.keys, tuple(keys)))
 
 
 def _key_difference(expected: tuple[str, ...], found: tuple[str, ...]) -> str:

@@ -491,6 +491,17 @@ class ExecutionConfig(Section):
         description="A run stops when more than this fraction of what it tried, and ten at least, failed for one "
         "reason of infrastructure; 1: never.",
     )
+    keep_snapshots: int = Field(
+        2,
+        ge=1,
+        description="Snapshots of the shards that are kept, the current one among them; those with a tag are "
+        "kept as well. Shards that several snapshots share are stored once.",
+    )
+    plain_shards: bool = Field(
+        True,
+        description="Keep the current snapshot's shards under plain names in `shards/`: links on a local disk, "
+        "second copies in an object store.",
+    )
 
     protocols: tuple[str, ...] = Field(
         ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory"),

@@ -735,7 +735,8 @@ class SourceRow(Record):
     """`measured`, `failed`, `duplicate` (same bytes as another input), `no_candidates`, or `pending` while it
     waits to be measured."""
     reason: str
-    """Why it failed or gave no candidates, or the input that it repeats; empty where it was measured."""
+    """Why it failed or gave no candidates (`erased` where its content was erased from the data set), or the
+    input that it repeats; empty where it was measured."""
     duration_s: float
     """Length of the video."""
     speech_s: float

@@ -17,6 +17,7 @@ from talkforge.schemas.progress import ProgressCallback, no_progress
 if TYPE_CHECKING:
     import pandas as pd
 
+    from talkforge.pipeline.snapshots import Snapshot
     from talkforge.pipeline.store import Store
     from talkforge.schemas.dataset import Dataset
     from talkforge.schemas.sample import ShardManifest
@@ -31,8 +32,8 @@ class CuratedSet:
     Tables are read once, when they are asked for.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, snapshot: int | str | None = None) -> None:
+        self._store, self._which = store, snapshot
 
     def __repr__(self) -> str:
         return f"talkforge.open({self._store.root!r})"
@@ -46,8 +47,18 @@ class CuratedSet:
     def info(self) -> Dataset:
         """`dataset.json`: configuration, models with sha256, joint names, tool version."""
         from talkforge.pipeline.dataset import load_dataset
+        from talkforge.schemas.dataset import parse_dataset
 
-        return load_dataset(self._store)
+        if self._which is None:
+            return load_dataset(self._store)
+        return parse_dataset(self._store.read(self.snapshot.table("dataset.json")))
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The snapshot whose shards are read, from the first use on; number 0 in a data set without any."""
+        from talkforge.pipeline import snapshots
+
+        return snapshots.find(self._store, self._which)
 
     @cached_property
     def ledger(self) -> pd.DataFrame:
@@ -67,9 +78,7 @@ class CuratedSet:
     @cached_property
     def shards(self) -> tuple[ShardManifest, ...]:
         """Manifests of all shards, in the order of their names."""
-        from talkforge.pipeline.shards import manifests
-
-        return tuple(manifests(self._store))
+        return self.snapshot.shards
 
     def shard_urls(self, split: Split | None = None) -> list[str]:
         """Paths or URIs of the tar files, for any WebDataset reader.
@@ -77,8 +86,11 @@ class CuratedSet:
         Args:
             split: only shards of this split; None means all.
         """
-        names = [shard.name for shard in self.shards if split in (None, shard.name.partition("-")[0])]
-        return [f"{self._store.root}/shards/{name}.tar" for name in names]
+        wanted = [shard for shard in self.shards if split in (None, shard.name.partition("-")[0])]
+        return [self._url(shard) for shard in wanted]
+
+    def _url(self, shard: ShardManifest) -> str:
+        return f"{self._store.root}/{self.snapshot.tar(shard)}"
 
     def samples(self, split: Split | None = None) -> Iterator[Sample]:
         """Every sample, decoded and checked, in the order of the shards.
@@ -105,8 +117,8 @@ class CuratedSet:
 
         for shard in self.shards:
             if clip_id in shard.keys:
-                url = f"{self._store.root}/shards/{shard.name}.tar"
-                found = next((s for s in read_shard(self._store, url) if s.key == clip_id), None)
+                samples = read_shard(self._store, self._url(shard))
+                found = next((s for s in samples if s.key == clip_id), None)
                 if found is not None:
                     return found
         raise DatasetError(
@@ -130,24 +142,28 @@ class CuratedSet:
         return ClipDataset(self._store, tuple(self.shard_urls(split)))
 
     def _table(self, name: str) -> pd.DataFrame:
-        from talkforge.pipeline import tables
+        from talkforge.pipeline import snapshots, tables
 
-        return tables.from_bytes(self._store.read(name), name).to_pandas()
+        fixed = self._which is not None
+        file = self.snapshot.table(name) if fixed else snapshots.current_table(self._store, name)
+        return tables.from_bytes(self._store.read(file), file).to_pandas()
 
 
-def open(path: str | Path) -> CuratedSet:
+def open(path: str | Path, snapshot: int | str | None = None) -> CuratedSet:
     """A data set, for reading.
 
     Args:
         path: its folder, or an fsspec URI such as `s3://bucket/set`.
+        snapshot: number or tag of a snapshot, see docs/dataset.md; tables and shards are then those that it
+            holds. None means the shards of the current one, and the tables of the last selection.
 
     Raises:
-        CommandError: there is no data set.
+        CommandError: there is no data set, or no such snapshot.
         DatasetError: `dataset.json` is damaged, or of a version that this one cannot read.
     """
     from talkforge.pipeline.store import Store
 
-    found = CuratedSet(Store(str(path)))
+    found = CuratedSet(Store(str(path)), snapshot)
     _ = found.info  # says at once where there is none
     return found
 

@@ -1,4 +1,4 @@
-"""Commands that build a data set and inspect it: curate, select, shard, status, report, verify, inspect."""
+"""Commands that build a data set and look at it: from curate to inspect."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from talkforge.cli.options import (
     ExecutorOption,
     JsonOption,
     SettingsOption,
+    SnapshotArgument,
     VideoOutOption,
     WorkersOption,
     check_executor,
@@ -31,6 +32,10 @@ from talkforge.cli.output import (
     preview_document,
     preview_lines,
     selection_document,
+    snapshot_document,
+    snapshot_line,
+    snapshot_notes,
+    snapshots_table,
     summary,
     totals_document,
 )
@@ -116,6 +121,7 @@ def curate(
         print_json({"dataset": dataset, "dry_run": False, **selection_document(selection)})
     else:
         summary(out, selection, dataset)
+        _note_snapshots(dataset)
 
 
 @command(BUILD, "talkforge retry set", "talkforge retry set --kind network --kind storage")
@@ -152,6 +158,7 @@ def retry(
         count, selection = job.retry(Store(dataset, base), kinds, make, display.show)
     out.print(f"tried again: {count}", highlight=False)
     summary(out, selection, dataset)
+    _note_snapshots(dataset)
 
 
 @command(LOOK, "talkforge status set", "talkforge status set --json")
@@ -299,6 +306,17 @@ def shard(
         finally:
             runner.close()
     summary(out, selection, dataset)
+    _note_snapshots(dataset)
+
+
+def _note_snapshots(dataset: str) -> None:
+    """Which snapshot this is, and what the earlier ones take up beside it."""
+    from talkforge.pipeline import snapshots
+    from talkforge.pipeline.store import Store
+
+    found = snapshots.describe(Store(dataset))
+    for line in snapshot_notes(found, dataset, "://" in dataset):
+        notes.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @command(LOOK, "talkforge report set")
@@ -345,6 +363,83 @@ def verify(
         raise typer.Exit(DAMAGED)
     if not as_json:
         out.print(f"{dataset}: everything is as it should be", soft_wrap=True)
+
+
+@command(
+    LOOK, "talkforge snapshots set", "talkforge snapshots set --json", "talkforge snapshots set --keep 1"
+)
+def snapshots(
+    dataset: DatasetArgument,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Remove all but the last N and those with a tag."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Snapshots of the shards: number, time, size, tags; what each alone takes up.
+
+    `curate` and `shard` make one where shards or ledger change, and keep `run.keep_snapshots` of them.
+    """
+    from talkforge.pipeline import snapshots as job
+    from talkforge.pipeline.dataset import exclusive, load_dataset
+    from talkforge.pipeline.store import Store
+
+    store = Store(dataset)
+    load_dataset(store)
+    removed: list[int] = []
+    if keep is not None:
+        with exclusive(store):
+            removed = job.prune(store, keep)
+    found = job.describe(store)
+    if as_json:
+        print_json({"dataset": dataset, "snapshots": list(map(snapshot_document, found)), "removed": removed})
+        return
+    if removed:
+        out.print(f"removed: {', '.join(map(str, removed))}", highlight=False)
+    snapshots_table(out, found)
+
+
+@command(BUILD, "talkforge rollback set 3", "talkforge rollback set paper")
+def rollback(dataset: DatasetArgument, which: SnapshotArgument) -> None:
+    """Make an earlier snapshot the current one: its shards, its tables and its thresholds.
+
+    What was measured stays, and so does the snapshot that was the current one.
+    """
+    from talkforge.pipeline import jobs as job
+    from talkforge.pipeline import snapshots
+    from talkforge.pipeline.dataset import exclusive, load_dataset
+    from talkforge.pipeline.store import Store
+
+    store = Store(dataset)
+    load_dataset(store)
+    with Display(notes) as display, exclusive(store):
+        snapshot = snapshots.roll_back(store, which)
+        display.show(Progress("report"))
+        job.report(store)
+    out.print(snapshot_line(snapshot), highlight=False)
+
+
+@command(BUILD, "talkforge tag set 3 paper", "talkforge tag set paper --delete")
+def tag(
+    dataset: DatasetArgument,
+    which: SnapshotArgument,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The name to give to it.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Take the tag away.")] = False,
+) -> None:
+    """Give a snapshot a name; it is kept as long as it has one."""
+    if delete == (name is not None):
+        raise CommandError("tag: expected a snapshot and a name for it, or a tag and --delete")
+    from talkforge.pipeline import snapshots
+    from talkforge.pipeline.dataset import exclusive, load_dataset
+    from talkforge.pipeline.store import Store
+
+    store = Store(dataset)
+    load_dataset(store)
+    with exclusive(store):
+        if name is None:
+            snapshots.untag(store, which)
+        else:
+            out.print(f"{name}: {snapshot_line(snapshots.tag(store, which, name))}", highlight=False)
 
 
 @command(LOOK, "talkforge inspect set 0f3a52b91c77_0_4000_t0 -o clip.mp4")

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 DatasetArgument = Annotated[
     str, typer.Argument(metavar="DATASET", help="Folder or fsspec URI of a data set.")
 ]
+SnapshotArgument = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="Number or tag of a snapshot, see `talkforge snapshots`.")
+]
 SettingsOption = Annotated[
     list[str],
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from talkforge.curation.weights.registry import ModelRow
     from talkforge.pipeline.ledger import Selection
     from talkforge.pipeline.preview import Preview
+    from talkforge.pipeline.snapshots import Snapshot, SnapshotInfo
     from talkforge.pipeline.totals import Totals
     from talkforge.schemas.records import Failure, SourceRow
 
@@ -135,6 +136,79 @@ def comparison(console: Console, now: Totals, then: Totals) -> None:
         a, b = now.reasons.get(code, 0), then.reasons.get(code, 0)
         table.add_row(f"  {code}", str(a), str(b), f"{b - a:+d}")
     console.print(table)
+
+
+def snapshot_line(snapshot: Snapshot) -> str:
+    """Number, shards, samples and size of a snapshot."""
+    samples = sum(shard.count for shard in snapshot.shards)
+    size = f"{snapshot.num_bytes / 1e6:.1f} MB"
+    return f"snapshot {snapshot.number}: {len(snapshot.shards)} shards, {samples} samples, {size}"
+
+
+def snapshot_notes(found: Sequence[SnapshotInfo], dataset: str, remote: bool) -> list[str]:
+    """Lines on the current snapshot and on room that is taken beside its shards.
+
+    Args:
+        found: all snapshots.
+        dataset: folder or URI, as the user names it.
+        remote: whether it is in an object store, where `shards/` holds copies.
+    """
+    current = next((info.snapshot for info in found if info.is_current), None)
+    if current is None:
+        return []
+    lines = [snapshot_line(current)]
+    own_bytes = sum(info.own_bytes for info in found if not info.is_current)
+    if own_bytes:
+        lines.append(
+            f"earlier snapshots take up {own_bytes / 1e6:.1f} MB beside it: "
+            f"talkforge snapshots {dataset} --keep 1 removes those without a tag"
+        )
+    if remote and current.num_bytes:
+        lines.append(
+            f"shards/ may hold copies of its shards, {current.num_bytes / 1e6:.1f} MB: "
+            "run.plain_shards=false leaves them out"
+        )
+    return lines
+
+
+def snapshots_table(console: Console, found: Sequence[SnapshotInfo]) -> None:
+    """All snapshots, the current one marked, and what each alone takes up."""
+    if not found:
+        console.print("no snapshots: the next `talkforge shard` makes one", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "snapshot", "made (UTC)", "shards", "samples", "MB", "MB of its own"):
+        table.add_column(title, justify="left" if title in ("", "made (UTC)") else "right", no_wrap=True)
+    table.add_column("tags", overflow="fold")
+    for info in found:
+        shards = info.snapshot.shards
+        table.add_row(
+            "*" if info.is_current else "",
+            str(info.snapshot.number),
+            info.snapshot.made_at.removesuffix("+00:00").replace("T", " "),
+            str(len(shards)),
+            str(sum(shard.count for shard in shards)),
+            f"{info.snapshot.num_bytes / 1e6:.1f}",
+            f"{info.own_bytes / 1e6:.1f}",
+            ", ".join(info.tags),
+        )
+    console.print(table)
+
+
+def snapshot_document(info: SnapshotInfo) -> dict[str, Any]:
+    """One snapshot for `--json`."""
+    return {
+        "number": info.snapshot.number,
+        "sha256": info.sha256,
+        "current": info.is_current,
+        "tags": list(info.tags),
+        "made_at": info.snapshot.made_at,
+        "tool_version": info.snapshot.tool_version,
+        "shards": len(info.snapshot.shards),
+        "samples": sum(shard.count for shard in info.snapshot.shards),
+        "num_bytes": info.snapshot.num_bytes,
+        "own_bytes": info.own_bytes,
+    }
 
 
 def summary(console: Console, selection: Selection, dataset: str) -> None:

@@ -161,9 +161,11 @@ def test_rows_of_clips_that_left_the_shards_stay(store: Store) -> None:
 
 
 def test_a_damaged_shard_is_named(store: Store) -> None:
-    tar = next(Path(store.root).glob("shards/*.tar"))
+    tar = next(Path(store.root).glob("snapshots/000001/*.tar"))
     tar.write_bytes(tar.read_bytes()[:5000])
-    with pytest.raises(DatasetError, match=rf"^shards/{tar.name}: .*; `talkforge verify` says more$"):
+    with pytest.raises(
+        DatasetError, match=rf"^snapshots/000001/{tar.name}: .*; `talkforge verify` says more$"
+    ):
         annotate(store, TRANSCRIPTS, "g", transcribed(store))
 
 

@@ -186,6 +186,12 @@ def samples_of(dataset: Path) -> dict[str, dict[str, bytes]]:
     return {key: members for file in files for key, members in read_samples(store, file)}
 
 
+def remove_shards(dataset: Path) -> None:
+    """Leaves the data set as it is before anything was cut."""
+    for folder in ("shards", "snapshots"):
+        shutil.rmtree(dataset / folder)
+
+
 @pytest.fixture
 def own(curated: Any, tmp_path: Path) -> Any:
     """The data set with videos of its own, which a test may change; the measured rows name them."""
@@ -231,8 +237,7 @@ def test_a_source_that_vanished_keeps_its_sample_and_says_so(own: Any) -> None:
 
 
 def test_a_source_that_vanished_fails_a_clip_that_was_never_cut(own: Any) -> None:
-    for path in (own.dataset / "shards").iterdir():
-        path.unlink()
+    remove_shards(own.dataset)
     (own.videos / "b.mp4").unlink()
     selection = recut(own)
     rows = {Path(row.uri).name: row for row in selection.rows}
@@ -267,8 +272,7 @@ def test_samples_move_between_shards_before_anything_is_removed(own: Any) -> Non
 
 
 def test_a_replaced_file_never_gets_the_masks_of_the_old_one(own: Any) -> None:
-    for path in (own.dataset / "shards").iterdir():
-        path.unlink()
+    remove_shards(own.dataset)
     changed = own.videos / "b.mp4"
     facts = changed.stat()
     shutil.copy(own.videos / "a.mp4", changed)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from talkforge.pipeline import jobs
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from talkforge.pipeline import jobs, snapshots
+from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.repair import repair
 from talkforge.pipeline.store import Store
@@ -41,3 +48,63 @@ def test_what_is_damaged_is_named_and_made_again(curated: Curated) -> None:
     )
     assert verify(store) == []
     assert {name: store.read(name) for name in store.list("shards")} == golden
+
+
+def recut(store: Store) -> None:
+    """Both clips in one shard, where they were in two."""
+    old = load_dataset(store)
+    config = old.config.model_copy(update={"shards": old.config.shards.model_copy(update={"max_samples": 2})})
+    ingested = load_ingested(store)
+    selection = jobs.select(store, old.model_copy(update={"config": config}), ingested)
+    jobs.shard(store, load_dataset(store), selection, ingested)
+
+
+@pytest.fixture(scope="module")
+def twice(measured: Curated, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with two snapshots."""
+    folder = tmp_path_factory.mktemp("twice") / "set"
+    shutil.copytree(measured.dataset, folder)
+    store = Store(str(folder))
+    recut(store)
+    assert [info.snapshot.number for info in snapshots.describe(store)] == [1, 2]
+    assert verify(store) == []
+    return folder
+
+
+NAMES = (
+    "snapshots/index.json",
+    "snapshots/000001/snapshot.json",
+    "snapshots/000001/ledger.parquet",
+    "snapshots/000001/train-000001.tar",
+    "snapshots/000002/snapshot.json",
+    "snapshots/000002/ledger.parquet",
+    "snapshots/000002/train-000000.tar",
+    "shards/train-000000.tar",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [*((name, False) for name in NAMES), *((name, True) for name in (NAMES[0], NAMES[6]))],
+)
+def test_damage_of_snapshots_is_named_and_the_current_one_made_again(
+    twice: Path, tmp_path: Path, name: str, gone: bool
+) -> None:
+    subprocess.run(["cp", "-a", str(twice), str(tmp_path / "set")], check=True)  # links stay links
+    store = Store(str(tmp_path / "set"))
+    golden = {path: store.read(path) for path in store.list("shards")}
+    data = store.read(name)
+    store.delete(name)  # not in place: the file may have a second name
+    if not gone:
+        store.write(name, bytes([data[0] ^ 0xFF, *data[1:]]))
+    problems = verify(store)
+    assert name in {problem.path for problem in problems}
+    repair(store, problems)
+    recut(store)
+    assert verify(store) == []
+    assert {path: store.read(path) for path in store.list("shards")} == golden
+    kept = [info.snapshot.number for info in snapshots.describe(store)]
+    if name.startswith("snapshots/000001"):
+        assert kept == [2]
+    elif name.endswith(".tar") or (name == snapshots.INDEX and not gone):
+        assert kept == [1, 2]

@@ -190,11 +190,19 @@ def test_only_what_is_missing_is_cut(curated: Any, monkeypatch: pytest.MonkeyPat
     real: Callable[..., Any] = cut.cut
     monkeypatch.setattr(cut, "cut", lambda *args: cuts.append(args[1].meta.clip.clip_id) or real(*args))
     assert run("shard", curated.dataset, "--executor", "inline")[0] == 0
+    assert cuts == []  # the snapshot has it
+    assert files(curated.dataset, "shards/*.tar") == files(curated.dataset, "snapshots/000001/*.tar")
+
+    for folder in ("shards", "snapshots/000001"):
+        (curated.dataset / folder / "train-000001.tar").unlink()
+    assert run("shard", curated.dataset, "--executor", "inline")[0] == 0
     (row,) = [row for row in ledger(curated.dataset).values() if row["shard"] == "train-000001"]
     assert cuts == [row["clip_id"]]
     after = files(curated.dataset, "shards/*")
     assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
     assert after["train-000000.tar"] == before["train-000000.tar"]
+    assert files(curated.dataset, "shards/*.tar") == files(curated.dataset, "snapshots/000001/*.tar")
+    assert not (curated.dataset / "snapshots" / "000002").exists()
 
 
 @pytest.mark.usefixtures("no_decoder")

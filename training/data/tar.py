@@ -18,7 +18,9 @@ class BrokenShardError(DatasetError):
 
 
 def beside(shard: str, name: str) -> str:
-    """A file in the folder that holds the shard's folder: DATASET/shards/x.tar -> DATASET/`name`.
+    """A file of the shard's data set.
+
+    DATASET/shards/x.tar and DATASET/snapshots/000001/x.tar -> DATASET/`name`.
 
     Args:
         shard: path or URI of a tar file.
@@ -26,6 +28,9 @@ def beside(shard: str, name: str) -> str:
     """
     folder, _, _ = shard.rpartition("/")
     parent, slash, _ = folder.rpartition("/")
+    above, slash_above, snapshots = parent.rpartition("/")
+    if snapshots == "snapshots":
+        parent, slash = above, slash_above
     return f"{parent}{slash}{name}" if folder else f"../{name}"
 
 

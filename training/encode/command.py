@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive
-from talkforge.pipeline.shards import FOLDER as SHARDS
-from talkforge.pipeline.shards import read_manifest
+from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.sample import ShardManifest
@@ -105,13 +105,15 @@ def encode_dataset(
     if spans_per_clip < 1:
         raise CommandError(f"--spans: expected 1 or more, found {spans_per_clip}")
     store = Store(dataset)
-    shards = _shards(store)
-    info = dataset_info([(_url(store, shard.name), shard) for shard in shards], dataset)
+    snapshot = snapshots.current(store)
+    shards = _shards(store, snapshot)
+    info = dataset_info([(_url(store, snapshot, shard), shard) for shard in shards], dataset)
     width = text_dim(config)
     with exclusive(store):
         store.sweep()
         _remove_stale(store, shards)
-        work = _Work(store, config, spans_per_clip, load_codec(config).sha256, shards, progress)
+        codec_sha256 = load_codec(config).sha256
+        work = _Work(store, snapshot, config, spans_per_clip, codec_sha256, shards, progress)
         if work.waiting:  # the other encoders are large: not loaded for nothing
             work.share(
                 [
@@ -122,15 +124,14 @@ def encode_dataset(
         return work.result
 
 
-def _shards(store: Store) -> list[ShardManifest]:
-    names = [Path(name).stem for name in store.list(SHARDS) if name.endswith(".json")]
-    if not names:
-        raise CommandError(f"{store.root}: no shards here (expected {SHARDS}/train-000000.tar and its .json)")
-    return [shard for shard in (read_manifest(store, name) for name in names) if shard.count]
+def _shards(store: Store, snapshot: Snapshot) -> list[ShardManifest]:
+    if not snapshot.shards:
+        raise CommandError(f"{store.root}: no shards here (expected shards/train-000000.tar and its .json)")
+    return [shard for shard in snapshot.shards if shard.count]
 
 
-def _url(store: Store, name: str) -> str:
-    return f"{store.root.rstrip('/')}/{SHARDS}/{name}.tar"
+def _url(store: Store, snapshot: Snapshot, shard: ShardManifest) -> str:
+    return f"{store.root.rstrip('/')}/{snapshot.tar(shard)}"
 
 
 def _devices() -> list[str]:
@@ -165,14 +166,15 @@ class _Work:
     def __init__(
         self,
         store: Store,
+        snapshot: Snapshot,
         config: TrainConfig,
         spans_per_clip: int,
         codec_sha256: str,
         shards: Sequence[ShardManifest],
         show: Show,
     ) -> None:
-        self._store, self._config, self._spans_per_clip = store, config, spans_per_clip
-        self._codec_sha256, self._show = codec_sha256, show
+        self._store, self._snapshot, self._config = store, snapshot, config
+        self._spans_per_clip, self._codec_sha256, self._show = spans_per_clip, codec_sha256, show
         self._begun_s = time.monotonic()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self.waiting = [shard for shard in shards if not self._is_current(shard)]
@@ -256,7 +258,7 @@ class _Work:
             path.open("wb") as stream,
             tar_writer(stream) as out,
         ):
-            for found in encoder.shard(_url(self._store, shard.name)):
+            for found in encoder.shard(_url(self._store, self._snapshot, shard)):
                 if self._stopped.is_set():
                     raise _StoppedError
                 count += 1

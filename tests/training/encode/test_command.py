@@ -15,6 +15,7 @@ import fsspec
 import pytest
 import torch
 
+from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError, ModelError, RunError
@@ -278,7 +279,8 @@ def test_encoders_that_are_stopped_do_not_complain(dataset: Path, base: Path) ->
     store = Store(str(dataset))
     shards = [manifest for _, manifest in shard_list(f"{dataset}/shards/train-{{000000..000001}}.tar")]
     for encoders in ((Patient(), Broken()), (Broken(), Patient())):
-        work = command._Work(store, config(base), 1, "", shards, lambda _: None)
+        snapshot = snapshots.current(store)
+        work = command._Work(store, snapshot, config(base), 1, "", shards, lambda _: None)
         with pytest.raises(RunError, match=r"^broken$"):
             work.share(encoders)  # type: ignore[arg-type]
         assert files(dataset) == {}
