@@ -397,7 +397,7 @@ def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Pa
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGTERM)
     rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130, [*lines, rest]
+    assert process.wait(timeout=600) == 130, [*lines, rest]
     assert "interrupted; the same command goes on from here" in rest and "Traceback" not in rest
     progress = last(tmp_path / "run").progress
     assert progress.step >= 1 and progress.consumed == progress.step and progress.interval == 0

@@ -149,6 +149,8 @@ def test_measure_says_what_is_missing() -> None:
         "omega_face_raw": None,
         "omega_body_raw": None,
         "joints_valid_fraction": 0.0,
+        "frozen_fraction": None,
+        "mouth_still_fraction": None,
     }
 
 
