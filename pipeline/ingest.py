@@ -336,17 +336,18 @@ def is_due(row: IngestRow | None, stamp: str, max_attempts: int) -> bool:
 def after(row: IngestRow, before: IngestRow | None) -> IngestRow:
     """The row of an input that was read again.
 
-    An input that was readable stays what it was where only infrastructure fails now. One that fails again
-    has one attempt more.
+    An input that was measured stays what it was where its file cannot be reached now. One that fails again
+    for reasons of infrastructure has one attempt more.
     """
-    if row.failure is None or row.failure.kind == "video" or before is None:
+    if row.failure is None or before is None:
         return row
-    if before.video is not None:
+    is_gone = row.failure.kind == "video" and not row.stamp
+    if before.video is not None and (row.failure.kind != "video" or (is_gone and before.status == "planned")):
         log.warning(
-            "%s: cannot be read now (%s); what was measured is kept", row.input.uri, row.failure.message
+            "%s: cannot be reached, what was measured of it stays (%s)", row.input.uri, row.failure.message
         )
         return before
-    if before.failure is None or before.stamp != row.stamp:
+    if row.failure.kind == "video" or before.failure is None or before.stamp != row.stamp:
         return row
     failure = row.failure.model_copy(update={"attempts": before.failure.attempts + 1})
     return row.model_copy(update={"failure": failure})

@@ -205,22 +205,11 @@ def _ingest(
         for number, row in enumerate(executor.ingest(new, store.base, store.limits), 1):
             row = without_erased(row, erased)
             tripwire.note(1, [row.failure] if row.failure else ())
-            old = known.get(row.input)
-            yield old if old and _out_of_reach(row, old) else after(row, old)
+            yield after(row, known.get(row.input))
             on_progress(counted("reading inputs", number, len(new)))
 
     erased = set(read_tombstones(store).sha256)
     return extend_plan(store, read() if new else (), config.run.part_s)
-
-
-def _out_of_reach(row: IngestRow, old: IngestRow) -> bool:
-    """Whether an input was measured and cannot be reached now: that does not undo what was measured of it."""
-    if row.failure is None or old.status != "planned" or (row.stamp and row.failure.kind == "video"):
-        return False
-    log.warning(
-        "%s: cannot be reached, what was measured of it stays (%s)", row.input.uri, row.failure.message
-    )
-    return True
 
 
 def measure(

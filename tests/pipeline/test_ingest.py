@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from talkforge.pipeline.ingest import IngestRow, find_inputs, ingest, mark_duplicates, stamp_of
-from talkforge.schemas.errors import CommandError
-from talkforge.schemas.records import Input
+from talkforge.pipeline.ingest import IngestRow, after, find_inputs, ingest, mark_duplicates, stamp_of
+from talkforge.schemas.errors import CommandError, FailureKind
+from talkforge.schemas.records import Failure, Input
 from tests.media_files import Pictures, steady, write_media
 from tests.records import video
 
@@ -322,3 +322,41 @@ def test_the_stamp_follows_size_and_time(tmp_path: Path) -> None:
     os.utime(path, ns=(0, 5))
     assert stamp_of(str(path)) == "2-5"
     assert stamp_of(str(tmp_path / "none.mp4")) == ""
+
+
+def failing(kind: FailureKind, stamp: str, attempts: int = 1) -> IngestRow:
+    failure = Failure(
+        stage="probe", key="a", video_id="", uri="a", error="E", message="m", kind=kind, attempts=attempts
+    )
+    return IngestRow(input=Input(uri="a"), stamp=stamp, status="failed", failure=failure)
+
+
+@pytest.mark.parametrize("status", ["planned", "duplicate"])
+@pytest.mark.parametrize(
+    ("kind", "stamp", "kept"),
+    [
+        ("network", "1-1", ("planned", "duplicate")),  # infrastructure fails
+        ("storage", "", ("planned", "duplicate")),
+        ("video", "", ("planned",)),  # the file is gone: nothing was measured of a duplicate
+        ("video", "2-2", ()),  # another file, which is no video
+    ],
+)
+def test_what_was_measured_stays_while_its_file_is_out_of_reach(
+    kind: FailureKind, stamp: str, kept: tuple[str, ...], status: str
+) -> None:
+    before = IngestRow.model_validate(
+        {"input": Input(uri="a"), "stamp": "1-1", "status": status, "video": video(1)}
+    )
+    now = failing(kind, stamp)
+    assert after(now, before) == (before if status in kept else now)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stamp", "attempts"), [("network", "1-1", 3), ("network", "2-2", 1), ("video", "1-1", 1)]
+)
+def test_attempts_count_while_infrastructure_fails_on_the_same_file(
+    kind: FailureKind, stamp: str, attempts: int
+) -> None:
+    found = after(failing(kind, stamp), failing("network", "1-1", attempts=2))
+    assert found == failing(kind, stamp, attempts)
+    assert after(failing(kind, stamp), None) == failing(kind, stamp)
