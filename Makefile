@@ -13,7 +13,7 @@ SLOW := end_to_end examples benchmarks training/run training/test_train.py pipel
 	curation/sync/test_syncnet.py curation/sync/test_active_speaker.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn test quick check format bench asr lock dist clean
+.PHONY: help install demo learn test quick nightly check format bench asr lock dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,10 @@ test: $(STAMP) check ## ruff, mypy and the whole test suite
 
 quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 5 min on two cores)
 	$(BIN)/pytest $(SLOW:%=--ignore=tests/%)
+
+nightly: $(STAMP) check ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
+	$(BIN)/pytest --full
+	$(BIN)/python -m examples.learn
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

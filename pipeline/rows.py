@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from talkforge.pipeline.parts import Window
 from talkforge.schemas.arrays import Audio, FaceTrack, Floats
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.errors import kind_of, one_line
-from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Track, Video
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Outcome, Track, Video, WindowOutcome
 from talkforge.schemas.units import samples_from_frames, samples_from_seconds
 
 Spans = Sequence[clips.Segment]
@@ -84,7 +83,7 @@ def track_row(video: Video, track: FaceTrack) -> Track:
 
 def outcome_row(
     window: Window,
-    outcome: Literal["candidates", "no_audio", "no_speech", "no_face", "hdr"],
+    outcome: WindowOutcome,
     speech_spans: Spans = (),
     face_spans: Spans = (),
 ) -> Outcome:

@@ -164,6 +164,13 @@ class Video(Record):
         return self.audio_start_s is not None
 
 
+OpenedBy = Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
+"""What shows that a shot begins, see `Scene.opened_by`."""
+
+WindowOutcome = Literal["candidates", "no_audio", "no_speech", "no_face", "hdr"]
+"""What became of a window: candidate clips, or why there are none."""
+
+
 class Scene(Record):
     """A span of a video without a shot boundary."""
 
@@ -175,7 +182,7 @@ class Scene(Record):
     """Start, in the source."""
     end_s: float
     """End, in the source."""
-    opened_by: Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
+    opened_by: OpenedBy
     """Evidence of the shot boundary at its start: the window's start, the colours of the frame, a jump of the
     face, TransNet V2, a join of the file's clock or a gap, or another frame size."""
 
@@ -212,7 +219,7 @@ class Outcome(Record):
     """Start of the window, in the source."""
     end_s: float
     """End of the window, in the source."""
-    outcome: Literal["candidates", "no_audio", "no_speech", "no_face", "hdr"]
+    outcome: WindowOutcome
     """Whether there are candidates; otherwise what is missing: audio, speech or a face. Videos of high
     dynamic range are not measured."""
     speech_s: float

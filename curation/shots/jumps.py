@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -26,7 +26,7 @@ import numpy as np
 from talkforge.curation.face.detect import displacements
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import ScanConfig
-from talkforge.schemas.records import Scene
+from talkforge.schemas.records import OpenedBy, Scene
 
 ADAPTIVE_THRESHOLD = 3.5
 """Least ratio of a frame's colour change to the mean around it. Source: ours. PySceneDetect's default of 3.0
@@ -72,8 +72,6 @@ FACE_GROWTH = 1.15
 FACE_MARGIN = 0.15
 """Fraction of the face box that is left out on each side when the face's pixels are compared, because it
 shows background."""
-
-OpenedBy = Literal["start", "picture", "face_jump", "transnet", "join", "frame_size"]
 
 
 @dataclass(frozen=True)
