@@ -153,7 +153,8 @@ def _bad(size_px: int) -> dict[str, Demo]:
     }
 
 
-def _real() -> dict[str, Demo]:
+def real() -> dict[str, Demo]:
+    """The real speakers: file name -> what it is."""
     kept = ((),)
     return {
         "grid_bbaf2n.mpg": Demo("a real man speaking", None, "measured", kept),
@@ -165,7 +166,7 @@ def _real() -> dict[str, Demo]:
 
 def demos(size_px: int = SIZE_PX) -> dict[str, Demo]:
     """The set: file name -> what it is. Nothing is rendered yet."""
-    return _good(size_px) | _bad(size_px) | _real()
+    return _good(size_px) | _bad(size_px) | real()
 
 
 def make(folder: Path, size_px: int = SIZE_PX) -> dict[str, Demo]:
@@ -176,7 +177,7 @@ def make(folder: Path, size_px: int = SIZE_PX) -> dict[str, Demo]:
         if demo.take is not None:
             log.info("%s: %s", name, demo.what)
             write(folder / name, demo.take, audio_offset_s=demo.audio_late_s, sound=demo.sound)
-    for name in _real():
+    for name in real():
         shutil.copyfile(CLIPS / name, folder / name)
     original = folder / "speaker_one.mp4"
     shutil.copyfile(original, folder / "the same again.mp4")

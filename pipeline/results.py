@@ -53,7 +53,7 @@ class PartResult:
     _counted_s: float = 0.0
 
     def add(self, window: PartResult) -> None:
-        """Take in what was measured of one window."""
+        """Add what was measured of one window."""
         self.outcomes += window.outcomes
         self.scenes += window.scenes
         self.tracks += window.tracks

@@ -78,7 +78,7 @@ class Store:
         limits: bounds of remote inputs.
 
     Every method raises RunError when the disk or the network fails, DatasetError when a file
-    that is asked for is not there, and CommandError when a name or the root is not usable: one
+    that is needed is not there, and CommandError when a name or the root is not usable: one
     line each, naming the file.
     """
 

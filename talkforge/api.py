@@ -29,7 +29,7 @@ Split = Literal["train", "validation"]
 class CuratedSet:
     """A data set that `curate` or `talkforge curate` made, on a local disk or behind an fsspec URI.
 
-    Tables are read once, when they are asked for.
+    Tables are read once, when they are first used.
     """
 
     def __init__(self, store: Store, snapshot: int | str | None = None) -> None:

@@ -55,6 +55,17 @@ RealClip = Callable[[str], Path]
 Packaged = Callable[[str], Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make nightly` runs long proofs in full, `make test` their short form."""
+    parser.addoption("--full", action="store_true", help="run long proofs in full, not in their short form")
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether long proofs run in full."""
+    return bool(pytestconfig.getoption("full"))
+
+
 @pytest.fixture(scope="session")
 def real_clip() -> RealClip:
     """Finds a real clip by its file name; a test that needs one that is missing is skipped."""
