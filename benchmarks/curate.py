@@ -39,8 +39,9 @@ from talkforge.curation import media
 from talkforge.curation.body.pose import PoseTracer
 from talkforge.curation.face.landmarks import LANDMARKER_PX, FaceLandmarker
 from talkforge.pipeline import jobs, needs, stages
+from talkforge.pipeline.cluster import worker_environment
 from talkforge.pipeline.dataset import load_ingested, videos_by_id
-from talkforge.pipeline.executor import Done, InlineExecutor, worker_environment
+from talkforge.pipeline.executor import Done, InlineExecutor
 from talkforge.pipeline.heartbeat import OnRunning
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.ledger import Selection

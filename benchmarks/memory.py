@@ -31,7 +31,8 @@ from pathlib import Path
 import av
 
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.pipeline.executor import InlineExecutor, worker_environment
+from talkforge.pipeline.cluster import worker_environment
+from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.parts import plan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.tables import from_bytes

@@ -4,38 +4,38 @@ A part is the chain `commit(embed(measure(part)))`. With Ray as many parts run a
 workers, so that one part is embedded while another is measured. Only rows, face crops and 16 kHz
 audio travel between tasks; frames never do.
 
-A part past its deadline is cancelled by force. A part whose worker dies is tried once more. If that
-does not help, the part is split until the offending window stands alone: that window gets a failure
-row, and the rest go on.
+A part that works for longer than its deadline is cancelled by force. A part whose worker dies is tried once
+more. If that does not help, the part is split until the offending window stands alone. Where a window alone
+kills its worker as well, it is tried in a process whose end can be seen (`alone.py`). A crash is the window's
+fault and committed as its failure. Everything else that goes wrong outside the footage (a worker that is
+killed, a node that is removed, memory, a deadline) has a kind, and is put off.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
-from talkforge.pipeline import stages
-from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning
+from talkforge.pipeline import alone, stages
+from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning, State
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store, at_base
-from talkforge.schemas import telemetry
-from talkforge.schemas.config import Config
+from talkforge.schemas.config import Config, ExecutionConfig
 from talkforge.schemas.errors import RunError, TalkforgeError, kind_of, one_line
 from talkforge.schemas.records import Failure, Input
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class Piece(Protocol):
@@ -56,10 +56,20 @@ class Piece(Protocol):
 P = TypeVar("P", bound=Piece)
 
 TRIES = 2
-"""Times a part (or an input) is tried before it is split (or given up)."""
+"""Times an item (part, input, call) whose worker dies is tried before it is split, or tried alone."""
+
+LOST_TRIES = 5
+"""Times an item is tried whose node or whose data the cluster lost, before it is put off."""
 
 PROBE_DEADLINE_S = 600.0
 """Longest time for hashing and probing one input, s."""
+
+IDLE_S = 10.0
+"""Longest time between two looks at a running task that counts towards its deadline, s. While the driver
+itself stands still (stopped, busy), nobody sees whether a task is at work."""
+
+PATIENCE_S = 60.0
+"""A run says so when nothing could be started for this long, s."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +90,90 @@ class Done:
         return sum(window.duration_s for window in self.part.windows if window.key not in left)
 
 
-class InlineExecutor:
-    """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
+@dataclass(frozen=True)
+class _Step:
+    """A function of a chain: it takes the item, or what the step before returned, and its arguments.
+
+    Attributes:
+        cpus: cores that it takes.
+        gpus: fraction of a GPU that it takes.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    cpus: float = 1
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class _Work(Generic[Item, T]):
+    """What is done with every item of a kind, and what becomes of one with which it cannot be done.
+
+    Attributes:
+        steps: the chain.
+        give_up: result of an item that cannot be divided, from the item and its error.
+        key: name of an item.
+        deadline_s: how long it may work.
+        halves: the item in two; empty where it cannot be divided.
+        is_done: whether it is done although its task failed: it may have been killed right after.
+        takes_callback: whether the first step takes a callback for its progress as its last argument.
+    """
+
+    steps: Sequence[_Step]
+    give_up: Callable[[Item, BaseException], T]
+    key: Callable[[Item], str] = str
+    deadline_s: Callable[[Item], float] = lambda _: float("inf")
+    halves: Callable[[Item], Sequence[Item]] = lambda _: ()
+    is_done: Callable[[Item], bool] = lambda _: False
+    takes_callback: bool = False
+
+    def call(self, item: Item, *callback: Callable[[float], None]) -> T:
+        """The whole chain in this process."""
+        result: Any = item
+        for number, step in enumerate(self.steps):
+            extra = () if number else callback
+            result = step.function(result, *step.arguments, *extra)
+        return result  # type: ignore[no-any-return]
+
+    def call_alone(self, item: Item) -> T:
+        """The whole chain in a process whose progress nobody sees."""
+        return self.call(item, *((_unseen,) if self.takes_callback else ()))
+
+
+def _unseen(_: float) -> None:
+    """Progress of what runs alone."""
+
+
+class Executor(ABC):
+    """Runs work on many items.
+
+    Attributes:
+        where: what it runs on, in words.
+    """
+
+    where = "this process"
 
     def ingest(
         self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
     ) -> Iterator[IngestRow]:
-        """Hash and probe every input."""
-        yield from (ingest(given, base, limits) for given in inputs)
+        """Hash and probe every input, in any order; one that hangs or kills its worker fails.
+
+        Args:
+            inputs: what to read.
+            base: of the `Store`.
+            limits: on what is fetched.
+        """
+
+        def give_up(given: Input, error: BaseException) -> IngestRow:
+            return failed(given, stamp_of(at_base(given.uri, base)), "probe", error, base)
+
+        work = _Work([_Step(ingest, (base, limits))], give_up, lambda given: given.uri, lambda _: PROBE_DEADLINE_S)
+        yield from (row for _, row, _ in self._each(work, inputs))
 
     def run(
         self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
     ) -> Iterator[Done]:
-        """Measure and commit the parts.
+        """Measure and commit the parts, in any order.
 
         Args:
             parts: what to measure.
@@ -100,11 +181,30 @@ class InlineExecutor:
             store: the data set.
             on_running: called with the seconds of footage that each running part is through.
         """
-        for part in parts:
-            begin_s = time.monotonic()
-            measured = stages.measure(part, config.measure, store, *_heartbeat(part.name, on_running))
-            put_off = stages.commit(stages.embed(measured, config.measure, store), store)
-            yield Done(part, time.monotonic() - begin_s, put_off)
+
+        def give_up(part: Part, error: BaseException) -> tuple[Failure, ...]:
+            return () if is_committed(part, store) else stages.give_up(part, error, store, kind_of(error))
+
+        def halves(part: Part) -> Sequence[Part]:
+            pieces = part.halves() if len(part.windows) > 1 else ()
+            return [piece for piece in pieces if not is_committed(piece, store)]
+
+        steps = [
+            _Step(stages.measure, (config.measure, store)),
+            _Step(stages.embed, (config.measure, store), gpus=config.run.gpu_share),
+            _Step(stages.commit, (store,), cpus=0),
+        ]
+        work = _Work(
+            steps,
+            give_up,
+            lambda part: part.name,
+            _deadline(config.run),
+            halves,
+            is_done=lambda part: is_committed(part, store),
+            takes_callback=on_running is not None,
+        )
+        for part, result, wall_s in self._each(work, parts, on_running):
+            yield Done(part, wall_s, result if isinstance(result, tuple) else ())
 
     def map(
         self,
@@ -112,154 +212,27 @@ class InlineExecutor:
         calls: Iterable[tuple[Any, ...]],
         on_running: OnRunning | None = None,
     ) -> Iterator[T]:
-        """`function(*call)` for every call, in order.
+        """`function(*call)` for every call; Ray answers in any order.
 
         Args:
             function: takes a callback as a last argument where `on_running` is given.
             calls: arguments of each call.
             on_running: called with what each running call told its callback, by the number of the call.
-        """
-        for number, call in enumerate(calls):
-            yield function(*call, *_heartbeat(str(number), on_running))
-
-    def isolate(
-        self,
-        function: Callable[..., T],
-        pieces: Iterable[P],
-        _give_up: Callable[[P, BaseException], T],
-        on_running: OnRunning | None = None,
-    ) -> Iterator[T]:
-        """`function(piece)` for every piece, in order; one that hangs or crashes takes this process along."""
-        for piece in pieces:
-            yield function(piece, *_heartbeat(piece.name, on_running))
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-
-def _heartbeat(key: str, on_running: OnRunning | None) -> tuple[Heartbeat, ...]:
-    """The last argument of a task in this process, where somebody wants to know how far it is."""
-    return (Heartbeat(key, lambda key, done: on_running({key: done})),) if on_running else ()
-
-
-@dataclass
-class _Task:
-    """One item (part, input or call) that was submitted to Ray and is not collected yet."""
-
-    key: str
-    item: Any
-    refs: list[Any]
-    tries: int
-    begin_s: float
-    deadline_s: float
-
-
-class RayExecutor:
-    """Chains of Ray tasks on this machine, or on the cluster at `address`."""
-
-    def __init__(self, config: Config, address: str | None = None) -> None:
-        # Ray reads it when it is imported: deaths of workers are told by us, in one line.
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
-        import ray
-
-        logging.getLogger("ray").setLevel(logging.ERROR)  # its advice on start-up is not for our users
-        env = worker_environment()
-        os.environ.update(env)  # a Ray that starts here hands its environment on
-        if address:
-            where: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": env}}
-        else:
-            where = {"num_cpus": config.run.workers or os.cpu_count()}
-        try:
-            with uninterrupted():
-                ray.init(
-                    ignore_reinit_error=True,
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    **where,
-                )
-        except KeyboardInterrupt:
-            ray.shutdown()
-            raise
-        except Exception as error:
-            raise RunError(f"Ray does not start: {one_line(error)}") from None
-        self._ray = ray
-        self._config = config
-        self._gpu_share = config.run.gpu_share if ray.cluster_resources().get("GPU") else 0.0
-        self._heartbeats: Any = None
-        self._asked: Any = None
-
-    def close(self) -> None:
-        """Stop the Ray that was started here, or leave the cluster."""
-        self._ray.shutdown()
-
-    def ingest(
-        self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
-    ) -> Iterator[IngestRow]:
-        """Hash and probe every input, in any order; one that hangs or kills its worker fails."""
-        remote = self._ray.remote(max_retries=0)(ingest)
-
-        def submit(given: Input) -> tuple[list[Any], float]:
-            return [remote.remote(given, base, limits)], PROBE_DEADLINE_S
-
-        for task, result in self._run(deque(inputs), submit):
-            if isinstance(result, BaseException):
-                yield failed(task.item, stamp_of(at_base(task.item.uri, base)), "probe", result, base)
-            else:
-                yield result
-
-    def run(
-        self, parts: Iterable[Part], config: Config, store: Store, on_running: OnRunning | None = None
-    ) -> Iterator[Done]:
-        """Measure and commit the parts, in any order; see `InlineExecutor.run`."""
-        remote = self._ray.remote
-        measure = remote(max_retries=0, num_cpus=1)(stages.measure)
-        embed = remote(max_retries=0, num_cpus=1, num_gpus=self._gpu_share)(stages.embed)
-        commit = remote(max_retries=0, num_cpus=0)(stages.commit)
-        settings = config.run
-
-        def submit(part: Part) -> tuple[list[Any], float]:
-            measured = measure.remote(part, config.measure, store, *self._heartbeat(part.name, on_running))
-            embedded = embed.remote(measured, config.measure, store)
-            deadline_s = max(settings.deadline_min_s, settings.deadline_factor * part.duration_s)
-            return [commit.remote(embedded, store), embedded, measured], deadline_s
-
-        queue = deque(parts)
-        for task, result in self._run(queue, submit, on_running, key_of=lambda part: part.name):
-            part: Part = task.item
-            # A part that was cancelled while it was being committed may be there all the same.
-            if isinstance(result, BaseException) and not is_committed(part, store):
-                log.warning("part %s: %s", part.name, result)
-                if len(part.windows) > 1:
-                    queue.extend(piece for piece in part.halves() if not is_committed(piece, store))
-                    continue
-                result = stages.give_up(part, result, store, kind_of(result))
-            put_off = result if isinstance(result, tuple) else ()
-            yield Done(part, time.monotonic() - task.begin_s, put_off)
-
-    def map(
-        self,
-        function: Callable[..., T],
-        calls: Iterable[tuple[Any, ...]],
-        on_running: OnRunning | None = None,
-    ) -> Iterator[T]:
-        """`function(*call)` for every call, in any order; see `InlineExecutor.map`.
 
         Raises:
             RunError: a call failed although it was tried again.
         """
-        remote = self._ray.remote(max_retries=0)(function)
 
-        def submit(item: tuple[int, tuple[Any, ...]]) -> tuple[list[Any], float]:
-            number, call = item
-            return [remote.remote(*call, *self._heartbeat(str(number), on_running))], float("inf")
+        def give_up(_: tuple[int, tuple[Any, ...]], error: BaseException) -> T:
+            raise RunError(one_line(error)) from error
 
-        queue = deque(enumerate(calls))
-        for _, result in self._run(queue, submit, on_running, key_of=lambda item: str(item[0])):
-            if isinstance(result, BaseException):
-                raise RunError(str(result))
-            yield result
+        def called(numbered: tuple[int, tuple[Any, ...]], *callback: Any) -> T:
+            return function(*numbered[1], *callback)
+
+        work: _Work[tuple[int, tuple[Any, ...]], T] = _Work(
+            [_Step(called)], give_up, lambda numbered: str(numbered[0]), takes_callback=on_running is not None
+        )
+        yield from (result for _, result, _ in self._each(work, enumerate(calls), on_running))
 
     def isolate(
         self,
@@ -270,152 +243,278 @@ class RayExecutor:
     ) -> Iterator[T]:
         """`function(piece)` for every piece, in any order; a piece that hangs or crashes is divided.
 
+        In this process nothing can be cancelled, and a crash takes the process along.
+
         Args:
             function: what to do; takes a callback as a last argument where `on_running` is given.
             pieces: what to do it with.
             give_up: result of a piece that cannot be divided, from the piece and its error.
             on_running: called with what each running piece told its callback, by the name of the piece.
         """
-        remote = self._ray.remote(max_retries=0, num_cpus=1)(function)
-        settings = self._config.run
+        work: _Work[P, T] = _Work(
+            [_Step(function)],
+            give_up,
+            lambda piece: piece.name,
+            _deadline(self._settings),
+            lambda piece: piece.halves(),
+            takes_callback=on_running is not None,
+        )
+        yield from (result for _, result, _ in self._each(work, pieces, on_running))
 
-        def submit(piece: P) -> tuple[list[Any], float]:
-            deadline_s = max(settings.deadline_min_s, settings.deadline_factor * piece.duration_s)
-            return [remote.remote(piece, *self._heartbeat(piece.name, on_running))], deadline_s
+    _settings = ExecutionConfig()
 
-        queue = deque(pieces)
-        for task, result in self._run(queue, submit, on_running, key_of=lambda piece: piece.name):
-            if not isinstance(result, BaseException):
-                yield result
-            elif halves := task.item.halves():
-                log.warning("%s: %s", task.item.name, result)
-                queue.extend(halves)
-            else:
-                yield give_up(task.item, result)
+    @abstractmethod
+    def _each(
+        self, work: _Work[Item, T], items: Iterable[Item], on_running: OnRunning | None = None
+    ) -> Iterator[tuple[Item, T, float]]:
+        """Do the work with every item; items, results, and the wall seconds of each."""
 
-    def _run(
-        self,
-        queue: deque[Any],
-        submit: Callable[[Any], tuple[list[Any], float]],
-        on_running: OnRunning | None = None,
-        key_of: Callable[[Any], str] = str,
-    ) -> Iterator[tuple[_Task, Any]]:
-        """Keep a bounded number of items running; yield each with its result or its last error.
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds."""
 
-        `queue` may grow while this runs.
-        """
-        running: list[_Task] = []
-        retries: deque[_Task] = deque()
+
+def _deadline(settings: ExecutionConfig) -> Callable[[Piece], float]:
+    """How long a piece may work, s."""
+    return lambda piece: max(settings.deadline_min_s, settings.deadline_factor * piece.duration_s)
+
+
+class InlineExecutor(Executor):
+    """Everything in this process, one after another: for debugging. Deadlines are not enforced."""
+
+    def _each(
+        self, work: _Work[Item, T], items: Iterable[Item], on_running: OnRunning | None = None
+    ) -> Iterator[tuple[Item, T, float]]:
+        for given in items:
+            queue = deque([given])
+            while queue:
+                item, begin_s = queue.popleft(), time.monotonic()
+                try:
+                    result = work.call(item, *_callback(work.key(item), on_running))
+                except TalkforgeError:
+                    raise
+                except Exception as error:
+                    log.debug("%s", work.key(item), exc_info=True)
+                    if halves := work.halves(item):
+                        queue.extendleft(reversed(halves))
+                        continue
+                    result = work.give_up(item, error)
+                yield item, result, time.monotonic() - begin_s
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _callback(key: str, on_running: OnRunning | None) -> tuple[Heartbeat, ...]:
+    """The last argument of a task in this process, where somebody wants to know how far it is."""
+    return (Heartbeat(0, lambda _what, _number, done: on_running({key: done})),) if on_running else ()
+
+
+@dataclass(eq=False)
+class _Task(Generic[Item]):
+    """One item on its way through Ray.
+
+    Attributes:
+        item: the part, input or call.
+        number: of its last submission.
+        refs: of its steps, the last one first.
+        tries: how often its worker died, or it raised an error.
+        lost: how often the cluster lost it.
+        alone: whether it runs in a process of its own.
+        begin_s: when it was submitted last.
+        working: whether one of its steps is at work.
+        worked_s: for how long.
+        deadline_s: how long it may.
+    """
+
+    item: Item
+    number: int = 0
+    refs: list[Any] = field(default_factory=list)
+    tries: int = 0
+    lost: int = 0
+    alone: bool = False
+    begin_s: float = 0.0
+    working: bool = False
+    worked_s: float = 0.0
+    deadline_s: float = float("inf")
+
+
+class RayExecutor(Executor):
+    """Chains of Ray tasks on this machine, or on the cluster at `address`."""
+
+    def __init__(self, config: Config, address: str | None = None) -> None:
+        self._settings = config.run
+        self._cluster = Cluster(config.run.workers or os.cpu_count() or 1, address)
+        self.where = self._cluster.where
+        self._ray = self._cluster.ray
+        self._has_gpu = bool(self._ray.cluster_resources().get("GPU"))
+        self._step = self._ray.remote(max_retries=0)(_do_step)
+        self._heartbeats = self._start_heartbeats()
+        self._asked: Any = None
+        self._looked_s = 0.0
+        self._idle_since_s: float | None = None
+        self._num_submitted = 0
+
+    def close(self) -> None:
+        """Stop the Ray that was started here, or leave the cluster."""
+        self._cluster.close()
+
+    def _each(
+        self, work: _Work[Item, T], items: Iterable[Item], on_running: OnRunning | None = None
+    ) -> Iterator[tuple[Item, T, float]]:
+        """Keep a bounded number of items running."""
+        waiting = deque(_Task(item) for item in items)
+        running: list[_Task[Item]] = []
+        self._looked_s = time.monotonic()
         try:
-            while queue or running or retries:
-                while (queue or retries) and len(running) < self._limit():
-                    old = retries.popleft() if retries else None
-                    item = old.item if old else queue.popleft()
-                    refs, deadline_s = submit(item)
-                    tries = old.tries + 1 if old else 1
-                    running.append(_Task(key_of(item), item, refs, tries, time.monotonic(), deadline_s))
-                yield from self._collect(running, retries)
-                if on_running is not None:
-                    self._listen({task.key for task in running}, on_running)
+            while waiting or running:
+                self._cluster.check()
+                most = max(1, self._settings.workers or self._cluster.num_cpus())
+                while waiting and len(running) < most:
+                    running.append(self._submit(work, waiting.popleft()))
+                for task, result in self._collect(running):
+                    if isinstance(result, BaseException):
+                        follows = () if work.is_done(task.item) else self._follows(work, task, result)
+                        level = logging.INFO if task in follows else logging.WARNING
+                        log.log(level, "%s: %s", work.key(task.item), one_line(result))
+                        if follows:
+                            waiting.extend(follows)
+                            continue
+                        result = work.give_up(task.item, result)
+                    yield task.item, result, time.monotonic() - task.begin_s
+                self._look(work, running, on_running)
         finally:
-            for task in running:
-                self._cancel(task)
+            if not self._cluster.lost:
+                for task in running:
+                    self._cancel(task)
 
-    def _collect(self, running: list[_Task], retries: deque[_Task]) -> Iterator[tuple[_Task, Any]]:
+    def _submit(self, work: _Work[Item, T], task: _Task[Item]) -> _Task[Item]:
+        self._num_submitted += 1
+        task.number, task.begin_s = self._num_submitted, time.monotonic()
+        task.working, task.worked_s, task.deadline_s = False, 0.0, work.deadline_s(task.item)
+        report = self._heartbeats
+        heartbeat = Heartbeat(task.number, lambda what, *values: getattr(report, what).remote(*values))
+        steps = [(step.function, step.arguments, step) for step in work.steps]
+        first: Any = task.item
+        if task.alone:
+            first = self._ray.cloudpickle.dumps((work.call_alone, task.item))
+            steps = [(alone.call, (), max(work.steps, key=lambda step: step.gpus))]
+        task.refs = []
+        for function, arguments, step in steps:
+            own = (heartbeat,) if work.takes_callback and not task.refs and not task.alone else ()
+            remote = self._step.options(
+                name=getattr(function, "__name__", "call"),
+                num_cpus=1 if task.alone else step.cpus,
+                num_gpus=step.gpus if self._has_gpu else 0,
+            )
+            first = remote.remote(function, heartbeat, first, *arguments, *own)
+            task.refs.insert(0, first)
+        return task
+
+    def _collect(self, running: list[_Task[Item]]) -> Iterator[tuple[_Task[Item], Any]]:
+        """Tasks that are through, with their result or error; they are not running any more."""
         ready, _ = self._ray.wait([task.refs[0] for task in running], timeout=0.5)
         for task in list(running):
-            overdue = time.monotonic() - task.begin_s > task.deadline_s
-            if task.refs[0] not in ready and not overdue:
-                continue
-            running.remove(task)
             if task.refs[0] in ready:
                 result = self._get(task.refs[0])
-            else:
+            elif task.worked_s > task.deadline_s:
                 self._cancel(task)
                 result = TimeoutError(f"cancelled at its deadline of {task.deadline_s:.0f} s")
-            died = isinstance(result, BaseException) and not isinstance(result, TimeoutError)
-            if died and task.tries < TRIES:
-                retries.append(task)
             else:
-                yield task, result
+                continue
+            running.remove(task)
+            yield task, result
 
     def _get(self, ref: Any) -> Any:
         """The result, or the error that stands for it; what concerns the whole run is raised."""
         try:
-            return self._ray.get(ref)
+            return self._ray.get(ref, timeout=60)
         except self._ray.exceptions.RayError as error:
-            # What the task raised, or what an earlier task of the chain raised or died of.
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, TalkforgeError):
+            self._cluster.check()
+            cause = error_of(error)
+            if isinstance(cause, TalkforgeError) and not (isinstance(cause, RunError) and cause.kind):
                 raise cause from None
-            if isinstance(cause, Exception) and not isinstance(cause, self._ray.exceptions.RayError):
-                return cause
-            return RunError(f"the worker died ({type(cause).__name__})")
+            return cause
 
-    def _heartbeat(self, key: str, on_running: OnRunning | None) -> tuple[Heartbeat, ...]:
-        """The last argument of a task, where somebody wants to know how far it is."""
-        if on_running is None:
-            return ()
-        if self._heartbeats is None:
-            self._heartbeats = self._ray.remote(num_cpus=0)(Heartbeats).remote()
-        report = self._heartbeats.report
-        return (Heartbeat(key, lambda key, done: report.remote(key, done)),)
+    def _follows(
+        self, work: _Work[Item, T], task: _Task[Item], error: BaseException
+    ) -> Sequence[_Task[Item]]:
+        """What is tried after an error: the item again, its halves, it alone; nothing if that was all."""
+        kind = kind_of(error)
+        if kind == "cluster":
+            task.lost += 1
+            return [task] if task.lost < LOST_TRIES else []
+        task.tries += 1
+        if task.alone:
+            return []
+        if kind != "deadline" and task.tries < TRIES:
+            return [task]
+        if halves := work.halves(task.item):
+            return [_Task(half) for half in halves]
+        task.alone = kind == "worker"
+        return [task] if task.alone else []
 
-    def _listen(self, running: set[str], on_running: OnRunning) -> None:
-        """Hand on what running tasks have reported; never waits for it."""
+    def _look(
+        self, work: _Work[Item, T], running: Sequence[_Task[Item]], on_running: OnRunning | None
+    ) -> None:
+        """Hear which tasks are at work and how far they are; never waits for it."""
+        now_s = time.monotonic()
+        for task in running:
+            if task.working:
+                task.worked_s += min(now_s - self._looked_s, IDLE_S)
+        self._looked_s = now_s
+        self._say_if_idle(running, now_s)
         if self._asked is None:
-            self._asked = self._heartbeats.read.remote()
+            self._asked = self._heartbeats.read.remote([task.number for task in running])
         if not self._ray.wait([self._asked], timeout=0)[0]:
             return
         asked, self._asked = self._asked, None
-        with suppress(self._ray.exceptions.RayError):  # without it the work goes on all the same
-            on_running({key: done for key, done in self._ray.get(asked).items() if key in running})
+        states: dict[int, State] = {}
+        try:
+            states = self._ray.get(asked, timeout=60)
+        except self._ray.exceptions.RayError:
+            # What they have said is lost. Work that hangs must still be found, so all are taken to work.
+            self._heartbeats = self._start_heartbeats()
+            for task in running:
+                task.working = True
+        done = {}
+        for task in running:
+            if (state := states.get(task.number)) is not None:
+                task.working = state.running
+                if state.done is not None:
+                    done[work.key(task.item)] = state.done
+        if on_running is not None:
+            on_running(done)
 
-    def _cancel(self, task: _Task) -> None:
+    def _say_if_idle(self, running: Sequence[_Task[Item]], now_s: float) -> None:
+        """One line when nothing could be started for long: a cluster whose nodes are still to come."""
+        if not running or any(task.working or task.worked_s for task in running):
+            self._idle_since_s = None
+        elif self._idle_since_s is None:
+            self._idle_since_s = now_s
+        elif now_s - self._idle_since_s > PATIENCE_S:
+            self._idle_since_s = float("inf")  # once
+            log.warning(
+                "nothing could be started for %.0f s: the cluster has %d cores; waiting for more",
+                PATIENCE_S,
+                self._cluster.num_cpus(),
+            )
+
+    def _start_heartbeats(self) -> Any:
+        """The actor, on this machine: where it is lost with its node, so is the run."""
+        here = self._ray.get_runtime_context().get_node_id()
+        strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+        return self._ray.remote(num_cpus=0, scheduling_strategy=strategy)(Heartbeats).remote()
+
+    def _cancel(self, task: _Task[Item]) -> None:
         for ref in task.refs:
             self._ray.cancel(ref, force=True)
 
-    def _limit(self) -> int:
-        cpus = int(self._ray.cluster_resources().get("CPU", 1))
-        return max(1, self._config.run.workers or cpus)
 
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C off until the block is over: a Ray that is half started leaves processes behind.
-
-    A second Ctrl-C gets through at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-
-    def remember(number: int, _: object) -> None:
-        pressed.append(number)
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment of workers: one thread each, so that they neither wait for one another nor
-    give other bytes than a single process; the folders of weights, which may be relative; and the
-    switches of telemetry."""
-    env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    env |= telemetry.as_set()
-    folders = {name: os.environ.get(name) for name in ("TALKFORGE_MODELS", "TALKFORGE_CACHE")}
-    return env | {name: str(Path(folder).absolute()) for name, folder in folders.items() if folder}
-
-
-Executor = InlineExecutor | RayExecutor
+def _do_step(function: Callable[..., Any], heartbeat: Heartbeat, *arguments: Any) -> Any:
+    """A step in a worker: says when it begins and ends."""
+    with heartbeat:
+        return function(*arguments)
 
 
 def make_executor(name: str, config: Config, address: str | None = None) -> Executor:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
+from talkforge.pipeline import tables
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Record, Video
 
@@ -173,29 +174,75 @@ def outstanding(part: Part, store: Store) -> list[Part]:
 
 
 def remaining(parts: Iterable[Part], store: Store) -> list[Part]:
-    """What is left to do of several parts, in their order."""
-    committed = set(committed_parts(store))
-    put_off = {PurePosixPath(name).stem for name in store.list(ATTEMPTS)}
-    return [piece for part in parts for piece in _left(part, committed, put_off)]
+    """What is left to do of several parts, in their order.
+
+    A window that was put off is a part of its own, under the name of its note. The others stay together, or
+    are those halves of their part of which nothing is committed.
+
+    Raises:
+        DatasetError: a committed part does not say which windows it holds.
+    """
+    noted = _by_root(PurePosixPath(name).stem for name in store.list(ATTEMPTS))
+    committed = _by_root(committed_parts(store))
+    left = []
+    for part in parts:
+        root = _root(part.name)
+        names = [name for name in committed.get(root, ()) if _is_of(name, part)]
+        notes = [name for name in noted.get(root, ()) if _is_of(name, part)]
+        if names != [part.name] or notes:
+            done = {window.key for name in names for window in _windows_in(name, store)} if names else set()
+            left += _left(part, done, notes)
+    return left
 
 
-def _left(part: Part, committed: Collection[str], put_off: Collection[str]) -> list[Part]:
-    if len(part.windows) > 1 and put_off:
-        singles = [part.alone(window) for window in part.windows]
-        apart = [piece for piece in singles if piece.name in put_off]
-        if apart:
-            kept = (piece.windows[0] for piece in singles if piece.name not in put_off)
-            rest = part.model_copy(update={"windows": tuple(kept)})
-            left = _left(rest, committed, put_off) if rest.windows else []
-            return left + [piece for piece in apart if piece.name not in committed]
-    if part.name in committed:
-        return []
-    if len(part.windows) > 1:
-        halves = part.halves()
-        left_of = [_left(half, committed, put_off) for half in halves]
-        if any(rest != [half] for rest, half in zip(left_of, halves, strict=True)):
-            return [piece for rest in left_of for piece in rest]
-    return [part]
+def _left(part: Part, done: Collection[str], notes: Sequence[str]) -> list[Part]:
+    """What is left of a part.
+
+    Args:
+        part: the part as it was planned.
+        done: keys of the windows that are committed, as whatever piece of it.
+        notes: names of the pieces that were put off, each of them a single window.
+    """
+    names = {}
+    for name in sorted(notes, key=len, reverse=True):
+        for window in part.windows:
+            if part.alone(window).name.removeprefix(part.name) in ("", f"-{name.rpartition('-')[2]}"):
+                names[window.key] = name
+    apart = [
+        Part(name=names[window.key], windows=(window,))
+        for window in part.windows
+        if window.key in names and window.key not in done
+    ]
+    rest = part.model_copy(update={"windows": tuple(w for w in part.windows if w.key not in names)})
+    return _not_done(rest, done) + apart
+
+
+def _not_done(part: Part, done: Collection[str]) -> list[Part]:
+    """The part where none of its windows is committed, else what is left of its halves."""
+    left = [window for window in part.windows if window.key not in done]
+    if len(left) == len(part.windows):
+        return [part] if left else []
+    return [piece for half in part.halves() for piece in _not_done(half, done)] if left else []
+
+
+def _by_root(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of parts and of pieces of parts, by the planned part that they are of."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_root(name), []).append(name)
+    return found
+
+
+def _root(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _is_of(name: str, part: Part) -> bool:
+    return name == part.name or name.startswith(f"{part.name}-")
+
+
+def _windows_in(name: str, store: Store) -> Sequence[Window]:
+    return tables.read(store, f"parts/{name}/windows.parquet", Window)
 
 
 def committed_parts(store: Store) -> list[str]:

@@ -55,7 +55,18 @@ class DatasetError(TalkforgeError):
 
 
 class RunError(TalkforgeError):
-    """The run itself cannot go on (full disk, cluster gone): exit code 1."""
+    """The run itself cannot go on (full disk, cluster gone): exit code 1.
+
+    In a failure row it stands for a process that died without an error of its own.
+
+    Args:
+        message: one line.
+        kind: what it is the fault of, where that is known.
+    """
+
+    def __init__(self, message: str, kind: FailureKind | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def one_line(error: BaseException, longest: int | None = None, *, with_path: bool = False) -> str:
@@ -80,6 +91,8 @@ def class_and_message(error: BaseException) -> str:
 def kind_of(error: BaseException) -> FailureKind:
     """What an error is the fault of, by the error itself and by what caused it."""
     for cause in _causes(error):
+        if isinstance(cause, RunError) and cause.kind is not None:
+            return cause.kind
         if isinstance(cause, FetchError | ConnectionError):
             return "network"
         if isinstance(cause, MemoryError) or any(text in str(cause).lower() for text in _OUT_OF_MEMORY):
@@ -91,6 +104,8 @@ def kind_of(error: BaseException) -> FailureKind:
             return "network"
         if number in _STORAGE:
             return "storage"
+        if isinstance(cause, TimeoutError):
+            return "deadline"
     return "video"
 
 

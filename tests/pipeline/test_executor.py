@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,24 +21,19 @@ import ray
 
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline import attempts, heartbeat, jobs, stages, tables
 from talkforge.pipeline import executor as executor_module
-from talkforge.pipeline import heartbeat, jobs, stages
-from talkforge.pipeline.executor import (
-    Done,
-    InlineExecutor,
-    RayExecutor,
-    make_executor,
-    uninterrupted,
-)
+from talkforge.pipeline.cluster import uninterrupted
+from talkforge.pipeline.executor import Done, InlineExecutor, RayExecutor, make_executor
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.ledger import read_committed
 from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, outstanding
+from talkforge.pipeline.results import PartResult
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
 from talkforge.schemas.config import Config, MeasureConfig, load_config
 from talkforge.schemas.errors import RunError
-from talkforge.schemas.records import Input, Video
+from talkforge.schemas.records import Failure, Input, Video
 from tests.media_files import Pictures, steady, write_media
 
 CONFIG = Config.model_validate({"run": {"workers": 2}})
@@ -79,8 +73,13 @@ def die(_: Window) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hang(_: Window) -> None:
-    time.sleep(600)
+def crash(_: Window) -> None:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # Ray's handler writes a report first
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave(_: Window) -> None:
+    os._exit(7)
 
 
 def die_once(mark: str, _: Window) -> None:
@@ -96,18 +95,16 @@ def disk_full(_: Window) -> None:
 Fault = Callable[[Window], None]
 
 
-def faulty(bad: str, fault: Fault) -> Callable[[Part, MeasureConfig, Store], Any]:
-    """`stages.measure`, with a fault in the window of one video."""
+def faulty(bad: str, fault: Fault, measure: Callable[..., Any]) -> Callable[..., Any]:
+    """A stage of measuring, with a fault in the window of one video."""
 
-    def measure(part: Part, config: MeasureConfig, store: Store) -> Any:
+    def measure_or_fail(part: Part, config: MeasureConfig, store: Store) -> Any:
         for window in part.windows:
             if window.video.video_id == bad:
                 fault(window)
-        from talkforge.pipeline import stages
+        return measure(part, config, store)
 
-        return stages.measure(part, config, store)
-
-    return measure
+    return measure_or_fail
 
 
 def _measure(part: Part, _config: MeasureConfig, _store: Store) -> Part:
@@ -118,7 +115,13 @@ def _embed(part: Part, _config: MeasureConfig, _store: Store) -> Part:
     return part
 
 
-def _commit(part: Part, store: Store) -> float:
+real_commit = stages.commit
+
+
+def _commit(part: Part | PartResult, store: Store) -> Any:
+    if isinstance(part, PartResult):  # of a part that was given up
+        return real_commit(part, store)
+    tables.write(store, f"parts/{part.name}/windows.parquet", Window, part.windows)
     store.write(f"parts/{part.name}/part.json", b"{}")
     return part.duration_s
 
@@ -133,24 +136,66 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------- deaths and delays
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (crash, "video", "the worker died (SIGSEGV), alone as well"),
+        (leave, "video", "the worker died (exit code 7), alone as well"),
+        (die, "worker", "the worker died (SIGKILL), alone as well"),
+    ],
+)
+@pytest.mark.usefixtures("light")
 def test_a_window_that_kills_its_worker_fails_alone(
-    cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayExecutor,
+    videos: list[Video],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    kind: str,
+    message: str,
 ) -> None:
+    """A crash is committed as the window's failure; what somebody else killed is put off."""
     store, bad = Store(str(tmp_path)), videos[2]
-    monkeypatch.setattr(stages, "measure", faulty(bad.video_id, die))
-    done = list(cluster.run([part_of("000000", videos)], CONFIG, store))
+    monkeypatch.setattr(stages, "measure", faulty(bad.video_id, fault, _measure))
     whole = part_of("000000", videos)
-    assert {item.part.name for item in done} == named(whole, "0", "10", "11")
-    found = read_committed(store)
-    assert sorted(outcome.video_id for outcome in found.outcomes) == sorted(
-        video.video_id for video in videos if video is not bad
-    )
-    (failure,) = found.failures
+    done = {item.part.name: item.put_off for item in cluster.run([whole], CONFIG, store)}
+    assert set(done) == named(whole, "0", "10", "11")
+    put_off = [failure for failures in done.values() for failure in failures]
+    assert set(committed_parts(store)) == named(whole, "0", "11", *([] if put_off else ["10"]))
+    bad_part = piece_of(whole, "10").name
+    (failure,) = put_off or tables.read(store, f"parts/{bad_part}/failures.parquet", Failure)
+    assert bool(put_off) == (kind != "video") == bool(attempts.waiting(store, [whole]))
     assert (failure.stage, failure.video_id, failure.uri) == ("measure", bad.video_id, bad.uri)
     assert failure.key == f"{bad.video_id} [0.0, 0.2) s"
-    assert failure.error == "RunError"
-    assert failure.message.startswith("the worker died (")
-    assert outstanding(part_of("000000", videos), store) == []
+    assert (failure.error, failure.kind, failure.message) == ("RunError", kind, message)
+    assert {piece.name for piece in outstanding(whole, store)} == (named(whole, "10") if put_off else set())
+
+
+class HangClock:
+    """A clock that moves only while what hangs is all that is left to wait for.
+
+    Args:
+        cluster: the executor.
+        hanging: folder with a file for each task that began to hang.
+        finished: what has been finished.
+        before: how many are finished before the first one is cancelled.
+    """
+
+    def __init__(
+        self, cluster: RayExecutor, hanging: Path, finished: Sequence[object], before: int = 0
+    ) -> None:
+        self._now_s, self._num_cancelled, self._before = 0.0, 0, before
+        self._hanging, self._finished, self._cancel = hanging, finished, cluster._cancel
+
+    def cancel(self, task: Any) -> None:
+        self._num_cancelled += 1
+        self._cancel(task)
+
+    def monotonic(self) -> float:
+        begun = len(list(self._hanging.iterdir())) > self._num_cancelled
+        if begun and len(self._finished) >= self._num_cancelled + self._before:
+            self._now_s += 4
+        return self._now_s
 
 
 @pytest.mark.usefixtures("light")
@@ -168,14 +213,10 @@ def test_a_window_that_hangs_fails_alone_at_its_deadline(
         return part
 
     done: list[Done] = []
-
-    def now_s() -> float:
-        """A clock that passes a deadline whenever only the part that hangs is left to wait for."""
-        return 1000.0 * min(len(list(log.iterdir())), len(done))
-
+    clock = HangClock(cluster, log, done, before=1)
     monkeypatch.setattr(stages, "measure", measure)
-    monkeypatch.setattr(stages, "give_up", give_up := Recorder())
-    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=now_s))
+    monkeypatch.setattr(cluster, "_cancel", clock.cancel)
+    monkeypatch.setattr(executor_module, "time", clock)
     config = Config.model_validate({"run": {"workers": 2, "deadline_min_s": 10, "deadline_factor": 0.001}})
     first, second = part_of("000000", videos[:2]), part_of("000001", videos[2:])
     for item in cluster.run([first, second], config, store):
@@ -183,21 +224,10 @@ def test_a_window_that_hangs_fails_alone_at_its_deadline(
     assert {path.name for path in log.iterdir()} == named(first, "", "0")  # no third try
     assert {item.part.name for item in done} == named(first, "0", "1") | {"000001"}
     assert set(committed_parts(store)) == named(first, "1") | {"000001"}
-    ((part, error, _, kind),) = give_up.calls
-    assert kind == "video"
-    assert part.windows == part_of("", [bad]).windows
-    assert isinstance(error, TimeoutError)
-    assert str(error) == "cancelled at its deadline of 10 s"
-
-
-class Recorder:
-    """Stands in for a function; keeps the arguments of every call."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __call__(self, *arguments: Any) -> None:
-        self.calls.append(arguments)
+    ((name, failure),) = attempts.waiting(store, [first, second]).items()
+    assert {name} == named(first, "0")
+    assert (failure.kind, failure.error) == ("deadline", "TimeoutError")
+    assert failure.message == "cancelled at its deadline of 10 s"
 
 
 def test_a_worker_that_is_killed_once_leaves_no_trace(
@@ -209,7 +239,7 @@ def test_a_worker_that_is_killed_once_leaves_no_trace(
     assert names == ["000000", "000001"]
     mark = tmp_path / "mark"
     once = functools.partial(die_once, str(mark))
-    monkeypatch.setattr(stages, "measure", faulty(videos[1].video_id, once))
+    monkeypatch.setattr(stages, "measure", faulty(videos[1].video_id, once, stages.measure))
     done = list(cluster.run(parts, CONFIG, killed))
     assert mark.exists()
     assert sorted(item.part.name for item in done) == names
@@ -219,7 +249,7 @@ def test_a_worker_that_is_killed_once_leaves_no_trace(
 def test_what_concerns_the_whole_run_ends_it(
     cluster: RayExecutor, videos: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "measure", faulty(videos[0].video_id, disk_full))
+    monkeypatch.setattr(stages, "measure", faulty(videos[0].video_id, disk_full, stages.measure))
     for executor in (cluster, InlineExecutor()):
         store = Store(str(tmp_path / type(executor).__name__))
         with pytest.raises(RunError, match=r"^cannot write x: No space left on device$"):
@@ -227,7 +257,7 @@ def test_what_concerns_the_whole_run_ends_it(
         assert committed_parts(store) == []
 
 
-def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
+def test_a_call_that_kills_its_worker_ends_the_run_after_three_tries(
     cluster: RayExecutor, tmp_path: Path
 ) -> None:
     def call(mark: Path) -> None:
@@ -237,7 +267,7 @@ def test_a_call_that_kills_its_worker_ends_the_run_after_two_tries(
 
     with pytest.raises(RunError, match="the worker died"):
         list(cluster.map(call, [(tmp_path / "mark",)]))
-    assert (tmp_path / "mark").read_text() == "xx"
+    assert (tmp_path / "mark").read_text() == "xxx"
 
 
 @dataclass(frozen=True)
@@ -290,14 +320,14 @@ def test_work_that_hangs_is_divided_at_its_deadline(
 
     found: list[tuple[Any, ...]] = []
 
-    def now_s() -> float:
-        """A clock that passes a deadline whenever only the piece that hangs is left to wait for."""
-        return 1000.0 * min(len(list(tmp_path.iterdir())), 1 + len(found))
-
-    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=now_s))
+    config = Config.model_validate({"run": {"deadline_min_s": 10}})
+    monkeypatch.setattr(cluster, "_settings", config.run)
+    clock = HangClock(cluster, tmp_path, found)
+    monkeypatch.setattr(cluster, "_cancel", clock.cancel)
+    monkeypatch.setattr(executor_module, "time", clock)
     for result in cluster.isolate(hanging, [Numbers((3, 4))], lambda piece, error: (piece.name, str(error))):
         found.append(result)
-    assert found == [(4,), ("3", "cancelled at its deadline of 300 s")]
+    assert found == [(4,), ("3", "cancelled at its deadline of 10 s")]
     assert {path.name for path in tmp_path.iterdir()} == {"3-4", "3"}
 
 
@@ -310,7 +340,7 @@ def test_an_input_that_kills_its_worker_is_a_failed_row(
             os._exit(1)
         return IngestRow(input=source, stamp="1", status="planned")
 
-    monkeypatch.setattr("talkforge.pipeline.executor.ingest", ingest)
+    monkeypatch.setattr(executor_module, "ingest", ingest)
     sources = [Input(uri=str(tmp_path / name)) for name in ("a.mp4", "bad.mp4", "c.mp4")]
     rows = {Path(row.input.uri).name: row for row in cluster.ingest(sources)}
     assert {name: row.status for name, row in rows.items()} == {
@@ -386,7 +416,7 @@ def test_embedding_takes_its_share_of_a_gpu_while_other_parts_are_measured(
     parts = [part_of(name, videos[:1]) for name in ("000000", "000001")]
     store = Store(str(tmp_path / "set"))
     assert sorted(done.part.name for done in cluster.run(parts, CONFIG, store)) == ["000000", "000001"]
-    assert store.list("parts/000001") == ["parts/000001/part.json"]
+    assert store.list("parts/000001") == ["parts/000001/part.json", "parts/000001/windows.parquet"]
     assert json.loads(store.read("parts/000001/part.json")) == {}  # committed, not given up
     assert {path.name for path in log.iterdir()} == {"measured 0.0", f"embedded {CONFIG.run.gpu_share}"}
 
@@ -408,20 +438,16 @@ def test_executors_have_names() -> None:
 # ------------------------------------------------------------------------- what is left
 
 
+def piece_of(part: Part, path: str) -> Part:
+    """A piece of a part: "10" is the first half of its second half, "" the part itself."""
+    for half in path:
+        part = part.halves()[int(half)]
+    return part
+
+
 def named(part: Part, *paths: str) -> set[str]:
-    """Names of pieces of a part: "10" is the first half of its second half, "" the part itself."""
-    names = set()
-    for path in paths:
-        piece = part
-        for half in path:
-            piece = piece.halves()[int(half)]
-        names.add(piece.name)
-    return names
-
-
-def commit(store: Store, *names: str) -> None:
-    for name in names:
-        store.write(f"parts/{name}/part.json", b"{}")
+    """Names of pieces of a part."""
+    return {piece_of(part, path).name for path in paths}
 
 
 @pytest.mark.parametrize(
@@ -441,7 +467,8 @@ def test_what_is_left_of_a_part_that_was_split(
     videos: list[Video], tmp_path: Path, committed: list[str], left: list[str]
 ) -> None:
     store, part = Store(str(tmp_path)), part_of("000000", videos)
-    commit(store, "000001", *named(part, *committed))
+    for piece in (part_of("000001", videos), *(piece_of(part, path) for path in committed)):
+        _commit(piece, store)
     pieces = outstanding(part, store)
     assert {piece.name for piece in pieces} == named(part, *left)
     assert len(pieces) == len(left)

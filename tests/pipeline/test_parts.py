@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections import Counter
 
 import pytest
 
-from talkforge.pipeline import parts
-from talkforge.pipeline.parts import Part, Window, plan, windows_of
+from talkforge.pipeline import parts, tables
+from talkforge.pipeline.parts import Part, Window, plan, remaining, windows_of
+from talkforge.pipeline.store import Store
 from tests.records import video
 
 
@@ -68,3 +71,36 @@ def test_what_no_window_holds_is_planned_and_slivers_are_not() -> None:
     assert spans((0, 30), (30, 60)) == spans((0, 59.8)) == []
     assert spans((20, 40)) == [(0, 20), (40, 60)]
     assert spans((0, 20), (40, 60)) == [(20, 40)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_however_a_part_is_split_put_off_and_broken_off_each_window_is_measured_once(seed: int) -> None:
+    """A random history of runs over one part: splits, windows put off, kills before and after a commit."""
+    draw = random.Random(seed)
+    store = Store(f"memory://parts-{seed}")
+    windows = tuple(Window(video=video(n), start_s=0.0, end_s=4.0) for n in range(draw.randint(1, 6)))
+    part = Part(name="000000", windows=windows)
+    measured: Counter[str] = Counter()
+    for _ in range(100):
+        todo = remaining([part], store)
+        left = Counter(window.key for piece in todo for window in piece.windows)
+        assert left + measured == Counter(window.key for window in windows), todo
+        draw.shuffle(todo)
+        while todo and draw.random() > 0.15:  # else this run is killed here
+            piece = todo.pop()
+            if len(piece.windows) > 1 and draw.random() < 0.3:
+                todo += piece.halves()
+                continue
+            put_off = [window for window in piece.windows if draw.random() < 0.3]
+            for window in put_off:
+                store.write(f"{parts.ATTEMPTS}/{piece.alone(window).name}.json", b"{}")
+            kept = tuple(window for window in piece.windows if window not in put_off)
+            if not kept or draw.random() < 0.1:
+                continue
+            assert not store.exists(f"parts/{piece.name}/part.json")
+            tables.write(store, f"parts/{piece.name}/windows.parquet", Window, kept)
+            store.write(f"parts/{piece.name}/part.json", b"{}")
+            measured.update(window.key for window in kept)
+        if measured.total() == len(windows):
+            break
+    assert remaining([part], store) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from talkforge.pipeline.executor import worker_environment
+from talkforge.pipeline.cluster import worker_environment
 from talkforge.schemas import telemetry
 
 ROOT = Path(__file__).parents[2]
