@@ -13,7 +13,7 @@ HEAD = """# Command line
 
 Every command has `--help`. Results go to stdout, progress, notes and errors to stderr. Exit codes: 0 finished
 (inputs and clips that failed are rows), 1 the run could not finish, 2 a bad command, 3 damage found by `verify`,
-130 interrupted.
+130 interrupted, 143 terminated (SIGTERM).
 
 Options of every command: `--quiet` (`-q`) leaves out progress and notes, `--verbose` (`-v`) logs every step
 to stderr, `--log-file FILE` appends a detailed log to a file. `talkforge --version` prints the version,

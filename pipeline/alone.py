@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ray import cloudpickle
-
 from talkforge.schemas import scratch
 from talkforge.schemas.errors import RunError, class_and_message
 
@@ -83,6 +81,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         return
+    from ray import cloudpickle  # not before: it reads its environment when it is imported
+
     answer: tuple[Any, BaseException | None]
     try:
         function, *arguments = pickle.loads((folder / "call").read_bytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from talkforge.curation.weights import hub
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
 from talkforge.pipeline.store import Store, sha256_of
-from talkforge.schemas import extras
+from talkforge.schemas import extras, scratch
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.config import config_hash
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, class_and_message, one_line
@@ -111,8 +110,7 @@ def shown(key: str, mp4: bytes, count: int) -> list[Bytes]:
     Raises:
         MediaError: it cannot be decoded. DatasetError: it has fewer frames.
     """
-    with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=".mp4") as file:
-        path = Path(file.name)
+    with scratch.file(".mp4") as path:
         path.write_bytes(mp4)
         video = probe(path, Input(uri=f"{key}.mp4"), content_hash(path))
         total = round((video.end_s - video.start_s) * video.fps)

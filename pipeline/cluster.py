@@ -118,17 +118,22 @@ class Cluster:
             self._exit.close()
 
     def _init(self, **how: Any) -> None:
-        handlers = _handlers()
-        self.ray.init(
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-            **how,
-        )
+        handlers, terminated = _handlers(), False
+        try:
+            self.ray.init(
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+                **how,
+            )
+        except SystemExit:  # what Ray makes of SIGTERM while it starts; later on it aborts
+            terminated = True
         if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # Ray's own ends the process with a stack trace
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)
 
     def _joined(self) -> str:
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
@@ -148,6 +153,7 @@ class Cluster:
             )
         scratch.sweep(parent)
         folder = self._exit.enter_context(scratch.folder(parent))
+        self._exit.callback(scratch.end_processes, folder)
         os.environ[scratch.OWNER] = str(folder)
         self._exit.callback(os.environ.pop, scratch.OWNER, None)
         return folder

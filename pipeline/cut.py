@@ -30,7 +30,7 @@ from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
-from talkforge.schemas import sample, tar
+from talkforge.schemas import sample, scratch, tar
 from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, TextSource
 from talkforge.schemas.errors import DatasetError, RunError, one_line
@@ -320,8 +320,7 @@ def cut_task(task: CutTask, on_progress: Callable[[float], None] = lambda _: Non
         task: what to cut.
         on_progress: called with the number of clips that are cut.
     """
-    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-        spool = Path(folder)
+    with scratch.folder() as spool:
         failures = [*task.failures, *_cut_videos(task, spool, on_progress)]
         _copy_samples(task.store, task.ready, spool)
         if not task.whole:
@@ -447,8 +446,8 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
     arrays = read_arrays(store, order.part, clip.clip_id, order.identity)
     stereo = media.read_audio(path, video, clip.start_s, clip.end_s, AUDIO_HZ, AUDIO_CHANNELS)
     mono = media.read_audio(path, video, clip.start_s, clip.end_s)
-    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-        out = Path(folder) / "clip.mp4"
+    with scratch.folder() as folder:
+        out = folder / "clip.mp4"
         media.encode_mp4(out, _frames(path, video, clip), clip.fps, stereo, config.crf, config.preset)
         mp4 = out.read_bytes()
     masks = (

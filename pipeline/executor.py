@@ -167,7 +167,9 @@ class Executor(ABC):
         def give_up(given: Input, error: BaseException) -> IngestRow:
             return failed(given, stamp_of(at_base(given.uri, base)), "probe", error, base)
 
-        work = _Work([_Step(ingest, (base, limits))], give_up, lambda given: given.uri, lambda _: PROBE_DEADLINE_S)
+        work = _Work(
+            [_Step(ingest, (base, limits))], give_up, lambda given: given.uri, lambda _: PROBE_DEADLINE_S
+        )
         yield from (row for _, row, _ in self._each(work, inputs))
 
     def run(

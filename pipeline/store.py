@@ -19,7 +19,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import IO, Any, BinaryIO, cast
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from talkforge.schemas import extras
+from talkforge.schemas import extras, scratch
 from talkforge.schemas.errors import (
     CommandError,
     DatasetError,
@@ -180,15 +180,13 @@ class Store:
         """
         filesystem, path = self._at(name)
         if self.local_root is None:
-            with self.reporting_errors("write", name):
-                folder = tempfile.mkdtemp(prefix="talkforge-")
-            try:
-                temporary = Path(folder) / posixpath.basename(name)
+            with ExitStack() as stack:
+                with self.reporting_errors("write", name):
+                    folder = stack.enter_context(scratch.folder())
+                temporary = folder / posixpath.basename(name)
                 yield temporary
                 with self.reporting_errors("write", name):
                     filesystem.put_file(str(temporary), path)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
             return
         target = Path(path)
         temporary = target.with_name(TEMPORARY + uuid.uuid4().hex)
@@ -392,9 +390,10 @@ def local_copy(uri: str, limits: FetchLimits = DEFAULT_LIMITS) -> Iterator[Path]
         yield Path(path)
         return
     suffix = Path(path).suffix[:16]
-    with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=suffix) as copy:
-        _fetch(uri, copy, limits)
-        yield Path(copy.name)
+    with scratch.file(suffix) as copy:
+        with copy.open("wb") as file:
+            _fetch(uri, file, limits)
+        yield copy
 
 
 def file_size(uri: str) -> int | None:

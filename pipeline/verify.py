@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -39,7 +38,7 @@ from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
-from talkforge.schemas import sample
+from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError, one_line
 from talkforge.schemas.records import (
@@ -386,8 +385,7 @@ def check_sample(key: str, members: Members) -> list[str]:
         return [str(error)]
     if list(members) != [name for name in sample.MEMBERS if name in members]:
         return [f"expected its members in the order {', '.join(sample.MEMBERS)}; found another"]
-    with tempfile.NamedTemporaryFile(prefix="talkforge-", suffix=".mp4") as file:
-        path = Path(file.name)
+    with scratch.file(".mp4") as path:
         path.write_bytes(decoded.mp4)
         try:
             video = probe(path, Input(uri=f"{key}.mp4"), content_hash(path))

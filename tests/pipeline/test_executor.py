@@ -334,7 +334,7 @@ def test_work_that_hangs_is_divided_at_its_deadline(
 def test_an_input_that_kills_its_worker_is_a_failed_row(
     cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ingest(source: Input, base: str) -> IngestRow:
+    def ingest(source: Input, base: str, _: object) -> IngestRow:
         assert base == ""
         if source.uri.endswith("bad.mp4"):
             os._exit(1)
