@@ -200,12 +200,13 @@ def _landmarked(
     path: Path, video: Video, row: LedgerRow, points: Floats, landmarker: FaceLandmarker, clock: Clock
 ) -> Iterator[Bytes]:
     """The clip's frames, each frame converted and landmarked once; other work counts as `aside`."""
+    clip = Clip.model_validate({name: getattr(row, name) for name in Clip.model_fields})
     for frame in clock.each("aside", media.read_frames(path, video, row.start_s, row.end_s)):
         shown = media.clip_indices(frame, row.start_s, row.fps, row.num_frames)
         if not shown:
             continue
         with clock("convert"):
-            rgb = frame.rgb(row.width_px, row.height_px)
+            rgb = frame.of_clip(clip)
         with clock("aside"):
             crop = _crop(rgb, points[shown[0]])
         with clock("landmark"):

@@ -104,7 +104,7 @@ def talks_of(path: Path) -> list[Talk]:
         for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
             shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
             if shown:
-                tracer.push(shown, frame.rgb(clip.width_px, clip.height_px))
+                tracer.push(shown, frame.of_clip(clip))
         samples = media.read_audio(path, video, clip.start_s, clip.end_s)
         mouth = mouth_measures(tracer.finish())
         bands = audio_bands(samples, clip.num_frames, clip.fps)

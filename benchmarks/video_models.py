@@ -184,7 +184,7 @@ def looked_at(file: File, shot: Shot) -> Iterator[tuple[range, Bytes, Floats | N
         if any(k % step == 0 for k in shown):
             points = shot.found.landmarks.points[shown[0]]
             seen = bool(np.isfinite(points[0, 0]))
-            yield shown, shot_picture.rgb(clip.width_px, clip.height_px), points if seen else None
+            yield shown, shot_picture.of_clip(clip), points if seen else None
 
 
 def blurred(rgb: Bytes, _: Floats) -> Bytes:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from talkforge.curation.crop import crop_of
 from talkforge.curation.media import clip_size
 from talkforge.schemas.arrays import FaceTrack
 from talkforge.schemas.config import ClipConfig
@@ -41,9 +42,8 @@ def candidates(
         video: the video that the tracks were found in.
         tracks: face tracks, in source seconds.
         speech: spans of speech, ascending.
-        config: greatest length, frame rate and size of a clip.
+        config: greatest length, frame rate, size and crop of a clip.
     """
-    width_px, height_px = clip_size(video, config.longest_edge_px)
     found = []
     for track in tracks:
         for start_s, end_s in split_span(track.start_s, track.end_s, speech, config.max_s):
@@ -51,6 +51,9 @@ def candidates(
             if num_frames < 1:
                 continue
             end_s = start_s + seconds_from_frames(num_frames, config.fps)
+            crop = crop_of(video, track, start_s, end_s, config)
+            width_px, height_px = clip_size(video, config.longest_edge_px, crop)
+            left_px, top_px, crop_width_px, crop_height_px = crop or (None,) * 4
             clip = Clip(
                 clip_id=clip_id(video.video_id, start_s, end_s, track.track),
                 video_id=video.video_id,
@@ -63,6 +66,10 @@ def candidates(
                 num_frames=num_frames,
                 width_px=width_px,
                 height_px=height_px,
+                crop_left_px=left_px,
+                crop_top_px=top_px,
+                crop_width_px=crop_width_px,
+                crop_height_px=crop_height_px,
             )
             found.append(Candidate(clip, track))
     return sorted(found, key=lambda found: (found.clip.start_s, found.clip.track, found.clip.clip_id))

@@ -104,6 +104,11 @@ class FrameHasher:
         self.hashes: Bytes = np.zeros((len(self._frames), 8), np.uint8)
         self.face_boxes: Floats = np.full((len(self._frames), 4), np.nan, np.float32)
 
+    def is_due(self, shown: range) -> bool:
+        """Whether one of these frames of the clip is sampled."""
+        first, last = np.searchsorted(self._frames, (shown.start, shown.stop))
+        return bool(first < last)
+
     def push(self, shown: range, rgb: Bytes, face_box: Floats) -> None:
         """Hash a frame if one of those that show it is sampled.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from talkforge.curation.crop import in_view
 from talkforge.curation.face.detect import FaceDetector, link
 from talkforge.curation.media import Frame, read_frames
 from talkforge.curation.media.timeline_files import timeline_of
@@ -23,7 +24,7 @@ from talkforge.curation.shots.network import ShotNetwork, TransitionDetector
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Scene, Video
+from talkforge.schemas.records import Rectangle, Scene, Video
 
 TRACK_IMAGE_EDGE_PX = 320
 """Longest edge of the image that is kept of each track."""
@@ -206,13 +207,15 @@ def _jpeg(rgb: Bytes) -> Bytes:
     return np.asarray(data)
 
 
-def faces_visible(detections: Sequence[Detections], start_s: float, end_s: float) -> int:
-    """Most faces visible at once in the samples of [start_s, end_s).
+def faces_visible(
+    detections: Sequence[Detections], start_s: float, end_s: float, crop: Rectangle | None = None
+) -> int:
+    """Most faces visible at once in the samples of [start_s, end_s), in a crop or in the whole frame.
 
     A number of faces counts only if two consecutive samples reach it, so that one false detection in a long
     clip does not count. If the span holds a single sample, that one decides.
     """
-    counts = [len(d.boxes) for d in detections if start_s - _EPSILON_S <= d.time_s < end_s - _EPSILON_S]
+    counts = [in_view(d, crop) for d in detections if start_s - _EPSILON_S <= d.time_s < end_s - _EPSILON_S]
     if len(counts) < 2:
         return sum(counts)
     return max(min(pair) for pair in itertools.pairwise(counts))

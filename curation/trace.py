@@ -24,12 +24,22 @@ from talkforge.curation.face.covered import CoverTracer, MouthClassifier
 from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.fingerprint import FrameHasher
-from talkforge.curation.media import Frame, clip_indices, read_frames
+from talkforge.curation.media import Frame, clip_indices, from_clip_px, read_frames, to_clip_px, uncropped
 from talkforge.curation.picture.frozen import FrozenDetector
 from talkforge.curation.picture.scorer import PictureScorer, PictureTracer
 from talkforge.schemas.arrays import Bytes, Floats, Landmarks, LipTrace
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.records import Clip, Face, FaceQuality, FrameQuality, Lips, Motion, Speaker, Video
+from talkforge.schemas.records import (
+    Clip,
+    Face,
+    FaceQuality,
+    FrameQuality,
+    Lips,
+    Motion,
+    Rectangle,
+    Speaker,
+    Video,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +133,9 @@ class _ClipTracer:
     """The tracers of one clip, its aligned crops and its middle frame."""
 
     clip: Clip
+    whole: Clip
+    """The same clip without its crop."""
+    video: Video
     face: LandmarkTracer
     body: pose.PoseTracer | None
     speaker: _SpeakerCrops | None
@@ -134,8 +147,8 @@ class _ClipTracer:
     faces: list[Bytes] = field(default_factory=list)
     middle: Bytes | None = None
 
-    def push(self, shown: range, rgb: Bytes) -> None:
-        """Measure one decoded frame, which is shown at the indices `shown` of the clip."""
+    def push(self, shown: range, frame: Frame, rgb: Bytes) -> None:
+        """Measure one decoded frame, of which the clip shows `rgb` at its indices `shown`."""
         points = self.face.push(shown, rgb)
         clip = self.clip
         if self.body is not None and not self.face.lost:  # without a face nothing says whose body it is
@@ -144,7 +157,7 @@ class _ClipTracer:
             self.speaker.push(shown, rgb)
         if self.picture is not None:
             self.picture.push(shown, rgb, points)
-        self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
+        self._hash(shown, frame, rgb)
         self.frozen.push(shown, rgb)
         if self.cover is not None:
             self.cover.push(shown, rgb, points)
@@ -154,6 +167,14 @@ class _ClipTracer:
             self.faces.append(detail.face_crop(rgb, points))
         if clip.num_frames // 2 in shown:
             self.middle = rgb.copy()
+
+    def _hash(self, shown: range, frame: Frame, rgb: Bytes) -> None:
+        """Hash the whole frame: copies of a video must be known by it, wherever their clips were cropped."""
+        if self.clip.crop is None:
+            self.hasher.push(shown, rgb, self.face.box_at(shown[0]))
+        elif self.hasher.is_due(shown):
+            box = from_clip_px(self.face.box_at(shown[0]), self.clip, self.video)
+            self.hasher.push(shown, frame.of_clip(self.whole), to_clip_px(box, self.whole, self.video))
 
     def finish(self, config: MeasureConfig) -> Trace:
         """The measurements of the clip, after its last frame."""
@@ -306,6 +327,8 @@ def _tracer(
     boxes = np.stack([face.box_at(k) for k in range(clip.num_frames)])
     return _ClipTracer(
         clip,
+        uncropped(clip, video, config.clip.longest_edge_px),
+        video,
         face,
         pose.PoseTracer(pose_estimator, clip, config.motion.pose_stride_frames) if pose_estimator else None,
         _SpeakerCrops(clip, face, score_speaker) if score_speaker else None,
@@ -317,10 +340,11 @@ def _tracer(
 
 
 def _push(tracers: Sequence[_ClipTracer], frame: Frame) -> None:
-    rgb: Bytes | None = None
+    rgb: dict[Rectangle | None, Bytes] = {}
     for tracer in tracers:
         clip = tracer.clip
         shown = clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            rgb = frame.rgb(clip.width_px, clip.height_px) if rgb is None else rgb
-            tracer.push(shown, rgb)
+            if clip.crop not in rgb:
+                rgb[clip.crop] = frame.of_clip(clip)
+            tracer.push(shown, frame, rgb[clip.crop])

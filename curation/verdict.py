@@ -70,11 +70,8 @@ RULES: tuple[Rule, ...] = (
          "Too little speech", "Enough speech", "min_speech_fraction", "at_least"),
     Rule("audio_clipped", "clipped_fraction", "vad",
          "Audio is clipped", "Audio not clipped", "max_clipped_fraction", "at_most"),
-    Rule("face_small", "face_px", "scan",
+    Rule("face_small", "face_clip_px", "scan",
          "Face is too small", "Face large enough", "min_face_px", "at_least"),
-    Rule("face_small_in_clip", "face_clip_px", "scan",
-         "Face is too small in the clip that is written", "Face large enough in the clip",
-         "min_face_clip_px", "at_least", needed=False),
     Rule("low_confidence", "face_confidence", "scan",
          "Face detector is not sure enough", "Detector sure of the face", "min_face_confidence", "at_least"),
     Rule("multiple_faces", "faces_max", "scan",
@@ -154,6 +151,13 @@ SYNC_UNSCORED = Rejection(
 NOT_SPEAKING = Rejection(
     "not_speaking", "sync_zero_confidence", "trace", "Another face in view speaks", "The one who speaks"
 )
+SPEAKER_UNCLEAR = Rejection(
+    "speaker_unclear", "faces_frame_max", "scan",
+    "Others are in view beside the crop, and sync does not show that this one speaks",
+    "Nobody beside the crop, or shown to speak",
+)  # fmt: skip
+"""Given to a crop that leaves other people out. It must then be known who speaks: the crop of a listener
+shows a single face, like that of a speaker."""
 NEAR_DUPLICATE = Rejection(
     "near_duplicate", "duplicate_of", "select",
     "Shows the same moment as a better clip", "Not a copy of a better clip",
@@ -162,7 +166,8 @@ NEAR_DUPLICATE = Rejection(
 `curation.duplicates`."""
 
 REJECTIONS: tuple[Rejection, ...] = (
-    *RULES, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING, NEAR_DUPLICATE,
+    *RULES, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING, SPEAKER_UNCLEAR,
+    NEAR_DUPLICATE,
 )  # fmt: skip
 """Every reason for a rejection, in the order of the funnel."""
 
@@ -175,7 +180,7 @@ def gate(duration_s: float, speech_fraction: float, face_px: float, config: Meas
     Args:
         duration_s: length of the clip.
         speech_fraction: fraction of the clip with speech, 0..1.
-        face_px: median height of the face in source pixels.
+        face_px: median height of the face in pixels of the clip as it is written.
         config: its `clip.min_s` and `gates` are the limits.
     """
     if duration_s < config.clip.min_s:
@@ -193,7 +198,7 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     Args:
         row: the clip's ledger row, from column name to value (None: not measured). Besides the columns of
             the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
-            `active_speaker` (False where another face in view speaks), `language` and
+            `active_speaker` (False where another face in view speaks), `crop_width_px`, `language` and
             `num_forbidden_words`.
         thresholds: limits of the rules. None switches a rule off.
     """
@@ -255,4 +260,11 @@ def _sync_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason
         speaking = row.get("speaking_fraction")
         silent = speaking is not None and speaking <= SPEAKING_FRACTION
         reasons.append(_reason(NOT_SPEAKING, row, "speaking_fraction" if silent else None))
+    if thresholds.require_speaker and row.get("active_speaker") is None and _others_beside(row):
+        reasons.append(_reason(SPEAKER_UNCLEAR, row, threshold=float(row["faces_max"])))
     return reasons
+
+
+def _others_beside(row: Mapping[str, Any]) -> bool:
+    """Whether the crop leaves out a face that is in the frame."""
+    return row.get("crop_width_px") is not None and (row.get("faces_frame_max") or 0) > row["faces_max"]

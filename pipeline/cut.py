@@ -469,7 +469,7 @@ def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:
     for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
         shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            rgb = frame.rgb(clip.width_px, clip.height_px)
+            rgb = frame.of_clip(clip)
             for _ in shown:
                 yield rgb
             count += len(shown)

@@ -95,7 +95,7 @@ def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: 
         indices = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if not indices:
             continue
-        rgb = frame.rgb(width_px=clip.width_px, height_px=clip.height_px)
+        rgb = frame.of_clip(clip)
         for k in indices:
             yield overlay(rgb, _marks(arrays, k), curves, k)
         shown += len(indices)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from talkforge.curation import words
 from talkforge.curation.face import identity
+from talkforge.curation.media import height_scale
 from talkforge.curation.sync import active_speaker, ridge
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import attempts, shards, tables
@@ -36,7 +37,6 @@ from talkforge.schemas.records import (
     CaptionRow,
     ClipMeasures,
     Failure,
-    Input,
     LedgerRow,
     Outcome,
     PersonRow,
@@ -156,11 +156,10 @@ def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) 
     """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities."""
     planned = Planned(ingested)
     # What was measured of a file that has changed since is no longer part of the data set.
-    pairs = [
-        (clip, entry.input) for clip in committed.clips if (entry := planned.of_clip(clip.measures.clip))
-    ]
+    found = [(clip, entry) for clip in committed.clips if (entry := planned.of_clip(clip.measures.clip))]
+    pairs = [(clip, entry.input) for clip, entry in found]
     clips = [clip for clip, _ in pairs]
-    flat = [_flat(clip, given) for clip, given in pairs]
+    flat = [_flat(clip, entry) for clip, entry in found]
     _name_speakers(clips, flat)
     for clip, row in zip(clips, flat, strict=True):
         row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
@@ -220,8 +219,10 @@ def _reject_near_duplicates(
 OMEGAS = ("omega_face", "omega_body")
 
 
-def _flat(clip: CommittedClip, given: Input) -> dict[str, Any]:
-    row = ledger_columns(clip.measures)
+def _flat(clip: CommittedClip, entry: IngestRow) -> dict[str, Any]:
+    row, given = ledger_columns(clip.measures), entry.input
+    if row["face_clip_px"] is None and entry.video is not None:  # measured before it was kept
+        row["face_clip_px"] = round(row["face_px"] * height_scale(clip.measures.clip, entry.video), 2)
     row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
     for name in ("source", "licence", "consent", "person"):
         row[name] = getattr(given, name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from talkforge.curation import clips, scan
 from talkforge.curation.audio import vad
+from talkforge.curation.media import height_scale
 from talkforge.curation.verdict import gate
 from talkforge.pipeline.parts import Window
 from talkforge.schemas.arrays import Audio, FaceTrack, Floats
@@ -37,7 +38,8 @@ def cheap_measures(
     face = _face(clip, track, scanned)
     samples = clip_audio(scanned.audio, clip)
     speech = vad.measure(samples, scanned.segments, clip.start_s, clip.end_s)
-    stopped_by = gate(clip.duration_s, speech.speech_fraction, face.face_px, config)
+    height_px = face.face_px * height_scale(clip, scanned.video)
+    stopped_by = gate(clip.duration_s, speech.speech_fraction, height_px, config)
     return ClipMeasures(clip=clip, stopped_by=stopped_by, face=face, speech=speech)
 
 
@@ -46,14 +48,16 @@ def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
     if not inside.any():  # between two samples: the nearest one speaks for it
         middle_s = (clip.start_s + clip.end_s) / 2
         inside = np.arange(len(track.times_s)) == np.argmin(np.abs(track.times_s - middle_s))
-    height_px = float(np.median((track.boxes[:, 3] - track.boxes[:, 1])[inside]))
+    heights_px = (track.boxes[:, 3] - track.boxes[:, 1])[inside]
+    face_px, detections = float(np.median(heights_px)), scanned.seen.detections
     return Face(
         source_fps=scanned.video.fps,
-        face_px=round(height_px, 2),
-        face_clip_px=round(height_px * clip.height_px / scanned.video.height_px, 2),
+        face_px=round(face_px, 2),
+        face_clip_px=round(face_px * height_scale(clip, scanned.video), 2),
         face_confidence=round(float(track.scores[inside].mean(dtype=np.float64)), 4),
         face_confidence_min=round(float(track.scores[inside].min()), 4),
-        faces_max=scan.faces_visible(scanned.seen.detections, clip.start_s, clip.end_s),
+        faces_max=scan.faces_visible(detections, clip.start_s, clip.end_s, clip.crop),
+        faces_frame_max=scan.faces_visible(detections, clip.start_s, clip.end_s),
     )
 
 

@@ -30,6 +30,7 @@ import numpy as np
 from talkforge.curation import clips, fingerprint, scan, trace
 from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.body import joints, pose
+from talkforge.curation.crop import detection_edge_px
 from talkforge.curation.draw import thumbnail
 from talkforge.curation.face import covered, detect, identity, landmarks, mouth_motion
 from talkforge.curation.media import read_audio
@@ -203,7 +204,7 @@ def _measure_window(
             video,
             window.start_s,
             window.end_s,
-            config.scan,
+            config.scan.model_copy(update={"longest_edge_px": detection_edge_px(video, config)}),
             models.detector,
             models.shot_network,
             lambda time_s: on_progress(SCAN_FRACTION * (time_s - window.start_s)),

@@ -42,6 +42,7 @@ UNITS = {
     "face_confidence": "0 to 1",
     "face_confidence_min": "0 to 1",
     "faces_max": "faces",
+    "faces_frame_max": "faces",
     "yaw_p95_deg": "degrees",
     "dnsmos_signal": "about 1 to 5",
     "dnsmos_background": "about 1 to 5",

@@ -53,6 +53,22 @@ class ClipConfig(Section):
     longest_edge_px: int = Field(
         1024, ge=64, description="Clips are scaled down to this longest edge, never up, px."
     )
+    crop: Literal["none", "person", "face"] = Field(
+        "none",
+        description="What a clip shows of its frame: all of it, the person down to the waist, or the head. One rectangle for the whole clip, cut before it is scaled, so that a small person in a large frame keeps the pixels of the source; frames without much beside the person stay whole (docs/dataset.md).",
+    )
+    crop_margin: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="Factor on the room that a crop keeps around the face. At 1 this is, in heights of the face: person 0.8 above, 1.5 to each side, 3 below; face 0.6 above and to each side, 0.5 below.",
+    )
+    crop_aspect: float | None = Field(
+        None,
+        ge=0.25,
+        le=4,
+        description="Width over height of a crop, where the frame has room, such as 0.75 for the trainer's 512 x 384; none: what the person needs.",
+    )
 
 
 class ScanConfig(Section):
@@ -181,7 +197,9 @@ class GateConfig(Section):
     """Below these a clip is not measured any further: cheaper than the thresholds, and looser."""
 
     min_speech_fraction: float = Field(0.1, ge=0, le=1, description="Fraction of the clip with speech.")
-    min_face_px: float = Field(48.0, ge=0, description="Median height of the face box, px.")
+    min_face_px: float = Field(
+        48.0, ge=0, description="Median height of the face box in the clip as it is written, px."
+    )
     skip_video_below_speech_fraction: float = Field(
         0.0, ge=0, le=1, description="A video with less speech is not even scanned for faces; 0: all are."
     )
@@ -228,12 +246,9 @@ class Thresholds(Section):
         "least frame rate of the source",
     )
     min_face_px: float | None = _rule(
-        128.0, "px", "ours: about a third of Wan's 480 px short edge", "least median height of the face box"
-    )
-    min_face_clip_px: float | None = _rule(
-        96.0,
+        128.0,
         "px",
-        "ours: three quarters of min_face_px, which frames of 1365 px keep when clips have 1024",
+        "ours: about a third of Wan's 480 px short edge",
         "least median height of the face box in the clip as it is written",
     )
     min_face_confidence: float | None = Field(
@@ -331,7 +346,8 @@ class Thresholds(Section):
     )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(
-        True, description="Reject a face while another face in view is the one that speaks."
+        True,
+        description="Reject a face while another face in view is the one that speaks, and a crop beside which there are others unless sync or Light-ASD shows that this one speaks.",
     )
     near_duplicates: bool = Field(
         True,

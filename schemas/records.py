@@ -14,9 +14,9 @@ Times before `Clip` are seconds of the source. From `Clip` on they are frames at
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from talkforge.schemas import units
 from talkforge.schemas.errors import FailureKind
@@ -234,11 +234,21 @@ def clip_id(video_id: str, start_s: float, end_s: float, track: int) -> str:
     return f"{video_id}_{start_ms:08d}_{end_ms:08d}_t{track}"
 
 
+class Rectangle(NamedTuple):
+    """A part of a frame, by its upper left corner and its size."""
+
+    left_px: float
+    top_px: float
+    width_px: float
+    height_px: float
+
+
 class Clip(Record):
     """A span of a track: the unit of everything after.
 
     Frame k shows the source at `start_s + k / fps`. Landmarks, contours and joints are in pixels of
-    `width_px` x `height_px`.
+    `width_px` x `height_px`. Where there is a crop, pixel x of the source is pixel
+    `(x - crop_left_px) * width_px / crop_width_px` of the clip.
     """
 
     clip_id: str
@@ -263,6 +273,31 @@ class Clip(Record):
     """Width of the clip as it is written."""
     height_px: int
     """Height of the clip as it is written."""
+    crop_left_px: float | None = None
+    """Left edge of what the clip shows of the source, in upright source pixels; None where it shows the whole
+    frame."""
+    crop_top_px: float | None = None
+    """Top edge of it; None likewise."""
+    crop_width_px: float | None = None
+    """Width of it; None likewise."""
+    crop_height_px: float | None = None
+    """Height of it; None likewise."""
+
+    @model_validator(mode="after")
+    def _expect_a_whole_crop(self) -> Self:
+        edges = (self.crop_left_px, self.crop_top_px, self.crop_width_px, self.crop_height_px)
+        if any(edge is None for edge in edges) and any(edge is not None for edge in edges):
+            raise ValueError(f"a crop has four numbers, or none; found {edges}")
+        return self
+
+    @property
+    def crop(self) -> Rectangle | None:
+        """What the clip shows of the source, in upright source pixels; None: the whole frame."""
+        left_px, top_px = self.crop_left_px, self.crop_top_px
+        width_px, height_px = self.crop_width_px, self.crop_height_px
+        if left_px is None or top_px is None or width_px is None or height_px is None:
+            return None
+        return Rectangle(left_px, top_px, width_px, height_px)
 
     @property
     def duration_s(self) -> float:
@@ -276,14 +311,19 @@ class Face(Record):
     """Average frame rate of the source."""
     face_px: float
     """Median height of the detected face box, in source pixels."""
-    face_clip_px: float | None = None
-    """The same in pixels of the clip as it is written; None in parts measured before it was kept."""
     face_confidence: float
     """Mean detector confidence over the clip's sampled frames."""
     face_confidence_min: float
     """Least detector confidence over the clip's sampled frames."""
     faces_max: int
-    """Most faces visible at once in the sampled frames of the clip, this one included."""
+    """Most faces visible at once in the sampled frames of the clip, this one included. A face counts where at
+    least a tenth of its box lies in the clip."""
+    face_clip_px: float | None = None
+    """Median height of the detected face box, in pixels of the clip as it is written. In parts measured
+    before it was kept it follows from `face_px`."""
+    faces_frame_max: int | None = None
+    """Most faces visible at once in the whole frame of the source, beside the crop too; None in parts
+    measured before it was kept."""
     face_seen_fraction: float | None = None
     """Fraction of frames in which landmarks were found."""
     yaw_deg: float | None = None
@@ -609,6 +649,10 @@ class LedgerRow(Record):
     num_frames: int
     width_px: int
     height_px: int
+    crop_left_px: float | None
+    crop_top_px: float | None
+    crop_width_px: float | None
+    crop_height_px: float | None
     accepted: bool
     """Whether the clip fulfils every threshold."""
     reasons: tuple[str, ...]
@@ -630,10 +674,11 @@ class LedgerRow(Record):
     """Name of the shard that holds the clip; None until it is cut."""
     source_fps: float
     face_px: float
-    face_clip_px: float | None
+    face_clip_px: float
     face_confidence: float
     face_confidence_min: float
     faces_max: int
+    faces_frame_max: int | None
     face_seen_fraction: float | None
     yaw_deg: float | None
     pitch_deg: float | None

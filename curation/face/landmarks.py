@@ -18,6 +18,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from talkforge.curation.media import to_clip_px
 from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
 from talkforge.schemas.records import Clip, Video
@@ -174,7 +175,7 @@ class LandmarkTracer:
     Args:
         landmarker: may be shared by any number of tracers.
         track: boxes of the face in source pixels, where the search starts and restarts.
-        clip: gives the number, rate and size of the frames.
+        clip: gives the number, rate, size and crop of the frames.
         video: gives the size of the source frames, in which the track's boxes are.
     """
 
@@ -182,8 +183,7 @@ class LandmarkTracer:
         self._landmarker = landmarker
         self._track = track
         self._clip = clip
-        scale_x, scale_y = clip.width_px / video.width_px, clip.height_px / video.height_px
-        self._scale = np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
+        self._video = video
         self._crop: _SquareCrop | None = None
         self._anchor: Floats | None = None  # box of the landmarks around which the crop was placed
         self._missed_frames = 0
@@ -231,7 +231,7 @@ class LandmarkTracer:
     def box_at(self, k: int) -> Floats:
         """Box [4] of the track at frame `k`, in clip pixels."""
         start_s = self._clip.start_s + seconds_from_frames(k, self._clip.fps)
-        return np.asarray(self._track.box_at(start_s) * self._scale, np.float32)
+        return to_clip_px(self._track.box_at(start_s), self._clip, self._video)
 
     def finish(self) -> Landmarks:
         """The landmarks of the clip, NaN in frames that were not pushed or do not show the face."""

@@ -5,7 +5,16 @@ No module outside this package opens a media file with PyAV.
 
 from talkforge.curation.media.audio import read_audio
 from talkforge.curation.media.encode import decode_flac, decode_mp4, encode_flac, encode_mp4
-from talkforge.curation.media.frames import Frame, clip_indices, clip_size, read_frames
+from talkforge.curation.media.frames import Frame, clip_indices, read_frames
+from talkforge.curation.media.geometry import (
+    clip_size,
+    from_clip_px,
+    height_scale,
+    on_grid,
+    to_clip_px,
+    uncropped,
+    whole_frame,
+)
 
 __all__ = [
     "Frame",
@@ -15,6 +24,12 @@ __all__ = [
     "decode_mp4",
     "encode_flac",
     "encode_mp4",
+    "from_clip_px",
+    "height_scale",
+    "on_grid",
     "read_audio",
     "read_frames",
+    "to_clip_px",
+    "uncropped",
+    "whole_frame",
 ]

@@ -13,9 +13,11 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
@@ -23,11 +25,12 @@ from av.video.reformatter import VideoReformatter
 
 from talkforge.curation.media.container import SEEK_BACK_S, UNSEEKABLE, opened, reason
 from talkforge.curation.media.encode import BT709, LIMITED, SCALING
+from talkforge.curation.media.geometry import coded_rectangle
 from talkforge.curation.media.timeline import JUMP_S, NO_STAMP, Timeline
 from talkforge.curation.media.timeline_files import timeline_of
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Video
+from talkforge.schemas.records import Clip, Rectangle, Video
 
 TOLERANCE_S = 0.6e-3
 """A frame counts as shown this long before its timestamp. Matroska and FLV round timestamps to whole
@@ -57,12 +60,13 @@ class _Scaler:
     video: Video
     _to_yuv: dict[tuple[int, int], Any] = field(default_factory=lambda: defaultdict(VideoReformatter))
     _to_rgb: dict[tuple[int, int], Any] = field(default_factory=lambda: defaultdict(VideoReformatter))
+    _croppers: dict[tuple[str, int, int, int, int], Any] = field(default_factory=dict)
 
-    def rgb(self, raw: Any, width_px: int, height_px: int) -> Bytes:
+    def rgb(self, raw: Any, width_px: int, height_px: int, crop: Rectangle | None = None) -> Bytes:
         sideways = self.video.rotation_deg in (90, 270)
         size = (height_px, width_px) if sideways else (width_px, height_px)
         try:
-            rgb = self._converted(raw, size)
+            rgb = self._converted(raw, size) if crop is None else self._cropped(raw, size, crop)
         except FFmpegError as error:
             raise MediaError(f"{self.video.uri!r}: a frame cannot be converted: {reason(error)}") from error
         rgb = np.flipud(rgb) if self.video.mirrored else rgb
@@ -76,12 +80,27 @@ class _Scaler:
             inner = (max(2, int(raw.width * scale) // 2 * 2), max(2, int(raw.height * scale) // 2 * 2))
             rgb = np.zeros((size[1], size[0], 3), np.uint8)
             left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-            rgb[top : top + inner[1], left : left + inner[0]] = self._scaled(raw, inner)
+            rgb[top : top + inner[1], left : left + inner[0]] = self._scaled(raw, inner, _matrix(raw))
             return rgb
-        return self._scaled(raw, size)
+        return self._scaled(raw, size, _matrix(raw))
 
-    def _scaled(self, raw: Any, size: tuple[int, int]) -> Bytes:
+    def _cropped(self, raw: Any, size: tuple[int, int], crop: Rectangle) -> Bytes:
+        """RGB of `size` (width, height) of a part of the frame."""
+        left, top, width, height = coded_rectangle(self.video, crop)
+        coded = (self.video.coded_width_px, self.video.coded_height_px)
         matrix = _matrix(raw)
+        if (raw.width, raw.height) != coded:
+            rgb = self._converted(raw, coded)[top : top + height, left : left + width]
+            return self._scaled(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"), size, matrix
+            )
+        key = (raw.format.name, left, top, width, height)
+        if key not in self._croppers:
+            self._croppers[key] = _cropper(raw, left, top, width, height)
+        self._croppers[key].push(raw)
+        return self._scaled(self._croppers[key].pull(), size, matrix)
+
+    def _scaled(self, raw: Any, size: tuple[int, int], matrix: int) -> Bytes:
         yuv = self._to_yuv[size].reformat(
             raw,
             *size,
@@ -94,6 +113,19 @@ class _Scaler:
         )
         rgb = self._to_rgb[size].reformat(yuv, format="rgb24", src_colorspace=matrix, threads=1)
         return rgb.to_ndarray()  # type: ignore[no-any-return]
+
+
+def _cropper(raw: Any, left: int, top: int, width: int, height: int) -> Any:
+    """Filter that cuts a rectangle in coded pixels out of frames like `raw`, without copying them."""
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(
+            width=raw.width, height=raw.height, format=raw.format.name, time_base=Fraction(1, 1000)
+        ),
+        graph.add("crop", f"{width}:{height}:{left}:{top}"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
 
 
 def _matrix(raw: Any) -> int:
@@ -142,6 +174,13 @@ class Frame:
         width = width_px or max(1, math.floor(video.width_px * scale + 0.5))
         height = height_px or max(1, math.floor(video.height_px * scale + 0.5))
         return self._scaler.rgb(self._raw, width, height)
+
+    def of_clip(self, clip: Clip) -> Bytes:
+        """The frame as the clip shows it, uint8 [clip height, clip width, 3].
+
+        This is what is measured, and what is cut.
+        """
+        return self._scaler.rgb(self._raw, clip.width_px, clip.height_px, clip.crop)
 
 
 def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Frame]:
@@ -284,14 +323,3 @@ def clip_indices(frame: Frame, start_s: float, fps: float, num_frames: int) -> r
         return min(max(math.ceil((time_s - TOLERANCE_S - start_s) * fps), 0), num_frames)
 
     return range(first_at(frame.time_s), first_at(frame.until_s))
-
-
-def clip_size(video: Video, longest_edge_px: int) -> tuple[int, int]:
-    """(width_px, height_px) of a clip. Both are even, and the longest edge is at most `longest_edge_px`."""
-    scale = min(1.0, longest_edge_px / max(video.width_px, video.height_px))
-
-    def even(size_px: int) -> int:
-        nearest = 2 * math.floor(size_px * scale / 2 + 0.5)
-        return max(2, min(nearest, size_px // 2 * 2))
-
-    return even(video.width_px), even(video.height_px)

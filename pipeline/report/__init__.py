@@ -231,7 +231,7 @@ def _card(row: Any, jpeg: bytes | None) -> dict[str, Any]:
         "start_s": row.start_s,
         "end_s": row.end_s,
         "track": row.track,
-        "face_px": row.face_px,
+        "face_px": row.face_clip_px,
         "speech_fraction": row.speech_fraction,
         "sync_offset_frames": row.sync_offset_frames,
         "details": row.reason_details or row.reasons,

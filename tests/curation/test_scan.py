@@ -16,7 +16,7 @@ from talkforge.curation.scan import Scan, faces_visible, scan
 from talkforge.schemas.arrays import Detections
 from talkforge.schemas.config import ScanConfig
 from talkforge.schemas.errors import MediaError, ModelError
-from talkforge.schemas.records import Input, Video
+from talkforge.schemas.records import Input, Rectangle, Video
 from tests.conftest import RealClip
 
 WIDTH_PX, HEIGHT_PX, FPS = 960, 540, 25
@@ -215,6 +215,13 @@ def test_only_samples_within_the_span_count() -> None:
     samples = counts(3, 3, 1, 1, 2, 2)
     assert faces_visible(samples, 1.0, 2.0) == 1
     assert faces_visible(samples, 1.0, 3.0) == 2
+
+
+def test_a_crop_counts_the_faces_in_it() -> None:
+    both = np.array([[10, 10, 50, 60], [200, 10, 240, 60]], np.float32)
+    samples = [Detections(0.5 * i, both, np.ones(2, np.float32)) for i in range(3)]
+    for crop, visible in ((None, 2), (Rectangle(0, 0, 120, 100), 1), (Rectangle(60, 0, 100, 100), 0)):
+        assert faces_visible(samples, 0, 10, crop) == visible
 
 
 # --- real clips --------------------------------------------------------------------------------

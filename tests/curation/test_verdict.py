@@ -18,8 +18,7 @@ GOOD: dict[str, Any] = {
     "source_fps": 25.0,
     "speech_fraction": 0.9,
     "clipped_fraction": 0.0,
-    "face_px": 200.0,
-    "face_clip_px": 150.0,
+    "face_clip_px": 200.0,
     "face_confidence": 0.95,
     "faces_max": 1,
     "lip_valid_fraction": 1.0,
@@ -77,8 +76,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("source_fps", 24.0, "low_frame_rate"),
         ("speech_fraction", 0.29, "no_speech"),
         ("clipped_fraction", 0.02, "audio_clipped"),
-        ("face_px", 127.0, "face_small"),
-        ("face_clip_px", 95.0, "face_small_in_clip"),
+        ("face_clip_px", 127.0, "face_small"),
         ("face_confidence", 0.89, "low_confidence"),
         ("faces_max", 2, "multiple_faces"),
         ("lip_valid_fraction", 0.89, "lips_not_traced"),
@@ -115,9 +113,38 @@ def test_each_rule_has_its_reason(field: str, value: float | str | None, code: s
 
 
 def test_the_codes_are_those_that_can_occur() -> None:
-    special = ["other_language", "forbidden_words", "sync_unscored", "not_speaking", "near_duplicate"]
+    transcript, sync = ["other_language", "forbidden_words"], ["sync_unscored", "not_speaking"]
+    special = [*transcript, *sync, "speaker_unclear", "near_duplicate"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
+
+
+@pytest.mark.parametrize(
+    ("crop_width_px", "faces_frame_max", "active_speaker", "reason"),
+    [
+        (400.0, 2, None, "speaker_unclear"),
+        (400.0, 2, True, None),
+        (400.0, 2, False, "not_speaking"),
+        (400.0, 1, None, None),
+        (400.0, None, None, None),
+        (None, 2, None, None),  # the whole frame: `multiple_faces` has counted
+    ],
+)
+def test_a_crop_beside_others_must_be_shown_to_speak(
+    crop_width_px: float | None, faces_frame_max: int | None, active_speaker: bool | None, reason: str | None
+) -> None:
+    row = {
+        "crop_width_px": crop_width_px,
+        "faces_frame_max": faces_frame_max,
+        "active_speaker": active_speaker,
+    }
+    assert codes(row) == ([reason] if reason else [])
+    assert codes(row, Thresholds(require_speaker=False)) == []
+
+
+def test_who_is_beside_the_crop_is_told() -> None:
+    (reason,) = judge(GOOD | {"crop_width_px": 400.0, "faces_frame_max": 3}, STRICT).reasons
+    assert str(reason) == "speaker_unclear (faces_frame_max 3, threshold 1)"
 
 
 def test_the_table_of_rejections_names_columns_thresholds_and_distinct_words() -> None:
@@ -149,7 +176,7 @@ def test_the_first_gate_that_a_clip_fails_ends_its_measuring(
     [
         ("duration_s", 3.0),
         ("duration_s", 20.0),
-        ("face_px", 128.0),
+        ("face_clip_px", 128.0),
         ("sync_offset_frames", 3),
         ("faces_max", 1),
     ],
@@ -159,10 +186,10 @@ def test_a_value_on_the_threshold_passes(field: str, value: float) -> None:
 
 
 def test_all_reasons_are_named_with_value_and_threshold() -> None:
-    verdict = judge(GOOD | {"duration_s": 1.5, "face_px": 96.25}, STRICT)
+    verdict = judge(GOOD | {"duration_s": 1.5, "face_clip_px": 96.25}, STRICT)
     assert [str(reason) for reason in verdict.reasons] == [
         "too_short (duration_s 1.5, threshold 3)",
-        "face_small (face_px 96.25, threshold 128)",
+        "face_small (face_clip_px 96.25, threshold 128)",
     ]
 
 
@@ -181,7 +208,7 @@ def test_a_needed_measurement_that_is_missing_fails_and_says_so() -> None:
 
 def test_a_rule_that_is_off_rejects_nothing() -> None:
     off = Thresholds(min_face_px=None, require_speaker=False)
-    assert codes({"face_px": 1.0, "active_speaker": False}, off) == []
+    assert codes({"face_clip_px": 1.0, "active_speaker": False}, off) == []
 
 
 @pytest.mark.parametrize(
@@ -200,7 +227,6 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        "face_clip_px",
         "face_detail_px",
         "mouth_covered_fraction",
         "frozen_fraction",
@@ -224,7 +250,7 @@ def test_what_was_optional_and_is_missing_passes(field: str) -> None:
 
 STOPPED = {
     "stopped_by": "face_small",
-    "face_px": 40.0,
+    "face_clip_px": 40.0,
     "lip_valid_fraction": None,
     "yaw_p95_deg": None,
     "face_blur": None,
@@ -239,4 +265,4 @@ def test_a_gated_clip_is_rejected_for_what_is_known_of_it() -> None:
 
 def test_a_gate_stays_a_reason_when_its_rule_is_off() -> None:
     (reason,) = judge(GOOD | STOPPED, Thresholds(min_face_px=None)).reasons
-    assert str(reason) == "face_small (face_px 40)"
+    assert str(reason) == "face_small (face_clip_px 40)"

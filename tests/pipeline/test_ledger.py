@@ -104,7 +104,7 @@ def test_a_rejected_clip_has_codes_and_details_and_no_split() -> None:
     (row,) = select(committed(measured(face_px=96.0, faces_max=2)), [planned(1)], Config()).rows
     assert row.reasons == ("face_small", "multiple_faces")
     assert row.reason_details == (
-        "face_small (face_px 96, threshold 128)",
+        "face_small (face_clip_px 96, threshold 128)",
         "multiple_faces (faces_max 2, threshold 1)",
     )
     assert (row.accepted, row.split) == (False, None)
@@ -117,6 +117,20 @@ def test_a_changed_threshold_changes_the_verdict_and_nothing_else() -> None:
     assert (before.accepted, after.accepted) == (False, True)
     changed = {name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)}
     assert changed == {"accepted", "reasons", "reason_details", "split", "omega_face"}
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(None, 64.0), (150.0, 150.0)])
+def test_the_face_counts_in_pixels_of_the_clip_in_older_parts_as_well(
+    kept: float | None, expected: float
+) -> None:
+    large = planned(1)
+    assert large.video is not None
+    large = large.model_copy(
+        update={"video": large.video.model_copy(update={"width_px": 192, "height_px": 192})}
+    )
+    (row,) = select(committed(measured(face_px=192.0, face_clip_px=kept)), [large], Config()).rows
+    assert (row.face_px, row.face_clip_px) == (192.0, expected)  # the clip is 64 x 64
+    assert row.reasons == (() if kept else ("face_small",))
 
 
 def test_intensities_are_ranks_among_the_accepted() -> None:

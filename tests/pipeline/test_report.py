@@ -29,7 +29,7 @@ def clip(name: str, video: str, seconds: float, reasons: tuple[str, ...] = (), *
         "height_px": 480, "accepted": not reasons, "reasons": list(reasons),
         "reason_details": [f"{code} (measured 1, threshold 2)" for code in reasons], "failure": None,
         "stopped_by": None, "person_id": None, "split": None if reasons else "train", "shard": None,
-        "source_fps": 25.0, "face_px": 200.0, "face_confidence": 0.99, "faces_max": 1,
+        "source_fps": 25.0, "face_px": 200.0, "face_clip_px": 200.0, "face_confidence": 0.99, "faces_max": 1,
         "speech_fraction": 0.8, "clipped_fraction": 0.0, "lip_valid_fraction": 1.0, "yaw_p95_deg": 10.0,
         "sync_offset_frames": 0, "sync_method": "test-1", "identity_model": None,
         "source": "", "licence": "as the source", "consent": "as the source", "active_speaker": None,
@@ -53,12 +53,14 @@ def tables() -> Tables:
     """Two accepted clips, four rejected, one failed; two measured inputs and one of each other status."""
     ledger = [
         clip("c0", A, 10.0),
-        clip("c1", B, 5.0, split="validation", sync_offset_frames=None, face_px=150.0),
-        clip("c2", A, 10.0, ("face_small",), face_px=100.0),
-        clip("c3", A, 20.0, ("no_speech", "face_small"), speech_fraction=0.2, face_px=90.0),
-        clip("c4", A, 4.0, ("face_small",), face_px=20.0, stopped_by="face_small", sync_offset_frames=None),
+        clip("c1", B, 5.0, split="validation", sync_offset_frames=None, face_clip_px=150.0),
+        clip("c2", A, 10.0, ("face_small",), face_clip_px=100.0),
+        clip("c3", A, 20.0, ("no_speech", "face_small"), speech_fraction=0.2, face_clip_px=90.0),
+        clip(
+            "c4", A, 4.0, ("face_small",), face_clip_px=20.0, stopped_by="face_small", sync_offset_frames=None
+        ),
         clip("c5", B, 1.0, ("too_short",)),
-        clip("c6", B, 8.0, accepted=False, failure="MediaError: packet 7", face_px=None, split=None),
+        clip("c6", B, 8.0, accepted=False, failure="MediaError: packet 7", face_clip_px=None, split=None),
     ]
     sources = [
         source(f"/in/{A}.mp4", A, "measured", 60.0),
@@ -94,8 +96,8 @@ def no_pictures(_: str) -> bytes | None:
 
 
 MEASURED = [
-    "source_fps", "face_px", "face_confidence", "faces_max", "speech_fraction", "clipped_fraction",
-    "lip_valid_fraction", "yaw_p95_deg", "sync_offset_frames",
+    "source_fps", "face_clip_px", "face_px", "face_confidence", "faces_max", "speech_fraction",
+    "clipped_fraction", "lip_valid_fraction", "yaw_p95_deg", "sync_offset_frames",
 ]  # fmt: skip
 
 
@@ -134,7 +136,6 @@ def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None
         "no_speech": ("clips", 4, 1),
         "audio_clipped": ("clips", 4, 0),
         "face_small": ("clips", 2, 2),
-        "face_small_in_clip": ("clips", 2, 0),
         "low_confidence": ("clips", 2, 0),
         "multiple_faces": ("clips", 2, 0),
         "lips_not_traced": ("clips", 2, 0),
@@ -194,7 +195,7 @@ def test_what_if_at_the_threshold_in_force_is_what_was_accepted(tables: Tables) 
 
 def test_histograms_count_every_known_value_once(tables: Tables) -> None:
     measures = {entry["field"]: entry for entry in statistics(*tables)["measures"]}
-    face = measures["face_px"]
+    face = measures["face_clip_px"]
     assert (face["known"], face["unknown"], sum(face["accepted"]), sum(face["not_accepted"])) == (6, 1, 2, 4)
     assert len(face["edges"]) == len(face["accepted"]) + 1
     assert [line["threshold"] for line in measures["duration_s"]["thresholds"]] == [3.0, 20.0]

@@ -148,7 +148,7 @@ def test_other_thresholds_take_effect_without_decoding(curated: Any) -> None:
     assert after[larger]["shard"] == before[larger]["shard"] is not None
     assert (after[smaller]["accepted"], after[smaller]["reasons"]) == (False, ["face_small"])
     (detail,) = after[smaller]["reason_details"]
-    assert detail == f"face_small (face_px {before[smaller]['face_px']:.4g}, threshold {between:.4g})"
+    assert detail == f"face_small (face_clip_px {before[smaller]['face_px']:.4g}, threshold {between:.4g})"
     assert (after[smaller]["split"], after[smaller]["shard"]) == (None, None)
     measures = ("clip_id", "face_px", "face_confidence", "lip_valid_fraction", "omega_face_raw")
     assert [[row[name] for name in measures] for row in after.values()] == [
