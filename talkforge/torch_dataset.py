@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from talkforge.pipeline.store import Store
 from talkforge.samples import Sample, read_shard
+from talkforge.schemas.machine import check_sockets
 
 
 class ClipDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped to mypy
@@ -27,6 +28,8 @@ class ClipDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped to
         self._store, self._urls = store, urls
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if get_worker_info():
+            check_sockets()
         reader, readers = _this_reader()
         for url in self._urls[reader::readers]:
             for sample in read_shard(self._store, url):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, DatasetError, RunError, TalkforgeError, one_line
+from talkforge.schemas.machine import check_sockets
 from talkforge.training.config import UMT5_TOKENS, DataConfig
 from talkforge.training.data.batch import Batch, Cached, DatasetInfo
 from talkforge.training.data.shards import Shard
@@ -153,6 +154,8 @@ class SpanLoader:
         # Here and not in the loader processes: OpenCV's threads do not come along when a process forks,
         # and whoever asks for another number of them there waits for those for ever.
         cv2.setNumThreads(1)
+        if config.workers:
+            check_sockets()
         listed = shard_list(config.shards)
         shards = [(url, manifest) for url, manifest in listed if manifest.count]
         _check_enough(shards, len(listed), config, world)
