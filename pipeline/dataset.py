@@ -85,7 +85,9 @@ def check_target(store: Store, config: Config) -> Dataset | None:
     """
     if not store.exists("dataset.json"):
         root = store.local_root
-        if root is not None and root.exists() and not root.is_dir():
+        with store.reporting_errors("look for", "the folder"):
+            is_file = root is not None and root.exists() and not root.is_dir()
+        if is_file:
             raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
         if any(not name.startswith((LOCK, lease.FOLDER)) for name in store.list()):
             raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
@@ -130,7 +132,9 @@ def exclusive(store: Store, erasing: bool = False) -> Iterator[None]:
             _begin_to_write(store, erasing)
             yield
         return
-    if not folder.is_dir():
+    with store.reporting_errors("look for", LOCK):
+        is_there = folder.is_dir()
+    if not is_there:
         yield
         return
     lock = filelock.FileLock(folder / LOCK)

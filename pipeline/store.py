@@ -15,6 +15,7 @@ import os
 import posixpath
 import queue
 import shutil
+import stat
 import tempfile
 import threading
 import uuid
@@ -27,6 +28,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from talkforge.schemas import extras, scratch
 from talkforge.schemas.errors import (
@@ -203,9 +205,14 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
         filesystem, path = self._at(name)
-        with self.reporting_errors("read", name):
-            filesystem.invalidate_cache()
-            return bool(filesystem.isfile(path))
+        with self.reporting_errors("look for", name):
+            try:
+                if self.local_root is not None:
+                    return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 (Path.is_file hides errors)
+                filesystem.invalidate_cache()
+                return bool(filesystem.info(path)["type"] == "file")  # isfile takes any error for "no"
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -269,10 +276,15 @@ class Store:
     def delete_folder(self, folder: str) -> None:
         """Remove a folder with all that is in it; nothing happens where there is none."""
         filesystem, path = self._at(folder)
-        with self.reporting_errors("delete", folder), suppress(FileNotFoundError):
-            filesystem.invalidate_cache()
-            if filesystem.exists(path):
-                filesystem.rm(path, recursive=True)
+        names = self._find(folder)
+        with self.reporting_errors("delete", folder):
+            if self.local_root is not None:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(path)
+                return
+            for name in names:  # filesystem.exists takes any error for "no"
+                with suppress(FileNotFoundError):
+                    filesystem.rm_file(f"{self._location[1]}/{name}")
 
     def sha256(self, name: str) -> str:
         """sha256 (hex) of a file's bytes, read in blocks."""
@@ -328,10 +340,30 @@ class Store:
         filesystem, root = self._location
         if folder:
             _check_name(folder)
+        path = f"{root}/{folder}" if folder else root
         with self.reporting_errors("list", folder or "the files"):
-            filesystem.invalidate_cache()
-            found = filesystem.find(f"{root}/{folder}" if folder else root)
-            return sorted(str(path)[len(root) + 1 :] for path in found)
+            if self.local_root is not None:
+                found = list(_files_below(path))
+            else:
+                filesystem.invalidate_cache()
+                # What walks through folders leaves out those that it cannot read, unless told otherwise.
+                walks = type(filesystem).find is AbstractFileSystem.find
+                try:
+                    found = list(filesystem.find(path, **({"on_error": "raise"} if walks else {})))
+                except FileNotFoundError:
+                    found = []
+            return sorted(str(name)[len(root) + 1 :] for name in found)
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """Paths of all files below a local folder; none where there is no such folder."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for root, _, files in os.walk(folder, onerror=refuse):
+        yield from (f"{root}/{name}" for name in files)
 
 
 def is_relative(uri: str) -> bool:

@@ -42,11 +42,16 @@ from talkforge.cli.output import (
 from talkforge.display import Display
 from talkforge.schemas.config import Config, apply_settings, differences, load_config
 from talkforge.schemas.errors import CommandError, FailureKind
-from talkforge.schemas.progress import Progress, hours
+from talkforge.schemas.progress import Progress, counted, hours
 
 if TYPE_CHECKING:
+    from talkforge.pipeline.deep import Deep
     from talkforge.pipeline.executor import Executor
+    from talkforge.pipeline.store import Store
     from talkforge.schemas.dataset import Dataset
+
+DEEP_CLIPS = 20
+"""Clips that `verify --deep` compares, unless the user says otherwise."""
 
 DAMAGED = 3
 """Exit code of `verify` where something is damaged; 1 means that it could not check."""
@@ -329,40 +334,65 @@ def report(dataset: DatasetArgument) -> None:
     out.print(f"{dataset}/{folder}/index.html", soft_wrap=True)
 
 
-@command(LOOK, "talkforge verify set", "talkforge verify set --json")
+@command(LOOK, "talkforge verify set", "talkforge verify set --deep", "talkforge verify set --json")
 def verify(
     dataset: DatasetArgument,
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what is damaged, so that the next curate makes it again.")
     ] = False,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also compare a sample of clips with their source videos."),
+    ] = False,
+    clips: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Clips that --deep compares; 0: all.")
+    ] = DEEP_CLIPS,
+    base: BaseOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Check every file, checksum, member, shape and clock; exit 3 and name what is wrong."""
+    """Check every file, checksum, member, shape and clock; exit 3 and name what is wrong.
+
+    --deep decodes the source videos again and tells the largest error of frames and audio.
+    """
     from talkforge.pipeline.dataset import exclusive
     from talkforge.pipeline.repair import repair as remove_damaged
     from talkforge.pipeline.store import Store
     from talkforge.pipeline.verify import verify as find_problems
 
-    store = Store(dataset)
+    store = Store(dataset, base)
     if not store.exists("dataset.json") and not store.list("parts"):
         raise CommandError(f"{store.root}: no data set here (dataset.json is missing)")
     problems = find_problems(store)
+    compared = _compare_with_sources(store, clips) if deep and not problems else None
+    problems += compared.problems if compared else ()
     removed: list[str] = []
     if repair and problems:
         with exclusive(store):
             removed = remove_damaged(store, problems)
     if as_json:
         found = [{"path": problem.path, "what": problem.what} for problem in problems]
-        print_json({"dataset": dataset, "ok": not found, "problems": found, "removed": removed})
+        document = {"dataset": dataset, "ok": not found, "problems": found, "removed": removed}
+        print_json(document | ({"deep": compared.document()} if compared else {}))
     else:
         for problem in problems:
             out.print(f"{problem.path}: {problem.what}", soft_wrap=True, markup=False, highlight=False)
     if removed and not as_json:
         out.print(f"removed: {', '.join(removed)}; talkforge curate makes them again", soft_wrap=True)
+    if deep and not as_json:
+        out.print(compared.line() if compared else "deep: not compared, because of the damage")
     if problems:
         raise typer.Exit(DAMAGED)
     if not as_json:
         out.print(f"{dataset}: everything is as it should be", soft_wrap=True)
+
+
+def _compare_with_sources(store: Store, num_clips: int) -> Deep:
+    from talkforge.pipeline.deep import deep
+
+    with Display(notes) as display:
+        return deep(
+            store, num_clips, lambda done, total: display.show(counted("comparing", done, total, "clips"))
+        )
 
 
 @command(
