@@ -83,7 +83,7 @@ def annotate(
     Raises:
         CommandError: there are no shards. DatasetError: a shard is damaged.
     """
-    _settle(store, kind)
+    settle(store, kind)
     known = read(store, kind)
     good = {key for key, row in known.items() if row.failure is None and row.fingerprint == fingerprint}
     manifests = snapshots.current(store).shards
@@ -103,7 +103,7 @@ def annotate(
         finally:
             if rows:
                 tables.write(store, f"{kind.name}/{rows[0].clip_id}.parquet", kind.row, rows)
-    _settle(store, kind)
+    settle(store, kind)
     return Counts(annotated=done, before=len(keys) - len(wanted), failed=failed)
 
 
@@ -127,8 +127,13 @@ def _batches(store: Store, kind: Kind[Row], wanted: set[str]) -> Iterator[Clips]
             yield batch
 
 
-def _settle(store: Store, kind: Kind[Row]) -> None:
-    """Make one table of everything; pieces go when it is written."""
+def settle(store: Store, kind: Kind[Row]) -> None:
+    """Make one table of everything; pieces go when it is written.
+
+    Args:
+        store: the data set.
+        kind: sort of annotation.
+    """
     pieces = store.list(kind.name)
     if pieces:
         rows = read(store, kind)
