@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ for name in {name for name in os.environ if name.startswith(LIBRARIES) or name i
     "TALKFORGE_CACHE"
 }:
     del os.environ[name]
+
+# Ray and loader processes open sockets in the folder for temporary files, whose paths have 107 bytes at most.
+if len(os.environ.get("TMPDIR", "")) > 40:
+    del os.environ["TMPDIR"]
+    tempfile.tempdir = None
 
 # nohup and background jobs of scripts have signals ignored, and whatever is started from them inherits that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
