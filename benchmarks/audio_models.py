@@ -19,7 +19,7 @@ from talkforge.curation.sync import active_speaker, ridge
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.curation.words import words_of
-from talkforge.pipeline.transcribe import Options, Transcriber, find_python
+from talkforge.pipeline.transcribe import TranscribeOptions, Transcriber, find_python
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import AudioQualityConfig, SpeechConfig
 from talkforge.schemas.errors import CommandError
@@ -209,7 +209,7 @@ def transcribed(
 ) -> tuple[dict[str, TranscriptRow], float]:
     """Rows by name, and the worker's CPU seconds, those for loading included."""
     before_s = children_s()
-    transcriber = Transcriber(python, Options(model=str(weights)))
+    transcriber = Transcriber(python, TranscribeOptions(model=str(weights)))
     try:
         transcriber.start()
         clips = [(name, encode_flac(samples)) for name, samples in audio.items()]

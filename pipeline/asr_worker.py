@@ -37,7 +37,7 @@ FRAMES_PER_S = 100
 """Of Whisper's spectrogram."""
 
 
-class Transcriber:
+class WhisperXModels:
     """WhisperX with the models that the first line names."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def serve(questions: TextIO, answers: TextIO) -> None:
         import torch
 
         torch.set_num_threads(1)
-        transcriber = Transcriber(options)
+        transcriber = WhisperXModels(options)
         name, sha256 = _weights(options["model"])
         version = importlib.metadata.version("whisperx")
     except Exception as error:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PROMPT = "Describe the person, what they do and where they are, in one or two sentences."
 
 
-class Options(Record):
+class CaptionOptions(Record):
     """What a caption depends on."""
 
     model: str
@@ -45,7 +45,7 @@ class Captioner:
         ModelError: no such model, weights of another format than safetensors, or it cannot chat.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: CaptionOptions) -> None:
         extras.require("torch", "caption")
         import torch
 
@@ -93,7 +93,9 @@ class Captioner:
 
 
 def caption(
-    store: Store, options: Options, on_progress: Callable[[int, int], None] = lambda _done, _total: None
+    store: Store,
+    options: CaptionOptions,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Counts:
     """Caption every clip in the shards that is not; `captions.parquet` holds the rows.
 

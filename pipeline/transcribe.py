@@ -55,7 +55,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "PYANNOTE_METRICS_ENABLED": "0", "HF_HUB_DISABL
 """A worker is one thread, and its libraries report to nobody."""
 
 
-class Options(Record):
+class TranscribeOptions(Record):
     """What the words depend on; see `pipeline/asr_worker.py`."""
 
     model: str
@@ -70,7 +70,7 @@ class _TranscriptInputs(Record):
     """Everything a transcript depends on; its hash is the row's fingerprint."""
 
     protocol: int
-    options: Options
+    options: TranscribeOptions
     transcriber: str
     version: str
     model: str
@@ -89,7 +89,7 @@ class WorkerInfo(Record):
     model: str
     model_sha256: str
 
-    def fingerprint(self, options: Options) -> str:
+    def fingerprint(self, options: TranscribeOptions) -> str:
         """See `schemas.records.Annotation`; a folder counts by what it holds, wherever it lies."""
         named = options.model_copy(update={"model": self.model})
         return config_hash(_TranscriptInputs(protocol=PROTOCOL, options=named, **self.model_dump()))
@@ -116,7 +116,7 @@ def find_python(given: Path | None) -> Path:
 class Worker:
     """One process of the transcriber. Not for several threads at once."""
 
-    def __init__(self, python: Path, options: Options) -> None:
+    def __init__(self, python: Path, options: TranscribeOptions) -> None:
         self._command = [str(python), "-I", str(WORKER)]  # -I: our folder is not on its path
         self._options = options
         self._process: subprocess.Popen[str] | None = None
@@ -216,7 +216,7 @@ class Worker:
 class Transcriber:
     """Some workers, each at one clip."""
 
-    def __init__(self, python: Path, options: Options, workers: int = 1) -> None:
+    def __init__(self, python: Path, options: TranscribeOptions, workers: int = 1) -> None:
         self._workers = [Worker(python, options) for _ in range(workers)]
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._options, self._deaths = options, 0
@@ -307,7 +307,7 @@ class Transcriber:
 def transcribe(
     store: Store,
     python: Path,
-    options: Options,
+    options: TranscribeOptions,
     workers: int = 1,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Counts:

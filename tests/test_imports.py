@@ -154,3 +154,14 @@ def test_no_imports_go_round_in_a_circle() -> None:
         tuple(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_no_two_classes_of_a_folder_have_one_name(folder: str) -> None:
+    where: dict[str, list[str]] = {}
+    for file, path in FILES.items():
+        if file.split("/")[0] == folder:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name, []).append(file)
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}

@@ -50,7 +50,7 @@ def transcribe(
     from talkforge.pipeline import transcribe as job
     from talkforge.pipeline.store import Store
 
-    options = job.Options(
+    options = job.TranscribeOptions(
         model=model, language=language, align=align, diarize=diarize, device=device, compute_type=compute_type
     )
     found = job.find_python(python)
@@ -72,7 +72,7 @@ def caption(
     from talkforge.pipeline import caption as job
     from talkforge.pipeline.store import Store
 
-    options = job.Options(
+    options = job.CaptionOptions(
         model=model, prompt=prompt or job.PROMPT, num_pictures=frames, max_tokens=max_tokens, device=device
     )
     _annotate(dataset, "captioning", lambda show: job.caption(Store(dataset), options, show))

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from talkforge.pipeline.annotate import CAPTIONS, read
-from talkforge.pipeline.caption import Captioner, Options, shown
+from talkforge.pipeline.caption import Captioner, CaptionOptions, shown
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError
 from tests.command_line import run
@@ -66,8 +66,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("models") / "seer")
 
 
-def options(model: Path, **changes: Any) -> Options:
-    return Options(model=str(model), prompt="Who?", max_tokens=6, device="cpu").model_copy(update=changes)
+def options(model: Path, **changes: Any) -> CaptionOptions:
+    return CaptionOptions(model=str(model), prompt="Who?", max_tokens=6, device="cpu").model_copy(
+        update=changes
+    )
 
 
 def test_a_caption_is_the_same_each_time_and_follows_the_picture(model: Path) -> None:

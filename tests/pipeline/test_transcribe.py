@@ -24,7 +24,7 @@ from talkforge.pipeline import transcribe
 from talkforge.pipeline.annotate import TRANSCRIPTS, Counts, read
 from talkforge.pipeline.shards import ShardPlan, write_shard
 from talkforge.pipeline.store import Store
-from talkforge.pipeline.transcribe import Options, Transcriber, find_python
+from talkforge.pipeline.transcribe import TranscribeOptions, Transcriber, find_python
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, ModelError, RunError
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 STAND_IN = Path(__file__).with_name("stand_in_worker.py")
 PYTHON = Path(sys.executable)
 KEYS = ("a", "b", "c")
-OPTIONS = Options(model="tiny")
+OPTIONS = TranscribeOptions(model="tiny")
 
 
 def sound(path: Path) -> Floats:
@@ -87,7 +87,7 @@ class HangTimer(threading.Thread):
         self._cancelled.set()
 
 
-def run(store: Store, options: Options = OPTIONS, **changes: Any) -> Counts:
+def run(store: Store, options: TranscribeOptions = OPTIONS, **changes: Any) -> Counts:
     return transcribe.transcribe(store, PYTHON, options, **changes)
 
 
@@ -113,7 +113,7 @@ def test_every_clip_in_the_shards_is_heard(store: Store) -> None:
 
 
 def test_turns_and_a_given_language_are_handed_on(store: Store) -> None:
-    run(store, Options(model="tiny", language="de", diarize="voices"))
+    run(store, TranscribeOptions(model="tiny", language="de", diarize="voices"))
     row = rows(store)["b"]
     assert row.turns == (Turn(speaker="A", start_s=0.0, end_s=1.0),)
     assert row.transcript is not None and row.transcript.language == "de"
@@ -124,7 +124,9 @@ def test_what_is_there_is_not_done_again_unless_it_would_differ(store: Store) ->
     before = store.read("transcripts.parquet")
     assert run(store) == Counts(annotated=0, before=3, failed=0)
     assert store.read("transcripts.parquet") == before
-    assert run(store, Options(model="tiny", language="en")) == Counts(annotated=3, before=0, failed=0)
+    assert run(store, TranscribeOptions(model="tiny", language="en")) == Counts(
+        annotated=3, before=0, failed=0
+    )
     assert store.read("transcripts.parquet") != before, "the fingerprint is another"
 
 
@@ -199,7 +201,7 @@ def test_flac_that_is_none_fails_its_clip() -> None:
 
 def test_a_model_that_cannot_be_loaded_is_one_line(store: Store) -> None:
     with pytest.raises(ModelError, match=r"^transcriber, model missing: OSError: no such model$"):
-        run(store, Options(model="missing"))
+        run(store, TranscribeOptions(model="missing"))
 
 
 def test_another_protocol_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +239,7 @@ def tiny_en(asr_python: Path) -> Path:
     return found[0]
 
 
-def heard(python: Path, options: Options, clips: dict[str, Floats]) -> dict[str, TranscriptRow]:
+def heard(python: Path, options: TranscribeOptions, clips: dict[str, Floats]) -> dict[str, TranscriptRow]:
     transcriber = Transcriber(python, options)
     try:
         transcriber.start()
@@ -272,7 +274,7 @@ SENTENCES = {
 def test_whisperx_hears_what_is_said(asr_python: Path, tiny_en: Path, real_clip: RealClip) -> None:
     clips = {name: sound(real_clip(f"{name}.mpg")) for name in SENTENCES}
     clips |= {"silent": np.zeros(32_000, np.float32)}
-    found = heard(asr_python, Options(model=str(tiny_en)), clips)
+    found = heard(asr_python, TranscribeOptions(model=str(tiny_en)), clips)
     wrong = {name: errors(said, found[name].text) for name, said in SENTENCES.items()}
     assert wrong == {"grid_brbk7n": 2, "grid_id2_swwp2s": 0, "grid_lrwp9a": 0}, "of 6 words each"
     row = found["grid_lrwp9a"]
@@ -292,7 +294,9 @@ def test_whisperx_aligns_and_tells_voices_apart(
     maker = Path(__file__).with_name("make_asr_models.py")
     subprocess.run([asr_python, "-I", maker, tmp_path], check=True, capture_output=True)
     monkeypatch.setenv("NLTK_DATA", str(tmp_path / "nltk"))
-    options = Options(model=str(tiny_en), align=str(tmp_path / "aligner"), diarize=str(tmp_path / "voices"))
+    options = TranscribeOptions(
+        model=str(tiny_en), align=str(tmp_path / "aligner"), diarize=str(tmp_path / "voices")
+    )
     row = heard(asr_python, options, {"x": sound(real_clip("grid_lrwp9a.mpg"))})["x"]
     assert (row.failure, row.word_times, row.text) == (None, "aligned", "Lay red with P9 again.")
     assert [word.word for word in row.words] == ["Lay", "red", "with", "P9", "again."]
@@ -304,6 +308,6 @@ def test_whisperx_aligns_and_tells_voices_apart(
 def test_without_an_alignment_model_words_have_times_of_attention(
     asr_python: Path, tiny_en: Path, real_clip: RealClip, tmp_path: Path
 ) -> None:
-    options = Options(model=str(tiny_en), align=str(tmp_path))
+    options = TranscribeOptions(model=str(tiny_en), align=str(tmp_path))
     row = heard(asr_python, options, {"x": sound(real_clip("grid_lrwp9a.mpg"))})["x"]
     assert (row.failure, row.word_times, len(row.words)) == (None, "attention", 5)

@@ -60,7 +60,7 @@ def test_every_use_of_torch_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"speech.embedding={tmp_path}": lambda: load_speech_encoder(SpeechConfig(embedding=str(tmp_path))),
         "measure.speaker": lambda: speaker_scorer.load(SpeakerConfig(syncnet=True)),
         "scan.scene_detector=transnet": lambda: stages._shot_network(ScanConfig(scene_detector="transnet")),
-        "caption": lambda: caption.Captioner(caption.Options(model="some/model")),
+        "caption": lambda: caption.Captioner(caption.CaptionOptions(model="some/model")),
     }
     for use, call in uses.items():
         with pytest.raises(MissingExtraError) as caught:
