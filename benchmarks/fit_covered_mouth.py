@@ -64,7 +64,7 @@ def crops_of(path: Path) -> list[tuple[Bytes, Mouth]]:
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)
     found = []
     for clip, track in clips.candidates(video, seen.tracks, (), config.clip):
-        tracer = landmarks.LandmarkTracer(landmarker, track, clip, video)
+        tracer, own = landmarks.LandmarkTracer(landmarker, track, clip, video), {}
         for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
             shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
             if not shown or shown[0] % 2:
@@ -72,7 +72,9 @@ def crops_of(path: Path) -> list[tuple[Bytes, Mouth]]:
             rgb = frame.rgb(clip.width_px, clip.height_px)
             points = tracer.push(shown, rgb)
             if points is not None:
-                found.append(wide_crop(rgb, points))
+                own[shown[0]] = wide_crop(rgb, points)
+        yaw_deg = np.abs(tracer.finish().angles_deg[:, 0])
+        found += [crop for k, crop in own.items() if yaw_deg[k] <= covered.MAX_YAW_DEG]
     return found[:: max(1, len(found) // PER_FILE)]
 
 

@@ -139,7 +139,7 @@ def _bad(size_px: int) -> dict[str, Demo]:
     mute = talk(hopper, _HOPPER(duration_s=4), seed=9)
     pair = _pair(_COLLINS(duration_s=6), size_px)
     unheard = (("no_speech",),)
-    both = (("multiple_faces", "not_speaking"), ("multiple_faces",))
+    both = (("multiple_faces", "mouth_still", "not_speaking"), ("multiple_faces",))
     return {
         "silent.mp4": Demo("a woman who is silent", silent, "measured", unheard),
         "out_of_sync.mp4": Demo(

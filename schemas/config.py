@@ -150,7 +150,7 @@ class AudioQualityConfig(OptionalSection):
         description="Estimate the opinion scores of DNSMOS P.835; 0.04 to 0.14 CPU seconds for each second of a clip.",
     )
     music: bool = Field(
-        False,
+        True,
         description="Measure the fraction of a clip with music; 0.005 CPU seconds for each second of a clip.",
     )
 
@@ -438,9 +438,9 @@ class Thresholds(Section):
         "least DNSMOS P.835 overall, where it was estimated",
     )
     max_music_fraction: float | None = _rule(
-        None,
+        0.5,
         "fraction",
-        "off: needs measure.sound.music; of the shared clips, speech without music has 0.00, rap over a band 0.20, speech 10 dB above music 0.84 and more",
+        "ours: of real speakers 49 of 54 have less than 0.02 and one in a loud restaurant 0.26, rap over a band has 0.20, speech 10 dB above music 0.84 and more",
         "largest fraction of the clip with music, where it was measured",
     )
 
