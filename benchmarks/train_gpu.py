@@ -53,7 +53,7 @@ PEAKS_TFLOPS = {"H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0,
 
 @dataclass(frozen=True)
 class Shape:
-    """A model: transformer, adapters, and what it is told."""
+    """A model: transformer, adapters, and its conditions."""
 
     wan: WanShape
     adapters: AdapterConfig
@@ -151,7 +151,7 @@ def random_model(shape: Shape, trainable: str, device: torch.device, dtype: torc
 def random_conditions(
     shape: Shape, batch: int, frames: int, size_px: int, stage: str, device: torch.device
 ) -> Conditions:
-    """What a step is told, of the right shapes."""
+    """A batch of the right shapes."""
 
     def random(*sizes: int) -> Tensor:
         return torch.randn(batch, *sizes, device=device)

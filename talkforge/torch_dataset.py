@@ -19,9 +19,13 @@ from talkforge.schemas.machine import check_sockets
 
 
 class ClipDataset(IterableDataset):  # type: ignore[misc]  # torch is untyped to mypy
-    """Samples as dictionaries of tensors; each shard is read by one process of one rank.
+    """Samples as dictionaries of tensors. Each shard is read by one process of one rank.
 
-    Clips differ in length and size: use `batch_size=None`, or collate them yourself.
+    Clips differ in length and size, so use `batch_size=None`, or collate them yourself.
+
+    Args:
+        store: the data set.
+        urls: paths or URIs of its tar files.
     """
 
     def __init__(self, store: Store, urls: tuple[str, ...]) -> None:
@@ -48,6 +52,9 @@ def _this_reader() -> tuple[int, int]:
 
 def tensors(sample: Sample) -> dict[str, Any]:
     """A sample as tensors.
+
+    Args:
+        sample: of a shard.
 
     Returns:
         key: str, fps: float, text: str;

@@ -1,6 +1,6 @@
 """What a run of the trainer is: every value with its unit, and where it comes from.
 
-`Source: paper` is FantasyTalking (arXiv 2504.04842); `ours` marks what nobody has published.
+`Source: paper` is FantasyTalking (arXiv 2504.04842); `ours` marks a value of this project, where nothing is published.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class AdapterConfig(Section):
 
 
 class CodecConfig(Section):
-    """Pictures and prompts to what the transformer takes."""
+    """Encoders of frames, prompts and the reference image."""
 
     kind: Literal["linear", "wan"] = Field(
         "wan",
         description="'wan': Wan's VAE from `model.base`; 'linear': a truncated 3-D DCT with Wan's geometry, needs no weights.",
     )
     text: Literal["none", "umt5"] = Field("umt5", description="Text encoder; 'none': the prompt is not used.")
-    image: Literal["none", "clip"] = Field("clip", description="Image encoder of the reference picture.")
+    image: Literal["none", "clip"] = Field("clip", description="Image encoder of the reference image.")
 
 
 class DataConfig(Section):
@@ -233,7 +233,7 @@ class SampleConfig(Section):
 
 
 class RunConfig(Section):
-    """Length, place and precision of a run."""
+    """Length, folder and precision of a run."""
 
     stage: Literal["clip", "frame"] = Field(
         "clip",
@@ -275,8 +275,8 @@ class TrainConfig(Section):
 def check(config: TrainConfig) -> None:
     """Raise CommandError, in one line, where settings contradict each other or have no effect.
 
-    A setting that differs from its default and changes nothing is refused: whoever gave it expects that
-    it does.
+    A setting that differs from its default and changes nothing is refused, because the user expects an
+    effect.
     """
     problems = [*_contradictions(config)]
     given, default = flatten(config), flatten(TrainConfig())
@@ -334,10 +334,10 @@ def load_train_config(name: str | Path | None, settings: tuple[str, ...] | list[
     """Configuration from a YAML file and `section.key=value` settings.
 
     Args:
-        name: name of a preset, or path of a file; None: the defaults.
+        name: name of a preset, or path of a file. None means the defaults.
         settings: each overrides one value.
 
     Raises:
-        CommandError: the file cannot be read, or a key or value does not fit; one line.
+        CommandError: the file cannot be read, or a key or value does not fit. The message is one line.
     """
     return read(TrainConfig, None if name is None else find_config(name, "train"), settings)

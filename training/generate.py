@@ -1,6 +1,6 @@
-"""One window of video: a portrait, its sound, and how much it should move.
+"""Generation of one window of video from a portrait, audio and motion intensities.
 
-`generate` starts from files and a run; `preview` from samples of a data set, while a run goes on.
+`generate` reads a portrait, audio and a run. `preview` makes validation samples while a run is training.
 Suffixes as in `training.data.batch`.
 """
 
@@ -43,16 +43,19 @@ from talkforge.training.wan.talking_wan import TalkingWan, build
 log = logging.getLogger(__name__)
 
 FACE_MARGIN = 0.6
-"""The landmarker sees this much around a detected face, on each side, in face sizes."""
+"""Margin around a detected face for the landmarker, on each side, in face sizes."""
 
 CRF, PRESET = 18, "veryfast"
 
 
 class GenerationPipeline:
-    """A trained model with all that it needs to speak, loaded once.
+    """A trained model with its encoders.
 
     Attributes:
-        model, encoders: as they were trained. config: of its run. info: of the data set.
+        model: the transformer with its adapters.
+        encoders: of frames, prompts and reference images.
+        config: of its run.
+        info: of the data set it was trained on.
     """
 
     def __init__(self, model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo) -> None:
@@ -61,11 +64,15 @@ class GenerationPipeline:
 
     @classmethod
     def load(cls, run: Path, device: str = "auto") -> GenerationPipeline:
-        """From a run's folder (its last checkpoint) or a checkpoint's; averaged weights where there are.
+        """The pipeline of a run, with the EMA weights where the checkpoint has them.
+
+        Args:
+            run: a run's folder, of which the last checkpoint is used, or a checkpoint's folder.
+            device: 'auto', 'cpu' or a torch device.
 
         Raises:
-            CommandError: there is no checkpoint. ModelError: weights are missing or damaged, or there is no
-                such device.
+            CommandError: there is no checkpoint.
+            ModelError: weights are missing or damaged, or there is no such device.
         """
         found = checkpoint.read(checkpoint.find(run))
         config, info = found.config, found.progress.info
@@ -79,20 +86,21 @@ class GenerationPipeline:
             encoders = Encoders(codec.to(where), encoders.text, encoders.image)
         return cls(model.to(where).eval(), encoders, config, info)
 
-    def sample(self, rgb_BHWC: Tensor, told: Batch, settings: SampleConfig, seed: int) -> Tensor:
-        """Videos, uint8 [B, F, H, W, 3], of reference pictures that follow `told`'s speech and motion.
+    def sample(self, rgb_BHWC: Tensor, batch: Batch, settings: SampleConfig, seed: int) -> Tensor:
+        """Videos, uint8 [B, F, H, W, 3].
 
         Args:
-            rgb_BHWC: reference pictures, uint8 [B, H, W, 3], at a size of the run.
-            told: speech, identity and motion intensities; its pictures are not looked at.
+            rgb_BHWC: reference images, uint8 [B, H, W, 3], at a size of the run.
+            batch: speech, identity and motion intensities. Its frames are not used.
+            settings: Euler steps and guidance weights.
             seed: of the noise.
         """
         config, device = self.config, next(self.model.parameters()).device
-        told = told.to(device)
-        encoded = encode_image(rgb_BHWC.to(device), told.num_frames, told.texts, self.encoders)
+        batch = batch.to(device)
+        encoded = encode_image(rgb_BHWC.to(device), batch.num_frames, batch.texts, self.encoders)
         latents = sampling.sample(
             self.model,
-            told,
+            batch,
             encoded,
             config.adapters,
             config.run.stage,
@@ -112,11 +120,15 @@ class GenerationPipeline:
         prompt: str = "",
         num_frames: int | None = None,
     ) -> Batch:
-        """What is asked for, as a batch without pictures.
+        """Conditions for generation, as a batch without frames.
 
         Args:
-            speech_BLD: features of the span. omega: motion intensity of face and body, 0..1.
-            identity_D: of unit length; None: no face attention.
+            speech_BLD: speech features of the span.
+            omega: motion intensity of face and body, 0..1.
+            size_HW: height and width of the video, px.
+            identity_D: identity embedding of unit length. None means no face attention.
+            prompt: prompt of every sample.
+            num_frames: frames of the span. None means those of the run.
         """
         count, frames = len(speech_BLD), num_frames or self.config.data.num_frames
         identity_BD = torch.zeros(count, self.info.identity_dim)
@@ -149,57 +161,75 @@ def generate(
     changes: Mapping[str, float] | None = None,
     device: str = "auto",
 ) -> None:
-    """Write an MP4 with sound of the portrait in `image` saying what `audio` says, one window long.
+    """Write an MP4 of a portrait that speaks, one window long, with its audio.
 
-    A window is the run's `data.num_frames`; longer sound is cut, shorter sound goes on in silence.
+    A window has the run's `data.num_frames`. Longer audio is cut, shorter audio is continued in silence.
 
     Args:
         run: a run's folder, or a checkpoint's.
-        omega_face, omega_body: how much face and body move, 0..1; 0.5 is the data set's median.
-        changes: to the run's steps and guidance (`sample` of its configuration), by name.
+        image: file of the portrait.
+        audio: any audio or video file with speech.
+        out: MP4 file to write.
+        prompt: prompt, where the model has a text encoder.
+        omega_face: motion intensity of the face, 0..1. 0.5 is the data set's median.
+        omega_body: motion intensity of the body, likewise.
+        seed: of the noise.
+        changes: other values of the run's Euler steps and guidance (`sample` of its configuration), by name.
+        device: 'auto', 'cpu' or a torch device.
 
     Raises:
         CommandError: an option does not fit, or the image cannot be read.
-        MediaError: the sound cannot be read. ModelError: weights are missing or damaged.
+        MediaError: the audio cannot be read.
+        ModelError: weights are missing or damaged.
     """
     for name, omega in (("omega-face", omega_face), ("omega-body", omega_body)):
         if not 0 <= omega <= 1:
             raise CommandError(f"--{name} {omega:g}: expected 0 to 1")
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
         raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
-    picture = _read_image(image)
-    loud = read_audio_file(audio, CLIP_AUDIO_HZ, 2)
+    portrait = _read_image(image)
+    audio_N2 = read_audio_file(audio, CLIP_AUDIO_HZ, 2)
     pipeline = GenerationPipeline.load(run, device)
     config, info = pipeline.config, pipeline.info
-    points = _face_points(picture)
+    points = _face_points(portrait)
     if points is None:
-        log.warning("%s: no face was found in it; the middle of the picture is taken", image)
-    size = nearest(config.data.sizes, picture.shape[:2])
-    middle = (picture.shape[0] / 2, picture.shape[1] / 2)
+        log.warning("%s: no face was found in it, so its middle is taken", image)
+    size = nearest(config.data.sizes, portrait.shape[:2])
+    middle = (portrait.shape[0] / 2, portrait.shape[1] / 2)
     if points is not None:
         x, y = np.median(points[:, :2], axis=0)
         middle = (float(y), float(x))
-    told = pipeline.batch(
-        _speech(loud, info, config.data.num_frames),
+    batch = pipeline.batch(
+        _speech(audio_N2, info, config.data.num_frames),
         (omega_face, omega_body),
         size,
-        identity_D=_identity(picture, points, info) if points is not None else None,
+        identity_D=_identity(portrait, points, info) if points is not None else None,
         prompt=prompt,
     )
-    reference = torch.from_numpy(cropped(picture, Crop.around(picture.shape[:2], size, middle)))
+    reference = torch.from_numpy(cropped(portrait, Crop.around(portrait.shape[:2], size, middle)))
     video = pipeline.sample(
-        reference[None], told, config.sample.model_copy(update=dict(changes or {})), seed
+        reference[None], batch, config.sample.model_copy(update=dict(changes or {})), seed
     )[0]
-    write(out, video.numpy(), info.fps, loud)
+    write(out, video.numpy(), info.fps, audio_N2)
 
 
 def preview(
     model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, folder: Path
 ) -> list[Path]:
-    """Write a video with sound for each of the first validation samples, the true one to its right.
+    """Write a video with audio for each of the first validation samples, and the true one to its right.
 
-    The validation shards are read, or the training shards where there are none; samples that cannot be
-    used are passed over. Model and random state are left as they were.
+    The validation shards are read, or the training shards where there are none. Samples that cannot be used
+    are skipped. Model and random state are left as they were.
+
+    Args:
+        model: the model that is being trained.
+        encoders: of frames, prompts and reference images.
+        config: of the run.
+        info: of the data set.
+        folder: where the videos are written.
+
+    Returns:
+        The files.
     """
     shards = config.data.validation_shards or config.data.shards
     training = model.training
@@ -231,26 +261,33 @@ def _samples(urls: Iterable[str]) -> Iterable[tuple[str, dict[str, bytes]]]:
         yield from read_samples(url, MEMBERS | {"flac"})
 
 
-def write(out: Path, rgb_FHWC: Bytes, fps: float, loud: Floats) -> None:
-    """An MP4 of pictures and 48 kHz stereo sound [N, 2], cut or continued in silence to their length."""
+def write(out: Path, rgb_FHWC: Bytes, fps: float, audio_N2: Floats) -> None:
+    """Write an MP4. Its audio is cut to the length of the video, or continued in silence.
+
+    Args:
+        out: file to write.
+        rgb_FHWC: frames, uint8 [F, H, W, 3].
+        fps: frames per second.
+        audio_N2: 48 kHz stereo, -1..1.
+    """
     count = round(len(rgb_FHWC) / fps * CLIP_AUDIO_HZ)
-    heard = np.zeros((count, 2), np.float32)
-    heard[: len(loud)] = loud[:count]
-    encode_mp4(out, iter(rgb_FHWC), fps, heard, CRF, PRESET)
+    padded_N2 = np.zeros((count, 2), np.float32)
+    padded_N2[: len(audio_N2)] = audio_N2[:count]
+    encode_mp4(out, iter(rgb_FHWC), fps, padded_N2, CRF, PRESET)
 
 
 def stereo(samples: Floats) -> Floats:
     """16 kHz mono [N] as 48 kHz stereo [3 N, 2]."""
-    loud = resample_poly(samples, CLIP_AUDIO_HZ // AUDIO_HZ, 1).astype(np.float32)
-    return np.repeat(loud[:, None], 2, axis=1)
+    mono = resample_poly(samples, CLIP_AUDIO_HZ // AUDIO_HZ, 1).astype(np.float32)
+    return np.repeat(mono[:, None], 2, axis=1)
 
 
-def cropped(picture: Bytes, crop: Crop) -> Bytes:
-    """A picture scaled and cut, uint8 [H, W, 3]."""
+def cropped(image: Bytes, crop: Crop) -> Bytes:
+    """An image scaled and cropped, uint8 [H, W, 3]."""
     height_px, width_px = crop.scaled
-    shrinking = height_px < picture.shape[0]
+    shrinking = height_px < image.shape[0]
     flags = cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
-    scaled = cv2.resize(picture, (width_px, height_px), interpolation=flags)
+    scaled = cv2.resize(image, (width_px, height_px), interpolation=flags)
     return np.ascontiguousarray(crop.of(scaled))
 
 
@@ -261,28 +298,28 @@ def _read_image(path: Path) -> Bytes:
         raise CommandError(f"--image {path}: cannot be read ({one_line(error)})") from None
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     if bgr is None:
-        raise CommandError(f"--image {path}: expected a picture, found something else")
+        raise CommandError(f"--image {path}: expected an image, found something else")
     return np.asarray(bgr[..., ::-1], np.uint8)
 
 
-def _face_points(picture: Bytes) -> Floats | None:
-    """Landmarks [478, 3] of the largest face, pixels of the picture; None where there is none."""
-    boxes, _ = detect.load_detector(ScanConfig()).detect(picture)
+def _face_points(image: Bytes) -> Floats | None:
+    """Landmarks [478, 3] of the largest face in pixels of the image, or None where there is no face."""
+    boxes, _ = detect.load_detector(ScanConfig()).detect(image)
     if not len(boxes):
         return None
     x0, y0, x1, y1 = max(boxes.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
     margin = FACE_MARGIN * max(x1 - x0, y1 - y0)
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
-    part = picture[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
+    part = image[top : int(y1 + margin) + 1, left : int(x1 + margin) + 1]
     found = FaceLandmarker(registry.weights("face_landmarker")).detect(part)
     return None if found is None else found.points + np.array([left, top, 0], np.float32)
 
 
-def _speech(loud: Floats, info: DatasetInfo, num_frames: int) -> Tensor:
-    """Features [1, L, D] of the window's sound, by the encoder of the data set."""
+def _speech(audio_N2: Floats, info: DatasetInfo, num_frames: int) -> Tensor:
+    """Speech features [1, L, D] of the window, by the encoder of the data set."""
     if not info.speech_model:
         raise ModelError("the checkpoint does not say which speech encoder its data set used")
-    mono = resample_poly(loud.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
+    mono = resample_poly(audio_N2.mean(axis=1), 1, CLIP_AUDIO_HZ // AUDIO_HZ).astype(np.float32)
     samples = np.zeros(samples_from_frames(num_frames, info.fps), np.float32)
     samples[: len(mono)] = mono[: len(samples)]
     encoder = speech_encoders.load_speech_encoder(SpeechConfig(embedding=info.speech_model))
@@ -294,12 +331,12 @@ def _speech(loud: Floats, info: DatasetInfo, num_frames: int) -> Tensor:
     return torch.from_numpy(features.astype(np.float32))[None]
 
 
-def _identity(picture: Bytes, points: Floats, info: DatasetInfo) -> Floats | None:
-    """Embedding of the face by the data set's own model; None where it has none."""
+def _identity(image: Bytes, points: Floats, info: DatasetInfo) -> Floats | None:
+    """Identity embedding by the model of the data set, or None where that has none."""
     if not info.identity_dim:
         return None
     embedder = identity.load_embedder(IdentityConfig(model=info.identity_model))
     if embedder is None or embedder.dim != info.identity_dim:
         raise ModelError(f"identity model {info.identity_model}: expected width {info.identity_dim}")
-    found: Floats = embedder.embed(identity.align(picture, points)[None])[0]
+    found: Floats = embedder.embed(identity.align(image, points)[None])[0]
     return found

@@ -1,8 +1,8 @@
 """The trainer: `accelerate launch -m talkforge.training.train --config tiny-stage1`.
 
-Both stages are one loop; what differs is in the configuration. Everything random is a function of
-(seed, step, process), and a checkpoint opens a new interval of the data, so that a run that was stopped
-goes on as if it had not been.
+Both stages run the same loop with different configurations. Everything random is a function of (seed, step,
+process), and each checkpoint begins a new interval of the data, so that a run that was stopped and resumed is
+the same as one that was not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from talkforge.schemas import extras
 from talkforge.schemas.config import flatten
 from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError, one_line
 
-if __name__ == "__main__":  # before torch is imported, so that its absence is told in one line
+if __name__ == "__main__":  # before torch is imported, so that its absence is one line
     try:
         extras.require("train", "talkforge.training.train")
     except MissingExtraError as missing:
@@ -53,16 +53,21 @@ from talkforge.training.wan.talking_wan import TalkingWan, build
 log = logging.getLogger("talkforge.training.train")  # its name, too, where this is the main module
 
 FIT_BATCHES = 16
-"""Batches that the linear codec's statistics are taken from."""
+"""Batches from which the linear codec's statistics are computed."""
 
 
 # --------------------------------------------------------------------------- commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m talkforge.training.train`, on every process of `accelerate launch`; returns the exit code.
+    """`python -m talkforge.training.train`, on every process of `accelerate launch`.
 
-    0 finished, 1 the run could not go on, 2 a bad command, 130 interrupted: the same command goes on.
+    Args:
+        argv: the arguments. None means those of the process.
+
+    Returns:
+        The exit code: 0 finished, 1 the run could not go on, 2 a bad command, 130 interrupted. After 130 the
+        same command resumes.
     """
     parser = argparse.ArgumentParser(
         prog="talkforge.training.train", description="Train FantasyTalking on shards."
@@ -95,19 +100,19 @@ def run_train(
 ) -> int:
     """Train with a configuration (preset or file) and `section.key=value` settings.
 
-    The first SIGINT or SIGTERM lets the step end and saves; a second SIGINT does not wait.
+    The first SIGINT or SIGTERM lets the step end and saves. A second SIGINT ends the run at once.
 
     Args:
-        config_name: name of a preset, or path of a YAML file; None means the defaults.
+        config_name: name of a preset, or path of a YAML file. None means the defaults.
         settings: each overrides one value.
-        console: where progress and messages go; None means stderr. A quiet one gets nothing, and warnings
+        console: where progress and messages go. None means stderr. A quiet one gets nothing, and warnings
             go to stderr.
 
     Returns:
         0, or 130 where interrupted.
 
     Raises:
-        TalkforgeError: as `train`; or the configuration does not fit.
+        TalkforgeError: as `train`, or the configuration does not fit.
     """
     config = load_train_config(config_name, tuple(settings))
     console = console or plain_console(stderr=True)
@@ -120,16 +125,21 @@ def run_train(
     return 0 if result.finished else 130
 
 
-def run_export(place: Path, out: Path) -> None:
-    """Write the audio weights of a run or checkpoint in the published layout; averaged where they are.
+def run_export(run: Path, out: Path) -> None:
+    """Write the audio weights of a run in the published layout, the EMA weights where there are any.
+
+    Args:
+        run: a run's folder, or a checkpoint's.
+        out: file to write, .ckpt, .pt or .safetensors.
 
     Raises:
-        CommandError: there is no checkpoint, or `out` is no file name for it.
-        ModelError: it is damaged. RunError: `out` cannot be written.
+        CommandError: there is no checkpoint, or `out` has another suffix.
+        ModelError: it is damaged.
+        RunError: `out` cannot be written.
     """
     if out.suffix not in (".ckpt", ".pt", ".safetensors"):
         raise CommandError(f"--out {out}: expected a name in .ckpt, .pt or .safetensors")
-    export_published(checkpoint.read(checkpoint.find(place)).best(), out)
+    export_published(checkpoint.read(checkpoint.find(run)).best(), out)
 
 
 def train(
@@ -138,11 +148,12 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     show: Callable[[Report], None] = lambda _: None,
 ) -> Result:
-    """Train until `config.run.steps`, or until `stop` says so; goes on where the run folder stands.
+    """Train until `config.run.steps`, or until `stop` returns True. Resumes from the run's last checkpoint.
 
     Args:
-        stop: asked before every batch; then the steps done are saved.
-        show: gets a report every `config.run.log_every` steps, on the main process.
+        config: of the run.
+        stop: called before every batch. Where it returns True, the steps so far are saved.
+        show: called with a report every `config.run.log_every` steps, on the main process.
 
     Raises:
         CommandError: the configuration does not fit itself, the data, the run folder or the machine.
@@ -173,7 +184,7 @@ def train(
 def _prepared(
     config: TrainConfig, accelerator: Accelerator, stop: Callable[[], bool], show: Callable[[Report], None]
 ) -> tuple[Loop, Result]:
-    """Everything that can go wrong goes wrong here, the cheapest first, and on all processes together."""
+    """The loop, ready to run. Errors are raised here, the cheapest checks first, and on all processes."""
     out, world = Path(config.run.out), accelerator.num_processes
     with error_barrier(accelerator):
         info, cached = _data(config)
@@ -201,11 +212,11 @@ def _prepared(
 
 
 def _data(config: TrainConfig) -> tuple[DatasetInfo, bool]:
-    """What there is to train on, and whether its latents are cached."""
+    """Description of the data set, and whether cached latents are used."""
     shards = shard_list(config.data.shards)
     info = dataset_info(shards, config.data.shards)
     cached = usable(shards, config)
-    log.info("%d samples; %s", info.num_samples, "cached latents" if cached else "pictures, encoded now")
+    log.info("%d samples; %s", info.num_samples, "cached latents" if cached else "frames, encoded now")
     if config.adapters.face and not info.identity_dim:
         log.warning("adapters.face: no sample has an identity, so there is no face attention")
     return info, cached
@@ -216,19 +227,19 @@ def _frozen_dtype(precision: str) -> torch.dtype:
 
 
 def _load(model: TalkingWan, config: TrainConfig, resumed: Checkpoint | None) -> Checkpoint | None:
-    """Trained weights into the model: this run's, or those of `run.init_from`; where they came from."""
+    """Load trained weights of this run, or those of `run.init_from`. Returns the checkpoint they are from."""
     if resumed:
         log.info("resumed at step %d", resumed.progress.step)
         checkpoint.load_trained(model, resumed.trained(), str(resumed.folder))
         return resumed
     if not config.run.init_from:
         return None
-    place = Path(config.run.init_from)
-    log.info("starting from %s", place)
-    if place.is_file():
-        load_published(model, place)
+    path = Path(config.run.init_from)
+    log.info("starting from %s", path)
+    if path.is_file():
+        load_published(model, path)
         return None
-    found = checkpoint.read(checkpoint.find(place))
+    found = checkpoint.read(checkpoint.find(path))
     checkpoint.load_trained(model, found.best(), str(found.folder), adapters_suffice=True)
     return found
 
@@ -241,7 +252,7 @@ def _encoders(
     source: Checkpoint | None,
     device: torch.device,
 ) -> Encoders:
-    """Encoders of pictures and prompts; those that a cache makes unnecessary are not loaded."""
+    """Encoders of frames, prompts and reference images, but for those that cached latents replace."""
     if cached and not config.run.validate_every:
         config = config.model_copy(
             update={"codec": CodecConfig(kind=config.codec.kind, text="none", image="none")}
@@ -254,7 +265,7 @@ def _encoders(
 
 
 def _fitted(config: TrainConfig, info: DatasetInfo) -> LinearCodec:
-    """A linear codec for these shards: the same on every process, for all read the same batches."""
+    """A linear codec for these shards. It is the same on every process, because all read the same batches."""
     alone = config.data.model_copy(update={"workers": 0})
     loader = SpanLoader(alone, info, seed=config.run.seed)
     batches = itertools.islice(loader, FIT_BATCHES)
@@ -273,7 +284,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and number in came:
             raise KeyboardInterrupt
         came.append(number)
-        # Loader processes may have got the signal, too; their end must not break into the step.
+        # Loader processes may get the signal as well. Their end must not interrupt the step.
         before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -324,7 +335,7 @@ def _rank() -> int:
 
 
 def _complain(text: str) -> None:
-    """One line, of the main process: all processes fail together."""
+    """Print one line on the main process. All processes fail at once."""
     if _rank() == 0:
         Console(stderr=True).print(f"talkforge: {text}", soft_wrap=True, markup=False, highlight=False)
 

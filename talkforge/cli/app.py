@@ -75,8 +75,10 @@ def command(
     """Make a function a command that also has the options of `SHARED`.
 
     Args:
-        panel: group of commands in the help. examples: command lines, shown below the help.
-        group: where the command is added. name: of the command; None: that of the function.
+        panel: group of commands in the help.
+        *examples: command lines, shown below the help.
+        group: where the command is added.
+        name: of the command. None means the name of the function.
     """
 
     def decorate(function: Function) -> Function:

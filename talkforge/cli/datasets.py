@@ -491,8 +491,9 @@ def chosen_config(described: Dataset, name: str | None, settings: list[str], res
     """The data set's configuration with other thresholds, shards or run settings.
 
     Args:
-        name: preset or file whose thresholds and shards are taken; what it says of measuring is not.
-        settings: laid over it.
+        described: `dataset.json` of the data set.
+        name: preset or file whose thresholds and shards are taken. Its measuring settings are not.
+        settings: each overrides one value.
         reset: whether to begin with what the data set was made with.
 
     Raises:

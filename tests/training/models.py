@@ -1,4 +1,4 @@
-"""Small models and what they are told, for the trainer's tests."""
+"""Small models and their conditions, for the trainer's tests."""
 
 from __future__ import annotations
 

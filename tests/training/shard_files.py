@@ -1,8 +1,8 @@
 """Small shards of which every number is known: each frame shows its number, and so does all beside it.
 
-Clip c, frame k: the picture is one colour, red says k and blue says c; the lips are the left part of the
-lower half, wider with every frame, and missing in every seventh; speech feature n is (n, c, 0, ...); the
-identity is the c-th unit vector.
+Clip c, frame k: the frame has one colour, whose red stands for k and whose blue stands for c. The lips are
+the left part of the lower half, wider with every frame, and missing in every seventh. Speech feature n is
+(n, c, 0, ...). The identity is the c-th unit vector.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Shown:
 
 
 def number_and_frame(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the clip and of the frame that pictures [..., H, W, 3] show, each [...]."""
+    """Number of the clip and of the frame that frames [..., H, W, 3] show, each [...]."""
     mean = rgb.reshape(*rgb.shape[:-3], -1, 3).mean(axis=-2)
-    assert np.ptp(rgb.astype(int), axis=(-3, -2)).max() <= 2, "a picture is one colour"
+    assert np.ptp(rgb.astype(int), axis=(-3, -2)).max() <= 2, "a frame has one colour"
     return np.round((mean[..., 2] - 20) / 14).astype(int), np.round((mean[..., 0] - 24) / 7).astype(int)
 
 
@@ -102,10 +102,10 @@ def members_of(shown: Shown) -> Members:
 
 def _mp4(shown: Shown) -> bytes:
     colours = [(24 + 7 * k, 128, 20 + 14 * shown.number) for k in range(shown.num_frames)]
-    pictures = (np.full((shown.height_px, shown.width_px, 3), colour, np.uint8) for colour in colours)
+    images = (np.full((shown.height_px, shown.width_px, 3), colour, np.uint8) for colour in colours)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        encode_mp4(path, pictures, shown.fps, None, 1, "ultrafast")
+        encode_mp4(path, images, shown.fps, None, 1, "ultrafast")
         return path.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""From files and a run to one window of video with sound."""
+"""Generation of one window of video with audio."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRAMES, EDGE_PX, HZ = 9, 32, 48_000
 
 
 def moved(model: TalkingWan) -> TalkingWan:
-    """With no weight left at zero, so that whatever a model is told changes what it says."""
+    """With no weight left at zero, so that every condition changes the output."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,10 +42,10 @@ def moved(model: TalkingWan) -> TalkingWan:
 
 
 def a_codec() -> LinearCodec:
-    pictures = torch.randint(
+    images = torch.randint(
         0, 256, (4, FRAMES, EDGE_PX, EDGE_PX, 3), generator=torch.Generator().manual_seed(2)
     )
-    return LinearCodec.fit([pictures.to(torch.uint8)])
+    return LinearCodec.fit([images.to(torch.uint8)])
 
 
 def a_run(out: Path, info: DatasetInfo, **changes: Any) -> Path:
@@ -90,31 +90,31 @@ def portrait(path: Path, size_px: int = 200) -> Path:
 def shown(path: Path) -> tuple[np.ndarray, float]:
     """Pictures [F, H, W, 3] of a video, and its frame rate."""
     reader = cv2.VideoCapture(str(path))
-    pictures = []
+    images = []
     while (found := reader.read())[0]:
-        pictures.append(found[1][..., ::-1])
-    return np.stack(pictures), float(reader.get(cv2.CAP_PROP_FPS))
+        images.append(found[1][..., ::-1])
+    return np.stack(images), float(reader.get(cv2.CAP_PROP_FPS))
 
 
 # --------------------------------------------------------------------------- GenerationPipeline
 
 
-def test_a_seed_is_one_video_and_everything_told_changes_it(run: Path) -> None:
+def test_a_seed_is_one_video_and_every_condition_changes_it(run: Path) -> None:
     pipeline = GenerationPipeline.load(run, "cpu")
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (1, EDGE_PX, EDGE_PX, 3), generator=generator).to(torch.uint8)
+    image = torch.randint(0, 256, (1, EDGE_PX, EDGE_PX, 3), generator=generator).to(torch.uint8)
     speech = torch.randn(1, 18, 80, generator=generator)
 
     def video(
-        rgb: torch.Tensor = picture, heard: torch.Tensor = speech, omega: float = 0.5, seed: int = 0
+        rgb: torch.Tensor = image, features: torch.Tensor = speech, omega: float = 0.5, seed: int = 0
     ) -> Any:
-        told = pipeline.batch(heard, (omega, 0.5), (EDGE_PX, EDGE_PX))
-        return pipeline.sample(rgb, told, SampleConfig(steps=2, text_cfg=1, audio_cfg=1), seed)
+        batch = pipeline.batch(features, (omega, 0.5), (EDGE_PX, EDGE_PX))
+        return pipeline.sample(rgb, batch, SampleConfig(steps=2, text_cfg=1, audio_cfg=1), seed)
 
     first = video()
     assert first.shape == (1, FRAMES, EDGE_PX, EDGE_PX, 3) and first.dtype == torch.uint8
     assert torch.equal(video(), first)
-    others = (video(rgb=255 - picture), video(heard=-speech), video(omega=1.0), video(seed=1))
+    others = (video(rgb=255 - image), video(features=-speech), video(omega=1.0), video(seed=1))
     assert all(not torch.equal(other, first) for other in others)
 
 
@@ -137,12 +137,15 @@ def test_the_average_of_the_weights_is_what_speaks(tmp_path: Path, run: Path) ->
 def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
     pipeline = GenerationPipeline.load(a_run(tmp_path, some_info(speech_dim=80, identity_dim=8)), "cpu")
     known = np.eye(8, dtype=np.float32)[3]
-    told = pipeline.batch(
+    batch = pipeline.batch(
         torch.zeros(2, 18, 80), (0.2, 0.7), (EDGE_PX, EDGE_PX), identity_D=known, prompt="hello"
     )
-    assert told.identity_BD.tolist() == [known.tolist()] * 2 and told.has_identity_B.tolist() == [True, True]
-    assert told.texts == ("hello", "hello") and told.num_frames == FRAMES
-    assert torch.equal(told.omega_B2, torch.tensor([[0.2, 0.7]] * 2))
+    assert batch.identity_BD.tolist() == [known.tolist()] * 2 and batch.has_identity_B.tolist() == [
+        True,
+        True,
+    ]
+    assert batch.texts == ("hello", "hello") and batch.num_frames == FRAMES
+    assert torch.equal(batch.omega_B2, torch.tensor([[0.2, 0.7]] * 2))
     unknown = pipeline.batch(torch.zeros(1, 18, 80), (0.5, 0.5), (EDGE_PX, EDGE_PX))
     assert unknown.has_identity_B.tolist() == [False] and not unknown.identity_BD.any()
 
@@ -158,32 +161,32 @@ def test_a_device_that_is_none_is_refused(run: Path) -> None:
 def test_a_portrait_and_its_sound_become_a_video(run: Path, tmp_path: Path) -> None:
     image, audio = portrait(tmp_path / "hopper.png"), tone(tmp_path / "tone.wav", 2.0)
     generate.generate(run, image, audio, tmp_path / "out.mp4", omega_face=0.9, seed=3, device="cpu")
-    pictures, fps = shown(tmp_path / "out.mp4")
-    assert pictures.shape == (FRAMES, EDGE_PX, EDGE_PX, 3) and fps == 25
-    sound = generate.read_audio_file(tmp_path / "out.mp4", HZ, 2)
-    assert abs(len(sound) / HZ - FRAMES / 25) < 0.03
-    peak = np.argmax(np.abs(np.fft.rfft(sound[:12_000, 0]))) * HZ / 12_000
+    images, fps = shown(tmp_path / "out.mp4")
+    assert images.shape == (FRAMES, EDGE_PX, EDGE_PX, 3) and fps == 25
+    audio = generate.read_audio_file(tmp_path / "out.mp4", HZ, 2)
+    assert abs(len(audio) / HZ - FRAMES / 25) < 0.03
+    peak = np.argmax(np.abs(np.fft.rfft(audio[:12_000, 0]))) * HZ / 12_000
     assert abs(peak - 440) <= 4
     generate.generate(run, image, audio, tmp_path / "again.mp4", omega_face=0.9, seed=3, device="cpu")
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
 
 
 def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) -> None:
-    """Of the window, by the data set's encoder; silence follows sound that is too short."""
+    """Of the window, by the data set's encoder. Audio that is too short is followed by silence."""
     info = some_info(speech_dim=80, identity_dim=0)
-    loud = generate.read_audio_file(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
-    heard = generate._speech(loud, info, FRAMES)
-    assert heard.shape == (1, 18, 80) and heard.dtype == torch.float32
+    audio_N2 = generate.read_audio_file(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
+    features = generate._speech(audio_N2, info, FRAMES)
+    assert features.shape == (1, 18, 80) and features.dtype == torch.float32
     mono = generate.read_audio_file(tmp_path / "tone.wav")
     (stored,) = LogMelEncoder().encode([np.pad(mono, (0, 16_000))], [18])
-    loudest = stored[:9].astype(np.float32) > 0.25  # a resampler's leakage is heard 60 dB below
+    loudest = stored[:9].astype(np.float32) > 0.25  # a resampler's leakage is 60 dB below
     assert loudest.any(axis=1).all()
-    assert np.abs(heard[0, :9].numpy() - stored[:9])[loudest].max() < 0.0125
-    assert (heard[0, 11:] == np.float32(np.float16((np.log(1e-10) + 9) / 4))).all()
+    assert np.abs(features[0, :9].numpy() - stored[:9])[loudest].max() < 0.0125
+    assert (features[0, 11:] == np.float32(np.float16((np.log(1e-10) + 9) / 4))).all()
 
 
 def test_the_face_is_kept_in_view(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wide picture is cut around the face in it."""
+    """A wide portrait is cropped around the face in it."""
     given: list[torch.Tensor] = []
     real = GenerationPipeline.sample
 
@@ -226,8 +229,8 @@ def test_a_picture_without_a_face_is_said_to_be_one(
             r"none/o\.mp4: expected a \.mp4 file in a folder that is there$",
         ),
         ({"image": "none.png"}, CommandError, r"none\.png: cannot be read \(No such file"),
-        ({"image": "a.wav"}, CommandError, r"a\.wav: expected a picture, found something else$"),
-        ({"image": "empty.png"}, CommandError, r"empty\.png: expected a picture, found something else$"),
+        ({"image": "a.wav"}, CommandError, r"a\.wav: expected an image, found something else$"),
+        ({"image": "empty.png"}, CommandError, r"empty\.png: expected an image, found something else$"),
         ({"audio": "hopper.png"}, MediaError, r"hopper\.png"),
         ({"run": "nowhere"}, CommandError, r"nowhere: expected a run or a checkpoint"),
     ],
@@ -281,10 +284,10 @@ def test_a_preview_shows_what_was_generated_beside_the_truth(tmp_path: Path) -> 
     written, model, _ = previewed(shards, tmp_path, run__validation_samples=3)
     assert [path.name for path in written] == ["clip01.mp4", "clip02.mp4", "clip03.mp4"]
     assert model.training and torch.equal(torch.get_rng_state(), before)
-    pictures, fps = shown(written[1])
-    assert pictures.shape == (FRAMES, EDGE_PX, 2 * EDGE_PX, 3) and fps == 25
+    images, fps = shown(written[1])
+    assert images.shape == (FRAMES, EDGE_PX, 2 * EDGE_PX, 3) and fps == 25
     # Clip 2 of the made set: in frame k red is 24 + 7 k, and blue 48.
-    truth = pictures[:, 8:24, EDGE_PX + 8 : 2 * EDGE_PX - 8].mean(axis=(1, 2))
+    truth = images[:, 8:24, EDGE_PX + 8 : 2 * EDGE_PX - 8].mean(axis=(1, 2))
     assert np.abs(truth[:, 0] - (24 + 7 * np.arange(FRAMES))).max() < 6
     assert np.abs(truth[:, 2] - 48).max() < 6
     assert len(generate.read_audio_file(written[1], HZ, 2)) > 0
@@ -303,26 +306,26 @@ def test_held_out_samples_come_first_and_unfit_ones_are_passed_over(
     assert "no validation sample: clip05: expected 9 frames, found 5" in caplog.text
 
 
-# --------------------------------------------------------------------------- pictures and sound
+# --------------------------------------------------------------------------- frames and audio
 
 
 def test_a_picture_is_scaled_and_cut() -> None:
-    picture = np.zeros((40, 80, 3), np.uint8)
-    picture[:, 40:] = 200
-    left = cropped(picture, Crop.around((40, 80), (16, 16), (20.0, 0.0)))
-    right = cropped(picture, Crop.around((40, 80), (16, 16), (20.0, 79.0)))
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 40:] = 200
+    left = cropped(image, Crop.around((40, 80), (16, 16), (20.0, 0.0)))
+    right = cropped(image, Crop.around((40, 80), (16, 16), (20.0, 79.0)))
     assert left.shape == right.shape == (16, 16, 3)
     assert not left.any() and (right == 200).all()
-    assert cropped(picture[:8, :8], Crop.around((8, 8), (16, 16), (4.0, 4.0))).shape == (16, 16, 3)
+    assert cropped(image[:8, :8], Crop.around((8, 8), (16, 16), (4.0, 4.0))).shape == (16, 16, 3)
 
 
 def test_sound_is_as_long_as_the_pictures(tmp_path: Path) -> None:
-    pictures = np.full((10, 32, 32, 3), 120, np.uint8)
+    images = np.full((10, 32, 32, 3), 120, np.uint8)
     ringing = np.full((HZ * 2, 2), 0.5, np.float32) * np.sin(np.arange(HZ * 2) / 10)[:, None].astype(
         np.float32
     )
-    for name, loud in (("long", ringing), ("short", ringing[: HZ // 10])):
-        write(tmp_path / f"{name}.mp4", pictures, 25.0, loud)
+    for name, audio_N2 in (("long", ringing), ("short", ringing[: HZ // 10])):
+        write(tmp_path / f"{name}.mp4", images, 25.0, audio_N2)
     long, short = (generate.read_audio_file(tmp_path / f"{name}.mp4", HZ, 2) for name in ("long", "short"))
     assert abs(len(long) - HZ * 0.4) < 1100 and abs(len(short) - HZ * 0.4) < 1100
     assert np.abs(short[HZ // 10 + 2400 :]).max() < 0.01 < 0.3 < np.abs(long[HZ // 10 + 2400 : HZ // 3]).max()
@@ -330,7 +333,7 @@ def test_sound_is_as_long_as_the_pictures(tmp_path: Path) -> None:
 
 def test_speech_of_a_shard_is_raised_to_the_rate_of_a_clip() -> None:
     slow = np.sin(2 * np.pi * 300 * np.arange(1600) / 16_000).astype(np.float32)
-    loud = stereo(slow)
-    assert loud.shape == (4800, 2) and np.array_equal(loud[:, 0], loud[:, 1])
+    audio_N2 = stereo(slow)
+    assert audio_N2.shape == (4800, 2) and np.array_equal(audio_N2[:, 0], audio_N2[:, 1])
     expected = np.sin(2 * np.pi * 300 * np.arange(4800) / 48_000)
-    assert np.abs(loud[200:-200, 0] - expected[200:-200]).max() < 0.01
+    assert np.abs(audio_N2[200:-200, 0] - expected[200:-200]).max() < 0.01

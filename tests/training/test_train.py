@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_before_a_model_is_made(
         train(small(shards, tmp_path / "file"))
 
 
-def test_memory_that_runs_out_is_told_in_one_line(
+def test_memory_that_runs_out_is_one_line(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_memory(*_: object) -> None:
@@ -288,7 +288,7 @@ def test_a_cache_is_used_said_and_held_to(
     assert "4 samples; cached latents" in caplog.text
     assert loaded == [("none", "none")], "encoders that the cache makes unnecessary are not loaded"
     ignored = config.model_copy(update={"data": config.data.model_copy(update={"latents": "ignore"})})
-    with pytest.raises(CommandError, match=r"on cached latents, found pictures: set data\.latents"):
+    with pytest.raises(CommandError, match=r"on cached latents, found frames: set data\.latents"):
         train(ignored)
     moved = ignored.model_copy(update={"run": config.run.model_copy(update={"out": str(tmp_path / "other")})})
     train(moved)
@@ -308,9 +308,9 @@ def test_the_command_trains_and_reports(
 ) -> None:
     arguments = written(tmp_path / "config.yaml", small(shards, tmp_path / "run"))
     assert main([*arguments, "--set", "run.steps=2"]) == 0
-    told = capsys.readouterr().err
-    assert "4 samples; pictures, encoded now" in told
-    assert "step 2/2  loss" in told and "step-00000002" in told
+    shown = capsys.readouterr().err
+    assert "4 samples; frames, encoded now" in shown
+    assert "step 2/2  loss" in shown and "step-00000002" in shown
     run_export(tmp_path / "run", tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").exists()
     with pytest.raises(CommandError, match=r"--out out\.txt: expected a name in \.ckpt"):
@@ -325,7 +325,7 @@ def test_the_command_trains_and_reports(
         (["data.shards=nowhere/train-000000.tar"], 2, "talkforge: data.shards: no shard"),
     ),
 )
-def test_a_bad_command_is_told_in_one_line(
+def test_a_bad_command_is_one_line(
     shards: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -342,7 +342,7 @@ def test_a_bad_command_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("package", ["torch", "accelerate", "webdataset"])
-def test_a_missing_package_is_told_in_one_line(package: str) -> None:
+def test_a_missing_package_is_one_line(package: str) -> None:
     code = (
         "import runpy, sys\n"
         "class Blocker:\n"
@@ -377,7 +377,7 @@ def test_what_a_run_leaves_has_the_mode_of_the_umask(
     assert found == {path.name: modes[path.is_dir()] for path in left}
 
 
-def test_a_signal_to_the_whole_group_saves_and_is_told(shards: str, tmp_path: Path) -> None:
+def test_a_signal_to_the_whole_group_saves_and_says_so(shards: str, tmp_path: Path) -> None:
     """As a cluster's scheduler sends it: the loader's processes get it, too."""
     config = small(shards, tmp_path / "run", run__steps=100_000, data__workers=1, run__save_every=100_000)
     arguments = written(tmp_path / "config.yaml", config)

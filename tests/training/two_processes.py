@@ -1,6 +1,6 @@
 """What `test_parallel` has two processes do.
 
-What each process saw goes into FOLDER/told-RANK.json; what is the same on both is compared there.
+Each process writes its results to FOLDER/report-RANK.json. The test compares those of both.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ real_batches = loop.SpanLoader.batches
 
 def main(shards: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    told: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def config(name: str, **changes: Any) -> TrainConfig:
         return small(shards, folder / name, optim__ema=0.5, run__save_every=3, run__steps=5, **changes)
@@ -124,50 +124,50 @@ def main(shards: str, folder: Path, rank: int) -> None:
     afresh()
 
     straight = train(config("straight"))
-    told["losses"] = [report.loss for report in straight.history]
-    told["world"] = straight.history[0].samples_per_s / straight.history[0].samples_per_s_rank
+    results["losses"] = [report.loss for report in straight.history]
+    results["world"] = straight.history[0].samples_per_s / straight.history[0].samples_per_s_rank
     first = train(config("stopped"), stop=Stop(2) if rank == 1 else lambda: False)
-    told["stopped"] = [first.step, first.finished]
-    told["resumed"] = [report.loss for report in first.history + train(config("stopped")).history]
+    results["stopped"] = [first.step, first.finished]
+    results["resumed"] = [report.loss for report in first.history + train(config("stopped")).history]
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     real_write, checkpoint.write_tensors = checkpoint.write_tensors, full
-    told["full"] = raised(lambda: train(config("full")))
+    results["full"] = raised(lambda: train(config("full")))
     checkpoint.write_tensors = real_write
-    told["nan"] = raised(lambda: train(config("nan", optim__lr=1e30)))
+    results["nan"] = raised(lambda: train(config("nan", optim__lr=1e30)))
     loop.SpanLoader.batches = broken_on_one  # type: ignore[method-assign]
-    told["unprepared"] = raised(lambda: train(config("unprepared")))
+    results["unprepared"] = raised(lambda: train(config("unprepared")))
     longer = config("straight").model_copy(
         update={"run": config("straight").run.model_copy(update={"steps": 9})}
     )
-    told["broken"] = raised(lambda: train(longer))
+    results["broken"] = raised(lambda: train(longer))
     loop.SpanLoader.batches = real_batches  # type: ignore[method-assign]
 
     precise = {"run__precision": "bf16", "model__trainable": "adapters", "optim__lr": 1e-3}
     afresh()
-    told["half"] = [report.loss for report in train(config("half", **precise)).history]
+    results["half"] = [report.loss for report in train(config("half", **precise)).history]
 
     sys.modules["talkforge.training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
-    seen: list[tuple[bool, bool]] = []
+    sharded: list[tuple[bool, bool]] = []
     real_init = TrainState.__init__
 
     def init(self: TrainState, *arguments: Any, **options: Any) -> None:
         real_init(self, *arguments, **options)
         blocks = self.model.transformer.blocks
-        seen.append((isinstance(blocks[0], FSDPModule), isinstance(next(blocks.parameters()), DTensor)))
+        sharded.append((isinstance(blocks[0], FSDPModule), isinstance(next(blocks.parameters()), DTensor)))
 
     TrainState.__init__ = init  # type: ignore[method-assign]
     for name in ("fsdp", "fsdp-checkpointing"):
         for stop in (Stop(4), lambda: False):
             afresh()
             result = train(config(name, model__gradient_checkpointing=name != "fsdp"), stop=stop)
-            told.setdefault(name, []).extend(report.loss for report in result.history)
+            results.setdefault(name, []).extend(report.loss for report in result.history)
     afresh()
-    told["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise)).history]
-    told["sharded"] = seen
-    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+    results["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise)).history]
+    results["sharded"] = sharded
+    (folder / f"report-{rank}.json").write_text(json.dumps(results))
 
 
 def run(shards: str, folder: Path, rank: int, port: int) -> None:

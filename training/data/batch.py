@@ -1,7 +1,7 @@
-"""What travels between the loader, the step and the model.
+"""Batches of the loader, and the conditions of the transformer.
 
 Legend of the suffixes: B samples, F video frames, T latent frames, C channels, H W height and width
-(of the picture in `*_BFHW`, of the latent grid in `*_BCTHW`), L speech features at 50 Hz, D their
+(of the frame in `*_BFHW`, of the latent grid in `*_BCTHW`), L speech features at 50 Hz, D their
 width, S text tokens, K image tokens.
 """
 
@@ -25,10 +25,10 @@ class Cached:
 
     Attributes:
         latents_BCTHW: normalised latents of the span, [B, 16, T, H/8, W/8] float32.
-        condition_BCTHW: the first frame as a condition, see `codec.Codec.condition`; [B, 20, T, H/8, W/8]
-            float32: 4 mask channels, then 16 of latents.
-        text_BSD: prompt embedding, or None where the model has no text encoder; likewise the
-            embedding of the empty prompt, `empty_text_SD`.
+        condition_BCTHW: the first frame as a condition, [B, 20, T, H/8, W/8] float32, 4 mask channels and
+            16 of latents. See `codec.Codec.condition`.
+        text_BSD: prompt embedding, or None where the model has no text encoder.
+        empty_text_SD: embedding of the empty prompt, or None likewise.
         image_BKD: CLIP features of the first frame, or None where the model has no image branch.
     """
 
@@ -39,7 +39,7 @@ class Cached:
     image_BKD: Tensor | None
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """A copy on a device."""
         moved: Self = _moved(self, device)
         return moved
 
@@ -51,15 +51,15 @@ class Batch:
     Attributes:
         keys: `<clip id>+<first frame of the span>` of each sample, for messages.
         fps: of the data set.
-        rgb_BFHWC: pictures, uint8 [B, F, H, W, 3]; None where `cached` stands for them.
-        lips_BFHW: lip mask, uint8 0/1, at the size of the pictures; all 0 in frames that are not valid.
+        rgb_BFHWC: frames, uint8 [B, F, H, W, 3], or None where `cached` has their latents.
+        lips_BFHW: lip mask, uint8 0/1, at the size of the frames, 0 in frames that are not valid.
         lip_valid_BF: bool: the mask of the frame was measured or interpolated.
         speech_BLD: float32 speech features of exactly the span, L = features_from_frames(F, fps).
-        identity_BD: float32 of unit length; zeros where `has_identity_B` is False; D may be 0.
+        identity_BD: float32 of unit length, zeros where `has_identity_B` is False. D may be 0.
         has_identity_B: bool.
-        omega_B2: float32: motion intensity of face and body, 0..1; 0.5 where unknown.
+        omega_B2: float32, motion intensity of face and body, 0..1, and 0.5 where unknown.
         texts: prompt of each sample, may be empty.
-        cached: see `Cached`; None where pictures are to be encoded.
+        cached: see `Cached`. None where the frames are to be encoded.
     """
 
     keys: tuple[str, ...]
@@ -85,14 +85,14 @@ class Batch:
         return int(self.lips_BFHW.shape[1])
 
     def to(self, device: torch.device) -> Self:
-        """The same with every tensor on `device`."""
+        """A copy with every tensor on a device."""
         moved: Self = _moved(self, device)
         return replace(moved, cached=self.cached.to(device)) if self.cached else moved
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What must be known of a data set before a model can be made; see `training.data.shards.probe`."""
+    """What a model must know of its data set, as `training.data.shards.probe` finds it."""
 
     fps: float
     speech_dim: int
@@ -108,20 +108,21 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything the transformer is told beside the noisy latents and the timestep.
+    """Conditions of the transformer: its inputs beside the noisy latents and the timestep.
 
     Attributes:
-        condition_BCTHW: [B, 20, T, H, W]: 4 mask channels, 16 of the reference image's latents;
-            zeros where the image is dropped.
+        condition_BCTHW: [B, 20, T, H, W], 4 mask channels and 16 of the reference image's latents. Zeros
+            where the image is dropped.
         text_BSD: prompt embedding (that of the empty prompt where dropped).
-        image_BKD: CLIP features, zeros where dropped; None: no image branch.
+        image_BKD: CLIP features, zeros where dropped. None means that there is no image branch.
         speech_BLD: speech features as measured.
         num_frames: video frames F of the span, 4(T - 1) + 1.
-        stage: 'clip': every video token attends to all speech; 'frame': to its latent frame's window.
-        audio_scale_B: weight of the audio attention, lambda1; 0 where dropped.
-        identity_BD: identity embedding; None: the model has no face attention.
-        face_scale_B: weight of the face attention, lambda2; 0 where dropped or unknown.
-        omega_B2: motion intensities; None: the model has no motion network.
+        stage: 'clip' where every video token attends to all speech, 'frame' where it attends to its latent
+            frame's window.
+        audio_scale_B: weight of the audio attention, lambda1, 0 where dropped.
+        identity_BD: identity embedding. None means that the model has no face attention.
+        face_scale_B: weight of the face attention, lambda2, 0 where dropped or unknown.
+        omega_B2: motion intensities. None means that the model has no motion network.
     """
 
     condition_BCTHW: Tensor

@@ -1,7 +1,7 @@
-"""The pictures and lip masks of a clip, at the size of a bucket: scaled to cover it, then cropped.
+"""Frames and lip masks of a clip, at the size of a bucket: scaled to cover it, then cropped.
 
-A clip is `Encoded` as it comes out of a shard: what is asked for is decoded. A clip that is kept in
-memory is `Decoded`. Both give the same pictures, and refuse the same spans for the same reasons.
+A clip out of a shard is an `EncodedVideo`, of which the frames of a span are decoded. A clip that is cached
+is a `DecodedVideo`. Both give the same frames, and refuse the same spans for the same reasons.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 
 class SkippedSampleError(DatasetError):
-    """A sample that cannot be used; `reason` is what it is counted under."""
+    """A sample that cannot be used. It is counted under `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -34,10 +34,14 @@ class SkippedSampleError(DatasetError):
 
 
 def nearest(sizes: Iterable[Size], own: Size) -> Size:
-    """The size whose aspect is nearest to that of a picture of size `own`.
+    """The size whose aspect ratio is nearest to that of a frame.
 
-    Of two with the same aspect, the larger one that the picture need not be enlarged for; the smallest
-    where it must be enlarged for all.
+    Among sizes of one aspect ratio it is the largest one that the frame need not be enlarged for, or the
+    smallest where it must be enlarged for all.
+
+    Args:
+        sizes: heights and widths, px.
+        own: height and width of the frame, px.
     """
 
     def order(size: Size) -> tuple[float, bool, int]:
@@ -51,7 +55,7 @@ def nearest(sizes: Iterable[Size], own: Size) -> Size:
 
 @dataclass(frozen=True)
 class Crop:
-    """Scale a picture of size `own` to `scaled`, then take `size` from (`top`, `left`)."""
+    """Scales a frame from `own` to `scaled`, then takes `size` from (`top`, `left`)."""
 
     own: Size
     scaled: Size
@@ -61,7 +65,13 @@ class Crop:
 
     @classmethod
     def around(cls, own: Size, size: Size, middle: tuple[float, float]) -> Crop:
-        """The least scaling that covers `size`, cropped as near to `middle` (y, x; px of `own`) as can be."""
+        """The smallest scaling that covers a size, cropped as near to a point as the frame allows.
+
+        Args:
+            own: height and width of the frame, px.
+            size: height and width of the crop, px.
+            middle: y and x of the point, px of the frame.
+        """
         scale = max(size[0] / own[0], size[1] / own[1])
         scaled = (max(round(own[0] * scale), size[0]), max(round(own[1] * scale), size[1]))
         top, left = (
@@ -70,13 +80,13 @@ class Crop:
         )
         return cls(own, scaled, size, top, left)
 
-    def of(self, picture: np.ndarray) -> np.ndarray:
-        """The crop of a picture that is scaled already."""
-        return picture[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
+    def of(self, scaled: np.ndarray) -> np.ndarray:
+        """The crop of a frame or mask that has been scaled, [H, W] or [H, W, 3]."""
+        return scaled[self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
 
 
 class ClipFrames(Protocol):
-    """The pictures of one clip."""
+    """Frames and lip masks of one clip."""
 
     def rgb(self, first: int, last: int) -> Bytes:
         """Frames [first, last), uint8 [n, H, W, 3].
@@ -89,7 +99,7 @@ class ClipFrames(Protocol):
         """Lip masks of frames [first, last), uint8 0/1 [n, H, W]."""
 
     def check(self, last: int) -> None:
-        """Raise what `rgb` would raise for frames up to `last`; costs less."""
+        """Raise what `rgb` would raise for frames up to `last`, at a lower cost."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class LipMasks:
     crop: Crop
 
     def lips(self, first: int, last: int) -> Bytes:
-        """See `ClipFrames.lips`; nothing in frames that are not valid."""
+        """See `ClipFrames.lips`. Frames that are not valid have no lips."""
         lips = np.zeros((last - first, *self.crop.size), np.uint8)
         for k in first + np.flatnonzero(self.valid[first:last]):
             lips[k - first] = self.crop.of(
@@ -111,21 +121,26 @@ class LipMasks:
 
 
 def shrunk(mask: np.ndarray, size: Size) -> np.ndarray:
-    """A bool mask at another size, bool: pixels of which half is lip, or those with the most where none is.
+    """A bool mask at another size, bool.
 
-    Of 600 masks of generated heads (256 px, lips 15 to 27 px high) none vanishes. At 64 px this keeps 92 to
-    113 % of a mask's area, 102 % on average; a quarter instead of half would add 15 %. At 32 px: 51 to
-    124 %, 99 % on average.
+    A pixel is set where the lips cover at least half of it. Where they cover half of no pixel, those are set
+    that they cover most. Of 600 masks of generated heads (256 px, lips 15 to 27 px high) none vanishes. At 64
+    px 92 to 113 % of a mask's area are kept, 102 % on average. A quarter instead of half would add 15 %. At
+    32 px it is 51 to 124 %, 99 % on average.
+
+    Args:
+        mask: bool [H, W].
+        size: height and width, px.
     """
     if mask.shape == size:
         return mask
-    share = cv2.resize(mask.view(np.uint8) * np.uint8(254), size[::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(share >= max(1, min(127, int(share.max()))))
+    coverage = cv2.resize(mask.view(np.uint8) * np.uint8(254), size[::-1], interpolation=cv2.INTER_AREA)
+    return np.asarray(coverage >= max(1, min(127, int(coverage.max()))))
 
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """Pictures in an MP4 file that is expected to hold `num_frames` of the size `masks.crop.own`."""
+    """An MP4 file that is expected to hold `num_frames` frames of the size `masks.crop.own`."""
 
     key: str
     mp4: bytes
@@ -133,7 +148,7 @@ class EncodedVideo:
     masks: LipMasks
 
     def rgb(self, first: int, last: int) -> Bytes:
-        """See `ClipFrames.rgb`. Decodes from the start: clips are short, with one key frame in 250."""
+        """See `ClipFrames.rgb`. Decodes from the start: clips are short and have one key frame in 250."""
         crop = self.masks.crop
         rgb = np.empty((last - first, *crop.size, 3), np.uint8)
         scaled = _Scaling(crop)
@@ -147,23 +162,23 @@ class EncodedVideo:
         return self.masks.lips(first, last)
 
     def check(self, last: int) -> None:
-        """See `ClipFrames.check`: decodes, and converts nothing."""
+        """See `ClipFrames.check`. Decodes, and converts nothing."""
         for _ in self._frames(last):
             pass
 
     def decoded(self) -> DecodedVideo:
-        """All of it; what is wrong with the video is kept for whoever asks for frames beyond."""
-        scaled, found, wrong = _Scaling(self.masks.crop), [], None
+        """The whole video. An error is kept, and raised for spans that reach beyond it."""
+        scaled, found, damage = _Scaling(self.masks.crop), [], None
         try:
             for frame in self._frames(self.num_frames):
                 found.append(scaled(frame))
         except SkippedSampleError as error:
-            wrong = error
+            damage = error
         rgb = np.stack(found) if found else np.empty((0, *self.masks.crop.size, 3), np.uint8)
-        return DecodedVideo(rgb, self.lips(0, self.num_frames), wrong)
+        return DecodedVideo(rgb, self.lips(0, self.num_frames), damage)
 
     def _frames(self, last: int) -> Iterator[Any]:
-        """The first `last` frames; raises unless there are as many."""
+        """The first `last` frames. Raises SkippedSampleError unless there are that many."""
         count, expected = 0, self.masks.crop.own
         try:
             with av.open(io.BytesIO(self.mp4)) as container:
@@ -191,12 +206,17 @@ class EncodedVideo:
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """Pictures in memory: `frames` [n, H, W, 3], fewer than the clip's where `wrong` says why; `masks`
-    [F, H, W]."""
+    """A decoded video in memory.
+
+    Attributes:
+        frames: uint8 [n, H, W, 3], fewer than the clip has where the video is damaged.
+        masks: uint8 0/1 [F, H, W].
+        error: why there are fewer, or None.
+    """
 
     frames: Bytes
     masks: Bytes
-    wrong: SkippedSampleError | None
+    error: SkippedSampleError | None
 
     def rgb(self, first: int, last: int) -> Bytes:
         """See `ClipFrames.rgb`."""
@@ -209,16 +229,16 @@ class DecodedVideo:
 
     def check(self, last: int) -> None:
         """See `ClipFrames.check`."""
-        if self.wrong is not None and last > len(self.frames):
-            raise SkippedSampleError(self.wrong.reason, str(self.wrong))
+        if self.error is not None and last > len(self.frames):
+            raise SkippedSampleError(self.error.reason, str(self.error))
 
 
 class _Scaling:
-    """DecodedVideo frames as cropped RGB, uint8 [H, W, 3].
+    """Decoded frames as cropped RGB, uint8 [H, W, 3].
 
-    First scaled, then converted: in one pass swscale is two grey levels too dark. Colours keep the
-    target's resolution where the clip is at least twice as large; else they have but half of it, as in
-    the clip.
+    Frames are scaled first and converted then, because swscale is two grey levels too dark where it does
+    both in one pass. Chroma has the full resolution where the clip is at least twice as large as the target.
+    Otherwise it has half of it, as in the clip.
     """
 
     def __init__(self, crop: Crop) -> None:

@@ -1,4 +1,4 @@
-"""Latents beside the shards: where they lie, what they were made with, and whether a run may use them.
+"""The cache of latents beside the shards: where it is, what it was made with, and whether a run may use it.
 
 DATASET/shards/train-000000.tar    ->    DATASET/latents/train-000000.tar, .json
 """
@@ -25,7 +25,7 @@ FOLDER = "latents"
 class LatentsManifest(Record):
     """`latents/<name>.json`: commits and describes the tar file of the same name.
 
-    What decides the latents is named field by field, so that a run can say what differs.
+    Every setting that changes the latents is a field, so that a message can name the ones that differ.
     """
 
     version: Literal[1] = 1
@@ -36,7 +36,7 @@ class LatentsManifest(Record):
     """Of the tar file of latents."""
     bytes: int
     keys: tuple[str, ...]
-    """In the order of the shard; samples that could not be used are missing."""
+    """In the order of the shard. Samples that could not be used are missing."""
     lost: int
     """Samples that were lost because the shard could not be read to its end."""
     num_frames: int
@@ -60,7 +60,7 @@ def path_of(shard: str) -> str:
 
 
 def read_manifests(shards: Sequence[str]) -> list[LatentsManifest | None]:
-    """The manifest of each shard's latents; None where there are none.
+    """The manifest of each shard's latents, or None where there are none.
 
     Args:
         shards: paths or URIs of the shards' tar files.
@@ -97,7 +97,7 @@ def parse_manifest(data: bytes, file: str) -> LatentsManifest:
 
 
 def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
-    """Why these latents do not serve this run; empty where they do.
+    """Why this run cannot use these latents. Empty where it can.
 
     Args:
         found: manifest of the latents.
@@ -122,14 +122,14 @@ def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -
 def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> bool:
     """Whether this run reads cached latents: all shards have fitting ones, or none is used.
 
-    Where some are there and are not used, the log says why.
+    Where some exist and are not used, the log says why.
 
     Args:
         shards: path or URI and manifest of each shard.
         config: of the run.
 
     Raises:
-        DatasetError: `data.latents` is 'require' and a shard has none, or others; one line.
+        DatasetError: `data.latents` is 'require' and a shard has none, or others.
     """
     if config.data.latents == "ignore":
         return False

@@ -1,4 +1,4 @@
-"""Batches out of shards: an endless stream that is a function of its seed.
+"""Batches of shards for training: an endless stream that is a function of its seed.
 
 A stream is named by (seed, interval, rank, worker): the trainer opens a new interval with every
 checkpoint, so that a run that is resumed reads what the uninterrupted one would have read.
@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def collate(spans: Sequence[Span], info: DatasetInfo) -> Batch:
-    """Spans of one size and length as a batch; an absent identity is zeros."""
+    """Spans of one size and length as a batch. An absent identity becomes zeros.
+
+    Args:
+        spans: samples of the batch.
+        info: of the data set.
+    """
     identity_BD = np.zeros((len(spans), info.identity_dim), np.float32)
     for row, span in zip(identity_BD, spans, strict=True):
         row[: len(span.identity)] = span.identity
@@ -57,13 +62,13 @@ def _stacked(arrays: Iterable[np.ndarray | None]) -> Tensor:
 
 
 def _cached(spans: Sequence[Span]) -> Cached:
-    kept = [(span.latents, span.nth) for span in spans if span.latents is not None]
-    first = kept[0][0]
-    images = [found.image[k].astype(np.float32) for found, k in kept if found.image is not None]
-    texts = [_padded(found.text) for found, _ in kept if found.text is not None]
+    cached = [(span.latents, span.nth) for span in spans if span.latents is not None]
+    first = cached[0][0]
+    images = [found.image[k].astype(np.float32) for found, k in cached if found.image is not None]
+    texts = [_padded(found.text) for found, _ in cached if found.text is not None]
     return Cached(
-        latents_BCTHW=_stacked(found.latents[k].astype(np.float32) for found, k in kept),
-        condition_BCTHW=_stacked(found.condition[k].astype(np.float32) for found, k in kept),
+        latents_BCTHW=_stacked(found.latents[k].astype(np.float32) for found, k in cached),
+        condition_BCTHW=_stacked(found.condition[k].astype(np.float32) for found, k in cached),
         text_BSD=_stacked(texts) if texts else None,
         empty_text_SD=None if first.empty_text is None else torch.from_numpy(_padded(first.empty_text)),
         image_BKD=_stacked(images) if images else None,
@@ -78,8 +83,10 @@ def _padded(text: np.ndarray) -> Floats:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a loader process hands over: a batch, and what was left out since the last one; or why it
-    cannot go on, because an exception would cross the process with its traceback."""
+    """What a loader process hands over: a batch, and the samples skipped since the last one.
+
+    An error is handed over as `fault`, because an exception would cross the process with its traceback.
+    """
 
     batch: Batch | None
     skipped: tuple[SkippedSample, ...] = ()
@@ -87,16 +94,16 @@ class _Read:
 
 
 class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to mypy
-    """The endless stream of one rank; each loader process is a reader of its own.
+    """The endless stream of one rank. Each loader process is a reader of its own.
 
-    Lives on in its processes from interval to interval, and so do the clips that it keeps.
+    It stays in its processes from interval to interval, and so does the cache of clips.
     """
 
     def __init__(self, reader: Reader, info: DatasetInfo, *, seed: int, rank: int, world: int) -> None:
         self._reader, self._info = reader, info
         self._seed, self._rank, self._world = seed, rank, world
         self.turn = torch.zeros(2, dtype=torch.int64).share_memory_()
-        """Chapter and batches to skip, seen by every process when it begins to iterate."""
+        """Interval and batches to skip, read by every process when it begins to iterate."""
 
     def __iter__(self) -> Iterator[_Read]:
         interval, skip = self.turn.tolist()
@@ -117,22 +124,26 @@ class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to myp
 
 
 def _begin(_: int) -> None:
-    """A loader process: an interrupt is its trainer's to answer."""
+    """Start of a loader process. It ignores interrupts, which the trainer answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class SpanLoader:
-    """Batches for one rank, for ever.
+    """Batches for one rank, without end.
 
     Args:
-        config: which shards, and what a batch is. info: of these shards, see `probe`.
-        rank, world: this process among all. interval: names the stream together with `seed`.
+        config: which shards, and what a batch is.
+        info: of these shards, see `probe`.
+        seed: of the run. Seed, interval, rank and loader process name a stream.
+        rank: number of this process among all.
+        world: how many processes there are.
+        interval: number of the checkpoint interval.
         skip: batches at the start of the interval that are passed over.
-        cached: read latents beside the shards, see `cache.usable`.
+        cached: read latents beside the shards, see `latent_cache.usable`.
 
     Attributes:
-        skipped: how many samples were left out, by reason; each counts once, however often it comes round.
-        skipped_keys: why, by key; by shard for samples that are lost with it. Each is named in the log once.
+        skipped: how many samples were skipped, by reason. A sample counts once, in however many epochs it is.
+        skipped_keys: reason by key, or by shard for samples that are lost with it. Each is logged once.
 
     Raises:
         CommandError: fewer shards than ranks x workers, of which some would have nothing to read.
@@ -151,8 +162,8 @@ class SpanLoader:
         skip: int = 0,
         cached: bool = False,
     ) -> None:
-        # Here and not in the loader processes: OpenCV's threads do not come along when a process forks,
-        # and whoever asks for another number of them there waits for those for ever.
+        # Not in the loader processes: a forked process has none of OpenCV's threads, and would wait for
+        # them forever when it set another number.
         cv2.setNumThreads(1)
         if config.workers:
             check_sockets()
@@ -178,9 +189,13 @@ class SpanLoader:
         return self.batches(*self._first)
 
     def batches(self, interval: int, skip: int = 0) -> Iterator[Batch]:
-        """Batches of an interval after its first `skip`, for ever; any earlier iteration ends.
+        """Batches of an interval, without end. Any earlier iteration ends.
 
-        The same as a new loader's, but loader processes and the clips that they keep live on.
+        They are the same as a new loader's, but the loader processes and their cached clips are used again.
+
+        Args:
+            interval: number of the checkpoint interval.
+            skip: batches at its start that are passed over.
         """
         self._stream.turn.copy_(torch.tensor([interval, skip]))
         for read in self._each():
@@ -196,12 +211,12 @@ class SpanLoader:
     def _each(self) -> Iterator[_Read]:
         try:
             yield from self._loader
-        except RuntimeError as error:  # torch's way to say that a process was killed
+        except RuntimeError as error:  # torch raises it where a process was killed
             self._end()
             raise RunError(f"a loader process ended: {one_line(error)}") from None
 
     def _end(self) -> None:
-        """End the loader processes now; the next interval starts new ones."""
+        """End the loader processes now. The next interval starts new ones."""
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()

@@ -1,4 +1,4 @@
-"""What is there: the shards that a pattern names, their manifests, and what they have in common."""
+"""The shards that a pattern names, their manifests, and what a model must know of their data set."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 Shard = tuple[str, ShardManifest]
 """Path or URI of a tar file, and its manifest."""
 
-LOOKED_AT = 64
-"""Samples of a data set among which one is looked for that can be read, and one with an identity: where
-these have none, none is expected of any."""
+MAX_PROBED = 64
+"""Most samples that are read to find one without damage and one with an identity. Where these have no
+identity, none is expected of any."""
 
 DESCRIBING = ("json", "speech.npy", "identity.npy")
-"""Members that say what a model must know; the last may be missing."""
+"""Members that a model's sizes follow from. The last one may be missing."""
 
 
 def shard_list(shards: str) -> list[Shard]:
@@ -67,8 +67,9 @@ def probe(shards: str) -> DatasetInfo:
         shards: pattern that names the tar files.
 
     Raises:
-        CommandError, DatasetError: as `shard_list`; or there is no sample at all; or the pattern spans
-            data sets that differ in frame rate, speech features or identity embedding.
+        CommandError, DatasetError: as `shard_list`.
+        DatasetError: there is no sample, or the pattern spans data sets that differ in frame rate, speech
+            features or identity embedding.
     """
     return dataset_info(shard_list(shards), shards)
 
@@ -97,47 +98,47 @@ def dataset_info(found: Sequence[Shard], name: str) -> DatasetInfo:
 
 
 def _common(name: str, described: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What all data sets say; one without identities has nothing to say of them."""
+    """The values of all data sets. Only those with identities must agree on the identity model."""
     common: dict[str, Any] = {}
-    said_by: dict[str, str] = {}
+    origin: dict[str, str] = {}
     for url, info in described.items():
         for key, value in info.items():
             known = bool(value) or not key.startswith("identity")
-            if known and key in said_by and common[key] != value:
-                both = f"{common[key]} in {said_by[key]} and {value} in {url}"
+            if known and key in origin and common[key] != value:
+                both = f"{common[key]} in {origin[key]} and {value} in {url}"
                 raise DatasetError(f"{name}: {key}: expected one value, found {both}")
             if known or key not in common:
                 common[key] = value
             if known:
-                said_by[key] = url
+                origin[key] = url
     return common
 
 
 def _described(urls: Sequence[str]) -> dict[str, Any]:
     """What the samples of one data set have in common: of the first that can be read.
 
-    A damaged sample or shard is no reason to stop here. Whoever trains on it counts it.
+    A damaged sample or shard does not stop a run here. The loader counts it.
     """
     info: dict[str, Any] = {}
-    wrong = ""
-    for url, key, members in itertools.islice(_samples(urls), LOOKED_AT):
+    damage = ""
+    for url, key, members in itertools.islice(_samples(urls), MAX_PROBED):
         try:
             found = _described_by(key, members)
         except DatasetError as error:
-            wrong = wrong or f"{url}: {error}"
+            damage = damage or f"{url}: {error}"
             continue
         info = found if found["identity_dim"] else info or found
         if info["identity_dim"]:
             break
     if not info:
         raise DatasetError(
-            f"{urls[0]}: expected samples, as its manifest says, found none ({wrong or 'empty'})"
+            f"{urls[0]}: expected samples, as its manifest says, found none ({damage or 'empty'})"
         )
     return info | {"speech_model": _speech_model(urls[0])}
 
 
 def _described_by(key: str, members: Members) -> dict[str, Any]:
-    """What one sample says of its data set."""
+    """Description of a data set by one of its samples."""
     if lacking := [name for name in DESCRIBING[:2] if name not in members]:
         raise DatasetError(f"sample {key}: no {', '.join(lacking)}")
     meta = sample.read_meta(key, members["json"])
@@ -165,10 +166,10 @@ def _samples(urls: Sequence[str]) -> Iterator[tuple[str, str, Members]]:
 
 
 def _speech_model(url: str) -> str:
-    """Name of the speech encoder, from the data set's own description; empty where it does not say.
+    """Name of the speech encoder from `dataset.json`, or empty where that is missing or damaged.
 
     Raises:
-        DatasetError: the description is there, and disk or network fail.
+        DatasetError: disk or network fail.
     """
     name = beside(url, "dataset.json")
     (data,) = read_files([name])

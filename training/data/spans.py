@@ -1,7 +1,7 @@
-"""One shard sample to spans of frames, with everything cut to the same span and size.
+"""Spans of a shard sample: frames, lip masks and speech cut to the same span and size.
 
-`decode_sample` reads and checks a sample without decoding its video, which happens when a span is cut. Spans
-of a clip that is held in memory (`DecodedSample.in_memory`) need no decoding. Suffixes as in
+`decode_sample` reads and checks a sample without its video, which is decoded when a span is cut. Spans of a
+clip that is held in memory (`DecodedSample.in_memory`) need no decoding. Suffixes as in
 `training.data.batch`.
 """
 
@@ -41,10 +41,10 @@ UNKNOWN_OMEGA = 0.5
 """Motion intensity where none was measured: the middle. Source: FantasyTalking §3.4's neutral value."""
 
 MEMBERS = frozenset({"json", "mp4", "lips.npz", "speech.npy", "identity.npy", "txt"})
-"""Members of a sample that training reads; the others (landmarks, joints, sound, face) stay in the shard."""
+"""Members of a sample that training reads. Landmarks, joints, audio and face crop are passed over."""
 
 CACHED_MEMBERS = MEMBERS - {"mp4"}
-"""Likewise where latents stand for the pictures."""
+"""Likewise where cached latents replace the video."""
 
 _NEEDED = ("json", "lips.npz", "speech.npy")
 
@@ -53,17 +53,20 @@ _REASONS: dict[type[DatasetError], str] = {
     sample.OtherClipError: "other_clip",
     sample.ShapeError: "wrong_shape",
 }
-"""What a sample is counted under that cannot be decoded; all others are unreadable."""
+"""Reason for each kind of error. All other errors are 'unreadable'."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Cached spans of one clip, as `training.encode.command` writes them: n spans.
+    """Cached spans of one clip, n of them, as `training.encode.command` writes them.
 
     Attributes:
-        first_frame: [n]. latents: [n, 16, T, h, w]. condition: [n, 20, T, h, w].
-        text, empty_text: [S', D] without the zeros beyond the prompt's end, or None.
-        image: [n, K, D], or None.
+        first_frame: [n], number of each span's first frame in the clip.
+        latents: [n, 16, T, h, w] float16.
+        condition: [n, 20, T, h, w] float16.
+        text: prompt embedding [S', D] without the zeros beyond the prompt's end, or None.
+        empty_text: embedding of the empty prompt, likewise.
+        image: CLIP features [n, K, D], or None.
     """
 
     first_frame: np.ndarray
@@ -75,21 +78,27 @@ class Latents:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the arrays take."""
+        """Bytes of memory that the arrays take."""
         arrays = (self.latents, self.condition, self.text, self.empty_text, self.image)
         return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Frames of a clip with all that belongs to them.
+    """Frames of a clip with their lip masks, speech and conditions.
 
     Attributes:
-        key: `<clip id>+<first frame>`. first: that frame's number in the clip.
-        rgb: [F, H, W, 3] uint8, or None where latents stand for it.
-        lips: [F, H, W] uint8 0/1. lip_valid: [F] bool.
-        speech: [L, D] float32 at 50 Hz. identity: [D] float32, or empty.
-        latents: cached spans of the clip, or None; the place of this one among them is `nth`.
+        key: `<clip id>+<first frame>`.
+        first: number of the first frame in the clip.
+        rgb: [F, H, W, 3] uint8, or None where cached latents replace it.
+        lips: [F, H, W] uint8 0/1.
+        lip_valid: [F] bool.
+        speech: [L, D] float32 at 50 Hz.
+        identity: [D] float32, or empty.
+        omega: motion intensity of face and body, 0..1.
+        text: prompt, may be empty.
+        latents: cached spans of the clip, or None.
+        nth: index of this span among the cached ones.
     """
 
     key: str
@@ -107,9 +116,21 @@ class Span:
 
 @dataclass(frozen=True)
 class DecodedSample:
-    """A clip of `num_frames` frames at the size of its bucket; arrays as in `Span`, for the whole clip.
+    """A clip at the size of its bucket. Its arrays are those of `Span`, for the whole clip.
 
-    `span_frames` are those of a span in its bucket.
+    Attributes:
+        key: the clip's id.
+        fps: frames per second.
+        num_frames: frames of the clip.
+        span_frames: frames of a span in its bucket.
+        size: height and width of its bucket, px.
+        frames: frames and lip masks.
+        lip_valid: [F] bool.
+        speech: [L, D] float32 at 50 Hz.
+        identity: [D] float32, or empty.
+        omega: motion intensity of face and body, 0..1.
+        text: prompt, may be empty.
+        latents: cached spans, or None.
     """
 
     key: str
@@ -129,7 +150,7 @@ class DecodedSample:
         """Frames [first, first + span_frames) with their speech.
 
         Raises:
-            SkippedSampleError: the pictures cannot be decoded so far.
+            SkippedSampleError: the video cannot be decoded up to the last frame.
         """
         last = first + self.span_frames
         return Span(
@@ -152,7 +173,7 @@ class DecodedSample:
             self.frames.check(first + self.span_frames)
 
     def in_memory(self) -> DecodedSample:
-        """The same clip with its pictures decoded, for keeping in memory."""
+        """The same clip with its video decoded, for the cache."""
         if not isinstance(self.frames, EncodedVideo):
             return self
         if self.latents is None:
@@ -162,7 +183,7 @@ class DecodedSample:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the arrays take when it is kept."""
+        """Bytes of memory that the clip takes in the cache."""
         planes = 4 if self.latents is None else 1  # RGB and lips, or lips alone
         video = planes * self.num_frames * self.size[0] * self.size[1]
         latents = self.latents.num_bytes if self.latents else 0
@@ -178,19 +199,22 @@ def decode_sample(
     *,
     cached: bool = False,
 ) -> DecodedSample:
-    """A sample for spans of the longest of `lengths` that it holds, at the nearest of `sizes`.
+    """A sample, checked and ready to be cut into spans. Its video is not decoded yet.
 
-    Its pictures are not decoded yet.
-
-    Pictures are scaled to cover the size and cropped around the median of the lips, so that a face stays
-    in view where aspects differ. An identity is left out where the data set has none (`info`).
+    Frames are scaled to cover the size and cropped around the median of the lips, so that a face stays in
+    view where aspect ratios differ. An identity is left out where the data set has none.
 
     Args:
-        cached: take latents from the member `latents.npz` in place of pictures.
+        key: the clip's id.
+        members: contents of the sample's members.
+        sizes: height and width of each bucket, px. The one with the nearest aspect ratio is used.
+        lengths: frames of a span in each bucket. The longest that fits into the clip is used.
+        info: of the data set.
+        cached: take latents from the member `latents.npz` in place of the video.
 
     Raises:
         SkippedSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
-            'wrong_shape' or 'unreadable'; one line.
+            'wrong_shape' or 'unreadable'.
     """
     try:
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:

@@ -1,4 +1,4 @@
-"""Shards to batches of spans, for one reader among many; what it gives is a function of its reader_id.
+"""Batches of spans for one reader among many, as a function of its `ReaderId`.
 
 shards, in an order per epoch  ->  this reader's  ->  samples, undecoded  ->  shuffled
 ->  spans  ->  buckets by size and length  ->  batches
@@ -29,19 +29,19 @@ from talkforge.training.data.tar import BrokenShardError, read_joined, read_samp
 log = logging.getLogger(__name__)
 
 Bucket = tuple[Size, int]
-"""Size of the pictures and frames of a span."""
+"""Height and width in px, and frames of a span."""
 
 BY_DESIGN = ("too_short", "no_latents")
-"""Reasons that say nothing bad of a sample."""
+"""Reasons for which undamaged samples are skipped."""
 
 PATIENT_EPOCHS, PATIENT_SAMPLES, MOST_EPOCHS = 2, 10_000, 16
-"""A reader gives up when that many of its epochs, and that many samples, passed without a good one; or
-that many epochs at most: of few shards, those without a good sample may come again and again."""
+"""A reader gives up after that many of its epochs and that many samples without a usable one, but at the
+latest after `MOST_EPOCHS`. With few shards, those without a usable sample may be drawn many times."""
 
 
 @dataclass(frozen=True)
 class SkippedSample:
-    """What was left out, and why: a sample, or `count` samples of a shard."""
+    """A sample that is skipped, or `count` samples of a shard, and why."""
 
     key: str
     reason: str
@@ -49,13 +49,20 @@ class SkippedSample:
     count: int = 1
 
     def log(self) -> None:
-        """Name it in the log; only in a detailed one if samples are left out for this reason by design."""
+        """Log it: as a warning, or as a detail where the sample is undamaged (`BY_DESIGN`)."""
         log.log(logging.INFO if self.reason in BY_DESIGN else logging.WARNING, "left out: %s", self.message)
 
 
 @dataclass(frozen=True)
 class ReaderId:
-    """A reader among all readers of all ranks, in one interval of a run."""
+    """A reader among all readers of all ranks, in one checkpoint interval of a run.
+
+    Attributes:
+        seed: of the run.
+        interval: number of the checkpoint interval.
+        number: of the reader, from 0.
+        total: how many readers there are.
+    """
 
     seed: int
     interval: int
@@ -63,15 +70,22 @@ class ReaderId:
     total: int
 
     def rng(self, purpose: str) -> random.Random:
-        """Randomness of this reader alone."""
+        """A random generator of this reader alone.
+
+        Args:
+            purpose: name of what is drawn. Each has a generator of its own.
+        """
         return random.Random(f"{self.seed} {self.interval} {self.number} {purpose}")
 
 
 def shard_order(count: int, sampling: str, reader_id: ReaderId) -> Iterator[int]:
-    """Numbers of the shards that a reader reads, for ever.
+    """Numbers of the shards that a reader reads, without end.
 
-    'epochs': all readers together read every shard once before any begins its next epoch's;
-    'resampled': any shard at any time.
+    Args:
+        count: how many shards there are.
+        sampling: 'epochs' where the readers divide each epoch among them, so that every shard is read once
+            in it. 'resampled' where each reader draws with replacement.
+        reader_id: of the reader.
     """
     if sampling == "resampled":
         rng = reader_id.rng("shards")
@@ -85,9 +99,9 @@ def shard_order(count: int, sampling: str, reader_id: ReaderId) -> Iterator[int]
 
 
 class ClipCache:
-    """Clips in memory. What came first stays: whoever comes round and round would else miss them all.
+    """Decoded clips in memory, without eviction, because a cyclic reader would miss all of an LRU cache.
 
-    A shard of which everything is kept is not read again.
+    A shard that is cached whole is not read again.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -96,15 +110,15 @@ class ClipCache:
         self._shards: dict[str, list[str]] = {}
 
     def get(self, shard: str, key: str) -> DecodedSample | SkippedSample | None:
-        """What is kept of a sample."""
+        """The cached clip, why the sample is skipped, or None where it is not cached."""
         return self._found.get((shard, key))
 
     def room_for(self, clip: DecodedSample) -> bool:
-        """Whether `put` would keep it."""
+        """Whether there is room for a clip."""
         return clip.memory_bytes <= self._left_bytes
 
     def put(self, shard: str, key: str, found: DecodedSample | SkippedSample) -> None:
-        """Keep a clip, or that a sample is skipped, if there is room."""
+        """Cache a clip if there is room, or why a sample is skipped."""
         if not self.limit_bytes or (shard, key) in self._found:
             return
         if isinstance(found, DecodedSample):
@@ -114,12 +128,12 @@ class ClipCache:
         self._found[shard, key] = found
 
     def put_shard(self, shard: str, keys: list[str]) -> None:
-        """Remember which samples a shard holds, in their order."""
+        """Remember the keys of a shard, in their order."""
         if self.limit_bytes:
             self._shards[shard] = keys
 
     def whole(self, shard: str) -> list[tuple[str, DecodedSample | SkippedSample]] | None:
-        """Everything in a shard, in its order; None unless all of it is kept."""
+        """Everything in a shard, in its order. None unless all of it is cached."""
         found = [(key, self.get(shard, key)) for key in self._shards.get(shard, ())]
         whole = [(key, what) for key, what in found if what is not None]
         return whole if found and len(whole) == len(found) else None
@@ -127,7 +141,7 @@ class ClipCache:
 
 @dataclass(frozen=True)
 class _Item:
-    """A sample on its way through the shuffle: not looked at yet, kept in memory, or known to be skipped."""
+    """A sample in the shuffle buffer: members, a cached clip, or why it is skipped."""
 
     shard: str
     key: str
@@ -152,12 +166,14 @@ class Reader:
     def batches(
         self, reader_id: ReaderId, skip: int = 0
     ) -> Iterator[tuple[list[Span], tuple[SkippedSample, ...]]]:
-        """Batches for ever, each with what was left out since the last one.
+        """Batches without end, each with the samples that were skipped since the last one.
 
-        The first `skip` batches are passed over: they are drawn and checked, not converted.
+        Args:
+            reader_id: of the reader.
+            skip: batches at the start that are passed over. They are drawn and checked, but not converted.
 
         Raises:
-            DatasetError: no sample can be used, or a shard is not there; one line.
+            DatasetError: no sample can be used, or a shard is missing.
         """
         rng = reader_id.rng("spans")
         buckets: dict[Bucket, list[Span | Callable[[], Span]]] = {}
@@ -226,7 +242,7 @@ class Reader:
     def _drawn(
         self, item: _Item, rng: random.Random, *, check_only: bool
     ) -> tuple[Bucket, Span | Callable[[], Span]] | SkippedSample:
-        """A span of a sample, or how to make it where it may not be needed."""
+        """A span of a sample, or a function that makes it where it may not be needed."""
         clip = self._clip(item)
         if isinstance(clip, SkippedSample):
             return clip
@@ -246,7 +262,7 @@ class Reader:
     def _clip(self, item: _Item) -> DecodedSample | SkippedSample:
         if isinstance(item.what, DecodedSample | SkippedSample):
             return item.what
-        found = self._cache.get(item.shard, item.key)  # it may have come twice before it was looked at
+        found = self._cache.get(item.shard, item.key)  # it may be in the buffer twice
         if found is not None:
             return found
         try:
@@ -263,19 +279,23 @@ class Reader:
 
 
 class _Patience:
-    """How long there has been no good sample, of `epoch` that a reader reads in an epoch."""
+    """Ends a reader that finds no usable sample.
+
+    Args:
+        epoch: samples that it reads in an epoch.
+    """
 
     def __init__(self, epoch: float) -> None:
         self._most = min(MOST_EPOCHS * epoch, max(PATIENT_EPOCHS * epoch, PATIENT_SAMPLES))
-        self._bad = Counter[str]()
+        self._skipped = Counter[str]()
 
     def usable(self) -> None:
-        """A good sample."""
-        self._bad.clear()
+        """A sample was usable."""
+        self._skipped.clear()
 
     def skipped(self, skipped: SkippedSample) -> None:
-        """A bad one; raises DatasetError where there seem to be none but bad ones."""
-        self._bad[skipped.reason] += skipped.count
-        if self._bad.total() > self._most:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._bad.items()))
+        """A sample was skipped. Raises DatasetError where no usable one is to be expected."""
+        self._skipped[skipped.reason] += skipped.count
+        if self._skipped.total() > self._most:
+            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self._skipped.items()))
             raise DatasetError(f"no sample can be used: {counts}; the last: {skipped.message}")

@@ -14,7 +14,7 @@ from talkforge.schemas.tar import Sample
 
 
 class BrokenShardError(DatasetError):
-    """A tar file that cannot be read to its end; the samples before have been read."""
+    """A tar file that cannot be read to its end. The samples before the damage have been read."""
 
 
 def beside(shard: str, name: str) -> str:
@@ -35,15 +35,15 @@ def beside(shard: str, name: str) -> str:
 
 
 def read_files(names: Sequence[str]) -> list[bytes | Exception]:
-    """Contents of small files, or why there are none; remote ones are fetched at the same time.
+    """Contents of small files, or the error of each that cannot be read. Remote ones come in parallel.
 
     Args:
         names: paths or URIs.
     """
     found: list[bytes | Exception] = []
     for protocol, group in itertools.groupby(names, key=lambda name: name.rpartition("://")[0]):
-        together = list(group)
-        found += _fetched(together) if protocol else [_read(name) for name in together]
+        batch = list(group)
+        found += _fetched(batch) if protocol else [_read(name) for name in batch]
     return found
 
 
@@ -106,5 +106,5 @@ def read_joined(url: str, wanted: Collection[str], latents_url: str) -> Iterator
 def _next(samples: Iterator[Sample]) -> Sample | None:
     try:
         return next(samples, None)
-    except BrokenShardError:  # what is missing is counted, sample by sample
+    except BrokenShardError:  # samples without latents are counted one by one
         return None

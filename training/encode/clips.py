@@ -1,4 +1,4 @@
-"""The samples of a shard as arrays of latents: what `latents.npz` holds, made on one device."""
+"""Arrays of latents for `latents.npz`, encoded from the samples of a shard on one device."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class EncodedClip:
     """The cached spans of one clip.
 
     Attributes:
-        arrays: `first_frame` int32 [n]; float16 `latents` [n, 16, T, h, w], `condition` [n, 20, T, h, w];
-            where there are such encoders `text` and `empty_text` [S', D] without the zeros at their end,
-            and `image` [n, K, D].
+        key: the clip's id.
+        arrays: `first_frame` int32 [n], float16 `latents` [n, 16, T, h, w] and `condition` [n, 20, T, h, w].
+            Where there are such encoders also `text` and `empty_text` [S', D] without the zeros at their
+            end, and `image` [n, K, D].
     """
 
     key: str
@@ -42,23 +43,34 @@ class EncodedClip:
 
 
 def first_frames(clip_frames: int, num_frames: int, count: int) -> list[int]:
-    """Where up to `count` spans of `num_frames` begin: in the middle of as many equal parts of all places."""
-    places = clip_frames - num_frames + 1
-    return sorted({int((k + 0.5) * places / count) for k in range(count)})
+    """First frames of spans that are evenly spread over a clip.
+
+    All possible first frames are divided into `count` equal parts, and a span begins in the middle of each.
+
+    Args:
+        clip_frames: frames of the clip.
+        num_frames: frames of a span.
+        count: spans. There are fewer where the clip is too short for so many different ones.
+    """
+    possible = clip_frames - num_frames + 1
+    return sorted({int((k + 0.5) * possible / count) for k in range(count)})
 
 
 def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An npz file, not compressed: noise does not shrink. Its bytes depend on nothing but the arrays."""
+    """An npz file, not compressed, because noise does not shrink. Its bytes depend on the arrays alone."""
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
 
 
 def text_dim(config: TrainConfig) -> int:
-    """Width of the prompt embedding that the transformer takes; read from its description alone.
+    """Width of the prompt embedding that the transformer takes, read from its `config.json` alone.
+
+    Args:
+        config: of the run.
 
     Raises:
-        ModelError: there is no such description.
+        ModelError: there is no such file.
     """
     base = config.model.base
     if base == "random" or config.codec.text == "none":
@@ -75,7 +87,7 @@ def text_dim(config: TrainConfig) -> int:
 
 
 class ClipEncoder:
-    """Encodes clips on one device; on a GPU in the precision of `run.precision`."""
+    """Encodes clips on one device. On a GPU it computes in the precision of `run.precision`."""
 
     def __init__(
         self,
@@ -89,10 +101,13 @@ class ClipEncoder:
         self._encoders, self._device = encoders, device
 
     def shard(self, url: str) -> Iterator[EncodedClip | SkippedSample]:
-        """Every sample of a shard in its order; the next one is decoded while one is encoded.
+        """Every sample of a shard in its order. The next one is decoded while one is encoded.
+
+        Args:
+            url: path or URI of the tar file.
 
         Raises:
-            DatasetError: the shard is not there, or the network fails.
+            DatasetError: the shard is missing, or disk or network fail.
             RunError: the device's memory does not hold a span.
         """
         for key, found in _ahead(self._samples(url)):
@@ -106,7 +121,7 @@ class ClipEncoder:
         while True:
             try:
                 key, members = next(samples)
-            except (StopIteration, BrokenShardError):  # whoever reads this counts what is lost
+            except (StopIteration, BrokenShardError):  # the caller counts the samples that are lost
                 return
             except OSError as error:
                 raise DatasetError(f"{url}: cannot be read ({one_line(error)})") from None
@@ -158,7 +173,7 @@ class ClipEncoder:
 
 
 def _generator(key: str) -> Generator:
-    """Of the codec's noise: the same for a span, whatever else is encoded."""
+    """Generator of the codec's noise, a function of the span alone."""
     return Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
 
@@ -174,7 +189,7 @@ def _trimmed(text: np.ndarray) -> np.ndarray:
 
 
 def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The next item is made in a thread of its own while this one is used."""
+    """Items, each of which is made in a thread of its own while the one before it is used."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, items, None)
         while (item := waiting.result()) is not None:

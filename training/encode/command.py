@@ -1,10 +1,10 @@
-"""`talkforge encode`: latents and conditions of every shard beside it, so that training need not make them.
+"""`talkforge encode`: a cache of latents and conditions beside the shards, for training.
 
     shards/train-000000.tar  ->  latents/train-000000.tar   `<key>.latents.npz` of each sample
-                                 latents/train-000000.json  written last: the latents are there
+                                 latents/train-000000.json  written last, which commits the tar file
 
-Spans begin at fixed places, spread evenly over each clip. A shard whose latents are as they would be made
-now is passed over.
+Spans begin at fixed frames, evenly spread over each clip. A shard whose cached latents are current is passed
+over.
 """
 
 from __future__ import annotations
@@ -40,11 +40,16 @@ from talkforge.training.wan.encoders import load_encoders
 
 @dataclass
 class EncodeResult:
-    """How far the work is, and what came of it in the end.
+    """Progress of the work, and its result in the end.
 
     Attributes:
-        shards: of the data set; done: have latents; kept: of these, were there before.
-        clips, spans: written. bad, skipped_keys: samples that were left out, by reason and by key.
+        shards: shards of the data set.
+        done: shards that have latents.
+        kept: shards that had current latents before.
+        clips: clips that were encoded.
+        spans: spans that were encoded.
+        skipped: number of samples that were skipped, by reason.
+        skipped_keys: reason of each, by key.
         seconds: since the beginning.
     """
 
@@ -73,7 +78,15 @@ Show = Callable[[EncodeResult], None]
 def run_encode(
     dataset: str, config_name: str | Path | None, settings: Sequence[str], spans: int, show: Show
 ) -> EncodeResult:
-    """The command: `encode_dataset` with the configuration of a run of training."""
+    """`encode_dataset` with the configuration of a training run.
+
+    Args:
+        dataset: folder or fsspec URI.
+        config_name: name of a preset, or path of a YAML file. None means the defaults.
+        settings: each `section.key=value` overrides one value.
+        spans: spans cached of each clip.
+        show: called after every sample and shard.
+    """
     config = load_train_config(config_name, list(settings))
     return encode_dataset(dataset, config, spans_per_clip=spans, progress=show)
 
@@ -90,12 +103,15 @@ def encode_dataset(
 
     Args:
         dataset: folder or fsspec URI.
-        spans_per_clip: spans cached of each clip; fewer where it has no more.
+        config: of the training runs that shall use the latents.
+        spans_per_clip: spans cached of each clip. Fewer where it has no more.
         progress: called after every sample and shard.
-        devices: each encodes shards of its own; without, all GPUs, or the CPU where there is none.
+        devices: devices, each of which encodes shards of its own. Without any, all GPUs are used, or the CPU
+            where there is none.
 
     Raises:
-        CommandError: no shards, or nothing to be gained. ModelError: weights cannot be had.
+        CommandError: there are no shards, or the codec is too cheap to be cached.
+        ModelError: weights are missing.
         DatasetError: a manifest, or the first sample, cannot be read.
         RunError: the latents cannot be written, or a device's memory does not hold a span.
     """
@@ -114,8 +130,8 @@ def encode_dataset(
         _remove_stale(store, shards)
         codec_sha256 = load_codec(config).sha256
         work = _Work(store, snapshot, config, spans_per_clip, codec_sha256, shards, progress)
-        if work.waiting:  # the other encoders are large: not loaded for nothing
-            work.share(
+        if work.waiting:  # the other encoders are large, and are loaded only where there is work
+            work.run(
                 [
                     ClipEncoder(config, info, spans_per_clip, load_encoders(config, width, device), device)
                     for device in map(torch.device, devices or _devices())
@@ -139,7 +155,7 @@ def _devices() -> list[str]:
 
 
 def _remove_stale(store: Store, shards: Sequence[ShardManifest]) -> None:
-    """Latents of shards that are no more; manifests go first."""
+    """Remove latents whose shards are gone, manifests first."""
     names = {shard.name for shard in shards}
     stale = [name for name in store.list(latent_cache.FOLDER) if Path(name).stem not in names]
     for name in sorted(stale, key=lambda name: (name.endswith(".tar"), name)):
@@ -152,15 +168,15 @@ def _files(shard: ShardManifest) -> tuple[str, str]:
 
 
 class _StoppedError(Exception):
-    """Another encoder has failed: what this one does is no longer of use."""
+    """Another encoder has failed, so this one stops."""
 
 
 class _Work:
-    """The shards of one call, shared out among encoders.
+    """The shards of one call, distributed over encoders.
 
     Attributes:
-        waiting: shards whose latents are not there as they would be made now.
-        result: how far it is.
+        waiting: shards without current latents.
+        result: progress so far.
     """
 
     def __init__(
@@ -181,8 +197,12 @@ class _Work:
         kept = len(shards) - len(self.waiting)
         self.result = EncodeResult(len(shards), done=kept, kept=kept)
 
-    def share(self, encoders: Sequence[ClipEncoder]) -> None:
-        """Each encoder takes the next shard when it is done with one; an error of one ends them all."""
+    def run(self, encoders: Sequence[ClipEncoder]) -> None:
+        """Have each encoder take the next shard when it is done with one. An error of one ends them all.
+
+        Args:
+            encoders: one for each device.
+        """
         with ThreadPoolExecutor(len(encoders)) as pool:
             working = [pool.submit(self._work, encoder) for encoder in encoders]
             try:
@@ -218,7 +238,7 @@ class _Work:
             result.done += 1
 
     def _manifest(self, shard: ShardManifest) -> LatentsManifest:
-        """Of latents as they would be made now, without what is known when they are."""
+        """Manifest of latents that are made now, without their checksum, size and keys."""
         config = self._config
         return LatentsManifest(
             name=shard.name,
@@ -239,7 +259,7 @@ class _Work:
         )
 
     def _is_current(self, shard: ShardManifest) -> bool:
-        """Whether the latents are there as they would be made now; never where samples were lost."""
+        """Whether the latents are current. They never are where samples were lost."""
         tar, described = _files(shard)
         try:
             found = latent_cache.parse_manifest(self._store.read(described), described)
@@ -250,7 +270,7 @@ class _Work:
             return False
 
     def _write(self, path: Path, shard: ShardManifest, encoder: ClipEncoder) -> tuple[list[str], int]:
-        """The tar file; the keys in it, and how many samples could not be read."""
+        """Write the tar file. Returns the keys in it, and how many samples could not be read."""
         keys: list[str] = []
         count = 0
         with (

@@ -1,4 +1,4 @@
-"""Flow matching, and the loss that stage 2 turns towards the lips.
+"""Flow matching, and the lip-weighted loss of stage 2.
 
     x = (1 - sigma) z + sigma e,   target e - z,   timestep 1000 sigma
 
@@ -15,11 +15,16 @@ from torch import Generator, Tensor
 from talkforge.training.config import FlowConfig, LossConfig
 
 TIMESTEPS = 1000
-"""The transformer is told `TIMESTEPS * sigma`. Source: Wan."""
+"""The timestep of the transformer is `TIMESTEPS * sigma`. Source: Wan."""
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
-    """Sigmas moved towards noise: k s / (1 + (k - 1) s). Source: Wan's scheduler, after SD3 (Esser 2024)."""
+    """Sigmas moved towards noise: k s / (1 + (k - 1) s). Source: Wan's scheduler, after SD3 (Esser 2024).
+
+    Args:
+        sigma: noise levels, 0..1, of any shape.
+        shift: k. 1 changes nothing.
+    """
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -28,8 +33,15 @@ def draw_sigmas(
 ) -> Tensor:
     """Noise levels of a batch, float32 [B] in (0, 1], shifted.
 
-    'stratified' gives each of the `world * batch` samples of a step its own equal piece of (0, 1];
-    the pieces of a rank are spread over the whole range.
+    'stratified' divides (0, 1] into an equal interval for each of the `world * batch` samples of a step.
+    Those of one rank are spread over the whole range.
+
+    Args:
+        batch: samples of this rank.
+        config: the distribution and its shift.
+        generator: on the CPU.
+        rank: number of this process among those of the step.
+        world: how many there are.
     """
     if config.timesteps == "logit_normal":
         sigma_B = torch.sigmoid(torch.randn(batch, generator=generator))
@@ -43,8 +55,12 @@ def draw_sigmas(
 def timestep_weight(sigma_B: Tensor, config: FlowConfig) -> Tensor:
     """Weight of each sample in the loss, float32 [B].
 
-    'bell': exp(-2 (s - 1/2)^2) less its value at 0 and 1, over its mean on uniform, shifted timesteps.
-    Source: ours; open trainers of Wan use a bell of this shape.
+    'bell': exp(-2 (s - 1/2)^2) minus its value at 0 and 1, divided by its mean on uniform, shifted timesteps.
+    Source: ours. Open trainers of Wan use a bell of this shape.
+
+    Args:
+        sigma_B: noise levels.
+        config: the weighting and the shift.
     """
     if config.weighting == "none":
         return torch.ones_like(sigma_B)
@@ -64,14 +80,20 @@ def noised(latents_BCTHW: Tensor, noise_BCTHW: Tensor, sigma_B: Tensor) -> Tenso
 
 
 def velocity(latents_BCTHW: Tensor, noise_BCTHW: Tensor) -> Tensor:
-    """What the transformer is to predict, [B, C, T, H, W]."""
+    """The target of the transformer, [B, C, T, H, W]."""
     return noise_BCTHW - latents_BCTHW
 
 
 def draw_masked(batch: int, config: LossConfig, stage: str, generator: Generator) -> Tensor:
     """Which samples are weighted by their lips, bool [B]: with p = 1 - eta in stage 'frame', else none.
 
-    Source: FantasyTalking §3.2, Eq. 3; drawn for each sample by itself.
+    Each sample is drawn by itself. Source: FantasyTalking §3.2, Eq. 3.
+
+    Args:
+        batch: samples.
+        config: `eta`, the fraction without the mask.
+        stage: 'clip' or 'frame'.
+        generator: on the CPU.
     """
     drawn_B = torch.rand(batch, generator=generator)  # in either stage, so that both draw alike
     return drawn_B >= config.eta if stage == "frame" else torch.zeros(batch, dtype=torch.bool)
@@ -82,11 +104,11 @@ class Loss:
     """The loss of a batch and its parts.
 
     Attributes:
-        total: scalar with gradient: what is minimised.
+        total: scalar with gradient, which is minimised.
         unmasked: scalar, mean squared error over everything, detached.
-        lips: scalar, mean squared error weighted by the lip mask over the samples that have one,
-            detached; nan where none has.
-        masked_fraction: scalar, share of the samples that were weighted by their lips, detached.
+        lips: scalar, mean squared error weighted by the lip mask over the samples that have one, detached.
+            NaN where none has.
+        masked_fraction: scalar, fraction of the samples that were weighted by their lips, detached.
     """
 
     total: Tensor
@@ -103,13 +125,20 @@ def flow_loss(
     weight_B: Tensor,
     config: LossConfig,
 ) -> Loss:
-    """Mean squared error of the velocity; of the lips alone for the samples in `masked_B`.
+    """Mean squared error of the velocity, weighted by the lip mask for the samples in `masked_B`.
 
     The masked error is a mean over the mask ('mask_sum') or over all cells ('pixels'), plus
-    `config.unmasked_weight` times the unmasked one. A sample without lips in any frame has nothing to be
-    weighted by, and counts unmasked.
+    `config.unmasked_weight` times the unmasked one. A sample without lips in any frame counts unmasked.
 
-    Source: FantasyTalking §3.2, Eq. 2-3; the paper leaves the division open.
+    Source: FantasyTalking §3.2, Eq. 2-3. The paper does not say what the masked error is divided by.
+
+    Args:
+        predicted_BCTHW: velocity that the transformer predicts.
+        target_BCTHW: velocity that it should predict.
+        mask_B1THW: lip mask on the latent grid, 0..1.
+        masked_B: bool, samples that are weighted by their lips.
+        weight_B: weight of each sample's timestep.
+        config: how the masked error is divided, and what is added to it.
     """
     error_BTHW = (predicted_BCTHW.float() - target_BCTHW.float()).square().mean(dim=1)
     mask_BTHW = mask_B1THW[:, 0].float()

@@ -1,4 +1,4 @@
-"""From noise to latents: Euler steps along the learnt flow, guided by prompt and audio."""
+"""Sampling: Euler steps from noise to latents with classifier-free guidance by prompt and audio."""
 
 from __future__ import annotations
 
@@ -35,15 +35,20 @@ def sample(
     v = v(no text, no audio) + s_text (v(text, no audio) - v(no text, no audio))
                              + s_audio (v(text, audio) - v(text, no audio))
 
-    where "no" is what `training.objective.step` does to a dropped condition. The image is always keep. A
+    where "no" is a dropped condition, as `training.objective.step` defines it. The image is always kept. A
     pass whose weight is zero is not computed.
 
-    Args:
-        batch: speech, identity and motion intensities to follow; its pictures are not looked at.
-        encoded: reference image and prompt; its latents are not looked at.
-        generator: on the CPU: one seed is one video on every device.
-
     Source: published inference code of FantasyTalking.
+
+    Args:
+        model: predicts the velocity.
+        batch: speech, identity and motion intensities. Its frames are not used.
+        encoded: reference image and prompt. Its latents are not used.
+        adapters: scales of the added attentions.
+        stage: 'clip' or 'frame'.
+        config: Euler steps and guidance weights.
+        shift: of the noise levels, see `losses.shifted`.
+        generator: on the CPU, so that a seed gives the same video on every device.
     """
     weights = {  # of (text, audio)
         (False, False): 1 - config.text_cfg,
@@ -51,7 +56,7 @@ def sample(
         (True, True): config.audio_cfg,
     }
     keep = KeepMask.all(batch.size)
-    told = {
+    passes = {
         (text, audio): conditions(
             batch,
             encoded,
@@ -69,6 +74,6 @@ def sample(
     with torch.no_grad():
         for now, then in itertools.pairwise(sigmas(config.steps, shift).tolist()):
             timestep_B = torch.full((batch.size,), losses.TIMESTEPS * now, device=x.device)
-            velocity = sum(weights[which] * model(x, timestep_B, told[which]) for which in told)
+            velocity = sum(weights[which] * model(x, timestep_B, passes[which]) for which in passes)
             x = x + (then - now) * velocity
     return x

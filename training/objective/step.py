@@ -1,4 +1,4 @@
-"""One training step: a batch in, its loss out. Knows nothing of devices, optimizers or files.
+"""One training step: the loss of a batch. Devices, optimizers and files are handled elsewhere.
 
 What "dropped" means, here and for guidance in `training.generate`:
 
@@ -23,12 +23,12 @@ from talkforge.training.wan.alignment import latent_masks
 from talkforge.training.wan.encoders import Encoders
 
 Model = Callable[[Tensor, Tensor, Conditions], Tensor]
-"""Noisy latents, timestep 0..1000 and conditions to a velocity, as `model.TalkingWan`."""
+"""Noisy latents, timestep 0..1000 and conditions to a velocity, as `wan.talking_wan.TalkingWan`."""
 
 
 @dataclass(frozen=True)
 class KeepMask:
-    """Which conditions of each sample are keep, bool [B]."""
+    """Which conditions of each sample are kept, bool [B]."""
 
     image_B: Tensor
     audio_B: Tensor
@@ -41,7 +41,13 @@ class KeepMask:
 
     @classmethod
     def draw(cls, batch: int, config: DropoutConfig, generator: Generator) -> KeepMask:
-        """Each condition of each sample is dropped by itself. Source: FantasyTalking, training details."""
+        """Drops each condition of each sample independently. Source: FantasyTalking, training details.
+
+        Args:
+            batch: samples.
+            config: probability of each condition.
+            generator: on the CPU.
+        """
         rates = (config.image, config.audio, config.text)
         return cls(*(torch.rand(batch, generator=generator) >= rate for rate in rates))
 
@@ -54,7 +60,7 @@ class EncodedBatch:
     """
 
     latents_BCTHW: Tensor | None
-    """None where there is nothing to learn from: a video is to be generated."""
+    """None where a video is to be generated, which has no target."""
     condition_BCTHW: Tensor
     text_BSD: Tensor
     empty_text_SD: Tensor
@@ -62,13 +68,18 @@ class EncodedBatch:
 
 
 def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> EncodedBatch:
-    """Latents and conditions of a batch, encoded now or taken from its cache.
+    """Latents and conditions of a batch, encoded now or taken from the cache.
+
+    Args:
+        batch: on the encoders' device.
+        encoders: of frames, prompts and reference images.
+        generator: of the codec's noise. None takes the mode.
 
     Raises:
         DatasetError: the cache lacks what the model needs.
     """
     if batch.cached is None:
-        assert batch.rgb_BFHWC is not None, "a batch has pictures, or a cache of them"
+        assert batch.rgb_BFHWC is not None, "a batch has frames, or cached latents of them"
         latents = encoders.codec.encode(batch.rgb_BFHWC, generator)
         first_BHWC = batch.rgb_BFHWC[:, 0]
         return encode_image(first_BHWC, batch.num_frames, batch.texts, encoders, latents)
@@ -88,7 +99,15 @@ def encode_image(
     encoders: Encoders,
     latents_BCTHW: Tensor | None = None,
 ) -> EncodedBatch:
-    """Conditions of reference pictures, uint8 [B, H, W, 3], and prompts, for spans of `num_frames`."""
+    """Conditions of reference images and prompts.
+
+    Args:
+        rgb_BHWC: reference images, uint8 [B, H, W, 3].
+        num_frames: frames of the spans.
+        texts: prompts.
+        encoders: of frames, prompts and reference images.
+        latents_BCTHW: latents of the spans, which are passed on.
+    """
     text_BSD, empty_SD = _texts(texts, encoders)
     return EncodedBatch(
         latents_BCTHW=latents_BCTHW,
@@ -107,9 +126,14 @@ def _texts(texts: Sequence[str], encoders: Encoders) -> tuple[Tensor, Tensor]:
 def conditions(
     batch: Batch, encoded: EncodedBatch, keep: KeepMask, adapters: AdapterConfig, stage: str
 ) -> Conditions:
-    """What the transformer is told of a batch; see the module's docstring for what is dropped and how.
+    """Conditions of the transformer for a batch. The module's docstring says what is dropped and how.
 
-    `batch` gives speech, identity and motion intensity; its pictures are not looked at.
+    Args:
+        batch: speech, identity and motion intensity. Its frames are not used.
+        encoded: reference image and prompt.
+        keep: which conditions are kept.
+        adapters: scales of the added attentions.
+        stage: 'clip' or 'frame'.
     """
     image_B, audio_B, text_B = (keep.to(batch.speech_BLD.device) for keep in _each(keep))
     with_face_B = batch.has_identity_B & image_B
@@ -143,23 +167,28 @@ def training_step(
     rank: int = 0,
     world: int = 1,
 ) -> losses.Loss:
-    """The loss of one batch, which lies on the model's device.
+    """The loss of one batch.
 
     Args:
-        generator: on the CPU; everything that is random is drawn from it, in one order.
-        rank, world: this process among those that share a step, for stratified timesteps.
+        model: predicts the velocity.
+        encoders: of frames, prompts and reference images.
+        batch: on the model's device.
+        config: of the run.
+        generator: on the CPU. All random numbers come from it, in one order.
+        rank: number of this batch among those of the step, for stratified timesteps.
+        world: how many batches the step has.
     """
     device = batch.speech_BLD.device
     encoded = encode(batch, encoders, generator)
     latents = encoded.latents_BCTHW
     assert latents is not None, "training needs latents"
     keep = KeepMask.draw(batch.size, config.dropout, generator)
-    told = conditions(batch, encoded, keep, config.adapters, config.run.stage)
+    conditioned = conditions(batch, encoded, keep, config.adapters, config.run.stage)
     sigma_B = losses.draw_sigmas(batch.size, config.flow, generator, rank=rank, world=world).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     masked_B = losses.draw_masked(batch.size, config.loss, config.run.stage, generator).to(device)
 
-    predicted = model(losses.noised(latents, noise, sigma_B), losses.TIMESTEPS * sigma_B, told)
+    predicted = model(losses.noised(latents, noise, sigma_B), losses.TIMESTEPS * sigma_B, conditioned)
 
     grid_HW = (latents.shape[3], latents.shape[4])
     mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, grid_HW, config.loss.mask_resize)

@@ -1,1 +1,1 @@
-"""One run: the loop, the optimizer, checkpoints, and what is written down."""
+"""A training run: loop, optimizer, parallelism, checkpoints and published layouts."""

@@ -2,15 +2,15 @@
 
     RUN/checkpoints/step-00001000/
         trained.safetensors      what is trained, by its name in the model, float32
-        ema.safetensors          its moving average, where one is kept
+        ema.safetensors          EMA of these weights, where `optim.ema` is set
         codec.safetensors        statistics of the linear codec, where it is used
         optimizer.safetensors    AdamW's moments, as `<name in the model>.<moment>`
-        deepspeed/               the optimizer in DeepSpeed's own files, in its place
-        state.json               step, place in the data, info of the data set
+        deepspeed/               the optimizer in DeepSpeed's own files instead
+        state.json               step, position in the data, info of the data set
         config.yaml              the run's whole configuration
 
-A folder without a dot is complete: it is written under another name, flushed, and moved. The files are
-the same however many processes there were, and however the model was spread over them.
+A folder whose name does not begin with a dot is complete, because it is written under another name, flushed
+and renamed. The files do not depend on the number of processes, nor on how the model was sharded.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         step: optimizer steps done.
-        interval: the loader's interval; consumed: batches of it that each rank has used.
-        world: processes that shared the run.
-        cached: cached latents were read.
+        interval: the loader's checkpoint interval.
+        consumed: batches of the interval that each rank has used.
+        world: processes of the run.
+        cached: whether cached latents were read.
         info: of the data set it was trained on.
     """
 
@@ -79,16 +80,16 @@ class Checkpoint:
     config: TrainConfig
 
     def trained(self) -> State:
-        """What was trained."""
+        """The trained weights."""
         return _read(self.folder / TRAINED)
 
     def ema(self) -> State | None:
-        """The moving average; None where none was kept."""
+        """EMA of the trained weights, or None where there is none."""
         path = self.folder / EMA_FILE
         return _read(path) if path.exists() else None
 
     def best(self) -> State:
-        """What to go on with elsewhere: the moving average if there is one, else what was trained."""
+        """Weights for inference or another run: the EMA if there is one, else the trained weights."""
         return self.ema() or self.trained()
 
     def optimizer(self) -> State:
@@ -96,7 +97,7 @@ class Checkpoint:
         return _read(self.folder / OPTIMIZER)
 
     def codec(self) -> LinearCodec | None:
-        """The linear codec with its statistics; None where the run uses another."""
+        """The linear codec with its statistics, or None where the run uses another."""
         path = self.folder / CODEC
         return LinearCodec(read_tensors(path)) if path.exists() else None
 
@@ -120,13 +121,23 @@ def save(
     codec: LinearCodec | None,
     keep: int,
 ) -> Path:
-    """Write a checkpoint whole or not at all, then remove all but the last `keep`; returns its folder.
+    """Write a checkpoint whole or not at all, then remove all but the last ones.
 
     Args:
-        optimizer: its moments, or a folder of DeepSpeed's beside the checkpoints, which is moved in.
+        run: the run's folder.
+        progress: of the run.
+        config: of the run.
+        trained: weights that are trained, by name.
+        optimizer: moments of the optimizer, or DeepSpeed's folder beside the checkpoints, which is moved.
+        ema: EMA of the weights, or None.
+        codec: the linear codec, or None where the run uses another.
+        keep: how many checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        RunError: it cannot be written (the disk is full, say); what was there before stays.
+        RunError: it cannot be written, for example because the disk is full. Earlier checkpoints stay.
     """
     root, target = run / FOLDER, folder_of(run, progress.step)
     part = root / f".{target.name}"
@@ -161,13 +172,13 @@ def save(
 
 
 def _clear(root: Path) -> None:
-    """Remove what an earlier process left unfinished."""
+    """Remove unfinished checkpoints of an earlier process."""
     for path in root.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint so that half of one never goes by its name."""
+    """Remove a checkpoint. A half-removed one does not keep its name."""
     hidden = folder.with_name(f".{folder.name}.old")
     with suppress(OSError):  # what is left goes before the next checkpoint is written
         folder.rename(hidden)
@@ -186,25 +197,31 @@ def steps(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found)
 
 
-def find(place: Path) -> Path:
-    """The checkpoint that a run folder (its last) or a checkpoint's own folder stands for.
+def find(path: Path) -> Path:
+    """Folder of the checkpoint.
+
+    Args:
+        path: a run's folder, which stands for its last checkpoint, or a checkpoint's folder.
 
     Raises:
         CommandError: there is none.
     """
-    if (place / "state.json").is_file():
-        return place
-    found = steps(place)
+    if (path / "state.json").is_file():
+        return path
+    found = steps(path)
     if not found:
-        raise CommandError(f"{place}: expected a run or a checkpoint, found no {FOLDER}/step-*")
+        raise CommandError(f"{path}: expected a run or a checkpoint, found no {FOLDER}/step-*")
     return found[-1][1]
 
 
 def read(folder: Path) -> Checkpoint:
-    """A checkpoint of this program.
+    """A checkpoint of this version or an earlier one.
+
+    Args:
+        folder: of the checkpoint.
 
     Raises:
-        ModelError: it is damaged; names the file.
+        ModelError: it is damaged. The message names the file.
     """
     path = folder / "state.json"
     try:
@@ -226,15 +243,17 @@ def to_yaml(config: TrainConfig) -> str:
 def load_trained(
     model: TalkingWan, state: Mapping[str, Tensor], name: str, *, adapters_suffice: bool = False
 ) -> None:
-    """Put what was trained into a model of the same shape.
+    """Load trained weights into a model of the same shape.
 
     Args:
+        model: its trained parameters are overwritten.
+        state: weights by their names in the model.
         name: of the file, for messages.
-        adapters_suffice: a model that trains more than its adapters takes weights of these alone, too;
-            the rest of it stays as it is.
+        adapters_suffice: a model that trains more than its adapters accepts weights of the adapters alone.
+            Its other weights stay as they are.
 
     Raises:
-        ModelError: a key is missing, unexpected or of another shape; lists them, and changes nothing.
+        ModelError: a key is missing, unexpected or of another shape. Nothing is changed then.
     """
     expected = {key: value for key, value in model.named_parameters() if value.requires_grad}
     adapters = {key for key, _ in adapter_parameters(model)}

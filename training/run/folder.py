@@ -1,4 +1,4 @@
-"""A run's folder: what is written there about the run, and whether it may go on.
+"""A run's folder: the record of each start, and whether the run may be resumed.
 
 RUN/config.yaml        the whole configuration, as `--config` takes it
 RUN/run.json           one entry for each start: program, machine, data
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     "data.cache_mb",
-    "data.latents",  # what was read is compared by itself
-    "data.shards",  # likewise, by fingerprint: they may have moved
+    "data.latents",  # whether cached latents were read is compared below
+    "data.shards",  # compared by fingerprint, because they may have moved
     "data.validation_shards",
     "model.gradient_checkpointing",
     "run.keep",
@@ -50,47 +50,61 @@ _LIBRARIES = ("talkforge", "torch", "diffusers", "accelerate")
 
 
 def resumable(out: Path, config: TrainConfig, fresh: TrainProgress) -> Checkpoint | None:
-    """The last checkpoint in the run's folder; None where there is none.
+    """The last checkpoint in the run's folder, or None where there is none.
 
     Args:
-        fresh: where a run of now would begin: its data and processes.
+        out: the run's folder.
+        config: of the run that is starting.
+        fresh: progress at the beginning of that run, with its data and number of processes.
 
     Raises:
-        CommandError: the folder's run had other settings or data; names them.
+        CommandError: the run in the folder had other settings or data. The message names them.
     """
     if not checkpoint.steps(out):
         return None
     found = checkpoint.read(checkpoint.find(out))
-    had = found.progress
+    before = found.progress
     changed = [x for x in differences(found.config, config) if not x.startswith(MAY_CHANGE)]
     if changed:
         raise CommandError(
             f"run.out {out}: holds a run with other settings: {'; '.join(changed)}: use those again, "
             "or another run.out"
         )
-    if had.info != fresh.info:
+    if before.info != fresh.info:
         raise CommandError(f"run.out {out}: was trained on other shards than {config.data.shards}")
-    if had.cached != fresh.cached:
-        kinds = {True: "cached latents", False: "pictures"}
+    if before.cached != fresh.cached:
+        kinds = {True: "cached latents", False: "frames"}
         raise CommandError(
-            f"run.out {out}: was trained on {kinds[had.cached]}, found {kinds[fresh.cached]}: "
+            f"run.out {out}: was trained on {kinds[before.cached]}, found {kinds[fresh.cached]}: "
             "set data.latents to what it was, or use another run.out"
         )
     return found
 
 
 def regrouped(progress: TrainProgress, world: int) -> TrainProgress:
-    """Where a run goes on with `world` processes: with another number than before, in a new interval."""
+    """Progress of a run that is resumed. With another number of processes it begins a new interval.
+
+    Args:
+        progress: of the checkpoint.
+        world: processes now.
+    """
     if progress.world == world:
         return progress
     log.warning(
-        "%d processes where there were %d: samples come in another order from here", world, progress.world
+        "%d processes where there were %d: the order of the samples changes from here on",
+        world,
+        progress.world,
     )
     return replace(progress, world=world, interval=progress.step, consumed=0)
 
 
 def describe(out: Path, config: TrainConfig, progress: TrainProgress) -> None:
     """Write `config.yaml`, and an entry of this start into `run.json`.
+
+    Args:
+        out: the run's folder.
+        config: of the run.
+        progress: at this start.
 
     Raises:
         CommandError: the folder cannot be written to.
@@ -126,7 +140,7 @@ def _version(name: str) -> str:
 
 
 def git_sha() -> str:
-    """Commit of the program, where it runs from a checkout; else empty."""
+    """Commit of the program where it runs from a checkout, else empty."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     with suppress(OSError):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""From one checkpoint to the next, until the steps are done or somebody stops the run."""
+"""The training loop: checkpoint intervals, reports and validation samples."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], objec
 
 @dataclass
 class Result:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
-        step: optimizer steps done, over all starts. finished: these were all.
-        checkpoint: the last one; None where there is none yet.
-        bad: samples that the loader left out since this start, by reason, on this process.
+        step: optimizer steps done, over all starts.
+        finished: whether these are all steps of the run.
+        checkpoint: folder of the last checkpoint, or None where there is none yet.
+        skipped: samples that this process's loader skipped since this start, by reason.
         history: reports of this start.
     """
 
@@ -52,7 +53,7 @@ class Result:
 
 
 class _StopRun(Exception):  # noqa: N818 (not an error)
-    """Somebody wants the run to stop."""
+    """A process was told to stop."""
 
 
 class Loop:
@@ -75,7 +76,7 @@ class Loop:
         self._stop, self._show, self._preview = stop, show, preview
 
     def run(self) -> None:
-        """Train until the last step, or until some process is told to stop; fills the result."""
+        """Train until the last step, or until a process is told to stop. Updates the result."""
         try:
             while self._progress.step < self._config.run.steps:
                 self._interval()
@@ -106,7 +107,7 @@ class Loop:
                 self._validate(step)
 
     def _fetch(self, batches: Iterator[Batch], clock: Clock) -> Batch:
-        """The next batch of this process, unless some process stops or has none."""
+        """The next batch of this process, unless a process stops or has none."""
         batch, failed, status = None, None, _STOP if self._stop() else ""
         if not status:
             try:
@@ -124,10 +125,10 @@ class Loop:
         assert batch is not None, "no process had a status, so each has a batch"
         return batch
 
-    # ----------------------------------------------------------------------- what is told and kept
+    # ----------------------------------------------------------------------- reports and checkpoints
 
     def _report(self, losses: list[Loss], grad_norm: float, clock: Clock) -> None:
-        """Gather a step's figures from all processes; the main one shows them and tells the trackers."""
+        """Gather a step's figures from all processes. The main one shows and tracks them."""
         wait_fraction, steps_per_s = clock.read(self._progress.step)
         parts_KP = torch.stack([_parts(loss) for loss in losses])
         own_2 = torch.tensor([wait_fraction, self._result.skipped.total()], device=self._accelerator.device)
@@ -147,7 +148,7 @@ class Loop:
             samples_per_s=samples * len(everyone_N2) * steps_per_s,
             samples_per_s_rank=samples * steps_per_s,
             wait_fraction=float(everyone_N2[:, 0].max()),
-            bad_samples=round(float(everyone_N2[:, 1].sum())),
+            skipped_samples=round(float(everyone_N2[:, 1].sum())),
             left_s=(run.steps - self._progress.step) / steps_per_s,
         )
         self._result.history.append(report)
@@ -156,7 +157,7 @@ class Loop:
             self._show(report)
 
     def _save(self) -> None:
-        """Write a checkpoint; every process has to take part.
+        """Write a checkpoint. Every process has to take part.
 
         Raises:
             RunError: it cannot be written, on every process.
@@ -177,13 +178,13 @@ class Loop:
         self._result.checkpoint = checkpoint.folder_of(self._out, self._progress.step)
 
     def _validate(self, step: int) -> None:
-        """Validation samples of this step: the main process writes them, others help where they must."""
+        """Validation samples of this step, by the main process, or by all where the model is sharded."""
         main = self._accelerator.is_main_process
-        kept = self._out / "samples" / f"step-{step:08d}"
+        samples = self._out / "samples" / f"step-{step:08d}"
         state, info = self._state, self._progress.info
         with parallel.error_barrier(self._accelerator):
             if main or parallel.is_sharded(self._accelerator):
-                with nullcontext(kept) if main else tempfile.TemporaryDirectory() as folder:
+                with nullcontext(samples) if main else tempfile.TemporaryDirectory() as folder:
                     self._preview(state.model, state.encoders, self._config, info, Path(folder))
 
 

@@ -1,4 +1,4 @@
-"""AdamW for what is trained, its schedule, and a moving average of the weights."""
+"""AdamW, its schedule, and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 
 def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; adapters have a learning rate of their own, see `set_learning_rate`."""
+    """AdamW over the trained parameters. Adapters have a learning rate of their own, see `set_learning_rate`.
+
+    Args:
+        model: its trained parameters.
+        config: learning rates, moments and weight decay.
+    """
     adapters = {name for name, _ in adapter_parameters(model)}
     trained = trained_parameters(model)
     groups = [
@@ -32,31 +37,44 @@ def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of step 1..`steps`, before a group's scale: linear warm-up to `config.lr` at its last
-    step, then constant, or half a cosine that would reach zero one step after the last."""
+    """Learning rate of a step, before a group's scale.
+
+    It rises linearly to `config.lr` at the last step of the warm-up. Then it is constant, or half a cosine
+    that would reach zero one step after the last.
+
+    Args:
+        step: number of the step, 1..`steps`.
+        steps: optimizer steps of the run.
+        config: learning rate, warm-up and schedule.
+    """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    share = (step - 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+    fraction = (step - 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its scale of `rate`."""
+    """Set the learning rate of every group: `rate` times the scale of the group."""
     for group in optimizer.param_groups:
         group["lr"] = group["scale"] * rate
 
 
 class EMA:
-    """Exponential moving average of what is trained, float32, spread over processes as the weights are.
+    """Exponential moving average of the trained weights, float32, sharded as the weights are.
 
     Attributes:
-        state: the average by parameter name; None where none is kept.
+        state: the average by parameter name, or None where `decay` is None.
     """
 
     def __init__(self, model: nn.Module, decay: float | None) -> None:
-        """Starts at the model's weights."""
+        """Starts at the model's weights.
+
+        Args:
+            model: its trained parameters are averaged.
+            decay: of the average. None means no average.
+        """
         self._decay = decay
         self.state: dict[str, Tensor] | None = None
         if decay is not None:
@@ -64,17 +82,21 @@ class EMA:
             self.state = {name: p.detach().to(torch.float32, copy=True) for name, p in trained.items()}
 
     def load(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Go on from an average as it was saved, whole.
+        """Continue a saved average.
+
+        Args:
+            state: the average, whole.
+            name: of the file, for messages.
 
         Raises:
-            ModelError: it is of other parameters; `name` is of the file, for messages.
+            ModelError: it is of other parameters.
         """
         if self.state is not None:
             check_names(self.state, state, name)
             self.state = {key: placed_like(state[key], value) for key, value in self.state.items()}
 
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the weights after a step."""
         if self.state is None or self._decay is None:
             return
         for name, parameter in trained_parameters(model).items():

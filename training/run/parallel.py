@@ -1,7 +1,7 @@
-"""One process or many: Accelerate as this trainer uses it, and tensors that are sharded over processes.
+"""Accelerate as this trainer uses it, and tensors that are sharded over processes.
 
-Plain, DDP and FSDP2 models are treated alike: a parameter is a tensor, or a `DTensor` of which each
-process holds a part. DeepSpeed keeps its optimizer to itself, and writes and reads it in its own files.
+Plain, DDP and FSDP2 models are treated alike: a parameter is a tensor, or a `DTensor` of which each process
+holds a part. DeepSpeed writes and reads its optimizer in its own files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from talkforge.training.config import TrainConfig
 from talkforge.training.run.tensor_files import State, listed
 
 PATIENCE = timedelta(minutes=60)
-"""Processes wait this long for each other: one of them writes checkpoints and validation samples."""
+"""Processes wait this long for each other, because one of them writes checkpoints and validation samples."""
 
 DEEPSPEED_TAG = "optimizer"
 
@@ -41,7 +41,11 @@ DEEPSPEED_TAG = "optimizer"
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
     """Accelerate with this run's precision, accumulation, trackers and kind of parallelism.
 
-    The kind comes from `accelerate launch`; see configs/accelerate.
+    The kind comes from `accelerate launch`, see configs/accelerate.
+
+    Args:
+        config: of the run.
+        out: the run's folder.
 
     Raises:
         CommandError: this machine, or what it was launched with, does not fit the configuration.
@@ -75,13 +79,13 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
 
 
 def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
-    """What `accelerate launch` was told and this trainer would not heed."""
-    heeded = (
+    """Refuse settings of `accelerate launch` that this trainer does not use."""
+    used = (
         ("mixed_precision", "run.precision", ("no", config.run.precision)),
         ("gradient_accumulation_steps", "optim.accumulate", ("1", "auto", str(config.optim.accumulate))),
         ("dynamo_backend", "nothing: compiling is not supported", ("no",)),
     )
-    for name, ours, fine in heeded:
+    for name, ours, fine in used:
         value = os.environ.get(f"ACCELERATE_{name.upper()}", fine[0])
         if value.lower() not in fine:
             raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
@@ -111,7 +115,7 @@ def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
 
 def _prepare_deepspeed(accelerator: Accelerator, config: TrainConfig) -> None:
     if config.optim.ema is not None:
-        raise CommandError("optim.ema: not with DeepSpeed, which keeps the weights in its own place")
+        raise CommandError("optim.ema: not with DeepSpeed, which shards the weights itself")
     accelerator.deepspeed_plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=config.data.batch_size,
         gradient_accumulation_steps=config.optim.accumulate,
@@ -132,14 +136,14 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def all_gather_messages(accelerator: Accelerator, message: str) -> list[str]:
-    """The messages of all processes that have one; every process gets the same list.
+    """The messages of all processes that have one. Every process gets the same list.
 
     All processes have to call this at the same point. A process that fails must let the others know before
     it leaves, because they would wait for it.
 
     Args:
         accelerator: of this process.
-        message: of this process; empty where it has none.
+        message: of this process, empty where it has none.
     """
     if accelerator.num_processes == 1:
         return [message] if message else []
@@ -151,12 +155,16 @@ def all_gather_messages(accelerator: Accelerator, message: str) -> list[str]:
 
 @contextmanager
 def error_barrier(accelerator: Accelerator) -> Iterator[None]:
-    """An error inside on one process is raised on all of them.
+    """An error inside the block on one process is raised on all of them.
 
     All processes have to enter it, and must not wait for each other inside.
 
+    Args:
+        accelerator: of this process.
+
     Raises:
-        TalkforgeError: what this process found. RunError: what another one found.
+        TalkforgeError: the error of this process.
+        RunError: the error of another process.
     """
     failed = None
     try:
@@ -185,7 +193,12 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gathered(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> State:
-    """Whole tensors on the CPU of the main process, one by one; nothing elsewhere."""
+    """Whole tensors on the CPU of the main process, gathered one by one. Other processes get none.
+
+    Args:
+        accelerator: of this process.
+        tensors: sharded tensors by name.
+    """
     found: State = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -195,12 +208,17 @@ def gathered(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> State:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by name."""
+    """The trained parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
-    """What is trained, whole and float32, on the main process."""
+    """The trained weights, whole and float32, on the main process.
+
+    Args:
+        accelerator: of this process.
+        model: the unwrapped model.
+    """
     parameters = trained_parameters(model)
     if not is_deepspeed(accelerator):
         return gathered(accelerator, parameters)
@@ -215,7 +233,13 @@ def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
 
 
 def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Moments of what is trained as `<name>.<moment>`, whole, on the main process."""
+    """Moments of the trained parameters as `<name>.<moment>`, whole, on the main process.
+
+    Args:
+        accelerator: of this process.
+        model: the unwrapped model.
+        optimizer: its optimizer.
+    """
     return gathered(
         accelerator,
         {
@@ -229,10 +253,16 @@ def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], name: str
 ) -> None:
-    """Put moments back, as `optimizer_state` gave them; all processes hold `state`.
+    """Load moments that `optimizer_state` gave. All processes hold all of them.
+
+    Args:
+        model: the unwrapped model.
+        optimizer: its optimizer.
+        state: moments as `<name>.<moment>`.
+        name: of the file, for messages.
 
     Raises:
-        ModelError: they are of other parameters; `name` is of the file, for messages.
+        ModelError: they are of other parameters.
     """
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -241,7 +271,9 @@ def load_optimizer_state(
     parameters = trained_parameters(model)
     if moments.keys() != parameters.keys():
         others = sorted(moments.keys() ^ parameters.keys())
-        raise ModelError(f"{name}: expected moments of what is trained, found others for {listed(others)}")
+        raise ModelError(
+            f"{name}: expected moments of the trained parameters, found others for {listed(others)}"
+        )
     for parameter_name, parameter in parameters.items():
         optimizer.state[parameter] = {
             moment: placed_like(value, parameter) if value.shape == parameter.shape else value
@@ -250,7 +282,13 @@ def load_optimizer_state(
 
 
 def save_deepspeed(accelerator: Accelerator, engine: Any, folder: Path) -> None:
-    """Have every process of DeepSpeed write its part of the optimizer into `folder`, on a shared disk."""
+    """Have every process of DeepSpeed write its part of the optimizer.
+
+    Args:
+        accelerator: of this process.
+        engine: DeepSpeed's engine.
+        folder: on a disk that all processes share.
+    """
     engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, exclude_frozen_parameters=True)
     accelerator.wait_for_everyone()
 
@@ -258,9 +296,13 @@ def save_deepspeed(accelerator: Accelerator, engine: Any, folder: Path) -> None:
 def load_deepspeed(engine: Any, folder: Path) -> None:
     """Have DeepSpeed read weights and optimizer that it wrote.
 
+    Args:
+        engine: DeepSpeed's engine.
+        folder: as `save_deepspeed` wrote it.
+
     Raises:
         CommandError: it wrote none there.
     """
     if not folder.is_dir():
-        raise CommandError(f"{folder}: not there: the run was trained without DeepSpeed; resume it so")
+        raise CommandError(f"{folder}: not found: the run was trained without DeepSpeed, resume it without")
     engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_module_strict=False)

@@ -1,4 +1,4 @@
-"""What a person and the trackers see of a run."""
+"""Reports of a run, for the console and the trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass
 
 from talkforge.schemas.progress import Progress
 
-TRACKER_KEYS = {"unmasked": "plain", "masked_fraction": "masked_share"}
+TRACKER_KEYS = {
+    "unmasked": "plain",
+    "masked_fraction": "masked_share",
+    "skipped_samples": "bad_samples",
+}
 """Names in the trackers that differ from a report's own, so that a resumed run continues its curves."""
 
 
@@ -18,14 +22,20 @@ class Report:
     """The state of a run after a step.
 
     Attributes:
-        loss: what was minimised; unmasked, lips: its parts, see `losses.Loss`; means over the ranks and the
-            accumulated batches of this step. lips is nan where no sample had lips.
-        masked_fraction: share of the samples that were weighted by their lips.
-        grad_norm: before it was clipped.
-        samples_per_s: over all ranks; samples_per_s_rank: of this one.
-        wait_fraction: share of the time since the last report that the slowest rank waited for data.
-        bad_samples: samples left out since this start, over all ranks.
-        left_s: time to the last step at this speed.
+        step: optimizer steps done.
+        steps: optimizer steps of the run.
+        loss: the loss that is minimised. It and its parts are means over the ranks and the accumulated
+            batches of this step.
+        unmasked: mean squared error over everything, see `losses.Loss`.
+        lips: mean squared error under the lip mask, NaN where no sample had lips.
+        masked_fraction: fraction of the samples that were weighted by their lips.
+        grad_norm: norm of the gradient before it was clipped.
+        lr: learning rate of this step.
+        samples_per_s: samples per second of all ranks.
+        samples_per_s_rank: samples per second of this rank.
+        wait_fraction: fraction of the time since the last report that the slowest rank waited for data.
+        skipped_samples: samples skipped since this start, over all ranks.
+        left_s: estimated time to the last step, s.
     """
 
     step: int
@@ -39,7 +49,7 @@ class Report:
     samples_per_s: float
     samples_per_s_rank: float
     wait_fraction: float
-    bad_samples: int
+    skipped_samples: int
     left_s: float
 
     def tracked(self) -> dict[str, float]:
@@ -54,11 +64,11 @@ class Report:
         speed = f"{self.samples_per_s:.1f} samples/s"
         if round(self.samples_per_s, 3) != round(self.samples_per_s_rank, 3):
             speed += f" ({self.samples_per_s_rank:.1f} a rank)"
-        bad = f"  bad samples {self.bad_samples}" if self.bad_samples else ""
+        skipped = f"  skipped samples {self.skipped_samples}" if self.skipped_samples else ""
         return (
             f"step {self.step}/{self.steps}  loss {self.loss:.4f}  unmasked {self.unmasked:.4f}"
             f"  lips {self.lips:.4f}  grad {self.grad_norm:.2f}  lr {self.lr:.1e}  {speed}"
-            f"  data wait {self.wait_fraction:.0%}{bad}  left {hours}:{minutes:02d}:{seconds:02d}"
+            f"  data wait {self.wait_fraction:.0%}{skipped}  left {hours}:{minutes:02d}:{seconds:02d}"
         )
 
     def progress(self) -> Progress:
@@ -67,14 +77,14 @@ class Report:
 
 
 class Clock:
-    """How fast steps go, and how much of the time is waiting for data."""
+    """Measures steps per second, and the fraction of the time that is spent waiting for data."""
 
     def __init__(self, step: int) -> None:
         self._step, self._begin_s, self._wait_s = step, time.monotonic(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside counts as waiting."""
+        """The time inside counts as waiting."""
         begin_s = time.monotonic()
         try:
             yield
@@ -82,7 +92,11 @@ class Clock:
             self._wait_s += time.monotonic() - begin_s
 
     def read(self, step: int) -> tuple[float, float]:
-        """Share of the time spent waiting, and steps/s, since the last reading."""
+        """Fraction of the time spent waiting, and steps per second, since the last reading.
+
+        Args:
+            step: optimizer steps done.
+        """
         now_s = time.monotonic()
         spent_s = max(now_s - self._begin_s, 1e-9)
         found = self._wait_s / spent_s, (step - self._step) / spent_s

@@ -5,7 +5,7 @@
     safetensors, prefixed    the same names after `proj_model.` and `audio_processor.`
     safetensors, flat        `blocks.N.cross_attn.{k,v}_proj.weight`: no prefix, no `.processor`
 
-All three are read; the first two are written. Face, motion and slot embeddings have no place in them.
+All three are read, the first two are written. They have no names for face, motion and position embeddings.
 
 Source: Fantasy-AMAP/fantasy-talking, and files made from its weights.
 """
@@ -45,31 +45,37 @@ _BLOCK = re.compile(r"(blocks\.\d+)\.cross_attn\.(?:processor\.)?([kv]_proj\.wei
 
 
 def load_published(model: TalkingWan, path: Path) -> None:
-    """Put published audio weights into a model: projection, and keys and values of every block.
+    """Load published audio weights into a model: projection, and keys and values of every block.
+
+    Args:
+        model: its audio weights are overwritten.
+        path: file in one of the three layouts.
 
     Raises:
-        ModelError: not such a file, or a key is missing, unexpected or of another shape; lists them.
+        ModelError: the file is damaged, or a key is missing, unexpected or of another shape.
     """
     found = read_tensors(path) if path.suffix == ".safetensors" else _flat(path, read_pickled(path))
     fill(audio_parameters(model), from_published(found, str(path)), str(path))
 
 
 def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write audio weights in the first published layout; in the second if `path` ends in .safetensors.
+    """Write audio weights in the first published layout, or in the second if `path` ends in .safetensors.
 
     Args:
-        weights: by their names in `TalkingWan`; those that have no place in the layout are left out,
-            and named in the log.
+        weights: by their names in `TalkingWan`. Those that the layout has no names for are left out, and
+            named in the log.
+        path: file to write.
 
     Raises:
-        ModelError: there is no audio weight among them. RunError: the file cannot be written.
+        ModelError: there is no audio weight among them.
+        RunError: the file cannot be written.
     """
     parts = to_published({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
     if not all(parts.values()):
         raise ModelError(f"{path}: expected audio weights to export, found {listed(weights) or 'nothing'}")
     if left_out := Counter(name.partition(".")[0] for name in weights if not _OURS.fullmatch(name)):
-        told = ", ".join(f"{count} weights of {part}" for part, count in left_out.items())
-        log.warning("%s: the published layout has no place for %s", path, told)
+        parts_left_out = ", ".join(f"{count} weights of {part}" for part, count in left_out.items())
+        log.warning("%s: the published layout has no place for %s", path, parts_left_out)
     part = path.with_name(f".{path.name}.part")
     try:
         if path.suffix == ".safetensors":
@@ -85,16 +91,19 @@ def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def audio_parameters(model: TalkingWan) -> dict[str, Tensor]:
-    """The parameters that have been published, by name."""
+    """The parameters that the published layouts have, by name."""
     return {name: value for name, value in model.named_parameters() if _OURS.fullmatch(name)}
 
 
 def from_published(found: Mapping[str, Tensor], name: str) -> State:
-    """Published weights of any layout, `proj_model.` and `audio_processor.` in front or not, by their names
-    in `TalkingWan`. What is not one keeps its name.
+    """Published weights by their names in `TalkingWan`. Other weights keep their names.
+
+    Args:
+        found: weights in any layout, `proj_model.` and `audio_processor.` in front or not.
+        name: of the file, for messages.
 
     Raises:
-        ModelError: a weight is there under two names; `name` is of the file.
+        ModelError: a weight is there under two names.
     """
     ours = {_our_name(published): tensor for published, tensor in found.items()}
     if len(ours) != len(found):

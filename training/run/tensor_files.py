@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors, torch files that hold nothing but tensors, and errors of one line."""
+"""Tensors on disk: safetensors, and torch files that hold nothing but tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ State = dict[str, Tensor]
 """Tensors by name."""
 
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
-"""What a disk that is full makes Python, safetensors and torch raise."""
+"""Errors that Python, safetensors and torch raise where a disk is full."""
 
 _SHOWN = 6
-"""Keys that an error lists of each kind; the rest are counted."""
+"""Keys of each kind that an error lists. The rest are counted."""
 
 
 def read_tensors(path: Path) -> State:
     """Every tensor of a safetensors file, on the CPU.
+
+    Args:
+        path: of the file.
 
     Raises:
         ModelError: it is not there, or not such a file.
@@ -45,7 +48,7 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
         state: tensors by name.
 
     Raises:
-        OSError, SafetensorError, RuntimeError: it cannot be written; see `WRITE_ERRORS`.
+        OSError, SafetensorError, RuntimeError: it cannot be written, see `WRITE_ERRORS`.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     path.touch()
@@ -55,7 +58,10 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """A dictionary out of a torch file; nothing in the file is run.
+    """The dictionary in a torch file. No code in the file is run.
+
+    Args:
+        path: of the file.
 
     Raises:
         ModelError: it is not there, is no such file, or holds more than tensors and plain values.
@@ -70,13 +76,15 @@ def read_pickled(path: Path) -> dict[str, Any]:
 
 
 def fill(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Copy every tensor into its parameter: all must be there, no other, of the same shapes.
+    """Copy every tensor into its parameter. Names and shapes have to be the same.
 
     Args:
+        expected: the parameters by name.
+        found: the tensors by name.
         name: of the file, for messages.
 
     Raises:
-        ModelError: a key is missing, unexpected or of another shape; lists them, and nothing is copied.
+        ModelError: a key is missing, unexpected or of another shape. Nothing is copied then.
     """
     check_names(expected, found, name)
     with torch.no_grad():
@@ -85,7 +93,13 @@ def fill(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str)
 
 
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> None:
-    """Raise ModelError unless `found` has the keys and shapes of `expected`; lists those that differ."""
+    """Raise ModelError, which lists the differences, unless keys and shapes are the expected ones.
+
+    Args:
+        expected: the parameters by name.
+        found: the tensors by name.
+        name: of the file, for messages.
+    """
     wrong_shapes = [
         f"{key} (expected {tuple(expected[key].shape)}, found {tuple(found[key].shape)})"
         for key in sorted(expected.keys() & found.keys())
@@ -96,9 +110,9 @@ def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], nam
         "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": wrong_shapes,
     }
-    told = [f"{what} {listed(keys)}" for what, keys in problems.items() if keys]
-    if told:
-        raise ModelError(f"{name}: does not fit the model: {'; '.join(told)}")
+    differences = [f"{what} {listed(keys)}" for what, keys in problems.items() if keys]
+    if differences:
+        raise ModelError(f"{name}: does not fit the model: {'; '.join(differences)}")
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""One optimizer step: batches in, their losses out, and better weights."""
+"""The train state: model, optimizer and EMA, and one optimizer step."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from talkforge.training.wan.talking_wan import TalkingWan
 
 
 class TrainState:
-    """Model, optimizer and moving average, and how one step changes them.
+    """Model, optimizer and EMA of a run.
 
     Attributes:
-        model: as it was given, with its weights where the kind of parallelism has them.
-        encoders: of pictures and prompts.
+        model: the unwrapped model. Its weights are sharded where the kind of parallelism shards them.
+        encoders: of frames, prompts and reference images.
     """
 
     def __init__(
@@ -40,7 +40,14 @@ class TrainState:
         config: TrainConfig,
         resumed: Checkpoint | None = None,
     ) -> None:
-        """Hands model and optimizer over to Accelerate; `resumed` gives the optimizer its past.
+        """Hands model and optimizer over to Accelerate, and loads the optimizer's state.
+
+        Args:
+            accelerator: of this process.
+            model: the model, with its trained weights.
+            encoders: of frames, prompts and reference images.
+            config: of the run.
+            resumed: checkpoint from which optimizer and EMA are loaded, or None.
 
         Raises:
             ModelError, CommandError: the checkpoint does not fit.
@@ -57,18 +64,22 @@ class TrainState:
         if parallel.is_deepspeed(self._accelerator):
             parallel.load_deepspeed(self._prepared, resumed.folder / DEEPSPEED)
             return
-        place = resumed.folder / OPTIMIZER
-        parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer(), str(place))
+        file = resumed.folder / OPTIMIZER
+        parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer(), str(file))
         if ema := resumed.ema():
             self._ema.load(ema, str(resumed.folder / EMA_FILE))
 
     def step(self, step: int, fetch: Callable[[], Batch]) -> tuple[list[Loss], float]:
-        """Step number 1, 2, ...: losses of its batches on this process, and the gradient's norm.
+        """One optimizer step: the losses of its batches on this process, and the gradient's norm.
 
-        Everything random is a function of (seed, step, batch among those of all processes).
+        Everything random is a function of (seed, step, number of the batch over all processes).
+
+        Args:
+            step: number of the step, from 1.
+            fetch: gives the next batch.
 
         Raises:
-            RunError: a loss or the gradient is not finite on some process; nothing was updated then.
+            RunError: a loss or the gradient is not finite on a process. Nothing is updated then.
         """
         optim, norm = self._config.optim, math.nan
         set_learning_rate(self._optimizer, learning_rate(step, self._config.run.steps, optim))
@@ -94,14 +105,14 @@ class TrainState:
     def _loss(self, step: int, micro: int, batch: Batch) -> Loss:
         """The loss of the micro-th batch of this process."""
         processes = self._accelerator.num_processes
-        place = micro * processes + self._accelerator.process_index
+        number = micro * processes + self._accelerator.process_index
         return training_step(
             self._predict,
             self.encoders,
             batch,
             self._config,
-            generator_of(self._config.run.seed, step, place),
-            rank=place,
+            generator_of(self._config.run.seed, step, number),
+            rank=number,
             world=self._config.optim.accumulate * processes,
         )
 
@@ -117,12 +128,12 @@ class TrainState:
         return float(parallel.whole(norm)) if isinstance(norm, Tensor) else float(norm or 0.0)
 
     def _refuse_infinite(self, step: int, what: str, value: float, keys: list[str]) -> None:
-        told = "" if math.isfinite(value) else f"{value} for {', '.join(keys)}"
-        if found := parallel.all_gather_messages(self._accelerator, told):
+        message = "" if math.isfinite(value) else f"{value} for {', '.join(keys)}"
+        if found := parallel.all_gather_messages(self._accelerator, message):
             raise RunError(f"step {step}: {what} is {'; '.join(found)}: stopped before the update")
 
     def states(self, folder: Path) -> Mapping[str, Any]:
-        """Weights, optimizer and average for `checkpoint.save`, on the main process; all must ask.
+        """Weights, optimizer and EMA for `checkpoint.save`, on the main process. All have to call this.
 
         Args:
             folder: where DeepSpeed may leave its files, on the checkpoints' disk.
@@ -132,14 +143,20 @@ class TrainState:
             parallel.save_deepspeed(self._accelerator, self._prepared, folder)
         else:
             optimizer = parallel.optimizer_state(self._accelerator, self.model, self._optimizer)
-        average = self._ema.state
+        ema = self._ema.state
         return {
             "trained": parallel.trained_state(self._accelerator, self.model),
             "optimizer": optimizer,
-            "ema": None if average is None else parallel.gathered(self._accelerator, average),
+            "ema": None if ema is None else parallel.gathered(self._accelerator, ema),
         }
 
 
-def generator_of(seed: int, step: int, place: int) -> Generator:
-    """Of everything drawn for one batch: the place-th among those that all processes give to a step."""
-    return Generator().manual_seed(((seed * 1_000_003 + step) * 1_000_003 + place) % 2**63)
+def generator_of(seed: int, step: int, batch: int) -> Generator:
+    """Generator of all random numbers of one batch.
+
+    Args:
+        seed: of the run.
+        step: number of the step.
+        batch: number of the batch in the step, over all processes.
+    """
+    return Generator().manual_seed(((seed * 1_000_003 + step) * 1_000_003 + batch) % 2**63)

@@ -1,8 +1,8 @@
-"""The networks that are added to Wan, and how they reach its blocks.
+"""Audio, face and motion networks that are added to Wan, and how they reach its blocks.
 
-`TalkingProcessor` takes the place of the processor of every cross-attention. Diffusers hands it nothing
-but the text and image tokens, so what else it attends to comes through a `Context` that all processors
-share. Suffixes as in `training.data.batch`; N video tokens, G groups of them that hear the same audio (B, or
+`TalkingProcessor` replaces the processor of every cross-attention. Diffusers gives it the text and image
+tokens only. The tokens of the added attentions come through a `Context` that all processors use. Suffixes are
+those of `training.data.batch`, and N video tokens, G groups of them that attend to the same audio (B, or
 B * T), W audio tokens of a group.
 """
 
@@ -27,12 +27,12 @@ FACE_MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class Signals:
-    """What the adapters add in one forward pass; None where a model has no such branch.
+    """Tensors that the adapters add in one forward pass, None where a model has no such branch.
 
     Attributes:
-        groups: groups of consecutive video tokens in a sample: 1, or T latent frames.
+        groups: groups of consecutive video tokens in a sample, 1 or T.
         audio_GWC: projected audio tokens.
-        audio_mask_G11W: bool, False where a window has no token; None: all take part.
+        audio_mask_G11W: bool, False where a window has no token. None means that all take part.
         audio_scale_G11: lambda1 of Eq. 4.
         face_BKC: tokens of the face.
         face_scale_B11: lambda2 of Eq. 4.
@@ -49,22 +49,27 @@ class Signals:
 
 
 class Context:
-    """The signals of the forward pass that runs, or that is recomputed for the backward pass.
+    """The signals of the current forward pass, or of the one that is recomputed for the backward pass.
 
-    Not a module, so that its tensors are no part of any state. It keeps the last signals after a forward
-    pass: whoever recomputes blocks by other means than `checkpoint` finds them there, and may have only
-    one forward pass before each backward pass. With `checkpoint` there may be any number.
+    It is no module, so that its tensors are not in any state dict. It keeps the signals after a forward
+    pass. Code that recomputes blocks by other means than `checkpoint` finds them there, and may run one
+    forward pass before each backward pass. With `checkpoint` there may be any number.
     """
 
     def __init__(self) -> None:
         self.signals: Signals | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
-        """A copy of a model shares nothing with it, and a graph cannot be copied."""
+        """An empty context, because the signals belong to a graph, which cannot be copied."""
         return Context()
 
     def checkpoint(self, block: nn.Module, *args: Any) -> Any:
-        """Runs a block whose activations are recomputed under the signals of now."""
+        """Run a block whose activations are recomputed with the signals of this forward pass.
+
+        Args:
+            block: the transformer block.
+            args: its arguments.
+        """
         signals = self.signals
         return checkpoint(
             block,
@@ -85,8 +90,12 @@ class Context:
     def add_motion(self, embedder: nn.Module, _args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Forward hook of Wan's condition embedder: adds the motion to the timestep embedding.
 
-        The projection to the blocks' modulation is done again, so that the motion reaches it as it
+        The projection to the blocks' modulation is computed again, so that the motion reaches it as it
         reaches the output head.
+
+        Args:
+            embedder: the condition embedder.
+            output: timestep embedding, its projection, and embeddings of text and image.
         """
         if self.signals is None or self.signals.motion_BC is None:
             return output
@@ -98,14 +107,14 @@ class Context:
 class TalkingProcessor(nn.Module):  # type: ignore[misc]
     """Cross-attention of one block: text and image as stock Wan, then audio and face.
 
-    Z + lambda1 Attn(Q, K_audio, V_audio) + lambda2 Attn(Q, K_face, V_face), before the output projection;
-    the query is shared, and the added keys have neither norm nor position. All added projections start
-    at zero, so that the block starts as stock Wan's; training starts through the values.
+    Z + lambda1 Attn(Q, K_audio, V_audio) + lambda2 Attn(Q, K_face, V_face), before the output projection. All
+    use the same query, and the added keys have neither norm nor position. All added projections start at
+    zero, so that the block starts as stock Wan's. The values get the first gradients.
 
-    Source: FantasyTalking §3.3, Eq. 4; layout and names as in the published weights.
+    Source: FantasyTalking §3.3, Eq. 4. Layout and names are those of the published weights.
     """
 
-    _attention_backend = None  # set by diffusers' `set_attention_backend`; of text and image
+    _attention_backend = None  # of text and image, set by diffusers' `set_attention_backend`
 
     def __init__(
         self, context: Context, inner_dim: int, audio_dim: int, face_dim: int | None, text_tokens: int
@@ -126,9 +135,10 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         encoder_hidden_states: Tensor,
         *_unused: None,
     ) -> Tensor:
-        """Output of the cross-attention, [B, N, C]; called by diffusers' `WanAttention`.
+        """Output of the cross-attention, [B, N, C]. Diffusers' `WanAttention` calls it.
 
         Args:
+            attn: diffusers' attention module.
             hidden_states: video tokens, [B, N, C].
             encoder_hidden_states: image tokens, if any, then `text_tokens` of text, [B, K + S, C].
         """
@@ -157,7 +167,7 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         return attended.flatten(2, 3).type_as(query_BNHD)
 
     def _audio(self, query_BNHD: Tensor, tokens_GWC: Tensor, signals: Signals) -> Tensor:
-        # Scaled here, where there are fewest numbers: attention is linear in its values.
+        # Attention is linear in its values, which are fewer than its outputs.
         value_GWC = self.v_proj(tokens_GWC) * signals.audio_scale_G11.to(tokens_GWC.dtype)
         query_GnHD = query_BNHD.unflatten(1, (signals.groups, -1)).flatten(0, 1)
         attended = _attend(query_GnHD, self.k_proj(tokens_GWC), value_GWC, signals.audio_mask_G11W)
@@ -188,7 +198,7 @@ class FaceResampler(nn.Module):  # type: ignore[misc]
 
     Learned queries attend to themselves and to as many projections of the embedding, layer by layer.
 
-    Source: FantasyTalking §3.3; sizes and inner layout are ours.
+    Source: FantasyTalking §3.3. Sizes and inner layout are ours.
     """
 
     def __init__(self, identity_dim: int, dim: int, tokens: int, depth: int, heads: int) -> None:
@@ -212,9 +222,10 @@ class FaceResampler(nn.Module):  # type: ignore[misc]
 class MotionNetwork(nn.Module):  # type: ignore[misc]
     """Motion intensities of face and body to what is added to the timestep embedding: [B, 2] -> [B, C].
 
-    An MLP for each, side by side through a residual block, averaged; zero at the start.
+    Each passes through an MLP of its own. Both pass side by side through a residual block and are averaged.
+    The output is zero at the start.
 
-    Source: FantasyTalking §3.4, Fig. 2; widths are ours.
+    Source: FantasyTalking §3.4, Fig. 2. Widths are ours.
     """
 
     def __init__(self, dim: int, inner_dim: int) -> None:
@@ -235,7 +246,7 @@ class MotionNetwork(nn.Module):  # type: ignore[misc]
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Type of a module's weights; asked so, sharded weights need not be gathered for the answer."""
+    """Type of a module's weights, without gathering sharded ones."""
     dtype: torch.dtype = next(module.parameters()).dtype
     return dtype
 

@@ -1,7 +1,7 @@
-"""Which speech belongs to which latent frame, and where the lips lie on the latent grid.
+"""Alignment: the audio window of each latent frame, and the lip mask on the latent grid.
 
-The one place that aligns the clocks and grids of video, speech and latents: training and generation
-both ask here. Suffixes as in `training.data.batch`; W positions of an audio window.
+Training and generation both use it. Suffixes are those of `training.data.batch`, and W positions of an audio
+window.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MARGIN_FEATURES = 4
 
 @dataclass(frozen=True)
 class Windows:
-    """The speech features that each latent frame hears.
+    """The speech features that each latent frame attends to.
 
     Attributes:
-        index_TW: int64, place of each slot's feature in the span, the valid ones first; 0 where not valid.
-        valid_TW: bool; positions beyond the span's ends are not valid, and lie on the right.
-        position_TW: int64, place 0..W-1 of that feature in the window before it was cut at the span's ends,
-            so that the same distance from the latent frame is the same slot in every window.
+        index_TW: int64, index of each feature in the span, the valid ones first. 0 where not valid.
+        valid_TW: bool. Positions beyond the span's ends are not valid, and are on the right.
+        position_TW: int64, position 0..W-1 of the feature in the window before it was cut at the span's ends.
+            The same distance from the latent frame is the same position in every window.
     """
 
     index_TW: Tensor
@@ -36,10 +36,14 @@ class Windows:
 
 
 def windows(num_features: int, num_frames: int) -> Windows:
-    """Windows of a span of `num_frames` = 4n + 1 frames that has `num_features` speech features.
+    """Windows of a span.
 
-    Source: published inference code of FantasyTalking; at 23 frames/s, 81 frames and 175 features, 17
-    positions of which 6, 14, 17 ... 17, 14 are valid.
+    At 23 frames/s, 81 frames and 175 features, a window has 17 positions of which 6, 14, 17 ... 17, 14 are
+    valid. Source: published inference code of FantasyTalking.
+
+    Args:
+        num_features: speech features of the span.
+        num_frames: frames of the span, 4n + 1.
 
     Raises:
         ValueError: `num_frames` is not 4n + 1, or there are no features.
@@ -50,11 +54,11 @@ def windows(num_features: int, num_frames: int) -> Windows:
     half = int(per_frame * LATENT_STRIDE_FRAMES / 2)
     width = 2 * half + 1 + 2 * MARGIN_FEATURES
     starts = [_start(i, per_frame, half) for i in range(latent_frames(num_frames))]
-    place_TW = torch.tensor(starts)[:, None] - MARGIN_FEATURES + torch.arange(width)
-    inside_TW = (place_TW >= 0) & (place_TW < num_features)
+    feature_TW = torch.tensor(starts)[:, None] - MARGIN_FEATURES + torch.arange(width)
+    inside_TW = (feature_TW >= 0) & (feature_TW < num_features)
     position_TW = torch.argsort((~inside_TW).int(), dim=1, stable=True)
     valid_TW = inside_TW.gather(1, position_TW)
-    return Windows(place_TW.gather(1, position_TW) * valid_TW, valid_TW, position_TW)
+    return Windows(feature_TW.gather(1, position_TW) * valid_TW, valid_TW, position_TW)
 
 
 def _start(latent: int, per_frame: float, half: int) -> int:
@@ -65,10 +69,15 @@ def _start(latent: int, per_frame: float, half: int) -> int:
     return start if latent else start - 2 * half
 
 
-def gather_windows(tokens_BLC: Tensor, place: Windows) -> Tensor:
-    """Tokens of every window, [B, T, W, C]; zeros in positions that are not valid."""
-    index_TW = place.index_TW.to(tokens_BLC.device)
-    valid_TW = place.valid_TW.to(tokens_BLC.device)
+def gather_windows(tokens_BLC: Tensor, found: Windows) -> Tensor:
+    """Tokens of every window, [B, T, W, C], zeros in positions that are not valid.
+
+    Args:
+        tokens_BLC: a token for each speech feature of the span.
+        found: windows of the span.
+    """
+    index_TW = found.index_TW.to(tokens_BLC.device)
+    valid_TW = found.valid_TW.to(tokens_BLC.device)
     return tokens_BLC[:, index_TW] * valid_TW[None, :, :, None].to(tokens_BLC.dtype)
 
 
@@ -78,16 +87,18 @@ def latent_masks(
     size_HW: tuple[int, int],
     resize: Literal["trilinear", "area"],
 ) -> Tensor:
-    """Share of lips in every latent cell, [B, 1, T, H, W] float32, 0 to 1.
+    """Lip mask on the latent grid, [B, 1, T, H, W] float32, 0 to 1.
 
-    A latent frame stands for frame 0, or for four frames after it: the first is resized by itself and
-    the rest in fours, so that time lands where the causal codec puts it (a plain resize of 81 frames to
-    21 is off by up to 1.1 frames). Frames that are not valid hold no lips.
+    The first latent frame is frame 0, and each later one is four frames. So the first frame is resized by
+    itself and the rest in fours, as the causal codec does. Resizing 81 frames to 21 at once would be off by
+    up to 1.1 frames. Frames that are not valid have no lips.
 
     Args:
         lips_BFHW: 0/1, F = 4n + 1.
-        resize: 'trilinear' samples the mask at the cells' centres (Source: FantasyTalking §3.2);
-            'area' averages over each cell, which loses no lips where cells are larger than a lip.
+        lip_valid_BF: bool, frames whose lips are valid.
+        size_HW: height and width of the latent grid.
+        resize: 'trilinear' samples the mask at the cells' centres (Source: FantasyTalking §3.2). 'area'
+            averages over each cell, which loses no lips where cells are larger than a lip.
     """
     latents = latent_frames(lips_BFHW.shape[1])
     lips = (lips_BFHW * lip_valid_BF[:, :, None, None]).float().unsqueeze(1)

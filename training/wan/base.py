@@ -1,4 +1,4 @@
-"""The Wan that is built on: random weights of a shape, or weights from a folder or the hub."""
+"""Wan's transformer with random weights, or with weights from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS
 from talkforge.training.config import WanShape
 
 RANDOM_SEED = 0
-"""Of the weights of the 'random' base: it is one and the same for every run of a shape."""
+"""Seed of the weights of the 'random' base, which are the same for every run of a shape."""
 
 
 def random_transformer(shape: WanShape) -> WanTransformer3DModel:
-    """A transformer of `shape` that takes an image, float32; the same weights each time."""
+    """An image-to-video transformer, float32, with the same random weights each time.
+
+    Args:
+        shape: its sizes.
+    """
     inner_dim = shape.num_attention_heads * shape.attention_head_dim
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
@@ -33,10 +37,11 @@ def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer of a diffusers model, from its folder or its name on the hub.
 
     Args:
-        dtype: of the weights but those that Wan keeps in float32.
+        base: folder, or name on the hub.
+        dtype: type of the weights, except for those that Wan keeps in float32.
 
     Raises:
-        ModelError: it cannot be loaded, lacks weights or has others.
+        ModelError: it cannot be loaded, or has missing or unexpected weights.
     """
     local = hub.is_local(base, "transformer/config.json", "model.base", "'random'")
     try:

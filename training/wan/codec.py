@@ -1,7 +1,7 @@
-"""Pictures to latents and back: Wan's VAE, or a linear stand-in of the same geometry.
+"""Codecs from frames to latents and back: Wan's VAE, and a linear one of the same geometry.
 
-Both map 4n + 1 frames of H x W to n + 1 latent frames of 16 channels, H/8 x W/8, causally: the first
-frame by itself, then four at a time.
+Both map 4n + 1 frames of H x W to n + 1 latent frames of 16 channels, H/8 x W/8. They are causal: the first
+frame is encoded by itself, the others four at a time.
 """
 
 from __future__ import annotations
@@ -23,29 +23,40 @@ from talkforge.training.config import TrainConfig
 
 
 class Codec(Protocol):
-    """Attributes: kind: its name in the configuration; sha256: of everything that decides its output."""
+    """Frames to normalised latents and back.
+
+    Attributes:
+        kind: its name in the configuration.
+        sha256: of everything that its output depends on.
+    """
 
     kind: str
     sha256: str
 
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:
-        """Normalised latents [B, 16, T, H/8, W/8] float32 of uint8 pictures, F = 4n + 1.
+        """Normalised latents [B, 16, T, H/8, W/8] float32.
 
-        With a generator a sample of the encoder's distribution, without one its mode.
+        Args:
+            rgb_BFHWC: frames, uint8, F = 4n + 1.
+            generator: draws a sample of the encoder's distribution. None takes its mode.
         """
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
-        """Pictures, uint8 [B, 4(T - 1) + 1, H, W, 3]."""
+        """Frames, uint8 [B, 4(T - 1) + 1, H, W, 3]."""
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
-        """What Wan's image-to-video model sees of its first frame, float32 [B, 20, T, H/8, W/8].
+        """First-frame condition of Wan's image-to-video model, float32 [B, 20, T, H/8, W/8].
 
-        Four channels that are 1 in the first latent frame, then the latents (the mode) of the first
-        frame followed by grey. Source: Wan2.1 image-to-video, as in diffusers. All zero means: dropped.
+        Four channels that are 1 in the first latent frame, then the latents (the mode) of the first frame
+        followed by grey. All zeros mean that it is dropped. Source: Wan2.1 image-to-video, as in diffusers.
+
+        Args:
+            rgb_BHWC: first frames, uint8.
+            num_frames: frames of the span.
         """
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """The codec on a device."""
 
 
 def _signal(rgb: Tensor) -> Tensor:
@@ -53,7 +64,7 @@ def _signal(rgb: Tensor) -> Tensor:
     return rgb.movedim(-1, -4).float() / 127.5 - 1
 
 
-def _pictures(signal: Tensor) -> Tensor:
+def _frames(signal: Tensor) -> Tensor:
     return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1)
 
 
@@ -72,16 +83,16 @@ def _with_mask(latents_BCTHW: Tensor) -> Tensor:
 
 _LUMA_FIRST = 14
 _LUMA_GROUPS = (8, 4, 2)
-"""Luma coefficients of the first frame, and of four frames at temporal frequency 0, 1 and 2; chroma has
-one in each plane. Source: ours; ranked by energy no temporal one would remain, and a mouth would move
-only every fourth frame."""
+"""Luma coefficients of the first frame, and of four frames at temporal frequency 0, 1 and 2. Chroma has one
+in each plane. Source: ours. Ranked by energy no temporal one would remain, and a mouth would move only every
+fourth frame."""
 
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 """RGB to luma and two chroma planes. Source: ITU-R BT.601."""
 
 
 class LinearCodec:
-    """A truncated orthonormal 3-D DCT: no weights, nothing to download, and blurred pictures.
+    """A truncated orthonormal 3-D DCT. It needs no weights, and its frames are blurred.
 
     Latents are the coefficients minus their mean, divided by one standard deviation for all channels,
     separately for the first frame and for the rest. With a standard deviation for each channel, every faint
@@ -91,16 +102,20 @@ class LinearCodec:
     kind = "linear"
 
     def __init__(self, statistics: Mapping[str, Tensor] | None = None) -> None:
-        """`statistics` as `state` gives them; without, coefficients are neither shifted nor scaled."""
+        """A codec with the statistics of a data set.
+
+        Args:
+            statistics: as `state` gives them. None means that coefficients are neither shifted nor scaled.
+        """
         found = statistics or {
             "mean_first": torch.zeros(LATENT_CHANNELS),
             "mean_rest": torch.zeros(LATENT_CHANNELS),
             "deviation": torch.ones(2),
         }
         self._statistics = {name: found[name].float() for name in ("mean_first", "mean_rest", "deviation")}
-        self._first = _basis([(0, place) for place in _zigzag(_LUMA_FIRST)], 1)
+        self._first = _basis([(0, pair) for pair in _zigzag(_LUMA_FIRST)], 1)
         self._rest = _basis(
-            [(t, place) for t, count in enumerate(_LUMA_GROUPS) for place in _zigzag(count)],
+            [(t, pair) for t, count in enumerate(_LUMA_GROUPS) for pair in _zigzag(count)],
             LATENT_STRIDE_FRAMES,
         )
         self._ycc = _YCC
@@ -136,7 +151,7 @@ class LinearCodec:
         return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
 
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:  # noqa: ARG002
-        """See `Codec.encode`; there is nothing to sample."""
+        """See `Codec.encode`. There is nothing to sample."""
         first = self._encode_first(rgb_BFHWC[:, :1])
         if latent_frames(rgb_BFHWC.shape[1]) == 1:
             return first
@@ -152,7 +167,7 @@ class LinearCodec:
             found.append(_from_blocks(rest, self._rest))
         ycc = torch.cat(found, dim=2)
         to_rgb = torch.linalg.inv(self._ycc)
-        return _pictures(torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc))
+        return _frames(torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc))
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
@@ -203,14 +218,13 @@ class _Sums:
 
 
 def _zigzag(count: int) -> list[tuple[int, int]]:
-    """The lowest vertical and horizontal frequencies of a block, the vertical one first: mouths open
-    up and down."""
-    places = [(y, x) for y in range(LATENT_STRIDE_PX) for x in range(LATENT_STRIDE_PX)]
-    return sorted(places, key=lambda place: (sum(place), -place[0]))[:count]
+    """The lowest (vertical, horizontal) frequencies of a block. Vertical ones first: mouths open so."""
+    frequencies = [(y, x) for y in range(LATENT_STRIDE_PX) for x in range(LATENT_STRIDE_PX)]
+    return sorted(frequencies, key=lambda pair: (sum(pair), -pair[0]))[:count]
 
 
 def _basis(luma: list[tuple[int, tuple[int, int]]], frames: int) -> Tensor:
-    """Basis pictures, float32 [16, 3, frames, 8, 8], orthonormal: `luma`, then the mean of both chromas."""
+    """Basis functions, float32 [16, 3, frames, 8, 8], orthonormal: `luma`, then the mean of both chromas."""
     in_time, in_space = _dct(frames), _dct(LATENT_STRIDE_PX)
     basis = torch.zeros(LATENT_CHANNELS, 3, frames, LATENT_STRIDE_PX, LATENT_STRIDE_PX)
     for channel, (t, (y, x)) in enumerate(luma):
@@ -223,18 +237,18 @@ def _basis(luma: list[tuple[int, tuple[int, int]]], frames: int) -> Tensor:
 
 
 def _dct(length: int) -> Tensor:
-    """Orthonormal DCT-II, a row for each frequency."""
+    """Orthonormal DCT-II, one row for each frequency."""
     return torch.from_numpy(dct(np.eye(length), axis=0, norm="ortho")).float()
 
 
 def _of_rgb(basis: Tensor) -> Tensor:
-    """The basis pictures as RGB is weighed by them, [16, 3, frames, 8, 8]."""
+    """The basis functions for RGB instead of luma and chroma, [16, 3, frames, 8, 8]."""
     return torch.einsum("kcfyx,cr->krfyx", basis, _YCC).contiguous()
 
 
 def _analysed(rgb_BFHWC: Tensor, kernel: Tensor) -> Tensor:
-    """Coefficients [B, 16, T, H/8, W/8] of uint8 pictures, block by block."""
-    # From 0..255, not from `_signal`: its scale and offset cost less on the coefficients.
+    """Coefficients [B, 16, T, H/8, W/8] of uint8 frames, block by block."""
+    # The frames stay 0..255: scale and offset of `_signal` cost less on the coefficients.
     rgb_BCFHW = rgb_BFHWC.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
     found = functional.conv3d(rgb_BCFHW, kernel, stride=kernel.shape[2:])
     return found / 127.5 - _column(kernel.sum(dim=(1, 2, 3, 4)))
@@ -253,7 +267,7 @@ def _column(channels: Tensor) -> Tensor:
 
 
 class WanCodec:
-    """Wan's causal 3-D VAE by diffusers, one sample at a time; frozen.
+    """Wan's causal 3-D VAE by diffusers, frozen, one sample at a time.
 
     Latents are normalised as (z - mean) / std with the VAE's own figures per channel.
     """
@@ -261,7 +275,11 @@ class WanCodec:
     kind = "wan"
 
     def __init__(self, vae: Any, sha256: str = "") -> None:
-        """`vae` is a diffusers `AutoencoderKLWan` of 16 channels; `sha256` of its weights.
+        """A codec of a loaded VAE.
+
+        Args:
+            vae: diffusers' `AutoencoderKLWan` with 16 channels.
+            sha256: of its weights. Empty: it is computed.
 
         Raises:
             ModelError: it has another number of channels.
@@ -275,10 +293,13 @@ class WanCodec:
 
     @classmethod
     def load(cls, base: str) -> WanCodec:
-        """The VAE in the folder `vae` of a diffusers model, local or on the hub.
+        """The VAE in the folder `vae` of a diffusers model.
+
+        Args:
+            base: folder of the model, or its name on the hub.
 
         Raises:
-            ModelError: it is not there, or not what it should be; one line.
+            ModelError: it is missing or damaged.
         """
         from diffusers import AutoencoderKLWan
 
@@ -301,7 +322,7 @@ class WanCodec:
         """See `Codec.decode`."""
         raw = (latents_BCTHW.float() * self._deviation + self._mean).to(self._vae.dtype)
         with torch.no_grad():
-            return torch.cat([_pictures(self._vae.decode(one).sample) for one in raw.split(1)])
+            return torch.cat([_frames(self._vae.decode(one).sample) for one in raw.split(1)])
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
@@ -318,8 +339,8 @@ class WanCodec:
         found = []
         with torch.no_grad():
             for one in signal_BCFHW.to(self._vae.dtype).split(1):
-                spread = self._vae.encode(one).latent_dist
-                found.append(spread.mode() if generator is None else spread.sample(generator))
+                distribution = self._vae.encode(one).latent_dist
+                found.append(distribution.mode() if generator is None else distribution.sample(generator))
         return (torch.cat(found).float() - self._mean) / self._deviation
 
 
@@ -332,9 +353,12 @@ def _weights_sha256(module: Any) -> str:
 
 
 def load_codec(config: TrainConfig) -> Codec:
-    """The codec that `config.codec.kind` names; a linear one has no statistics yet, see `LinearCodec.fit`.
+    """The codec that `config.codec.kind` names. A linear one has no statistics yet, see `LinearCodec.fit`.
+
+    Args:
+        config: of the run.
 
     Raises:
-        ModelError: the VAE's weights cannot be had.
+        ModelError: the VAE's weights are missing or damaged.
     """
     return LinearCodec() if config.codec.kind == "linear" else WanCodec.load(config.model.base)

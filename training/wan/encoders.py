@@ -1,4 +1,4 @@
-"""Prompt and reference image to what Wan attends to: UMT5 and CLIP, or nothing in their place.
+"""Encoders of prompts (UMT5) and reference images (CLIP).
 
 Suffixes as in `training.data.batch`.
 """
@@ -22,11 +22,11 @@ class TextEncoder(Protocol):
     """Prompt encoder."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, S, D] float32; the empty prompt stands for none."""
+        """Embeddings [B, S, D] float32. The empty prompt means that there is none."""
 
 
 class NoText:
-    """Every prompt is the same: zeros."""
+    """Replaces a text encoder: the embedding of every prompt is zeros."""
 
     def __init__(self, tokens: int, dim: int, device: torch.device) -> None:
         self._shape, self._device = (tokens, dim), device
@@ -39,22 +39,22 @@ class NoText:
 class Umt5:
     """UMT5's last hidden state, zero beyond the prompt's end, as Wan was trained.
 
-    Prompts seen before are not encoded again; the last `_KEPT` are kept.
+    The embeddings of the last `_CACHED` prompts are cached.
     """
 
-    _KEPT = 256
+    _CACHED = 256
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model.requires_grad_(False).eval(), tokenizer
         self._seen: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """See `TextEncoder.encode`; [B, 512, D]."""
+        """See `TextEncoder.encode`. S is 512."""
         return torch.stack([self._one(" ".join(text.split())) for text in texts])
 
     def _one(self, text: str) -> Tensor:
         if text not in self._seen:
-            if len(self._seen) >= self._KEPT:
+            if len(self._seen) >= self._CACHED:
                 del self._seen[next(iter(self._seen))]
             self._seen[text] = self._embed(text)
         return self._seen[text]
@@ -72,13 +72,13 @@ class Umt5:
 
 
 class ImageEncoder:
-    """CLIP's hidden states before the last layer, of pictures as CLIP's own processor prepares them."""
+    """CLIP's hidden states before its last layer, of images that CLIP's own processor prepared."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model.requires_grad_(False).eval(), processor
 
     def encode(self, rgb_BHWC: Tensor) -> Tensor:
-        """Features [B, K, D] float32 of uint8 pictures; 257 tokens of 1280 for Wan's CLIP."""
+        """Features [B, K, D] float32 of uint8 images. Wan's CLIP has 257 tokens of width 1280."""
         parameter = next(self._model.parameters())
         pixels = self._processor(images=list(rgb_BHWC.cpu().numpy()), return_tensors="pt").pixel_values
         with torch.no_grad():
@@ -91,7 +91,7 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns a batch into tensors for the transformer; all frozen."""
+    """The frozen encoders of a run. `image` is None where the model takes no CLIP features."""
 
     codec: Codec
     text: TextEncoder
@@ -99,13 +99,15 @@ class Encoders:
 
 
 def load_encoders(config: TrainConfig, text_dim: int, device: torch.device) -> Encoders:
-    """The codec and encoders that `config.codec` names, on `device`.
+    """The codec and encoders that `config.codec` names.
 
     Args:
+        config: of the run.
         text_dim: width of the prompt embedding that the transformer takes.
+        device: where they compute.
 
     Raises:
-        ModelError: weights cannot be had, or their width is another; one line.
+        ModelError: weights are missing or damaged, or have another width.
     """
     text: TextEncoder = NoText(config.model.text_tokens, text_dim, device)
     if config.codec.text == "umt5":
@@ -136,7 +138,7 @@ def _load_image(base: str, device: torch.device) -> ImageEncoder:
 
 
 def _part(base: str, file: str, load: Callable[..., Any], **options: Any) -> Any:
-    """One part of a diffusers model; `file` is a file that the part always has."""
+    """One part of a diffusers model. `file` is a file that the part always has."""
     folder, _, _ = file.partition("/")
     local = hub.is_local(base, file, "model.base")
     try:

@@ -1,7 +1,7 @@
-"""Wan with ears, a face and a will to move: the model that is trained.
+"""Wan transformer with audio, identity and motion-intensity conditioning.
 
-Diffusers' transformer as it is; what is added sits in processors of its cross-attentions and in one hook
-(`training.wan.adapters`). Everything added starts at zero, so that an untrained `TalkingWan` is stock Wan.
+Diffusers' transformer is not changed. The added networks are in processors of its cross-attentions and in one
+hook (`training.wan.adapters`). Their outputs start at zero, so that an untrained `TalkingWan` is stock Wan.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from talkforge.training.wan.alignment import Windows, gather_windows, windows
 from talkforge.training.wan.base import check_wan, load_transformer, random_transformer
 
 MAX_POSITIONS = 32
-"""Slots that a window may have with a learned embedding: videos of 9 frames/s and more."""
+"""Most positions of a window with a learned embedding: enough for 9 frames/s and more."""
 
 _LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
@@ -38,12 +38,12 @@ _LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 class TalkingWan(nn.Module):  # type: ignore[misc]
     """Wan's transformer with audio attention, face attention and motion intensity.
 
-    Parameters are drawn from torch's global generator; `build` seeds it.
+    Parameters are drawn from torch's global generator, which `build` seeds.
 
     Attributes:
-        transformer: diffusers' model; `blocks.N.attn2.processor` is our `TalkingProcessor`.
+        transformer: diffusers' model. `blocks.N.attn2.processor` is our `TalkingProcessor`.
         audio_proj: speech features to audio tokens.
-        window_positions: learned embedding of the place in a window, or None.
+        window_positions: learned embedding of the position in a window, or None.
         face: identity to face tokens, or None.
         motion: motion intensities to the timestep embedding, or None.
         context: carries the signals of a forward pass to the processors.
@@ -59,11 +59,13 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         identity_dim: int,
         text_tokens: int = 512,
     ) -> None:
-        """Adds the adapters to `transformer`, whose cross-attentions are changed in place.
+        """Adds the adapters to a transformer, whose cross-attentions are changed in place.
 
         Args:
+            transformer: diffusers' model.
+            config: which adapters, and their sizes.
             speech_dim: width of the speech features.
-            identity_dim: width of the identity embedding; 0: no face attention.
+            identity_dim: width of the identity embedding. 0 means no face attention.
             text_tokens: text tokens of a sample.
 
         Raises:
@@ -79,7 +81,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         self.context = Context()
         self.transformer = transformer
         self.audio_proj = AudioProjection(speech_dim, config.audio_dim)
-        # As large as the tokens, which are normalised, so that a place can be told from the start.
+        # As large as the tokens, which are normalised, so that positions differ from the start.
         self.window_positions = (
             nn.Embedding(MAX_POSITIONS, config.audio_dim) if config.window_positions else None
         )
@@ -96,7 +98,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         transformer.condition_embedder.register_forward_hook(self.context.add_motion)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute every block in the backward pass, under the conditions of its forward pass."""
+        """Recompute every block in the backward pass, with the conditions of its forward pass."""
         self.transformer.enable_gradient_checkpointing(self.context.checkpoint)
 
     def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, conditions: Conditions) -> Tensor:
@@ -105,6 +107,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         Args:
             x_BCTHW: noisy latents, [B, 16, T, H, W].
             timestep_B: 0 (clean) to 1000 (noise).
+            conditions: of the batch.
 
         Raises:
             ModelError: the conditions do not fit the model or the latents.
@@ -149,7 +152,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
     def _signals(self, conditions: Conditions) -> Signals:
         scale_B = conditions.audio_scale_B
         groups, audio_GWC, mask_G11W = 1, None, None
-        # Generation asks for passes without audio; in training every parameter must have its gradient.
+        # Generation has passes without audio. In training every parameter must have a gradient.
         if torch.is_grad_enabled() or bool(scale_B.any()):
             groups, audio_GWC, mask_G11W = self._audio(conditions)
         return Signals(
@@ -167,36 +170,35 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         tokens_BLC = self.audio_proj(conditions.speech_BLD)
         if conditions.stage == "clip":
             if self.window_positions is not None:
-                # No window, no slot; but all that is trained must have a gradient, or DDP waits for it.
+                # There are no windows, but every trained parameter must have a gradient, or DDP waits for it.
                 tokens_BLC = tokens_BLC + 0 * self.window_positions.weight[0]
             return 1, tokens_BLC, None
-        place = windows(tokens_BLC.shape[1], conditions.num_frames)
-        tokens_BTWC = gather_windows(tokens_BLC, place)
+        found = windows(tokens_BLC.shape[1], conditions.num_frames)
+        tokens_BTWC = gather_windows(tokens_BLC, found)
         if self.window_positions is not None:
-            tokens_BTWC = tokens_BTWC + _position_tokens(self.window_positions, place)
-        mask_G11W = None if self.config.reference_padding else _window_mask(place, tokens_BTWC)
+            tokens_BTWC = tokens_BTWC + _position_tokens(self.window_positions, found)
+        mask_G11W = None if self.config.reference_padding else _window_mask(found, tokens_BTWC)
         return tokens_BTWC.shape[1], tokens_BTWC.flatten(0, 1), mask_G11W
 
 
-def _position_tokens(positions: nn.Embedding, place: Windows) -> Tensor:
-    """Embedding of every window's places, [T, W, C]; zeros where there is no token."""
-    width = place.position_TW.shape[1]
+def _position_tokens(positions: nn.Embedding, found: Windows) -> Tensor:
+    """Embedding of the positions in every window, [T, W, C], zeros where there is no token."""
+    width = found.position_TW.shape[1]
     if width > MAX_POSITIONS:
         raise ModelError(
             f"adapters.window_positions: expected windows of at most {MAX_POSITIONS} features, found {width}"
         )
-    return positions(place.position_TW.to(positions.weight.device)) * place.valid_TW.to(
-        positions.weight
-    ).unsqueeze(2)
+    valid_TW1 = found.valid_TW.to(positions.weight).unsqueeze(2)
+    return positions(found.position_TW.to(positions.weight.device)) * valid_TW1
 
 
-def _window_mask(place: Windows, tokens_BTWC: Tensor) -> Tensor:
-    """Which positions hold a token, in every sample's windows, [B * T, 1, 1, W]; in each window some do."""
-    return place.valid_TW.to(tokens_BTWC.device).repeat(len(tokens_BTWC), 1)[:, None, None, :]
+def _window_mask(found: Windows, tokens_BTWC: Tensor) -> Tensor:
+    """Positions with a token in every sample's windows, bool [B * T, 1, 1, W]. Each window has one."""
+    return found.valid_TW.to(tokens_BTWC.device).repeat(len(tokens_BTWC), 1)[:, None, None, :]
 
 
 def adapter_parameters(model: TalkingWan) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names, as in the model's state, and parameters of everything that is added to Wan but LoRA."""
+    """Names and parameters of the networks that are added to Wan, without LoRA."""
     return ((name, parameter) for name, parameter in model.named_parameters() if _is_adapter(name))
 
 
@@ -205,12 +207,14 @@ def _is_adapter(name: str) -> bool:
 
 
 def set_trainable(model: TalkingWan, config: ModelConfig, *, seed: int = 0) -> None:
-    """Set which parameters are trained; low-rank updates are put in where they are asked for.
+    """Set which parameters are trained, and add low-rank updates where they are configured.
 
-    'adapters': what is added to Wan; 'lora': that and low-rank updates (peft; scale 1, zero at the start)
-    of all projections of every attention; 'full': everything. A second call changes nothing.
+    'adapters' trains the added networks. 'lora' trains these and low-rank updates by peft (scale 1, zero at
+    the start) of all projections of every attention. 'full' trains everything. A second call changes nothing.
 
     Args:
+        model: the model.
+        config: what is trained, and the rank of the updates.
         seed: of the low-rank updates.
     """
     if config.trainable == "lora" and not any(".lora_A." in name for name, _ in model.named_parameters()):
@@ -224,12 +228,13 @@ def set_trainable(model: TalkingWan, config: ModelConfig, *, seed: int = 0) -> N
 
 
 def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.float32) -> TalkingWan:
-    """The model of a run, on the CPU, ready to be trained: what is trained is set, and recomputation.
+    """The model of a run on the CPU, with its trained parameters and activation checkpointing set.
 
     Args:
-        info: of the data set: widths of the speech features and of the identity embedding.
-        dtype: of the weights that are not trained, but for those that Wan keeps in float32; what is
-            trained is float32, for the optimizer's sake.
+        config: of the run.
+        info: of the data set, whose speech features and identity embedding have these widths.
+        dtype: type of the frozen weights, except for those that Wan keeps in float32. Trained weights are
+            float32, as the optimizer needs.
 
     Raises:
         ModelError: `model.base` cannot be loaded, or lacks or has other weights than Wan's.
@@ -254,7 +259,12 @@ def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.
 
 
 def cast(model: TalkingWan, dtype: torch.dtype) -> None:
-    """Set the type of the weights as `build` says: trained float32, frozen `dtype`."""
+    """Set the type of the weights: float32 for trained ones, `dtype` for frozen ones.
+
+    Args:
+        model: the model.
+        dtype: see `build`.
+    """
     keep = set(WanTransformer3DModel._keep_in_fp32_modules)
     for name, parameter in model.named_parameters():
         precise = parameter.requires_grad or not keep.isdisjoint(name.split("."))

@@ -53,9 +53,9 @@ def test_a_clip_goes_where_its_aspect_is_nearest(
 @pytest.mark.parametrize(
     ("own", "size", "middle", "scaled", "at"),
     (
-        ((64, 64), (32, 32), (40, 10), (32, 32), (0, 0)),  # the whole picture
+        ((64, 64), (32, 32), (40, 10), (32, 32), (0, 0)),  # the whole frame
         ((128, 64), (32, 32), (64, 32), (64, 32), (16, 0)),
-        ((128, 64), (32, 32), (100, 32), (64, 32), (32, 0)),  # 34 would leave the picture
+        ((128, 64), (32, 32), (100, 32), (64, 32), (32, 0)),  # 34 would leave the frame
         ((128, 64), (32, 32), (4, 32), (64, 32), (0, 0)),
         ((64, 128), (32, 32), (32, 100), (32, 64), (0, 32)),
         ((64, 128), (32, 32), (32, 70), (32, 64), (0, 19)),
@@ -71,16 +71,16 @@ def test_a_crop_covers_its_size_around_a_point(
 ) -> None:
     crop = Crop.around(own, size, middle)
     assert (crop.scaled, (crop.top, crop.left)) == (scaled, at)
-    places = np.stack(np.mgrid[: scaled[0], : scaled[1]], -1)
-    cropped = crop.of(places)
+    coordinates = np.stack(np.mgrid[: scaled[0], : scaled[1]], -1)
+    cropped = crop.of(coordinates)
     assert cropped.shape == (*size, 2)
     assert tuple(cropped[0, 0]) == at
 
 
 def test_frames_are_those_that_were_asked_for() -> None:
-    pictures = encoded()
+    video = encoded()
     for first, last in ((0, 12), (0, 1), (11, 12), (3, 8)):
-        rgb = pictures.rgb(first, last)
+        rgb = video.rgb(first, last)
         assert rgb.shape == (last - first, 32, 32, 3) and rgb.dtype == np.uint8
         clips, frames = number_and_frame(rgb)
         assert clips.tolist() == [5] * (last - first)
@@ -100,7 +100,7 @@ def test_colours_are_those_of_the_clip(tmp_path: Path, size: tuple[int, int]) ->
 
 
 def test_small_pictures_are_means_of_large_ones(tmp_path: Path) -> None:
-    """Scaled by area: against the mean of every block of the true picture."""
+    """Scaled by area: against the mean of every block of the true frame."""
     rng = np.random.default_rng(0)
     grey = rng.integers(10, 246, (1, 128, 128, 1)).astype(np.uint8).repeat(3, 3)
     encode_mp4(tmp_path / "c.mp4", grey, 25, None, 1, "ultrafast")
@@ -112,7 +112,7 @@ def test_small_pictures_are_means_of_large_ones(tmp_path: Path) -> None:
     assert abs(small.mean() - means.mean()) < 0.5  # one pass of swscale is two levels too dark
 
 
-def area_shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def area_fractions(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Share of True in each cell of a grid: every pixel counts as far as it lies in the cell."""
 
     def overlaps(pixels: int, cells: int) -> np.ndarray:
@@ -131,9 +131,9 @@ def test_a_small_mask_holds_pixels_that_are_half_lip(size: tuple[int, int]) -> N
     rng = np.random.default_rng(1)
     mask = np.zeros((64, 64), bool)
     mask[20:47, 9:51] = rng.random((27, 42)) < 0.8
-    shares = area_shares(mask, size)
-    sure = np.abs(shares - 0.5) > 0.02  # 8 bits
-    assert np.array_equal(shrunk(mask, size)[sure], shares[sure] >= 0.5)
+    fractions = area_fractions(mask, size)
+    sure = np.abs(fractions - 0.5) > 0.02  # 8 bits
+    assert np.array_equal(shrunk(mask, size)[sure], fractions[sure] >= 0.5)
     assert shrunk(mask, size).dtype == bool
     assert np.array_equal(shrunk(mask, (64, 64)), mask)
 
@@ -154,16 +154,16 @@ def test_masks_follow_the_crop_and_skip_what_is_missing() -> None:
     found = masks.lips(2, 12)
     assert found.dtype == np.uint8 and found.shape == (10, 32, 32)
     for k, lips in enumerate(found, start=2):
-        expected = area_shares(shown.lips()[k], (32, 64))[:, crop.left : crop.left + 32] >= 0.5
+        expected = area_fractions(shown.lips()[k], (32, 64))[:, crop.left : crop.left + 32] >= 0.5
         assert np.array_equal(lips, expected) if k not in (3, 10) else not lips.any()
     everything = np.ones_like(shown.lips())
     missing = LipMasks(pack_mask(everything), shown.valid() > 0, crop).lips(3, 4)
     assert not missing.any()  # whatever is stored where nothing was found
 
 
-def outcome(pictures: ClipFrames, first: int, last: int) -> object:
+def outcome(video: ClipFrames, first: int, last: int) -> object:
     try:
-        return pictures.rgb(first, last).tolist()
+        return video.rgb(first, last).tolist()
     except SkippedSampleError as error:
         return error.reason, str(error)
 

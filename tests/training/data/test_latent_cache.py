@@ -47,7 +47,7 @@ def test_they_lie_beside_the_shards(tmp_path: Path) -> None:
 def test_all_shards_must_have_them(shards: list[Shard], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     assert not usable(shards, config())
-    assert caplog.messages == []  # nobody has encoded anything: nothing to say
+    assert caplog.messages == []  # nothing was encoded, so nothing is logged
     written = [write(shards[0])]
     assert not usable(shards, config())
     assert len(caplog.messages) == 1

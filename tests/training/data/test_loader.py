@@ -180,7 +180,7 @@ def damaged(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("workers", (0, 2))
-def test_bad_samples_are_counted_and_named_once(
+def test_skipped_samples_are_counted_and_named_once(
     tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -191,7 +191,7 @@ def test_bad_samples_are_counted_and_named_once(
         "clip01": "too_short", "clip02": "unreadable", "clip03": "other_fps", "clip05": "other_version",
     }  # fmt: skip
     named = sorted(message.split(":")[1].strip() for message in caplog.messages)
-    assert named == ["clip02", "clip03", "clip05"]  # what is short by design is not named aloud
+    assert named == ["clip02", "clip03", "clip05"]  # what is short by design is not warned of
     take(made.batches(1), 16)
     assert made.skipped.total() == 4 and len(caplog.messages) == 3
 

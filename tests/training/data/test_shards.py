@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from talkforge.schemas.errors import CommandError, DatasetError
-from talkforge.training.data.shards import LOOKED_AT, probe, shard_list
+from talkforge.training.data.shards import MAX_PROBED, probe, shard_list
 from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_set
 
 
@@ -58,12 +58,12 @@ def test_shards_may_be_remote(shards: str) -> None:
 
 
 def test_an_identity_may_be_missing_from_the_first_clips(tmp_path: Path) -> None:
-    nobody = Shown(0, identity=False)
-    late = write_set(tmp_path / "late", [[nobody, replace(nobody, number=1), Shown(2)]])
+    no_identity = Shown(0, identity=False)
+    late = write_set(tmp_path / "late", [[no_identity, replace(no_identity, number=1), Shown(2)]])
     assert (probe(late).identity_dim, probe(late).identity_model) == (IDENTITY_DIM, "unit")
-    none = write_set(tmp_path / "none", [[nobody, replace(nobody, number=1)]])
+    none = write_set(tmp_path / "none", [[no_identity, replace(no_identity, number=1)]])
     assert (probe(none).identity_dim, probe(none).identity_model) == (0, "")
-    assert LOOKED_AT == 64
+    assert MAX_PROBED == 64
 
 
 @pytest.mark.parametrize(

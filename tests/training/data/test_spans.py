@@ -57,11 +57,11 @@ def test_everything_in_a_span_belongs_to_its_frames(shown: Shown, fps: float, ke
         widths = [round((k + 1) / 31 * size[1]) * ok for k, ok in zip(frames, valid, strict=True)]
         assert np.abs(span.lips[:, -1].sum(axis=1) - widths).max() <= 1  # the left part of the last row
         assert not span.lips[:, 0].any()
-        heard = span.speech[:, 0]
-        assert len(heard) == features_from_frames(9, fps)
-        late_s = np.abs(heard / 50 - first / fps - np.arange(len(heard)) / 50).max()
+        features = span.speech[:, 0]
+        assert len(features) == features_from_frames(9, fps)
+        late_s = np.abs(features / 50 - first / fps - np.arange(len(features)) / 50).max()
         assert late_s <= (0.0101 if first + 9 < 30 else 0.02)  # at the clip's end there may be none left
-        assert np.ptp(np.diff(heard)) == 0 and set(span.speech[:, 1].tolist()) == {shown.number}
+        assert np.ptp(np.diff(features)) == 0 and set(span.speech[:, 1].tolist()) == {shown.number}
         assert span.identity.tolist() == np.eye(IDENTITY_DIM)[shown.number].tolist()
         assert (span.omega, span.text, span.latents) == ((0.25, 0.75), shown.text, None)
 
@@ -83,8 +83,8 @@ def test_what_is_not_known() -> None:
     clip = prepared(Shown(1, omega=(None, 0.1), identity=False))
     assert clip.omega == (0.5, 0.1)
     assert clip.identity.shape == (0,)
-    nobody = prepared(info=some_info(SPEECH_DIM, identity_dim=0))
-    assert nobody.identity.shape == (0,)  # a data set that is taken to have none has none
+    no_identity = prepared(info=some_info(SPEECH_DIM, identity_dim=0))
+    assert no_identity.identity.shape == (0,)  # a data set that is taken to have none has none
 
 
 def test_a_clip_is_cropped_around_its_lips() -> None:

@@ -88,7 +88,7 @@ def reader(settings: DataConfig, memory_bytes: int = 0) -> Reader:
     return Reader(shard_list(settings.shards), settings, info, cached=False, cache=ClipCache(memory_bytes))
 
 
-def told(batch: tuple[list[Span], tuple[SkippedSample, ...]]) -> tuple[Any, ...]:
+def comparable(batch: tuple[list[Span], tuple[SkippedSample, ...]]) -> tuple[Any, ...]:
     spans, skipped = batch
     parts = [[span.rgb, span.lips, span.speech] for span in spans]
     return [
@@ -98,7 +98,7 @@ def told(batch: tuple[list[Span], tuple[SkippedSample, ...]]) -> tuple[Any, ...]
 
 
 def batches(made: Reader, count: int, where: ReaderId | None = None, skip: int = 0) -> list[tuple[Any, ...]]:
-    return [told(batch) for batch in itertools.islice(made.batches(where or reader_id(), skip), count)]
+    return [comparable(batch) for batch in itertools.islice(made.batches(where or reader_id(), skip), count)]
 
 
 def test_batches_hold_one_size(shards: str) -> None:
@@ -111,7 +111,7 @@ def test_batches_hold_one_size(shards: str) -> None:
 
 
 def test_batches_hold_one_length(shards: str) -> None:
-    """A clip of 5 frames is too short for 9, and is trained at 5 where that is asked for."""
+    """A clip of 5 frames is too short for 9, and is trained at 5 where that is configured."""
     seen: Counter[tuple[str, int]] = Counter()
     for spans, skipped in itertools.islice(
         reader(config(shards, shorter_spans=[5])).batches(reader_id()), 24
@@ -125,7 +125,7 @@ def test_batches_hold_one_length(shards: str) -> None:
     assert max(seen.values()) - min(seen.values()) <= 3
 
 
-def test_what_is_left_out_is_told_with_the_next_batch(shards: str) -> None:
+def test_what_is_left_out_comes_with_the_next_batch(shards: str) -> None:
     stream = reader(config(shards, shuffle=1, batch_size=1)).batches(reader_id())
     epoch = list(itertools.islice(stream, 7))
     skipped = [one for _, left_out in epoch for one in left_out]
@@ -206,9 +206,9 @@ def test_what_cannot_be_kept_is_not_decoded_whole(shards: str, monkeypatch: pyte
     whole: list[str] = []
     original = EncodedVideo.decoded
 
-    def counting(pictures: EncodedVideo) -> DecodedVideo:
-        whole.append(pictures.key)
-        return original(pictures)
+    def counting(video: EncodedVideo) -> DecodedVideo:
+        whole.append(video.key)
+        return original(video)
 
     monkeypatch.setattr(EncodedVideo, "decoded", counting)
     batches(reader(config(shards), 1), 5)
@@ -224,8 +224,8 @@ def test_skipping_is_dropping(shards: str, skip: int, memory_bytes: int) -> None
     expected = batches(reader(settings), skip + 6)
     found = batches(reader(settings, memory_bytes), 6, skip=skip)
     assert [spans for spans, _ in found] == [spans for spans, _ in expected[skip:]]
-    told_early = [one for _, skipped in expected[: skip + 1] for one in skipped]
-    assert list(found[0][1]) == told_early  # what was left out on the way is not forgotten
+    skipped_early = [one for _, skipped in expected[: skip + 1] for one in skipped]
+    assert list(found[0][1]) == skipped_early  # what was left out on the way is not forgotten
 
 
 def test_what_is_passed_over_is_not_converted(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,9 +99,9 @@ def test_a_clip_is_decoded_once_for_all_its_spans(
     decoded: list[str] = []
     original = EncodedVideo.decoded
 
-    def counting(pictures: EncodedVideo) -> DecodedVideo:
-        decoded.append(pictures.key)
-        return original(pictures)
+    def counting(video: EncodedVideo) -> DecodedVideo:
+        decoded.append(video.key)
+        return original(video)
 
     monkeypatch.setattr(EncodedVideo, "decoded", counting)
     found = list(encoder(config(base, text="none", image="none"), spans)[0].shard(shard))

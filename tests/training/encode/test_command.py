@@ -244,7 +244,7 @@ def test_a_data_set_may_be_remote(dataset: Path, base: Path) -> None:
             assert file.read() == data
 
 
-def test_the_error_that_ended_the_work_is_the_one_that_is_told(
+def test_the_error_that_ended_the_work_is_the_one_that_is_raised(
     dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def large(*_: object) -> None:
@@ -263,7 +263,7 @@ class Patient:
         for number in range(2000):
             time.sleep(0.005)
             yield SkippedSample(f"{number}", "slow", "")
-        pytest.fail("nobody told it to stop")
+        pytest.fail("it was not stopped")
 
 
 class Broken(Patient):
@@ -282,7 +282,7 @@ def test_encoders_that_are_stopped_do_not_complain(dataset: Path, base: Path) ->
         snapshot = snapshots.current(store)
         work = command._Work(store, snapshot, config(base), 1, "", shards, lambda _: None)
         with pytest.raises(RunError, match=r"^broken$"):
-            work.share(encoders)  # type: ignore[arg-type]
+            work.run(encoders)  # type: ignore[arg-type]
         assert files(dataset) == {}
 
 

@@ -25,10 +25,10 @@ def test_sigmas_go_from_noise_to_nothing() -> None:
 def generated(model: Model, seed: int = 0, **settings: float) -> Tensor:
     batch = a_batch(2, texts=("words", "words"))
     encoders = Encoders(LinearCodec(), Words(), None)
-    told = encode(batch, encoders, None)
+    encoded = encode(batch, encoders, None)
     config = SampleConfig.model_validate({"steps": 3} | settings)
     generator = torch.Generator().manual_seed(seed)
-    return sample(model, batch, told, AdapterConfig(), "frame", config, 5.0, generator)
+    return sample(model, batch, encoded, AdapterConfig(), "frame", config, 5.0, generator)
 
 
 class Words(NoText):
@@ -47,7 +47,7 @@ def test_a_straight_flow_arrives_in_any_number_of_steps(steps: int) -> None:
     """The true velocity towards one video z is (x - z) / sigma: Euler lands on z exactly."""
     z = torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(9))
 
-    def flow(x: Tensor, timestep: Tensor, _told: Conditions) -> Tensor:
+    def flow(x: Tensor, timestep: Tensor, _conditions: Conditions) -> Tensor:
         return (x - z) / (timestep / 1000).view(-1, 1, 1, 1, 1)
 
     found = generated(flow, steps=steps, text_cfg=1, audio_cfg=1)
@@ -58,8 +58,8 @@ def test_guidance_is_the_published_sum() -> None:
     """One step of constant velocities: x1 = x0 - v."""
     calls = []
 
-    def constant(x: Tensor, _timestep: Tensor, told: Conditions) -> Tensor:
-        text, audio = bool(told.text_BSD.any()), bool(told.audio_scale_B.any())
+    def constant(x: Tensor, _timestep: Tensor, conditions: Conditions) -> Tensor:
+        text, audio = bool(conditions.text_BSD.any()), bool(conditions.audio_scale_B.any())
         calls.append((text, audio))
         return torch.full_like(
             x, {(False, False): 1.0, (True, False): 10.0, (True, True): 100.0}[text, audio]
@@ -81,17 +81,17 @@ def test_passes_without_weight_are_not_computed(
 ) -> None:
     calls = []
 
-    def watched(x: Tensor, _timestep: Tensor, told: Conditions) -> Tensor:
-        calls.append((bool(told.text_BSD.any()), bool(told.audio_scale_B.any())))
-        assert told.condition_BCTHW.any()  # the image stays on
+    def recording(x: Tensor, _timestep: Tensor, conditions: Conditions) -> Tensor:
+        calls.append((bool(conditions.text_BSD.any()), bool(conditions.audio_scale_B.any())))
+        assert conditions.condition_BCTHW.any()  # the image stays on
         return x
 
-    generated(watched, steps=1, text_cfg=text_cfg, audio_cfg=audio_cfg)
+    generated(recording, steps=1, text_cfg=text_cfg, audio_cfg=audio_cfg)
     assert sorted(calls) == passes
 
 
 def test_a_seed_is_a_video() -> None:
-    def half(x: Tensor, _timestep: Tensor, _told: Conditions) -> Tensor:
+    def half(x: Tensor, _timestep: Tensor, _conditions: Conditions) -> Tensor:
         return 0.5 * x
 
     assert torch.equal(generated(half, 1), generated(half, 1))

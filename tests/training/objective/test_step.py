@@ -27,7 +27,7 @@ class Words:
 
 
 class Clip(ImageEncoder):
-    """Embeds a picture as its mean."""
+    """Embeds an image as its mean."""
 
     def __init__(self) -> None:
         pass
@@ -40,13 +40,13 @@ ENCODERS = Encoders(LinearCodec(), Words(), Clip())
 
 
 class Recorder:
-    """A model that predicts a constant and remembers what it was told."""
+    """A model that predicts a constant and remembers its conditions."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[Tensor, Tensor, Conditions]] = []
+        self.calls: list[tuple[Tensor, Tensor, Conditions]] = []
 
-    def __call__(self, x: Tensor, timestep: Tensor, told: Conditions) -> Tensor:
-        self.told.append((x, timestep, told))
+    def __call__(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        self.calls.append((x, timestep, conditions))
         return torch.full_like(x, 0.25)
 
 
@@ -71,14 +71,14 @@ def test_each_condition_is_dropped_by_itself() -> None:
     assert not bool((every.image_B | every.audio_B | every.text_B).any())
 
 
-def told(keep: KeepMask) -> tuple[EncodedBatch, Conditions]:
+def conditions_of(keep: KeepMask) -> tuple[EncodedBatch, Conditions]:
     batch = a_batch(3, texts=("a", "bb", "ccc"), has_identity_B=torch.tensor([True, True, False]))
     encoded = encode(batch, ENCODERS, None)
     return encoded, conditions(batch, encoded, keep, AdapterConfig(), "frame")
 
 
-def test_nothing_dropped_is_everything_told() -> None:
-    encoded, found = told(KeepMask.all(3))
+def test_nothing_dropped_is_all_conditions() -> None:
+    encoded, found = conditions_of(KeepMask.all(3))
     assert torch.equal(found.condition_BCTHW, encoded.condition_BCTHW)
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
     assert found.image_BKD is not None and encoded.image_BKD is not None
@@ -89,7 +89,7 @@ def test_nothing_dropped_is_everything_told() -> None:
 
 def test_a_dropped_image_takes_first_frame_features_and_face() -> None:
     keep = torch.tensor([False, True, True])
-    encoded, found = told(replace(KeepMask.all(3), image_B=keep))
+    encoded, found = conditions_of(replace(KeepMask.all(3), image_B=keep))
     assert found.condition_BCTHW[0].abs().max() == 0
     assert torch.equal(found.condition_BCTHW[1:], encoded.condition_BCTHW[1:])
     assert found.image_BKD is not None
@@ -100,10 +100,10 @@ def test_a_dropped_image_takes_first_frame_features_and_face() -> None:
 
 def test_dropped_audio_is_scale_zero_and_dropped_text_the_empty_prompt() -> None:
     keep = torch.tensor([True, False, True])
-    _, found = told(replace(KeepMask.all(3), audio_B=keep))
+    _, found = conditions_of(replace(KeepMask.all(3), audio_B=keep))
     assert found.audio_scale_B.tolist() == [1.0, 0.0, 1.0]
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
-    _, found = told(replace(KeepMask.all(3), text_B=keep))
+    _, found = conditions_of(replace(KeepMask.all(3), text_B=keep))
     assert found.text_BSD[:, 0, 0].tolist() == [1.0, 0.0, 3.0]
     assert found.audio_scale_B.tolist() == [1.0, 1.0, 1.0]
 
@@ -113,8 +113,8 @@ def test_branches_that_are_off_are_told_nothing() -> None:
     encoded = encode(batch, replace(ENCODERS, image=None), None)
     off = conditions(batch, encoded, KeepMask.all(2), AdapterConfig(face=False, motion=False), "clip")
     assert off.identity_BD is None and off.omega_B2 is None and off.image_BKD is None
-    nobody = a_batch(identity_dim=0)
-    found = conditions(nobody, encoded, KeepMask.all(2), AdapterConfig(), "clip")
+    no_identity = a_batch(identity_dim=0)
+    found = conditions(no_identity, encoded, KeepMask.all(2), AdapterConfig(), "clip")
     assert found.identity_BD is None and found.face_scale_B.tolist() == [0.0, 0.0]
 
 
@@ -139,7 +139,7 @@ def test_a_cache_without_the_features_that_are_needed_is_refused() -> None:
 def test_the_loss_is_that_of_its_parts(stage: str) -> None:
     settings, batch, model = config(stage), a_batch(4), Recorder()
     loss = training_step(model, ENCODERS, batch, settings, seeded(5))
-    ((x, timestep, found),) = model.told
+    ((x, timestep, found),) = model.calls
     assert found.stage == stage and found.num_frames == 9
     assert batch.rgb_BFHWC is not None
     latents = LinearCodec().encode(batch.rgb_BFHWC)
@@ -172,9 +172,9 @@ def test_a_step_is_a_function_of_its_generator() -> None:
 
 def test_stages_draw_the_same_noise() -> None:
     """So that two runs of one seed differ in the stage alone."""
-    heard = []
+    inputs = []
     for stage in ("clip", "frame"):
         model = Recorder()
         training_step(model, ENCODERS, a_batch(4), config(stage), seeded(3))
-        heard.append(model.told[0][0])
-    assert torch.equal(*heard)
+        inputs.append(model.calls[0][0])
+    assert torch.equal(*inputs)

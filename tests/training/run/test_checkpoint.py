@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         real(path, state)
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
-    for step in (2, 1):  # a new one, and one in the place of the old
+    for step in (2, 1):  # a new one, and one that replaces the old
         count = 0
         with pytest.raises(RunError, match=r"cannot be written: .*No space left on device"):
             written(tmp_path, step)

@@ -70,7 +70,7 @@ def test_other_data_are_refused(run: Path) -> None:
     other = replace(PROGRESS, info=replace(PROGRESS.info, fingerprint="1" * 64))
     with pytest.raises(CommandError, match="was trained on other shards"):
         resumable(run, config(), other)
-    with pytest.raises(CommandError, match=r"on pictures, found cached latents: set data\.latents"):
+    with pytest.raises(CommandError, match=r"on frames, found cached latents: set data\.latents"):
         resumable(run, config(), replace(PROGRESS, cached=True))
 
 

@@ -69,7 +69,7 @@ def test_bad_samples_are_counted(tmp_path: Path) -> None:
         tmp_path / "set", [[Shown(1), Shown(2), Shown(3)]], changes={"clip02": {"speech.npy": b"nothing"}}
     )
     result = train(small(shards, tmp_path / "run", run__steps=3))
-    assert result.skipped.total() == 1 and result.history[-1].bad_samples == 1
+    assert result.skipped.total() == 1 and result.history[-1].skipped_samples == 1
     assert "bad samples 1" in result.history[-1].line()
 
 

@@ -61,9 +61,9 @@ def folder(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> list[dict[str, Any]]:
+def results(folder: Path) -> list[dict[str, Any]]:
     """What each process saw."""
-    return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_gradients_are_those_of_one_process_with_all_batches(folder: Path, tmp_path: Path) -> None:
@@ -79,26 +79,26 @@ def test_gradients_are_those_of_one_process_with_all_batches(folder: Path, tmp_p
     assert sum(float(gradient.abs().max()) > 1e-5 for gradient in alone.values()) > 100
 
 
-def test_both_see_the_same_and_count_both(told: list[dict[str, Any]]) -> None:
-    assert told[0].pop("unprepared") == "RunError: the disk is gone"
-    assert told[1].pop("unprepared") == "DatasetError: the disk is gone"
-    assert told[0] == told[1]
-    assert len(told[0]["losses"]) == 5 and told[0]["world"] == 2
+def test_both_see_the_same_and_count_both(results: list[dict[str, Any]]) -> None:
+    assert results[0].pop("unprepared") == "RunError: the disk is gone"
+    assert results[1].pop("unprepared") == "DatasetError: the disk is gone"
+    assert results[0] == results[1]
+    assert len(results[0]["losses"]) == 5 and results[0]["world"] == 2
 
 
-def test_one_that_stops_stops_both_and_the_run_goes_on(folder: Path, told: list[dict[str, Any]]) -> None:
-    assert told[0]["stopped"] == [2, False]
-    assert told[0]["resumed"] == told[0]["losses"]
+def test_one_that_stops_stops_both_and_the_run_goes_on(folder: Path, results: list[dict[str, Any]]) -> None:
+    assert results[0]["stopped"] == [2, False]
+    assert results[0]["resumed"] == results[0]["losses"]
     straight, stopped = tensors(folder / "straight"), tensors(folder / "stopped")
     assert straight.keys() == stopped.keys()
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert last(folder / "straight").progress.world == 2
 
 
-def test_they_fail_together(folder: Path, told: list[dict[str, Any]]) -> None:
-    assert told[0]["full"].startswith("RunError: checkpoint ") and "No space left" in told[0]["full"]
-    assert told[0]["broken"] == "DatasetError: the disk is gone"
-    error = told[0]["nan"]
+def test_they_fail_together(folder: Path, results: list[dict[str, Any]]) -> None:
+    assert results[0]["full"].startswith("RunError: checkpoint ") and "No space left" in results[0]["full"]
+    assert results[0]["broken"] == "DatasetError: the disk is gone"
+    error = results[0]["nan"]
     assert error.startswith("RunError: step 2: loss is ") and error.endswith(": stopped before the update")
     assert len(error.split(";")) == 2, "samples of both are named"
     assert checkpoint.steps(folder / "nan") == []
@@ -109,10 +109,10 @@ NO_GRADIENT = "attn2.to_k.bias"
 
 
 @pytest.mark.parametrize("name", ("fsdp", "fsdp-checkpointing"))
-def test_sharded_as_whole(folder: Path, told: list[dict[str, Any]], name: str) -> None:
+def test_sharded_as_whole(folder: Path, results: list[dict[str, Any]], name: str) -> None:
     """FSDP2: stopped, resumed, with recomputed blocks: the same run, and the same files, to rounding."""
-    assert told[0]["sharded"] == [[True, True]] * 5
-    assert told[0][name] == pytest.approx(told[0]["losses"], rel=1e-4)
+    assert results[0]["sharded"] == [[True, True]] * 5
+    assert results[0][name] == pytest.approx(results[0]["losses"], rel=1e-4)
     whole, sharded = tensors(folder / "straight"), tensors(folder / name)
     assert {key: value.shape for key, value in whole.items()} == {
         key: value.shape for key, value in sharded.items()
@@ -124,11 +124,11 @@ def test_sharded_as_whole(folder: Path, told: list[dict[str, Any]], name: str) -
 
 
 def test_sharded_as_whole_where_what_is_frozen_is_less_precise(
-    folder: Path, told: list[dict[str, Any]]
+    folder: Path, results: list[dict[str, Any]]
 ) -> None:
     """Adapters in float32 on a base in bfloat16: types are kept."""
-    assert told[0]["fsdp-half"] == pytest.approx(told[0]["half"], rel=1e-3)
-    assert told[0]["half"] != pytest.approx(told[0]["losses"], rel=1e-6)
+    assert results[0]["fsdp-half"] == pytest.approx(results[0]["half"], rel=1e-3)
+    assert results[0]["half"] != pytest.approx(results[0]["losses"], rel=1e-6)
     whole, sharded = tensors(folder / "half"), tensors(folder / "fsdp-half")
     assert {key: value.dtype for key, value in sharded.items()} == dict.fromkeys(whole, torch.float32)
 

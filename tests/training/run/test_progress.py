@@ -18,7 +18,7 @@ def report(step: int = 5, **changes: object) -> Report:
     values: dict[str, object] = {
         "step": step, "steps": 200, "loss": 0.5, "unmasked": 0.25, "lips": 0.125, "masked_fraction": 0.8,
         "grad_norm": 1.5, "lr": 1e-4, "samples_per_s": 12.0, "samples_per_s_rank": 3.0,
-        "wait_fraction": 0.07, "bad_samples": 0, "left_s": 3723.4,
+        "wait_fraction": 0.07, "skipped_samples": 0, "left_s": 3723.4,
     } | changes  # fmt: skip
     return Report(**values)  # type: ignore[arg-type]
 
@@ -28,8 +28,10 @@ def test_the_line_says_all_of_it() -> None:
         "step 5/200  loss 0.5000  unmasked 0.2500  lips 0.1250  grad 1.50  lr 1.0e-04"
         "  12.0 samples/s (3.0 a rank)  data wait 7%  left 1:02:03"
     )
-    alone = report(samples_per_s_rank=12.0, bad_samples=3, lips=math.nan, left_s=0.0).line()
-    assert "12.0 samples/s  data" in alone and "bad samples 3  left 0:00:00" in alone and "lips nan" in alone
+    alone = report(samples_per_s_rank=12.0, skipped_samples=3, lips=math.nan, left_s=0.0).line()
+    assert (
+        "12.0 samples/s  data" in alone and "skipped samples 3  left 0:00:00" in alone and "lips nan" in alone
+    )
 
 
 def test_the_clock_tells_waiting_from_working(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,22 +163,22 @@ def test_keys_and_shapes_that_do_not_fit_are_listed(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    model, place = small_model(), tmp_path / "weights.ckpt"
-    torch.save({"proj_model": {"proj.weight": [1, 2]}}, place)
+    model, path = small_model(), tmp_path / "weights.ckpt"
+    torch.save({"proj_model": {"proj.weight": [1, 2]}}, path)
     with pytest.raises(ModelError, match=r"expected tensors, found other things: proj_model\.proj\.weight$"):
-        load_published(model, place)
-    torch.save([torch.zeros(1)], place)
+        load_published(model, path)
+    torch.save([torch.zeros(1)], path)
     with pytest.raises(ModelError, match="expected a dictionary of tensors, found list"):
-        load_published(model, place)
-    place.write_bytes(b"nothing of the kind")
+        load_published(model, path)
+    path.write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match="expected a torch file of tensors, found"):
-        load_published(model, place)
+        load_published(model, path)
     with pytest.raises(ModelError, match="expected safetensors, found"):
         load_published(model, tmp_path / "none.safetensors")
     parts = small_file()
-    torch.save(prefixed(parts) | flat(parts), place)
+    torch.save(prefixed(parts) | flat(parts), path)
     with pytest.raises(ModelError, match="expected every weight once, found some under two names"):
-        load_published(model, place)
+        load_published(model, path)
 
 
 class Malicious:
@@ -192,12 +192,12 @@ class Malicious:
 
 
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
-    place, mark = tmp_path / "weights.ckpt", tmp_path / "mark"
-    torch.save({"proj_model": {}, "audio_processor": Malicious(mark)}, place)
+    path, mark = tmp_path / "weights.ckpt", tmp_path / "mark"
+    torch.save({"proj_model": {}, "audio_processor": Malicious(mark)}, path)
     with pytest.raises(ModelError, match="expected a torch file of tensors, found") as raised:
-        load_published(small_model(), place)
+        load_published(small_model(), path)
     assert "\n" not in str(raised.value) and not mark.exists()
-    torch.load(place, weights_only=False)
+    torch.load(path, weights_only=False)
     assert mark.exists(), "the file does nothing anywhere: this test would not notice"
 
 

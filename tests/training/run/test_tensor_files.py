@@ -1,4 +1,4 @@
-"""Tensors on disk, and what is said of those that do not fit."""
+"""Tensors on disk, and the errors for those that do not fit."""
 
 from __future__ import annotations
 

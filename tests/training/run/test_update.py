@@ -71,7 +71,7 @@ def test_every_batch_of_a_step_has_randomness_and_a_stratum_of_its_own(
     train(small(shards, tmp_path, optim__accumulate=3, run__steps=2, run__seed=5))
     assert [(rank, world) for rank, world, _ in drawn] == [(0, 3), (1, 3), (2, 3)] * 2
     expected = [
-        torch.rand(1, generator=generator_of(5, step, place)) for step in (1, 2) for place in range(3)
+        torch.rand(1, generator=generator_of(5, step, batch)) for step in (1, 2) for batch in range(3)
     ]
     assert [value for *_, value in drawn] == [float(value) for value in expected]
     assert len(set(drawn)) == 6
@@ -80,9 +80,9 @@ def test_every_batch_of_a_step_has_randomness_and_a_stratum_of_its_own(
 def test_seeds_do_not_collide() -> None:
     """The generator looks at 32 bits of its seed."""
     seeds = {
-        generator_of(seed, step, place).initial_seed() % 2**32
+        generator_of(seed, step, batch).initial_seed() % 2**32
         for seed in (0, 1)
         for step in range(1, 2001)
-        for place in range(16)
+        for batch in range(16)
     }
     assert len(seeds) == 2 * 2000 * 16

@@ -74,12 +74,14 @@ def slow(attn: nn.Module, hidden_BNC: Tensor, encoder_BSC: Tensor, given: Signal
                 keys = attn.norm_added_k(attn.add_k_proj(image_KC))
                 total = total + one_query(query_C, list(keys), list(attn.add_v_proj(image_KC)))
             group = b * given.groups + n // per_group
-            heard = [
+            audio_tokens = [
                 token
                 for w, token in enumerate(given.audio_GWC[group])
                 if given.audio_mask_G11W is None or bool(given.audio_mask_G11W[group, 0, 0, w])
             ]
-            audio = one_query(query_C, [own.k_proj(t) for t in heard], [own.v_proj(t) for t in heard])
+            audio = one_query(
+                query_C, [own.k_proj(t) for t in audio_tokens], [own.v_proj(t) for t in audio_tokens]
+            )
             face = [own.face_k_proj(t) for t in given.face_BKC[b]]
             looks = one_query(query_C, face, [own.face_v_proj(t) for t in given.face_BKC[b]])
             total = total + float(given.audio_scale_G11[group]) * audio

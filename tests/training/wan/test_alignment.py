@@ -12,12 +12,12 @@ from talkforge.training.wan.alignment import gather_windows, latent_masks, windo
 
 
 def test_windows_of_the_published_setting() -> None:
-    place = windows(175, 81)
-    assert place.index_TW.shape == (21, 17)
-    assert place.valid_TW.sum(1).tolist() == [6, 14, *[17] * 18, 14]
-    assert place.index_TW[0].tolist() == [0, 1, 2, 3, 4, 5, *[0] * 11]
-    assert place.index_TW[1].tolist() == [*range(14), 0, 0, 0]
-    assert place.index_TW[20].tolist() == [*range(161, 175), 0, 0, 0]
+    found = windows(175, 81)
+    assert found.index_TW.shape == (21, 17)
+    assert found.valid_TW.sum(1).tolist() == [6, 14, *[17] * 18, 14]
+    assert found.index_TW[0].tolist() == [0, 1, 2, 3, 4, 5, *[0] * 11]
+    assert found.index_TW[1].tolist() == [*range(14), 0, 0, 0]
+    assert found.index_TW[20].tolist() == [*range(161, 175), 0, 0, 0]
 
 
 def published(num_features: int, num_frames: int) -> list[list[int]]:
@@ -37,19 +37,19 @@ def published(num_features: int, num_frames: int) -> list[list[int]]:
 )
 def test_windows_of_other_settings(fps: float, num_frames: int) -> None:
     num_features = features_from_frames(num_frames, fps)
-    place = windows(num_features, num_frames)
-    found = [row[ok].tolist() for row, ok in zip(place.index_TW, place.valid_TW, strict=True)]
-    assert found == published(num_features, num_frames)
-    assert all(found)  # no latent frame hears nothing
+    found = windows(num_features, num_frames)
+    features = [row[ok].tolist() for row, ok in zip(found.index_TW, found.valid_TW, strict=True)]
+    assert features == published(num_features, num_frames)
+    assert all(features)  # no window is empty
 
 
-def test_valid_slots_come_first_and_keep_their_place() -> None:
-    place = windows(175, 81)
-    for valid in place.valid_TW.int().tolist():
+def test_valid_positions_come_first_and_keep_their_number() -> None:
+    found = windows(175, 81)
+    for valid in found.valid_TW.int().tolist():
         assert valid == sorted(valid, reverse=True)
-    assert place.position_TW[0, :6].tolist() == [11, 12, 13, 14, 15, 16]  # cut at its left end
-    assert place.position_TW[20, :14].tolist() == [*range(14)]  # cut at its right end
-    assert place.position_TW[10].tolist() == [*range(17)]
+    assert found.position_TW[0, :6].tolist() == [11, 12, 13, 14, 15, 16]  # cut at its left end
+    assert found.position_TW[20, :14].tolist() == [*range(14)]  # cut at its right end
+    assert found.position_TW[10].tolist() == [*range(17)]
 
 
 def test_windows_need_speech_and_a_causal_length() -> None:
@@ -72,10 +72,10 @@ def test_latent_frames_hear_the_lips_of_their_own_frames() -> None:
         lips = torch.zeros(1, 9, 16, 16, dtype=torch.uint8)
         lips[:, frame] = 1
         mask = latent_masks(lips, torch.ones(1, 9, dtype=torch.bool), (2, 2), "area")
-        share = [0.0, 0.0, 0.0]
-        share[(frame + 3) // 4] = 1.0 if frame == 0 else 0.25
+        expected = [0.0, 0.0, 0.0]
+        expected[(frame + 3) // 4] = 1.0 if frame == 0 else 0.25
         assert mask.shape == (1, 1, 3, 2, 2)
-        assert mask[0, 0, :, 0, 0].tolist() == share
+        assert mask[0, 0, :, 0, 0].tolist() == expected
 
 
 def test_trilinear_takes_the_middle_of_four_frames() -> None:

@@ -73,8 +73,8 @@ def test_a_prompt_is_encoded_once(text_model: UMT5EncoderModel) -> None:
     first = encoder.encode(["a person", "a  person\n", "a person"])
     assert len(calls) == 1
     assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2])
-    encoder.encode([f"a {n}" for n in range(Umt5._KEPT)])
-    assert len(encoder._seen) == Umt5._KEPT
+    encoder.encode([f"a {n}" for n in range(Umt5._CACHED)])
+    assert len(encoder._seen) == Umt5._CACHED
 
 
 def test_clip_gives_the_states_before_its_last_layer(image_model: CLIPVisionModel) -> None:

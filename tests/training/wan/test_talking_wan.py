@@ -34,7 +34,7 @@ from tests.training.models import (
 
 
 def stock(model: WanTransformer3DModel, x: Tensor, timestep: Tensor, given: Conditions) -> Tensor:
-    """What diffusers' own model says."""
+    """The output of diffusers' own model."""
     dtype = model.patch_embedding.weight.dtype
     parts = [x, given.condition_BCTHW] if model.config.in_channels == 36 else [x]
     image = given.image_BKD.to(dtype) if model.config.image_dim and given.image_BKD is not None else None
@@ -114,17 +114,17 @@ def test_a_latent_frame_hears_its_window_and_no_more() -> None:
     model = awake()
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
     before = first_attended(model, given)
-    place = windows(FEATURES, FRAMES)
-    heard = set()
+    found_windows = windows(FEATURES, FRAMES)
+    attended = set()
     for feature in range(FEATURES):
         speech = given.speech_BLD.clone()
         speech[1, feature] += 3
         change = (first_attended(model, replace(given, speech_BLD=speech)) - before).abs().amax((2, 3))
-        expected = (place.valid_TW & (place.index_TW == feature)).any(dim=1)
+        expected = (found_windows.valid_TW & (found_windows.index_TW == feature)).any(dim=1)
         assert torch.equal(change[1] > 1e-4, expected), feature
         assert change[0].max() == 0
-        heard.add(tuple(expected.tolist()))
-    assert len(heard) > 2
+        attended.add(tuple(expected.tolist()))
+    assert len(attended) > 2
 
 
 def test_a_clip_hears_all_of_its_speech() -> None:
@@ -156,19 +156,19 @@ def test_padding_dilutes_the_ends_only_where_the_reference_is_asked_for() -> Non
     assert torch.equal(change > 1e-4, ~windows(FEATURES, FRAMES).valid_TW.all(dim=1))
     # Half of the keys being zeros, they take part with a weight of exp(0) and a value of 0.
     block = model.transformer.blocks[0].attn2
-    place = windows(FEATURES, FRAMES)
+    found_windows = windows(FEATURES, FRAMES)
     query: list[Tensor] = []
     handle = block.norm_q.register_forward_hook(lambda *args: query.append(args[2]))
     first_attended(model, given)
     handle.remove()
     token = query[0][0, 0].view(2, 12)
     with torch.no_grad():
-        heard = model.audio_proj(given.speech_BLD)[0, place.index_TW[0][place.valid_TW[0]]]
-        keys, values = block.processor.k_proj(heard).view(-1, 2, 12), block.processor.v_proj(heard)
-        share = torch.exp((keys * token).sum(2) / 12**0.5)
-        zeros = int((~place.valid_TW[0]).sum())
-        missing = values.view(-1, 2, 12) * share[..., None]
-        masked, padded = (missing.sum(0) / (share.sum(0) + n)[:, None] for n in (0, zeros))
+        attended = model.audio_proj(given.speech_BLD)[0, found_windows.index_TW[0][found_windows.valid_TW[0]]]
+        keys, values = block.processor.k_proj(attended).view(-1, 2, 12), block.processor.v_proj(attended)
+        weight = torch.exp((keys * token).sum(2) / 12**0.5)
+        zeros = int((~found_windows.valid_TW[0]).sum())
+        missing = values.view(-1, 2, 12) * weight[..., None]
+        masked, padded = (missing.sum(0) / (weight.sum(0) + n)[:, None] for n in (0, zeros))
         expected = (masked - padded).flatten() @ block.to_out[0].weight.T
     assert zeros > 0
     torch.testing.assert_close((ours - diluted)[0, 0, 0], expected, rtol=1e-3, atol=1e-4)
@@ -188,9 +188,9 @@ def test_a_single_feature_is_heard_by_every_latent_frame() -> None:
     given = replace(conditions("frame"), audio_scale_B=torch.ones(2))
     given = replace(given, speech_BLD=given.speech_BLD[:, :1])
     silent = replace(given, audio_scale_B=torch.zeros(2))
-    heard = first_attended(model, given) - first_attended(model, silent)
-    assert torch.isfinite(heard).all()
-    assert (heard.abs().amax((2, 3)) > 1e-4).all()
+    attended = first_attended(model, given) - first_attended(model, silent)
+    assert torch.isfinite(attended).all()
+    assert (attended.abs().amax((2, 3)) > 1e-4).all()
 
 
 def test_motion_is_added_with_the_timestep_embedding() -> None:
