@@ -64,13 +64,13 @@ def test_reports_are_of_all_that_was_done(shards: str, tmp_path: Path) -> None:
     assert 0 <= shown[0].wait_fraction <= 1
 
 
-def test_bad_samples_are_counted(tmp_path: Path) -> None:
+def test_skipped_samples_are_counted(tmp_path: Path) -> None:
     shards = write_set(
         tmp_path / "set", [[Shown(1), Shown(2), Shown(3)]], changes={"clip02": {"speech.npy": b"nothing"}}
     )
     result = train(small(shards, tmp_path / "run", run__steps=3))
     assert result.skipped.total() == 1 and result.history[-1].skipped_samples == 1
-    assert "bad samples 1" in result.history[-1].line()
+    assert "skipped samples 1" in result.history[-1].line()
 
 
 @pytest.mark.parametrize("stage", ("clip", "frame"))
