@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
@@ -37,7 +37,6 @@ from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, sta
 from talkforge.pipeline.ledger import Committed, Selection
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
-from talkforge.pipeline.report import write_report
 from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
@@ -49,6 +48,9 @@ from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
 from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
 from talkforge.schemas.sample import ShardManifest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -389,6 +391,8 @@ def _cut(
 
 def report(store: Store) -> str:
     """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
+    from talkforge.pipeline.report import write_report  # loads matplotlib, which nothing before it needs
+
     dataset = load_dataset(store)
     write_report(
         store,

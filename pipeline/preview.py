@@ -28,7 +28,7 @@ class Preview:
         num_bytes: size of the files whose size is known; a file of several inputs counts once.
         input_s: footage in all inputs of known length, s.
         no_length: names of inputs whose length is not known before they are read.
-        unreadable: why an input is no video, by its name.
+        unreadable: why an input is no video, by its name, which the reason leaves out.
         passed_over: a line for each folder in which files were passed over.
         weights: which weights are here and which are not.
         measured_s, planned_s: footage of the data set that is measured, and all that is planned so far.
@@ -82,7 +82,7 @@ def preview(
         num_due += due
         lengths.add(given, uri, None if due else row)
     plan = load_plan(store)
-    planned_s = sum(part.duration_s for part in plan)
+    planned_s = sum((part.duration_s for part in plan), 0.0)
     return Preview(
         inputs=len(found),
         num_due=num_due,
@@ -109,7 +109,7 @@ class _Lengths:
         """One more input; `row` is what an earlier run found in the same file."""
         if row is not None:
             if row.failure is not None:
-                self.unreadable[given.uri] = row.failure.message
+                self.unreadable[given.uri] = _without_name(row.failure.message, given.uri)
             self.total_s += row.span.duration_s if row.span else 0.0
             return
         if given.problem:
@@ -118,10 +118,14 @@ class _Lengths:
         try:
             whole_s = None if "://" in uri else promised_s(Path(uri), given.uri)
         except MediaError as error:
-            self.unreadable[given.uri] = str(error)
+            self.unreadable[given.uri] = _without_name(str(error), given.uri)
             return
         if whole_s is None:
             self.unknown.append(given.uri)
             return
         start_s, end_s = given.span_s
         self.total_s += max(0.0, min(end_s, whole_s) - max(start_s, 0.0))
+
+
+def _without_name(message: str, uri: str) -> str:
+    return message.replace(f"{uri!r}: ", "")

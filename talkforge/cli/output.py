@@ -236,7 +236,7 @@ def preview_lines(console: Console, found: Preview) -> None:
         f"{found.inputs} inputs, {found.num_bytes / 1e6:.1f} MB, {hours(found.input_s)} by their headers"
         f"{unknown}, {len(found.unreadable)} unreadable",
         f"to be read: {found.num_due}; read before: {found.inputs - found.num_due}",
-        *(f"unreadable: {uri!r}: {why.replace(f'{uri!r}: ', '')}" for uri, why in found.unreadable.items()),
+        *(f"unreadable: {uri!r}: {why}" for uri, why in found.unreadable.items()),
         *found.passed_over,
         f"measured {hours(found.measured_s)} of {hours(found.planned_s)} planned so far",
         f"weights here: {', '.join(weights.here) or 'none'}",

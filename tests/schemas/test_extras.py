@@ -111,7 +111,7 @@ def test_curating_loads_neither_torch_nor_matplotlib() -> None:
     """Each would cost every command and every worker a second and hundreds of megabytes."""
     code = (
         "import sys\n"
-        "from talkforge.pipeline import cut, executor, shards, stages\n"
+        "from talkforge.pipeline import cut, executor, jobs, shards, stages\n"
         "print(sorted({'torch', 'transformers', 'matplotlib', 'mediapipe', 'scenedetect', 'webdataset',"
         " 'sklearn', 'pandas'} & set(sys.modules)))"
     )

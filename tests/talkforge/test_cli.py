@@ -279,7 +279,7 @@ def test_a_dry_run_of_curate_says_what_is_done_and_what_cannot_be(curated: Any, 
         "inputs": {
             "total": 4,
             "due": 1,
-            "unreadable": {broken: f"{broken!r}: expected a video file, found an empty file (0 bytes)"},
+            "unreadable": {broken: "expected a video file, found an empty file (0 bytes)"},
         },
         "num_bytes": num_bytes,
         "input_s": 9.0,
