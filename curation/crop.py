@@ -24,7 +24,9 @@ class Reach(NamedTuple):
     below: float
 
 
-REACH = {"face": Reach(0.6, 0.6, 0.5), "person": Reach(0.8, 1.5, 3.0)}
+_PERSON = Reach(0.8, 1.5, 3.0)
+
+REACH = {"face": Reach(0.6, 0.6, 0.5), "person": _PERSON, "auto": _PERSON}
 """Source: ours. Above the box there is hair, 0.35 of it. A shoulder ends one box beside it, the waist lies
 three below."""
 
@@ -44,9 +46,15 @@ source pixels CenterFace missed one and was unsure of two."""
 def detection_edge_px(video: Video, config: MeasureConfig) -> int:
     """Longest edge of the frames in which faces are detected."""
     edge_px = config.scan.longest_edge_px
-    if config.clip.crop == "none":
+    if not _is_cropped(video, config.clip):
         return edge_px
     return max(edge_px, round(LEAST_SCALE * max(video.width_px, video.height_px)))
+
+
+def _is_cropped(video: Video, config: ClipConfig) -> bool:
+    if config.crop == "auto":
+        return max(video.width_px, video.height_px) > config.longest_edge_px
+    return config.crop != "none"
 
 
 def crop_of(
@@ -66,7 +74,7 @@ def crop_of(
         end_s: end of the clip in source seconds, exclusive.
         config: which crop.
     """
-    if config.crop == "none":
+    if not _is_cropped(video, config):
         return None
     inside = (track.times_s > start_s) & (track.times_s < end_s)
     boxes = np.vstack([track.box_at(start_s), track.boxes[inside], track.box_at(end_s)]).astype(np.float64)

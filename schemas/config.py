@@ -53,9 +53,9 @@ class ClipConfig(Section):
     longest_edge_px: int = Field(
         1024, ge=64, description="Clips are scaled down to this longest edge, never up, px."
     )
-    crop: Literal["none", "person", "face"] = Field(
-        "none",
-        description="What a clip shows of its frame: all of it, the person down to the waist, or the head. One rectangle for the whole clip, cut before it is scaled, so that a small person in a large frame keeps the pixels of the source; frames without much beside the person stay whole (docs/dataset.md).",
+    crop: Literal["auto", "none", "person", "face"] = Field(
+        "auto",
+        description="What a clip shows of its frame. none: all of it; person: down to the waist; face: the head; auto: the person where the frame is larger than longest_edge_px and would be scaled down, else all of it. One rectangle for the whole clip, cut before it is scaled, so that a small person in a large frame keeps the pixels of the source; frames without much beside the person stay whole (docs/dataset.md).",
     )
     crop_margin: float = Field(
         1.0,

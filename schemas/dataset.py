@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from pydantic import Field, ValidationError
@@ -87,6 +88,8 @@ def parse_dataset(data: bytes) -> Dataset:
     if (version := described.get("schema_version")) != SCHEMA_VERSION:
         raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
     try:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # what is missing is told below
+            described["config"]["measure"]["clip"].setdefault("crop", "none")  # begun before there were crops
         found = Dataset.model_validate(described)
         return found if found.original else found.model_copy(update={"original": Choice.of(found.config)})
     except ValidationError as error:

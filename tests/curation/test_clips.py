@@ -40,7 +40,7 @@ def test_a_track_shorter_than_a_frame_gives_nothing() -> None:
 
 
 def test_large_frames_are_scaled_down_to_even_sizes() -> None:
-    ((clip, _),) = candidates(TALL, [track(0, 4)], [], ClipConfig(longest_edge_px=1000))
+    ((clip, _),) = candidates(TALL, [track(0, 4)], [], ClipConfig(longest_edge_px=1000, crop="none"))
     assert (clip.width_px, clip.height_px) == (562, 1000)
 
 

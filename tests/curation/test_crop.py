@@ -32,6 +32,7 @@ def crop(of: FaceTrack, crop: str = "person", **config: float) -> Rectangle | No
     ("mode", "margin", "want"),
     [
         ("none", 1.0, None),
+        ("auto", 1.0, (1848, 720, 384, 480)),
         ("person", 1.0, (1848, 720, 384, 480)),  # 150 px to each side, 80 above, 300 below, to multiples of 4
         ("person", 0.5, (1924, 760, 232, 292)),
         ("face", 1.0, (1940, 740, 200, 212)),
@@ -86,11 +87,22 @@ def test_a_frame_with_little_beside_the_person_stays_whole() -> None:
     assert crop_of(portrait, track((150, 100, 250, 200)), 0, 1, config) == (0, 20, 400, 480)
 
 
+@pytest.mark.parametrize(("longest_edge_px", "is_whole"), [(1024, True), (1023, False)])
+def test_by_itself_only_a_frame_that_would_be_scaled_down_is_cropped(
+    longest_edge_px: int, is_whole: bool
+) -> None:
+    frame = video(1, width_px=1024, height_px=576, coded_width_px=1024, coded_height_px=576)
+    config = ClipConfig(longest_edge_px=longest_edge_px)
+    assert config.crop == "auto"
+    assert (crop_of(frame, track((500, 100, 540, 150)), 0, 1, config) is None) == is_whole
+    assert crop_of(frame, track((500, 100, 540, 150)), 0, 1, ClipConfig(crop="person")) is not None
+
+
 def test_the_clip_has_the_crop_and_its_pixels() -> None:
     config = ClipConfig(crop="person", longest_edge_px=240)
     ((clip, _),) = candidates(STAGE, [track(FACE, FACE, FACE)], [], config)
     assert (clip.crop, clip.width_px, clip.height_px) == ((1848, 720, 384, 480), 192, 240)
-    ((whole, _),) = candidates(STAGE, [track(FACE, FACE, FACE)], [], ClipConfig())
+    ((whole, _),) = candidates(STAGE, [track(FACE, FACE, FACE)], [], ClipConfig(crop="none"))
     assert (whole.crop, whole.width_px, whole.height_px) == (None, 1024, 576)
     assert clip.clip_id == whole.clip_id
 
@@ -100,6 +112,8 @@ def test_the_clip_has_the_crop_and_its_pixels() -> None:
     [
         ("none", 3840, 480, 480),
         ("person", 3840, 480, 960),
+        ("auto", 3840, 480, 960),
+        ("auto", 1020, 128, 128),
         ("face", 1920, 480, 480),
         ("face", 3840, 1200, 1200),
     ],
@@ -108,7 +122,7 @@ def test_faces_are_looked_for_in_larger_frames_of_large_sources(
     crop: str, width_px: int, scan_px: int, want: int
 ) -> None:
     config = MeasureConfig.model_validate({"clip": {"crop": crop}, "scan": {"longest_edge_px": scan_px}})
-    assert detection_edge_px(video(1, width_px=width_px, height_px=1080), config) == want
+    assert detection_edge_px(video(1, width_px=width_px, height_px=576), config) == want
 
 
 def test_a_face_is_in_view_where_a_tenth_of_it_is() -> None:

@@ -71,6 +71,18 @@ def test_the_speech_features_are_described_also_where_they_were_not(tmp_path: Pa
     assert open_for_curating(store, fresh()) == fresh()
 
 
+def test_a_data_set_from_before_there_were_crops_has_whole_frames(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    before = fresh("clip.crop=none").model_dump(mode="json")
+    for name in ("crop", "crop_margin", "crop_aspect"):
+        del before["config"]["measure"]["clip"][name]
+    store.write("dataset.json", json.dumps(before).encode())
+    assert load_dataset(store).config.measure.clip.crop == "none"
+    assert open_for_curating(store, fresh("clip.crop=none")) == fresh("clip.crop=none")
+    with pytest.raises(CommandError, match=r"another configuration: clip\.crop: none -> auto\. Use that"):
+        open_for_curating(store, fresh())
+
+
 def test_how_the_work_is_done_may_change(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     open_for_curating(store, fresh())

@@ -76,6 +76,10 @@ def test_a_data_set_s_own_confidence_stays() -> None:
 
 def test_the_offline_preset_is_the_defaults_and_the_paper_s_asks_what_the_paper_asks() -> None:
     assert load_config("offline") == Config()
+    assert (load_config("offline").measure.clip.crop, load_config("curate").measure.clip.crop) == (
+        "auto",
+        "none",
+    )
     assert (
         load_config("curate").thresholds
         == Config(measure=load_config("curate").measure).thresholds
