@@ -18,6 +18,7 @@ from examples.talking_heads import Take, talk, write
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import jobs
+from talkforge.pipeline.deep import deep
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import verify
@@ -152,6 +153,8 @@ def test_the_data_set_is_whole_and_can_be_inspected(
 ) -> None:
     dataset, row = person
     assert verify(Store(str(dataset))) == []
+    compared = deep(Store(str(dataset)), 0)
+    assert (compared.compared, compared.frame_s, compared.problems) == (1, 0.0, ())
     jobs.inspect(Store(str(dataset)), row["clip_id"], tmp_path / "clip.mp4")
     shown = probe(tmp_path / "clip.mp4", Input(uri="clip.mp4"), "0" * 64)
     assert shown.width_px == row["width_px"]
