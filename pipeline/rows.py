@@ -56,8 +56,9 @@ def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
         face_clip_px=round(face_px * height_scale(clip, scanned.video), 2),
         face_confidence=round(float(track.scores[inside].mean(dtype=np.float64)), 4),
         face_confidence_min=round(float(track.scores[inside].min()), 4),
-        faces_max=scan.faces_visible(detections, clip.start_s, clip.end_s, clip.crop),
-        faces_frame_max=scan.faces_visible(detections, clip.start_s, clip.end_s),
+        # The clip's own face counts where two samples in a row never show it.
+        faces_max=max(1, scan.faces_visible(detections, clip.start_s, clip.end_s, clip.crop)),
+        faces_frame_max=max(1, scan.faces_visible(detections, clip.start_s, clip.end_s)),
     )
 
 
