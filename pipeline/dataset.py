@@ -13,7 +13,7 @@ import filelock
 from talkforge.pipeline import lease, parts, snapshots, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part, Window
-from talkforge.pipeline.store import Store, is_relative
+from talkforge.pipeline.store import PROBE, Store, is_relative
 from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
@@ -89,7 +89,7 @@ def check_target(store: Store, config: Config) -> Dataset | None:
             is_file = root is not None and root.exists() and not root.is_dir()
         if is_file:
             raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
-        if any(not name.startswith((LOCK, lease.FOLDER)) for name in store.list()):
+        if any(not name.startswith((LOCK, PROBE, lease.FOLDER)) for name in store.list()):
             raise CommandError(f"{store.root}: not empty, and no data set (dataset.json is missing)")
         return None
     old = load_dataset(store)

@@ -228,7 +228,12 @@ def measure(
     """
     tried = {name: failure.attempts for name, failure in attempts.waiting(store, plan).items()}
     left = remaining(plan, store)
-    todo = [part for part in left if tried.get(part.name, 0) < config.run.max_attempts]
+    stamps = stamps_by_id(load_ingested(store))
+    todo = [
+        part.model_copy(update={"stamps": _stamps_of(part, stamps)})
+        for part in left
+        if tried.get(part.name, 0) < config.run.max_attempts
+    ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
     state = _progress(plan, left, store, config)
     begin_s = time.monotonic()
@@ -249,6 +254,11 @@ def measure(
                 measured_s=state.measured_s + done.measured_s,
             )
         on_progress(state.shown())
+
+
+def _stamps_of(part: Part, stamps: Mapping[str, str]) -> dict[str, str]:
+    ids = {window.video.video_id for window in part.windows}
+    return {key: stamp for key, stamp in stamps.items() if key in ids}
 
 
 def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> MeasureProgress:

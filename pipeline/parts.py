@@ -14,6 +14,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
+from pydantic import Field
+
 from talkforge.pipeline import tables
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import Record, Video
@@ -63,6 +65,9 @@ class Part(Record):
 
     name: str
     windows: tuple[Window, ...]
+    stamps: dict[str, str] = Field(default_factory=dict, exclude=True)
+    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it. The
+    plan does not hold it."""
 
     @property
     def duration_s(self) -> float:
@@ -83,7 +88,7 @@ class Part(Record):
 
     def _piece(self, windows: tuple[Window, ...]) -> Part:
         content = hashlib.sha256("".join(window.key for window in windows).encode()).hexdigest()
-        return Part(name=f"{self.name}-{content[:8]}", windows=windows)
+        return self.model_copy(update={"name": f"{self.name}-{content[:8]}", "windows": windows})
 
 
 def windows_of(whole: Video | Window, part_s: float) -> list[Window]:

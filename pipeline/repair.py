@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.parts import ATTEMPTS, Part, Window
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import Problem
 from talkforge.schemas.errors import DatasetError
@@ -52,8 +52,11 @@ def _rebuild_plan(store: Store) -> None:
     """Plan and inputs as the parts tell them.
 
     The next `talkforge curate` ingests its inputs anew: those it knows by their content keep their parts, and
-    inputs that were duplicates, unreadable or not measured yet come back.
+    inputs that were duplicates, unreadable or not measured yet come back. Notes of windows that were put off
+    name parts of the old plan, and are removed: those windows come back with all their attempts.
     """
+    for name in store.list(ATTEMPTS):
+        store.delete(name)
     parts = [Part(name=name, windows=tuple(_windows(store, name))) for name in _folders(store)]
     videos: dict[str, Video] = {w.video.video_id: w.video for part in parts for w in part.windows}
     rows = [

@@ -155,7 +155,7 @@ def measure(
         before_s += window.duration_s
         found = PartResult(part)
         try:
-            with local_video(store, window.video) as path:
+            with local_video(store, window.video, part.stamps.get(window.video.video_id)) as path:
                 _measure_window(path, window, config, models, store, found, show)
         except (RunError, ModelError):
             raise

@@ -45,6 +45,9 @@ from talkforge.schemas.records import Failure
 TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""
 
+PROBE = ".writable"
+"""File that is written and removed to see whether that is possible. A run that fails in between may leave it."""
+
 CHUNK_BYTES = 8 << 20
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
@@ -308,10 +311,9 @@ class Store:
 
     def check_writable(self) -> None:
         """Raise CommandError unless files can be written below the root, which is made if need be."""
-        probe = f"writable-{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"")
-            self.delete(probe)
+            self.write(PROBE, b"")
+            self.delete(PROBE)
         except RunError as error:
             raise CommandError(f"data set {self.root}: cannot be written to ({error})") from None
 

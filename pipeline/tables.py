@@ -67,6 +67,8 @@ def arrow_schema(model: type[Record]) -> pa.Schema:
     described = columns(model)
     fields = []
     for name, field in model.model_fields.items():
+        if field.exclude:  # not stored
+            continue
         metadata = {key: text for key, text in described[name]._asdict().items() if text}
         fields.append(pa.field(name, arrow_type(field.annotation), metadata=metadata or None))
     return pa.schema(fields)

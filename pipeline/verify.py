@@ -4,6 +4,7 @@ dataset.json   readable
 tables         every Parquet table has its checksum and holds the rows it should; tables of earlier versions
                have checksums of their pages only, so that a change to their footers may not be seen
 timelines      readable
+attempts       readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
 snapshots      every file of each has its checksum; `shards/` shows the current one
@@ -24,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy.signal import correlate, correlation_lags
 
 from talkforge.curation import media
@@ -33,14 +35,14 @@ from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.calibrate import Rescored
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.parts import Part
+from talkforge.pipeline.parts import ATTEMPTS, Part
 from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.errors import DatasetError, MediaError, one_line
+from talkforge.schemas.errors import DatasetError, MediaError, first_invalid, one_line
 from talkforge.schemas.records import (
     CaptionRow,
     Clip,
@@ -106,6 +108,7 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_description(store)
     yield from _check_tables(store)
     yield from _check_timelines(store)
+    yield from _check_attempts(store)
     yield from _check_parts(store)
     found: dict[str, str] = {}
     yield from _check_shards(store, found)
@@ -166,6 +169,14 @@ def _check_timelines(store: Store) -> Iterator[Problem]:
             from_bytes(store.read(path), path)
         except DatasetError as error:
             yield Problem(path, str(error).removeprefix(f"{path}: "), (path,))
+
+
+def _check_attempts(store: Store) -> Iterator[Problem]:
+    for path in store.list(ATTEMPTS):
+        try:
+            Failure.model_validate_json(store.read(path))
+        except ValidationError as error:
+            yield Problem(path, f"expected a failure, found {first_invalid(error)}", (path,))
 
 
 def _check_latents(store: Store) -> Iterator[Problem]:

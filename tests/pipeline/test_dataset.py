@@ -133,6 +133,19 @@ def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", [".writable", ".lock", ".writer/000001.json"])
+def test_what_a_run_leaves_that_fails_at_once_is_in_nobodys_way(tmp_path: Path, name: str) -> None:
+    store = store_at(tmp_path)
+    store.write(name, b"")
+    assert dataset.check_target(store, Config()) is None
+    open_for_curating(store, fresh())
+    assert set(store.list()) <= {"dataset.json", ".lock", ".writer/000001.json"}
+    other = Store(str(tmp_path / "other"))
+    other.write("mine.txt", b"")
+    with pytest.raises(CommandError, match="not empty, and no data set"):
+        dataset.check_target(other, Config())
+
+
 def test_the_plan_grows_and_keeps_what_was_planned(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     rows, first = extend_plan(store, [ingested("b", 2), ingested("a", 1)], 600.0)

@@ -15,6 +15,7 @@ from talkforge.pipeline.repair import repair
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import verify
 from talkforge.schemas.config import load_config
+from talkforge.schemas.records import Failure
 from tests.conftest import ROOT, SETTINGS, Curated
 
 
@@ -48,6 +49,23 @@ def test_what_is_damaged_is_named_and_made_again(curated: Curated) -> None:
     )
     assert verify(store) == []
     assert {name: store.read(name) for name in store.list("shards")} == golden
+
+
+def test_notes_of_what_was_put_off_are_verified_and_go_with_the_plan(curated: Curated) -> None:
+    store = Store(str(curated.dataset))
+    failure = Failure(
+        stage="measure", key="k", video_id="v", uri="a.mp4", error="E", message="503", kind="network"
+    )
+    store.write("attempts/000000-11111111.json", failure.model_dump_json().encode())
+    assert verify(store) == []
+    store.write("attempts/000000-22222222.json", b'{"stage": "measure"}')
+    (problem,) = verify(store)
+    assert str(problem) == "attempts/000000-22222222.json: expected a failure, found key: Field required"
+    assert repair(store, [problem]) == ["attempts/000000-22222222.json"]
+    assert verify(store) == []
+    damaged(store, "plan.parquet")
+    assert "plan.parquet" in repair(store, verify(store))
+    assert store.list("attempts") == []
 
 
 def recut(store: Store) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import identity
-from talkforge.pipeline import stages, tables
-from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline import jobs, stages, tables
+from talkforge.pipeline.dataset import load_dataset, load_ingested, load_plan
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.ingest import stamp_of
 from talkforge.pipeline.ledger import thumbnails
+from talkforge.pipeline.parts import Part, windows_of
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.records import LedgerRow
@@ -75,3 +83,47 @@ def test_models_are_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) ->
         stages.load_encoders.cache_clear()
     assert loads == ["encoder", "embedder"]
     assert stages.load_models.cache_parameters() == {"maxsize": 1, "typed": False}
+
+
+def test_a_file_that_changed_since_it_was_hashed_is_not_measured(
+    measured: Curated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in load_ingested(Store(str(measured.dataset))) if row.input.uri.endswith("a.mp4"))
+    assert row.video is not None
+    copy, seen = tmp_path / "a.mp4", []
+    shutil.copyfile(row.input.uri, copy)
+    video = row.video.model_copy(update={"uri": str(copy)})
+    stamps = {video.video_id: stamp_of(str(copy))}
+    part = Part(name="000000", windows=tuple(windows_of(video, 600)), stamps=stamps)
+    monkeypatch.setattr(stages, "load_models", lambda _: None)
+    monkeypatch.setattr(stages, "_measure_window", lambda path, *_: seen.append(path))
+    store = Store(str(tmp_path / "set"))
+    assert stages.measure(part, MeasureConfig(), store).failures == []
+    os.utime(copy, ns=(1, 1))  # the same content
+    assert stages.measure(part.alone(part.windows[0]), MeasureConfig(), store).failures == []
+    assert seen == [copy, copy]
+    shutil.copyfile(measured.videos / "b.mp4", copy)
+    (failure,) = stages.measure(part, MeasureConfig(), store).failures
+    assert failure.message.startswith(f"{str(copy)!r}: the file has changed since it was measured")
+    assert seen == [copy, copy]
+
+
+def test_a_run_hands_the_state_of_the_files_to_its_parts(
+    measured: Curated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, parts = Store(str(measured.dataset)), list[Part]()
+
+    class Executor(InlineExecutor):
+        def run(self, todo: Iterable[Part], *_: Any) -> Iterator[Any]:
+            parts.extend(todo)
+            yield from ()
+
+    monkeypatch.setattr(jobs, "remaining", lambda plan, _: list(plan))
+    jobs.measure(load_plan(store), store, load_dataset(store).config, Executor())
+    found = {key: stamp for part in parts for key, stamp in part.stamps.items()}
+    rows = [row for row in load_ingested(store) if row.video is not None]
+    assert found == {row.video.video_id: stamp_of(row.input.uri) for row in rows if row.video}
+    assert all(set(part.stamps) == {window.video.video_id for window in part.windows} for part in parts)
+    piece, _ = Part(name="n", windows=parts[0].windows * 2, stamps=parts[0].stamps).halves()
+    assert piece.stamps == parts[0].stamps
+    assert "stamps" not in tables.arrow_schema(Part).names

@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_root_that_cannot_be_made_is_a_bad_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        CommandError, match=r"cannot be written to \(cannot write writable-.*Not a directory\)$"
+        CommandError, match=r"cannot be written to \(cannot write \.writable .*Not a directory\)$"
     ):
         Store(str(tmp_path / "file" / "data")).check_writable()
 
