@@ -7,10 +7,12 @@ STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
 
-# What `make quick` leaves out: whole runs, Ray, child processes, and networks that are slow on a CPU.
-SLOW := end_to_end examples benchmarks training/run training/test_train.py pipeline/test_executor.py \
-	pipeline/test_transcribe.py pipeline/test_caption.py curation/shots/test_transnet.py \
-	curation/sync/test_syncnet.py curation/sync/test_active_speaker.py
+# What `make quick` leaves out: whole runs, Ray, faults, child processes, networks that are slow on a CPU, and
+# what measures, selects and reports again and again.
+SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run training/test_train.py \
+	pipeline/test_annotate.py pipeline/test_caption.py pipeline/test_executor.py pipeline/test_transcribe.py \
+	curation/media/test_odd_files.py curation/shots/test_transnet.py curation/sync/test_active_speaker.py \
+	curation/sync/test_syncnet.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo learn test quick nightly check format bench asr lock dist clean
@@ -29,7 +31,7 @@ learn: $(STAMP) ## generate, curate, train both stages on a CPU and measure whet
 test: $(STAMP) check ## ruff, mypy and the whole test suite
 	$(BIN)/pytest
 
-quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 5 min on two cores)
+quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 3 min on two cores)
 	$(BIN)/pytest $(SLOW:%=--ignore=tests/%)
 
 nightly: $(STAMP) check ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
