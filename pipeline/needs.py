@@ -12,7 +12,7 @@ from typing import Any
 
 from talkforge.curation import fingerprint
 from talkforge.curation.audio import speech_encoders
-from talkforge.curation.face import identity
+from talkforge.curation.face import covered, identity
 from talkforge.curation.picture import scorer
 from talkforge.curation.sync import ridge as sync
 from talkforge.curation.weights import registry
@@ -224,15 +224,18 @@ def _registered(name: str) -> ModelUse:
 def _own(encoder: speech_encoders.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
     map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
-    ridge = _shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)
+    shipped = [_shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)]
+    if config.lips.covered:
+        weights_sha256 = hashlib.sha256(covered.WEIGHTS.read_bytes()).hexdigest()
+        shipped.append(_shipped(covered.NAME, "trace: covered mouths", weights_sha256))
     if registry.by_hub(config.speech.embedding) is not None:
-        return [ridge]
+        return shipped
     use = _shipped(encoder.name, "embed: speech features", encoder.sha256)
     if not encoder.sha256:
-        return [use, ridge]
+        return [use, *shipped]
     known = next((model for model in registry.MODELS.values() if model.sha256 == encoder.sha256), None)
     terms = (known.licence, known.commercial_use) if known else ("not known", False)
-    return [use.model_copy(update={"licence": terms[0], "commercial_use": terms[1]}), ridge]
+    return [use.model_copy(update={"licence": terms[0], "commercial_use": terms[1]}), *shipped]
 
 
 def _shipped(name: str, needed_by: str, sha256: str) -> ModelUse:

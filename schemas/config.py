@@ -108,7 +108,7 @@ class LipsConfig(Section):
     )
     covered: bool = Field(
         True,
-        description="Look in every frame whether the mouth is covered, and take such lips as missing; 0.02 CPU seconds for each second of a clip.",
+        description="Look in every frame whether the mouth is covered, and take such lips as missing; 0.01 CPU seconds for each second of a clip.",
     )
     smoothing_frames: int = Field(
         5, ge=1, description="Window of the zero-lag smoothing filter, frames (odd; 1: none)."

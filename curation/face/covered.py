@@ -20,6 +20,9 @@ from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 WEIGHTS = Path(__file__).with_name("covered_mouth.onnx")
 
+NAME = "covered-mouth-v1"
+"""Name of the shipped weights in `dataset.json`."""
+
 CROP_PX = 48
 """Edge of the network's input, pixels."""
 

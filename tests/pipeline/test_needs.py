@@ -103,7 +103,7 @@ def test_what_is_optional_and_absent_is_switched_off_and_told(place: Path) -> No
     registered = ["scrfd", "face_landmarker", "silero_vad", "dwpose", "dnsmos", "fireredvad_aed"]
     registered += ["brisque", "pp_ocr_v4_det", "palm_detector", "hand_landmark_full"]
     registered += ["wav2vec2-base-960h", "w600k_r50", "syncnet_v2"]
-    assert list(used) == [*registered, "ridge-shipped-v1"]
+    assert list(used) == [*registered, "ridge-shipped-v1", "covered-mouth-v1"]
     assert {name: used[name] for name in registered} == {n: registry.MODELS[n].sha256 for n in registered}
 
 
@@ -182,5 +182,5 @@ def test_the_models_of_a_run_and_its_speech_encoder_are_named(place: Path) -> No
     assert place.is_dir()
     gathered = gather(measuring("sound.music=true", "motion.body=none", "identity.model=none"))
     expected = ["centerface", "face_landmarker", "silero_vad", "fireredvad_aed", "logmel-80"]
-    assert [use.name for use in gathered.used][:-1] == expected  # the last is the map of sync
+    assert [use.name for use in gathered.used][:-2] == expected  # then sync and covered mouths
     assert (gathered.encoder.name, gathered.encoder.dim) == ("logmel-80", 80)
