@@ -66,8 +66,8 @@ class Part(Record):
     name: str
     windows: tuple[Window, ...]
     stamps: dict[str, str] = Field(default_factory=dict, exclude=True)
-    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it. The
-    plan does not hold it."""
+    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it.
+    The plan does not hold it."""
 
     @property
     def duration_s(self) -> float:

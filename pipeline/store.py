@@ -46,7 +46,7 @@ TEMPORARY = ".tmp-"
 """Names of files that are still being written begin with this."""
 
 PROBE = ".writable"
-"""File that is written and removed to see whether that is possible. A run that fails in between may leave it."""
+"""File that is written and removed to see whether that is possible. A run that fails may leave it."""
 
 CHUNK_BYTES = 8 << 20
 
