@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -26,17 +26,19 @@ from talkforge.schemas.errors import DatasetError, first_invalid
 from talkforge.schemas.npz import npy_bytes, npz_bytes, read_npy, read_npz
 from talkforge.schemas.records import Clip, ClipMeasures, Record, Verdict
 
-VERSION = 2
-"""Version of the layout of a sample. In version 1 the `json` member had null where nothing was measured."""
+VERSION = 3
+"""Version of the layout of a sample. In version 1 the `json` member had null where nothing was measured. In
+versions 1 and 2 `identity.npy` was missing where no face embedding was measured. Now it is empty."""
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 """Versions that are read."""
 
 NO_NUMBER, NO_TEXT = -9999.0, ""
 """What stands in the `json` member for a number or a text that is not there. Nothing measured has this value.
 
-Readers such as `load_dataset("webdataset")` take the type of each key from the first few samples, and cannot
-read on where those have null. With these every key has one type in every sample.
+Readers such as `load_dataset("webdataset")` take the members, and the type of each key, from the first few
+samples. They stop where those differ in their members, and cannot read on where they have null. With these
+values every key has one type in every sample.
 """
 
 Members = dict[str, bytes]
@@ -58,7 +60,7 @@ MEMBERS = (
 """Every member a sample may have, in the order in which they lie in a shard."""
 
 OPTIONAL = frozenset({"identity.npy", "latents.npz"})
-"""Members that may be missing: no face embedding was measured; latents are encoded later."""
+"""Members that may be missing: in earlier versions where no face embedding was measured, and the latents."""
 
 ARRAYS: dict[str, tuple[str, ...]] = {
     "lips.npz": ("mask", "valid", "contour"),
@@ -102,7 +104,7 @@ class Provenance(Record):
 class SampleMeta(Record):
     """The `json` member: the clip, everything measured of it, the verdict and the provenance."""
 
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
     measures: ClipMeasures
     omega_face: float | None
     """Motion intensity of the face (omega_l), 0 to 1 by the data set's quantiles."""
@@ -118,7 +120,7 @@ class SampleMeta(Record):
     @classmethod
     def _from_stored(cls, data: Any) -> Any:
         """Takes the `json` member of any version; see `meta_json`."""
-        if not isinstance(data, dict) or data.get("version") != VERSION:
+        if not isinstance(data, dict) or data.get("version") not in VERSIONS[1:]:
             return data
         return _with_nulls(cls, data)
 
@@ -239,7 +241,7 @@ def encode(
         identity=arrays.identity,
         text=text,
     )
-    members = {
+    return {
         "face.jpg": face_jpg,
         "flac": flac,
         "identity.npy": npy_bytes(sample.identity),
@@ -251,9 +253,6 @@ def encode(
         "speech.npy": npy_bytes(sample.speech),
         "txt": text.encode("utf-8"),
     }
-    if not len(sample.identity):
-        del members["identity.npy"]
-    return members
 
 
 class VersionError(DatasetError):
@@ -287,6 +286,7 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
     """
     check_members(key, members)
     meta = read_meta(key, members["json"])
+    check_identity_member(meta, members)
     arrays: dict[str, np.ndarray] = {"identity.npy": np.zeros(0, np.float32)}
     for member in ARRAYS.keys() & members.keys():
         arrays |= _stored_arrays(key, member, members[member], meta.clip)
@@ -323,7 +323,7 @@ def read_meta(key: str, data: bytes) -> SampleMeta:
         described = json.loads(data)
         version = described.get("version") if isinstance(described, dict) else None
         if version not in VERSIONS:
-            expected = " or ".join(map(str, VERSIONS))
+            expected = f"{VERSIONS[0]} to {VERSIONS[-1]}"
             raise VersionError(f"sample {key}: json: expected version {expected}, found {version}")
         meta = SampleMeta.model_validate_json(data)
     except ValidationError as error:
@@ -368,7 +368,7 @@ def read_speech(key: str, data: bytes, clip: Clip) -> np.ndarray:
 
 
 def read_identity(key: str, data: bytes, clip: Clip) -> Floats:
-    """The member `identity.npy`, [D] float32 of unit length.
+    """The member `identity.npy`, [D] float32 of unit length, or empty where none was measured.
 
     Args:
         key: of the sample.
@@ -422,6 +422,17 @@ def check_key(key: str) -> None:
     """
     if not _KEY.fullmatch(key):
         raise DatasetError(f"sample {key!r}: expected a key of 1 to 80 letters, digits, '_' and '-' only")
+
+
+def check_identity_member(meta: SampleMeta, members: Collection[str]) -> None:
+    """Raise DatasetError where `identity.npy` is missing from a sample of a version that always has it.
+
+    Args:
+        meta: of the sample.
+        members: names of its members.
+    """
+    if meta.version > 2 and "identity.npy" not in members:
+        raise DatasetError(f"sample {meta.clip.clip_id}: expected its members, found no identity.npy")
 
 
 def check_members(key: str, members: Mapping[str, bytes]) -> None:
@@ -614,10 +625,7 @@ def _stored_arrays(key: str, member: str, data: bytes, clip: Clip) -> dict[str, 
     if names:
         stored = read_npz(data, file, names, max_bytes=_max_bytes(clip))
         return {f"{member} {name}": stored[name] for name in names}
-    array = read_npy(data, file)
-    if member in OPTIONAL and not array.size:
-        raise DatasetError(f"{file}: expected a vector, found none")
-    return {member: array}
+    return {member: read_npy(data, file)}
 
 
 def _max_bytes(clip: Clip) -> int:

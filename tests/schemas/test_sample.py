@@ -201,10 +201,24 @@ def test_plain_numpy_and_json_read_the_members() -> None:
     assert document["verdict"]["reasons"][0]["code"] == "too_short"
 
 
-def test_identity_is_left_out_where_there_is_none() -> None:
+def test_identity_is_an_empty_vector_where_there_is_none() -> None:
+    """Every sample has the same members, for readers that take them from the first few."""
     data = members(identity=False)
-    assert "identity.npy" not in data
+    assert list(data) == list(members())
+    stored = np.load(io.BytesIO(data["identity.npy"]))
+    assert (stored.shape, stored.dtype) == ((0,), np.float32)
     assert decode(KEY, data).identity.shape == (0,)
+    assert sample.read_identity(KEY, data["identity.npy"], meta().clip).shape == (0,)
+
+
+@pytest.mark.parametrize("version", (1, 2))
+def test_samples_of_earlier_versions_may_have_no_identity(version: int) -> None:
+    data = members(identity=False)
+    del data["identity.npy"]
+    stored = json.loads(data["json"]) if version == 2 else meta().model_dump(mode="json")
+    data["json"] = json.dumps(stored | {"version": version}).encode()
+    assert decode(KEY, data).identity.shape == (0,)
+    assert decode(KEY, data).meta.version == version
 
 
 def test_latents_may_be_added_later() -> None:
@@ -385,9 +399,13 @@ BROKEN = {
         lambda: {**members(), "identity.npy": npy(np.full(4, 1, np.float32))},
         "identity.npy: expected length 1, found length 2",
     ),
-    "identity empty": (
-        lambda: {**members(), "identity.npy": npy(np.zeros(0, np.float32))},
-        "identity.npy: expected a vector, found none",
+    "no identity": (
+        lambda: {name: data for name, data in members().items() if name != "identity.npy"},
+        "expected its members, found no identity.npy",
+    ),
+    "identity of no vector": (
+        lambda: {**members(), "identity.npy": npy(np.zeros((0, 4), np.float32))},
+        "identity.npy: expected float32 [any] for",
     ),
     "array missing": (
         lambda: {**members(), "lips.npz": npz_bytes(mask=np.zeros(1))},
@@ -411,8 +429,8 @@ BROKEN = {
         "json: more: Extra inputs are not permitted",
     ),
     "json of another version": (
-        lambda: {**members(), "json": members()["json"].replace(b'"version":2', b'"version":3')},
-        "json: expected version 1 or 2, found 3",
+        lambda: {**members(), "json": members()["json"].replace(b'"version":3', b'"version":4')},
+        "json: expected version 1 to 3, found 4",
     ),
 }
 
@@ -516,7 +534,7 @@ def test_every_key_of_the_json_member_has_one_type_from_the_first_sample_on() ->
 
 def test_what_was_not_measured_is_a_number_that_nothing_measures() -> None:
     stored = json.loads(meta_json(NOTHING))
-    assert stored["version"] == 2
+    assert stored["version"] == 3
     assert stored["measures"]["sync"] == {
         "sync_method": "",
         "sync_offset_frames": -9999,

@@ -142,12 +142,12 @@ def _described_by(key: str, members: Members) -> dict[str, Any]:
     if lacking := [name for name in DESCRIBING[:2] if name not in members]:
         raise DatasetError(f"sample {key}: no {', '.join(lacking)}")
     meta = sample.read_meta(key, members["json"])
+    sample.check_identity_member(meta, members)
     speech_dim = sample.read_speech(key, members["speech.npy"], meta.clip).shape[1]
     found = {"fps": meta.clip.fps, "speech_dim": speech_dim, "identity_dim": 0, "identity_model": ""}
-    if "identity.npy" in members:
-        identity = meta.measures.identity
-        found["identity_dim"] = len(sample.read_identity(key, members["identity.npy"], meta.clip))
-        found["identity_model"] = identity.identity_model if identity else ""
+    identity, vector = meta.measures.identity, members.get("identity.npy")
+    if vector is not None and (dim := len(sample.read_identity(key, vector, meta.clip))):
+        found |= {"identity_dim": dim, "identity_model": identity.identity_model if identity else ""}
     return found
 
 

@@ -220,6 +220,7 @@ def decode_sample(
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
             raise SkippedSampleError("unreadable", f"{key}: no {', '.join(missing)}")
         meta = sample.read_meta(key, members["json"])
+        sample.check_identity_member(meta, members)
         clip = meta.clip
         span_frames = _span_frames(key, clip, lengths, info)
         size = nearest(sizes, (clip.height_px, clip.width_px))
@@ -277,7 +278,8 @@ def _identity(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> F
     if "identity.npy" not in members or not dim:
         return np.zeros(0, np.float32)
     identity = sample.read_identity(key, members["identity.npy"], clip)
-    _expect(key, "identity.npy", identity, (dim,))
+    if len(identity):
+        _expect(key, "identity.npy", identity, (dim,))
     return identity
 
 

@@ -133,9 +133,9 @@ SPEECH = np.zeros((60, SPEECH_DIM), np.float16)
 LIPS = {"valid": SHOWN.valid(), "contour": np.zeros((30, 4, 2), np.float32)}
 
 BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
-    ("json", changed_json(version=3), "other_version", "json: expected version 1 or 2, found 3"),
+    ("json", changed_json(version=4), "other_version", "json: expected version 1 to 3, found 4"),
     ("json", b"{", "unreadable", "json: expected JSON, found Expecting property name"),
-    ("json", b"[]", "other_version", "json: expected version 1 or 2, found None"),
+    ("json", b"[]", "other_version", "json: expected version 1 to 3, found None"),
     ("json", changed_json(measures=None), "unreadable", "json: measures: "),
     ("json", members_of(Shown(4))["json"], "other_clip", "json clip_id: expected clip03, found clip04"),
     ("json", members_of(replace(SHOWN, fps=30.0))["json"], "other_fps", "expected 25 frames/s, found 30"),
@@ -260,3 +260,19 @@ def test_latents_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SkippedSampleError) as caught:  # the reason that they are not there
         decode_sample(SHOWN.key, members_of(SHOWN), SIZES, (33,), INFO, cached=True)
     assert caught.value.reason == "too_short"
+
+
+@pytest.mark.parametrize("version", (2, 3))
+def test_earlier_samples_may_have_no_identity_and_later_ones_must(version: int) -> None:
+    """Up to version 2 the member was missing where none was measured. Now a missing one is damage."""
+    members = dict(members_of(replace(SHOWN, identity=False)))
+    assert decode_sample(SHOWN.key, members, SIZES, (9,), INFO).identity.shape == (0,)
+    del members["identity.npy"]
+    members["json"] = members["json"].replace(b'"version":3', b'"version":%d' % version)
+    if version == 2:
+        assert decode_sample(SHOWN.key, members, SIZES, (9,), INFO).identity.shape == (0,)
+        return
+    with pytest.raises(
+        SkippedSampleError, match=f"^{SHOWN.key}: expected its members, found no identity.npy$"
+    ):
+        decode_sample(SHOWN.key, members, SIZES, (9,), INFO)
