@@ -6,7 +6,7 @@ made up from its name. Everything else is real: inputs, plan, executor, commits,
 A file `<data set>.faults/<stage> <name>` says what happens there once: at the stages `open`, `measure`,
 `embed` and `cut` with that video, at `write` with that file of the data set. A line is appended to
 `<data set>.history` for everything that was acknowledged: a part after its commit, the shards after they were
-swapped in.
+published.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.draw import thumbnail
-from talkforge.pipeline import cut, jobs, shards, stages, timelines
+from talkforge.pipeline import cut, jobs, stages, timelines
 from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
@@ -42,6 +42,9 @@ from talkforge.schemas.records import Clip, ClipMeasures, Face, Failure, Video, 
 from talkforge.schemas.units import features_from_frames, frames_from_seconds
 
 CONTOUR = np.array([[20, 20], [44, 20], [44, 40], [20, 40]], np.float32)
+
+SLOW_S = "STAND_IN_SLOW_S"
+"""Environment variable: seconds that measuring a window takes at least."""
 
 STAGES = ("open", "measure", "embed", "cut", "write")
 
@@ -80,6 +83,7 @@ def measure(part: Part, _: MeasureConfig, store: Store, *_callback: Any) -> Part
     result = PartResult(part)
     for window in part.windows:
         name = Path(window.video.uri).name
+        time.sleep(float(os.environ.get(SLOW_S, 0)))
         try:
             fault(store.root, "measure", name)
             with timelines.local_video(store, window.video):
@@ -151,10 +155,11 @@ def cut_task(task: cut.CutTask, *callback: Any) -> Any:
     return real("cut_task")(task, *callback)
 
 
-def swap(store: Store, names: Any) -> None:
-    """`shards.swap`, and a line of the history."""
-    real("swap")(store, names)
+def shard(store: Store, *arguments: Any) -> Any:
+    """`jobs.shard`, and a line of the history."""
+    selection = real("shard")(store, *arguments)
     note(store, {"shards": {name: store.sha256(name) for name in store.list("shards")}})
+    return selection
 
 
 def write(self: Store, name: str, data: bytes) -> str:
@@ -193,7 +198,7 @@ def install() -> None:
     for module, name, new in (
         (stages, "commit", commit),
         (cut, "cut_task", cut_task),
-        (shards, "swap", swap),
+        (jobs, "shard", shard),
         (Store, "write", write),
         (timelines, "local_video", local_video),
     ):
