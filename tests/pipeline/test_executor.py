@@ -23,7 +23,6 @@ from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import attempts, heartbeat, jobs, stages, tables
 from talkforge.pipeline import executor as executor_module
-from talkforge.pipeline.cluster import uninterrupted
 from talkforge.pipeline.executor import Done, InlineExecutor, RayExecutor, make_executor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.needs import Gathered
@@ -500,27 +499,6 @@ def test_an_interrupted_run_lets_go_of_its_executor(
     # The lock is gone as well: the same command goes on from here.
     with pytest.raises(KeyboardInterrupt):
         jobs.curate([videos[0].uri], Store(str(tmp_path / "set")), CONFIG, Interrupted)
-
-
-def test_ctrl_c_waits_for_what_must_not_be_left_half_done() -> None:
-    steps: list[str] = []
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        steps.append("finished")
-    assert steps == ["finished"]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_ctrl_c_twice_waits_for_nothing() -> None:
-    steps: list[str] = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        steps.append("finished")
-    assert steps == []
 
 
 def switches(_: int) -> dict[str, str | None]:
