@@ -7,15 +7,26 @@ STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
 
+<<<<<<< HEAD
 # What `make quick` leaves out: whole runs, Ray, faults, child processes, networks that are slow on a CPU, and
 # what measures, selects and reports again and again.
 SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run training/test_train.py \
 	pipeline/test_annotate.py pipeline/test_caption.py pipeline/test_executor.py pipeline/test_transcribe.py \
 	curation/media/test_odd_files.py curation/shots/test_transnet.py curation/sync/test_active_speaker.py \
 	curation/sync/test_syncnet.py
+=======
+# Schedules of `make faults`; `make test` runs a few.
+SEEDS ?= 50
+
+# What `make quick` leaves out: whole runs, Ray, child processes, and networks that are slow on a CPU.
+SLOW := end_to_end examples benchmarks training/run training/test_train.py pipeline/test_executor.py \
+	pipeline/test_cluster.py faults/test_schedules.py \
+	pipeline/test_transcribe.py pipeline/test_caption.py curation/shots/test_transnet.py \
+	curation/sync/test_syncnet.py curation/sync/test_active_speaker.py
+>>>>>>> 5842f9c (make faults: schedules of faults; tests of Ray for a run, of calls alone, and of temporary files)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn test quick nightly check format bench asr lock dist clean
+.PHONY: help install demo learn test quick nightly faults check format bench asr lock dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,6 +48,9 @@ quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 3 min on 
 nightly: $(STAMP) check ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
 	$(BIN)/pytest --full
 	$(BIN)/python -m examples.learn
+
+faults: $(STAMP) ## what breaks while a data set is made: seeded schedules and failing stores (SEEDS=50)
+	SEEDS=$(SEEDS) $(BIN)/pytest --full tests/faults
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

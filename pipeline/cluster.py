@@ -77,6 +77,7 @@ class Cluster:
                 if not self._ours:
                     self.where = "the Ray that this process is connected to"
                 elif address:
+                    _check_answers(address)
                     self._init(address=address, runtime_env={"env_vars": env})
                     self.where = self._joined()
                 else:
@@ -191,10 +192,22 @@ class Cluster:
                 return "its raylet on this machine has died"
         host, _, port = str(node.gcs_address).rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            _connect(host, port)
         except OSError as error:
             return f"its control store (GCS) at {node.gcs_address} does not answer ({one_line(error)})"
         return None
+
+
+def _connect(host: str, port: str) -> None:
+    """Raise OSError where nobody listens."""
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError where an address of a host and port does not answer: Ray would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in address and port.isdecimal():
+        _connect(host, port)
 
 
 def error_of(error: Exception) -> Exception:

@@ -66,8 +66,13 @@ class Part(Record):
     name: str
     windows: tuple[Window, ...]
     stamps: dict[str, str] = Field(default_factory=dict, exclude=True)
+<<<<<<< HEAD
     """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it.
     The plan does not hold it."""
+=======
+    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it,
+    and the plan does not hold it."""
+>>>>>>> 5842f9c (make faults: schedules of faults; tests of Ray for a run, of calls alone, and of temporary files)
 
     @property
     def duration_s(self) -> float:
@@ -214,7 +219,7 @@ def _left(part: Part, done: Collection[str], notes: Sequence[str]) -> list[Part]
             if part.alone(window).name.removeprefix(part.name) in ("", f"-{name.rpartition('-')[2]}"):
                 names[window.key] = name
     apart = [
-        Part(name=names[window.key], windows=(window,))
+        part.model_copy(update={"name": names[window.key], "windows": (window,)})
         for window in part.windows
         if window.key in names and window.key not in done
     ]
