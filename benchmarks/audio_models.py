@@ -121,7 +121,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
         samples = shot.samples[: round(length / shot.clip.fps * 16_000)]
         spans = vad.segments(samples, 0.0)
         at_s = np.arange(length) / shot.clip.fps
-        heard = np.any([(at_s >= a) & (at_s < b) for a, b in spans], axis=0)
+        is_speech = np.any([(at_s >= a) & (at_s < b) for a, b in spans], axis=0)
         own = np.stack([to_asd(crop) for crop in shot.crops[:length]])
         scores = spent.on(
             2 * length / shot.clip.fps,
@@ -129,7 +129,7 @@ def who_speaks(material: Material) -> Iterator[Row]:
                 network.score(crops, samples) for crops in (own, still[:length])
             ],
         )
-        speaking, silent = (active_speaker.speaking_fraction(s, heard) for s in scores)
+        speaking, silent = (active_speaker.speaking_fraction(s, is_speech) for s in scores)
         fractions.append((speaking, silent))
         named.append(active_speaker.speaker({"own": speaking, "still": silent}))
     figures = (
@@ -237,11 +237,11 @@ def spelt(text: str) -> list[str]:
     return [GRID[4].get(word, word) if word.isdigit() else word for word in words_of(apart)]
 
 
-def word_errors(said: list[str], heard: list[str]) -> int:
+def word_errors(said: list[str], found: list[str]) -> int:
     """The least number of words to change, insert or take out."""
-    row = list(range(len(heard) + 1))
+    row = list(range(len(found) + 1))
     for i, word in enumerate(said, 1):
         row, above = [i], row
-        for j, other in enumerate(heard, 1):
+        for j, other in enumerate(found, 1):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
     return row[-1]

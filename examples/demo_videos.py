@@ -138,10 +138,10 @@ def _bad(size_px: int) -> dict[str, Demo]:
     late = talk(collins, _COLLINS(duration_s=9), seed=8)
     mute = talk(hopper, _HOPPER(duration_s=4), seed=9)
     pair = _pair(_COLLINS(duration_s=6), size_px)
-    unheard = (("no_speech",),)
+    no_speech = (("no_speech",),)
     both = (("multiple_faces", "mouth_still", "not_speaking"), ("multiple_faces",))
     return {
-        "silent.mp4": Demo("a woman who is silent", silent, "measured", unheard),
+        "silent.mp4": Demo("a woman who is silent", silent, "measured", no_speech),
         "out_of_sync.mp4": Demo(
             "the audio comes late", late, "measured", (("out_of_sync",),), audio_late_s=AUDIO_LATE_S
         ),

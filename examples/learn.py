@@ -97,10 +97,10 @@ class Bounds:
             Row("shuffled speech: the same, absolute", abs(found.shuffled), most=self.shuffled),
             Row(
                 "swapped speech: r(given) - r(own)",
-                found.swapped_to_heard - found.swapped_to_own,
+                found.swapped_to_given - found.swapped_to_own,
                 self.swapped,
             ),
-            Row("swapped speech: r(given)", found.swapped_to_heard),
+            Row("swapped speech: r(given)", found.swapped_to_given),
             Row("stage 1 alone: correlation", found.clip_stage, most=self.clip_stage),
             Row("lip-region loss, end of stage 2 / end of stage 1", found.lips_loss, most=self.lips_loss),
             Row("mean opening in silence, of 1", found.silence, most=self.silence),

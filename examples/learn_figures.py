@@ -43,8 +43,8 @@ class Figures:
         reader: of the openings read from true videos, seen through the codec, with the true ones.
         own: of the openings generated to a window's speech with its true ones.
         shuffled: the same, to its speech in another order.
-        swapped_to_heard, swapped_to_own: to another window's speech: with the true openings of the one
-            that was heard, and with those of its own.
+        swapped_to_given, swapped_to_own: to another window's speech: with the true openings of the one
+            that was given, and with those of its own.
         clip_stage: as `own`, of the model after stage 1.
         lips_loss: lip-region loss on held-out clips, of stage 2 over stage 1; same spans, noise, levels.
         silence: mean opening to silence, speaking: to its own speech; 1 is `WIDE` of true openings.
@@ -55,7 +55,7 @@ class Figures:
     reader: float
     own: float
     shuffled: float
-    swapped_to_heard: float
+    swapped_to_given: float
     swapped_to_own: float
     clip_stage: float
     lips_loss: float
@@ -67,7 +67,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Shown:
-    """Windows that were asked for and the videos that came, uint8 [F, H, W, 3] each."""
+    """Windows, and the videos generated to their speech, uint8 [F, H, W, 3] each."""
 
     windows: list[Window]
     videos: list[Bytes]
@@ -94,12 +94,12 @@ class Examiner:
     ) -> tuple[Figures, Shown]:
         """Everything, of the models after either stage; and the videos generated to their own speech."""
         windows, swapped = self.windows, self.windows[1:] + self.windows[:1]
-        heard = [one.speech for one in windows]
-        videos = self._generate(frame_stage, heard)
+        speech = [one.speech for one in windows]
+        videos = self._generate(frame_stage, speech)
         own = self._read(videos)
         to_other = self._read(self._generate(frame_stage, [one.speech for one in swapped]))
         to_silence = self._read(self._generate(frame_stage, [one.silent for one in windows]))
-        still, lively = (self._generate(frame_stage, heard, omega) for omega in (0.0, 1.0))
+        still, lively = (self._generate(frame_stage, speech, omega) for omega in (0.0, 1.0))
         true = [one.opening for one in windows]
         wide = float(np.percentile(np.concatenate(true), WIDE))
         return Figures(
@@ -108,9 +108,9 @@ class Examiner:
             shuffled=_mean_correlation(
                 self._read(self._generate(frame_stage, [one.shuffled for one in windows])), true
             ),
-            swapped_to_heard=_mean_correlation(to_other, [one.opening for one in swapped]),
+            swapped_to_given=_mean_correlation(to_other, [one.opening for one in swapped]),
             swapped_to_own=_mean_correlation(to_other, true),
-            clip_stage=_mean_correlation(self._read(self._generate(clip_stage, heard)), true),
+            clip_stage=_mean_correlation(self._read(self._generate(clip_stage, speech)), true),
             lips_loss=held_out_loss(frame_stage) / held_out_loss(clip_stage),
             silence=float(np.mean(to_silence)) / wide,
             speaking=float(np.mean(own)) / wide,
@@ -121,14 +121,15 @@ class Examiner:
     def _generate(
         self, pipeline: GenerationPipeline, speech: Sequence[Floats], omega: float = 0.5
     ) -> list[Bytes]:
-        """A video for every window's portrait, each with the same noise whatever is heard."""
+        """A video for every window's portrait, each with the same noise whatever the speech."""
         found: list[Bytes] = []
         for first in range(0, len(self.windows), GENERATED_AT_ONCE):
             part = slice(first, first + GENERATED_AT_ONCE)
             portraits = torch.from_numpy(np.stack([one.portrait for one in self.windows[part]]))
-            heard = torch.from_numpy(np.stack(speech[part]))
-            told = pipeline.batch(heard, (omega, omega), (self._size_px, self._size_px))
-            found += list(pipeline.sample(portraits, told, pipeline.config.sample, seed=first).numpy())
+            conditions = pipeline.batch(
+                torch.from_numpy(np.stack(speech[part])), (omega, omega), (self._size_px, self._size_px)
+            )
+            found += list(pipeline.sample(portraits, conditions, pipeline.config.sample, seed=first).numpy())
         return found
 
     def _read(self, videos: Sequence[Bytes]) -> list[Floats]:

@@ -100,10 +100,10 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
     take, mono = shown.take, resample_poly(shown.take.samples, AUDIO_HZ, SPEECH_HZ).astype(np.float32)
     room = np.resize(mono[: round(_SILENT_S * AUDIO_HZ)], len(mono))
     counts = [features_from_frames(take.num_frames, FPS)] * 2
-    heard, silent = load_speech_encoder(SpeechConfig(embedding=embedding)).encode([mono, room], counts)
+    spoken, silent = load_speech_encoder(SpeechConfig(embedding=embedding)).encode([mono, room], counts)
     span = slice(features_from_frames(first, FPS), None)
     length = features_from_frames(num_frames, FPS)
-    speech = heard[span][:length].astype(np.float32)
+    speech = spoken[span][:length].astype(np.float32)
     pieces = np.array_split(speech, max(1, length // _PIECE))
     rng.shuffle(pieces)
     return Window(

@@ -74,7 +74,7 @@ _LIPS_CLOSED = frozenset("mbp")
 class Speech:
     """Mono `samples` [N] at 48 kHz in [-1, 1] and the `mouth` [M, 4] at 1 kHz that says them.
 
-    `spoken` is False where nobody is heard: a silent track.
+    `spoken` is False where nobody speaks: a silent track.
     """
 
     samples: Floats
@@ -268,6 +268,6 @@ def _synthesise(
     if not blocks:
         raise CommandError(f"text {text!r}: nothing to speak")
     samples = resample_poly(np.concatenate(blocks).astype(np.float64), SPEECH_HZ, rate_hz)
-    loud = samples[np.abs(samples) > 0.02 * np.abs(samples).max()]
-    samples *= min(_LEVEL / np.sqrt(np.mean(loud**2)), 0.9 / np.abs(samples).max())
+    voiced = samples[np.abs(samples) > 0.02 * np.abs(samples).max()]
+    samples *= min(_LEVEL / np.sqrt(np.mean(voiced**2)), 0.9 / np.abs(samples).max())
     return onsets, names, samples[: len(samples) // 48 * 48].astype(np.float32)

@@ -100,7 +100,7 @@ def talk(head: Head, speech: Speech, fps: float = 25.0, seed: int = 0, acting: A
 
 
 def side_by_side(left: Take, right: Take) -> Take:
-    """Both takes in one image; heard is the one that speaks, or both."""
+    """Both takes in one image; the audio is that of the one that speaks, or of both."""
     num_frames = min(left.num_frames, right.num_frames)
     width_px = next(left.frames()).shape[1]
     faces = [_first(face, num_frames, 0) for face in left.faces]

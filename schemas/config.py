@@ -279,7 +279,7 @@ class Thresholds(Section):
         0.1,
         "fraction of frames",
         "ours: speakers have 0, a stream that stalled for a second in a clip of 8 s has 0.12",
-        "largest fraction of frames in which the picture of the face is frozen",
+        "largest fraction of frames in which the face is frozen",
     )
     max_mouth_still_fraction: float | None = _rule(
         0.5,

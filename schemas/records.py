@@ -361,7 +361,7 @@ class Motion(Record):
     joints_valid_fraction: float
     """Fraction of frames with body joints, measured or interpolated."""
     frozen_fraction: float | None = None
-    """Fraction of frames in stretches of 0.4 s and more in which the picture of the face does not change;
+    """Fraction of frames in stretches of 0.4 s and more in which the image of the face does not change;
     None in parts measured before it was kept."""
     mouth_still_fraction: float | None = None
     """Fraction of the speech during which the mouth is still: its opening varies by less than 0.025 of the

@@ -71,7 +71,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("omega_body_raw", "Motion of the body, raw variance", "log"),
     Measure("omega_body", "Motion of the body, normalised"),
     Measure("joints_valid_fraction", "Fraction of frames with body joints"),
-    Measure("frozen_fraction", "Fraction of frames with a frozen picture"),
+    Measure("frozen_fraction", "Fraction of frames with a frozen face"),
     Measure("mouth_still_fraction", "Fraction of the speech with a still mouth"),
     Measure("identity_consistency", "Least similarity to the clip's own face"),
     Measure("face_blur", "Sharpness of the face", "log"),

@@ -131,7 +131,7 @@ def print_json(document: object) -> None:
 
 
 def all_of(*checks: Callable[[], Any]) -> list[Any]:
-    """What every check answers; the mistakes of all of them are told at once.
+    """What every check answers; the mistakes of all of them are named at once.
 
     Raises:
         CommandError: at least one check refused.
@@ -260,7 +260,7 @@ def _logging() -> Iterator[None]:
 
 
 def _hush_libraries() -> None:
-    """MediaPipe and TFLite chat on descriptor 2 whatever they are told: give it to nobody, and write
+    """MediaPipe and TFLite chat on descriptor 2 whatever is configured: give it to nobody, and write
     what we have to say to a copy."""
     sys.stderr.flush()
     ours = os.dup(2)
