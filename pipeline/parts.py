@@ -66,13 +66,8 @@ class Part(Record):
     name: str
     windows: tuple[Window, ...]
     stamps: dict[str, str] = Field(default_factory=dict, exclude=True)
-<<<<<<< HEAD
     """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it.
     The plan does not hold it."""
-=======
-    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it,
-    and the plan does not hold it."""
->>>>>>> 5842f9c (make faults: schedules of faults; tests of Ray for a run, of calls alone, and of temporary files)
 
     @property
     def duration_s(self) -> float:
