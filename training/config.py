@@ -112,6 +112,10 @@ class DataConfig(Section):
         "",
         description="Held-out shards, which validation samples are taken from; empty: the training shards.",
     )
+    snapshot: str = Field(
+        "",
+        description="Number or tag of the data set's snapshot; empty: the current one when the run begins, which it then keeps. Several data sets: a JSON object from each one's path to its number.",
+    )
     num_frames: int = Field(81, ge=1, description="Frames of a training span, 4n + 1.")
     shorter_spans: tuple[int, ...] = Field(
         (),

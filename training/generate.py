@@ -237,7 +237,7 @@ def preview(
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
-        for key, members in _samples(url for url, _ in shard_list(shards)):
+        for key, members in _samples(url for url, _ in shard_list(shards, config.data.snapshot)):
             if len(written) == config.run.validation_samples:
                 break
             try:

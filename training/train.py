@@ -42,7 +42,7 @@ from talkforge.training.generate import preview
 from talkforge.training.run import checkpoint, folder
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result
-from talkforge.training.run.parallel import error_barrier, make_accelerator
+from talkforge.training.run.parallel import all_gather_messages, error_barrier, make_accelerator
 from talkforge.training.run.progress import Report
 from talkforge.training.run.published import export_published, load_published
 from talkforge.training.run.update import TrainState
@@ -187,6 +187,10 @@ def _prepared(
     """The loop, ready to run. Errors are raised here, the cheapest checks first, and on all processes."""
     out, world = Path(config.run.out), accelerator.num_processes
     with error_barrier(accelerator):
+        config = folder.pinned(out, config)
+    if len({*all_gather_messages(accelerator, f"snapshot {config.data.snapshot}")}) > 1:
+        raise CommandError("the data set got a new snapshot while the processes began; start them again")
+    with error_barrier(accelerator):
         info, cached = _data(config)
         fresh = TrainProgress(0, 0, 0, world, cached, info)
         resumed = folder.resumable(out, config, fresh)
@@ -213,7 +217,7 @@ def _prepared(
 
 def _data(config: TrainConfig) -> tuple[DatasetInfo, bool]:
     """Description of the data set, and whether cached latents are used."""
-    shards = shard_list(config.data.shards)
+    shards = shard_list(config.data.shards, config.data.snapshot)
     info = dataset_info(shards, config.data.shards)
     cached = usable(shards, config)
     log.info("%d samples; %s", info.num_samples, "cached latents" if cached else "frames, encoded now")

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from talkforge.curation.media.encode import encode_flac, encode_mp4
+from talkforge.pipeline import snapshots
 from talkforge.pipeline.shards import ShardPlan, write_shard
+from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import ClipArrays
@@ -166,6 +168,15 @@ def description(embedding: str) -> bytes:
         schema_version=SCHEMA_VERSION, tool_version="0", config=config, config_hash="", models=(), joints=()
     )
     return described.model_dump_json().encode()
+
+
+def publish(folder: Path) -> Snapshot:
+    """Make a snapshot of what `write_set` wrote."""
+    store = Store(str(folder))
+    tables = {name: b"" if name != "dataset.json" else store.read(name) for name in snapshots.TABLES}
+    paths = [path for path in store.list("shards") if path.endswith(".json")]
+    manifests = [sample.read_manifest(store.read(path), path) for path in paths]
+    return snapshots.publish(store, manifests, tables, "0", keep=9)
 
 
 def _changed(clip: Shown, changes: Mapping[str, bytes | None]) -> Members:

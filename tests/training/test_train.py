@@ -23,6 +23,8 @@ from diffusers import WanTransformer3DModel
 from rich.console import Console
 
 import talkforge.training.train as train_module
+from talkforge.pipeline import snapshots
+from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, ModelError, RunError
 from talkforge.training.config import AdapterConfig, TrainConfig
 from talkforge.training.encode.command import encode_dataset
@@ -31,7 +33,7 @@ from talkforge.training.run.progress import Report
 from talkforge.training.train import main, run_export, run_train, train
 from tests.training.run.test_progress import report
 from tests.training.runs import Stop, four_clips, last, small, tensors
-from tests.training.shard_files import Shown, write_set
+from tests.training.shard_files import Shown, publish, write_set
 from tests.training.tiny_base import TEXT_DIM, write_base
 
 
@@ -97,6 +99,27 @@ def test_a_run_that_is_made_longer_goes_on_likewise(shards: str, tmp_path: Path)
     assert same(tensors(tmp_path / "longer"), tensors(tmp_path / "straight"))
     again = train(small(shards, tmp_path / "longer", run__steps=3))
     assert again.finished and again.step == 3 and not again.history
+
+
+def test_a_run_goes_on_with_the_snapshot_that_it_began_with(tmp_path: Path) -> None:
+    straight = train(small(four_clips(tmp_path / "set"), tmp_path / "straight", run__steps=3))
+    first = publish(tmp_path / "set")
+    config = small(f"{tmp_path}/set/shards/train-{{000000..000001}}.tar", tmp_path / "run", run__steps=2)
+    train(config)
+    write_set(tmp_path / "set", [[Shown(5), Shown(6)], [Shown(7), Shown(8)]])
+    publish(tmp_path / "set")
+    longer = train(config.model_copy(update={"run": config.run.model_copy(update={"steps": 3})}))
+    assert losses(longer.history) == losses(straight.history)[2:]
+    starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
+    store = Store(str(tmp_path / "set"))
+    noted = {"dataset": store.root, "number": 1, "sha256": snapshots.manifest_sha256(store, first)}
+    assert [start["snapshots"] for start in starts] == [[noted]] * 2
+    assert last(tmp_path / "run").config.data.snapshot == "1"
+    with pytest.raises(CommandError, match=r"was trained on other shards than "):
+        train(config.model_copy(update={"data": config.data.model_copy(update={"snapshot": "2"})}))
+    snapshots.prune(store, 1)
+    with pytest.raises(CommandError, match=r"on a snapshot that is gone: .*no snapshot 1; there are: 2"):
+        train(config)
 
 
 def test_nothing_is_saved_where_nothing_was_done(shards: str, tmp_path: Path) -> None:

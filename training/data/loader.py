@@ -167,7 +167,7 @@ class SpanLoader:
         cv2.setNumThreads(1)
         if config.workers:
             check_sockets()
-        listed = shard_list(config.shards)
+        listed = shard_list(config.shards, config.snapshot)
         shards = [(url, manifest) for url, manifest in listed if manifest.count]
         _check_enough(shards, len(listed), config, world)
         self.skipped: Counter[str] = Counter()

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
 
+from talkforge.pipeline import snapshots
+from talkforge.pipeline.snapshots import Snapshot
+from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.dataset import parse_dataset
 from talkforge.schemas.errors import CommandError, DatasetError, one_line
 from talkforge.schemas.sample import Members, ShardManifest
+from talkforge.training.config import DataConfig
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.tar import BrokenShardError, beside, read_files, read_samples
 
@@ -31,25 +37,105 @@ DESCRIBING = ("json", "speech.npy", "identity.npy")
 """Members that a model's sizes follow from. The last one may be missing."""
 
 
-def shard_list(shards: str) -> list[Shard]:
+def shard_list(shards: str, snapshot: str = "") -> list[Shard]:
     """Every shard that a pattern with braces names, with its manifest.
+
+    `DATASET/shards/<name>.tar` stands for the shard of this name in a snapshot of the data set, whose file
+    never changes. In a data set without snapshots, and elsewhere, the file itself is meant.
 
     Args:
         shards: paths or URIs of tar files, such as `set/shards/train-{000000..000123}.tar`.
+        snapshot: `data.snapshot` of the configuration.
 
     Raises:
-        CommandError: no shards are named, or one of them is not there.
+        CommandError: no shards are named, or one of them, or the snapshot, is not there.
         DatasetError: a manifest is not readable, or of another version.
     """
     if not shards:
         raise CommandError("data.shards: expected DATASET/shards/train-{000000..000123}.tar, found nothing")
-    named = wds.shardlists.expand_urls(shards)
-    urls = [url if "://" in url else str(Path(url).expanduser().absolute()) for url in named]
-    names = [url.removesuffix(".tar") + ".json" for url in urls]
+    urls = _expanded(shards)
+    found = {root: _snapshot(root, snapshot) for root in _roots(urls)}
+    plain = [url for url in urls if not found.get(_root(url))]
+    names = [url.removesuffix(".tar") + ".json" for url in plain]
+    listed = {
+        url: (url, _manifest(url, name, data))
+        for url, name, data in zip(plain, names, read_files(names), strict=True)
+    }
+    for root, held in found.items():
+        if held:
+            own = {f"{root}/shards/{shard.name}.tar": shard for shard in held.shards}
+            for url in urls:
+                if _root(url) == root and url not in own:
+                    raise CommandError(f"data.shards: no shard {url} in snapshot {held.number}")
+            listed |= {url: (f"{root}/{held.tar(shard)}", shard) for url, shard in own.items()}
+    return [listed[url] for url in urls]
+
+
+def pin(config: DataConfig) -> DataConfig:
+    """The configuration with the number of each snapshot that it reads now, so that it reads no other later.
+
+    Args:
+        config: which shards. Where `snapshot` is empty, the current snapshots are taken.
+
+    Raises:
+        CommandError: a snapshot is not there. DatasetError: it is damaged.
+    """
+    found = _snapshots(config)
+    numbers = {root: snapshot.number for root, snapshot in found.items() if snapshot}
+    if not numbers:
+        return config
+    one = len(set(numbers.values())) == 1 and len(numbers) == len(found)
+    text = str(next(iter(numbers.values()))) if one else json.dumps(numbers, sort_keys=True)
+    return config.model_copy(update={"snapshot": text})
+
+
+def snapshot_notes(config: DataConfig) -> list[dict[str, Any]]:
+    """The snapshots that a configuration reads: data set, number, and sha256 of the manifest."""
     return [
-        (url, _manifest(url, name, data))
-        for url, name, data in zip(urls, names, read_files(names), strict=True)
+        {
+            "dataset": root,
+            "number": snapshot.number,
+            "sha256": snapshots.manifest_sha256(Store(root), snapshot),
+        }
+        for root, snapshot in sorted(_snapshots(config).items())
+        if snapshot
     ]
+
+
+def _snapshots(config: DataConfig) -> dict[str, Snapshot | None]:
+    urls = [
+        url for shards in (config.shards, config.validation_shards) if shards for url in _expanded(shards)
+    ]
+    return {root: _snapshot(root, config.snapshot) for root in _roots(urls)}
+
+
+def _expanded(shards: str) -> list[str]:
+    named = wds.shardlists.expand_urls(shards)
+    return [url if "://" in url else str(Path(url).expanduser().absolute()) for url in named]
+
+
+def _root(url: str) -> str:
+    """The data set of a shard under its plain name; empty for another file."""
+    match = re.fullmatch(r"(.+)/shards/[^/]+\.tar", url)
+    return match[1] if match else ""
+
+
+def _roots(urls: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(root for url in urls if (root := _root(url))))
+
+
+def _snapshot(root: str, which: str) -> Snapshot | None:
+    """The snapshot to read of a data set; None where it has none."""
+    store = Store(root)
+    if which.startswith("{"):
+        try:
+            which = str(json.loads(which).get(root, ""))
+        except ValueError as error:
+            raise CommandError(f"data.snapshot: expected a JSON object, found {one_line(error)}") from None
+    if not which and snapshots.read_index(store) is None:
+        return None
+    found = snapshots.find(store, which or None)
+    return found if found.number else None
 
 
 def _manifest(url: str, name: str, data: bytes | Exception) -> ShardManifest:

@@ -22,6 +22,7 @@ from typing import Any
 from talkforge.schemas.config import differences
 from talkforge.schemas.errors import CommandError, one_line
 from talkforge.training.config import TrainConfig
+from talkforge.training.data.shards import pin, snapshot_notes
 from talkforge.training.run import checkpoint
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 
@@ -31,6 +32,7 @@ MAY_CHANGE = (
     "data.cache_mb",
     "data.latents",  # whether cached latents were read is compared below
     "data.shards",  # compared by fingerprint, because they may have moved
+    "data.snapshot",  # likewise
     "data.validation_shards",
     "model.gradient_checkpointing",
     "run.keep",
@@ -81,6 +83,33 @@ def resumable(out: Path, config: TrainConfig, fresh: TrainProgress) -> Checkpoin
     return found
 
 
+def pinned(out: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with the numbers of the snapshots that the run reads.
+
+    A run that goes on reads those that it began with, whatever was published since, unless `data.snapshot`
+    names others.
+
+    Args:
+        out: the run's folder.
+        config: as the user gives it.
+
+    Raises:
+        CommandError: a snapshot is not there any more. DatasetError: it is damaged.
+    """
+    had = ""
+    if not config.data.snapshot and checkpoint.steps(out):
+        had = checkpoint.read(checkpoint.find(out)).config.data.snapshot
+    data = config.data.model_copy(update={"snapshot": config.data.snapshot or had})
+    try:
+        return config.model_copy(update={"data": pin(data)})
+    except CommandError as error:
+        if not had:
+            raise
+        raise CommandError(
+            f"run.out {out}: was trained on a snapshot that is gone: {error}; a tag keeps one"
+        ) from None
+
+
 def regrouped(progress: TrainProgress, world: int) -> TrainProgress:
     """Progress of a run that is resumed. With another number of processes it begins a new interval.
 
@@ -117,6 +146,7 @@ def describe(out: Path, config: TrainConfig, progress: TrainProgress) -> None:
         "processes": progress.world,
         "cached_latents": progress.cached,
         "data": asdict(progress.info),
+        "snapshots": snapshot_notes(config.data),
     }
     path = out / "run.json"
     try:

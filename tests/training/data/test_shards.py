@@ -11,9 +11,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from talkforge.pipeline import snapshots
+from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError
-from talkforge.training.data.shards import MAX_PROBED, probe, shard_list
-from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_set
+from talkforge.training.config import DataConfig
+from talkforge.training.data.shards import MAX_PROBED, dataset_info, pin, probe, shard_list, snapshot_notes
+from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, publish, write_set
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +182,54 @@ def test_the_first_sample_that_can_be_read_speaks_for_all(tmp_path: Path) -> Non
     tar = tmp_path / "shards" / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
     assert probe(shards).speech_dim == SPEECH_DIM
+
+
+def two_snapshots(folder: Path) -> str:
+    shards = write_set(folder, [[Shown(0)], [Shown(1)]])
+    publish(folder)
+    write_set(folder, [[Shown(2)]])
+    for suffix in ("tar", "json"):
+        (folder / "shards" / f"train-000001.{suffix}").unlink()
+    assert publish(folder).number == 2
+    return shards
+
+
+def test_shards_are_those_of_a_snapshot(tmp_path: Path) -> None:
+    both = two_snapshots(tmp_path)
+    one = both.replace("{000000..000001}", "000000")
+    assert [manifest.keys for _, manifest in shard_list(one)] == [("clip02",)]
+    found = shard_list(both, "1")
+    assert [manifest.keys for _, manifest in found] == [("clip00",), ("clip01",)]
+    assert [url for url, _ in found] == [
+        f"{tmp_path}/snapshots/000001/train-00000{number}.tar" for number in (0, 1)
+    ]
+    assert shard_list(found[1][0]) == found[1:]  # the file itself may be named, too
+    assert dataset_info(found, both).speech_model == "logmel-80"
+    with pytest.raises(CommandError, match=r"no shard .*/shards/train-000001.tar in snapshot 2$"):
+        shard_list(both)
+    with pytest.raises(CommandError, match=r"no snapshot 3; there are: 1, 2$"):
+        shard_list(one, "3")
+
+
+def test_a_configuration_is_pinned_to_the_snapshots_that_it_reads(tmp_path: Path) -> None:
+    one = two_snapshots(tmp_path / "one").replace("{000000..000001}", "000000")
+    snapshots.tag(Store(str(tmp_path / "one")), 1, "paper")
+    config = DataConfig(shards=one)
+    assert pin(config).snapshot == pin(pin(config)).snapshot == "2"
+    assert pin(config.model_copy(update={"snapshot": "paper"})).snapshot == "1"
+    (note,) = snapshot_notes(pin(config))
+    described = (tmp_path / "one" / "snapshots" / "000002" / "snapshot.json").read_bytes()
+    assert note == {
+        "dataset": str(tmp_path / "one"), "number": 2, "sha256": hashlib.sha256(described).hexdigest(),
+    }  # fmt: skip
+
+    other = write_set(tmp_path / "other", [[Shown(5)]]).replace("{000000..000000}", "000000")
+    assert pin(DataConfig(shards=other)).snapshot == "" and snapshot_notes(DataConfig(shards=other)) == []
+    both = DataConfig(shards=one, validation_shards=other)
+    assert json.loads(pin(both).snapshot) == {str(tmp_path / "one"): 2}
+    publish(tmp_path / "other")
+    pinned = pin(both)
+    assert json.loads(pinned.snapshot) == {str(tmp_path / "one"): 2, str(tmp_path / "other"): 1}
+    assert shard_list(other, pinned.snapshot) == shard_list(other)
+    with pytest.raises(CommandError, match=r"^data.snapshot: expected a JSON object, found "):
+        shard_list(other, "{")
