@@ -7,23 +7,15 @@ STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
 
-<<<<<<< HEAD
-# What `make quick` leaves out: whole runs, Ray, faults, child processes, networks that are slow on a CPU, and
-# what measures, selects and reports again and again.
-SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run training/test_train.py \
-	pipeline/test_annotate.py pipeline/test_caption.py pipeline/test_executor.py pipeline/test_transcribe.py \
-	curation/media/test_odd_files.py curation/shots/test_transnet.py curation/sync/test_active_speaker.py \
-	curation/sync/test_syncnet.py
-=======
 # Schedules of `make faults`; `make test` runs a few.
 SEEDS ?= 50
 
-# What `make quick` leaves out: whole runs, Ray, child processes, and networks that are slow on a CPU.
-SLOW := end_to_end examples benchmarks training/run training/test_train.py pipeline/test_executor.py \
-	pipeline/test_cluster.py faults/test_schedules.py \
-	pipeline/test_transcribe.py pipeline/test_caption.py curation/shots/test_transnet.py \
-	curation/sync/test_syncnet.py curation/sync/test_active_speaker.py
->>>>>>> 5842f9c (make faults: schedules of faults; tests of Ray for a run, of calls alone, and of temporary files)
+# What `make quick` leaves out: whole runs, Ray, faults, child processes, networks that are slow on a CPU, and
+# what measures, selects and reports again and again.
+SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run training/test_train.py \
+	pipeline/test_annotate.py pipeline/test_caption.py pipeline/test_cluster.py pipeline/test_executor.py \
+	curation/media/test_odd_files.py curation/shots/test_transnet.py curation/sync/test_active_speaker.py \
+	curation/sync/test_syncnet.py pipeline/test_transcribe.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo learn test quick nightly faults check format bench asr lock dist clean
