@@ -45,9 +45,6 @@ PER_FILE = 90
 STEPS, BATCH = 800, 64
 CHANNELS = (16, 32, 48, 64)
 
-SHARES = (1 / 8, 2 / 8, 1 / 8, 2 / 8, 1 / 8, 1 / 8)
-"""Fraction of each of `PAINTERS`: mosaics and fingers, which are like mouths, come twice as often."""
-
 HIDDEN_FROM, CLEAR_TO = 0.55, 0.12
 """A mouth is covered from this fraction of the lips' area on, and clear up to that one. Crops between are
 left out."""
@@ -97,7 +94,7 @@ def example(crop: tuple[Bytes, Mouth], others: list[tuple[Bytes, Mouth]], rng: R
         if rng.random() < 0.25:
             rgb = beard(rgb, mouth, rng)
         if rng.random() < 0.65:
-            kind = str(rng.choice(list(PAINTERS), p=SHARES))
+            kind = str(rng.choice(list(PAINTERS)))
             beside = rng.random() < 0.3
             reach = rng.uniform(0.7, 1.4) if beside else abs(rng.normal(0, 0.2))
             turn = rng.uniform(0, 2 * np.pi)
