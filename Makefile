@@ -38,7 +38,7 @@ quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 3 min on 
 	$(BIN)/pytest $(SLOW:%=--ignore=tests/%)
 
 nightly: $(STAMP) check ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
-	$(BIN)/pytest --full
+	SEEDS=$(SEEDS) $(BIN)/pytest --full
 	$(BIN)/python -m examples.learn
 
 faults: $(STAMP) ## what breaks while a data set is made: seeded schedules and failing stores (SEEDS=50)
