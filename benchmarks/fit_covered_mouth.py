@@ -54,7 +54,7 @@ Rng = np.random.Generator
 
 def crops_of(path: Path) -> list[tuple[Bytes, Mouth]]:
     """Wide crops of the mouths of a video, uint8 [80, 80, 3], with the place of the lips in each."""
-    config = MeasureConfig()
+    config = MeasureConfig.model_validate({"clip": {"crop": "none"}})  # as the fit that ships was made
     detector = detect.load_detector(config.scan)
     landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
@@ -66,7 +66,7 @@ def crops_of(path: Path) -> list[tuple[Bytes, Mouth]]:
             shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
             if not shown or shown[0] % 2:
                 continue
-            rgb = frame.rgb(clip.width_px, clip.height_px)
+            rgb = frame.of_clip(clip)
             points = tracer.push(shown, rgb)
             if points is not None:
                 own[shown[0]] = wide_crop(rgb, points)

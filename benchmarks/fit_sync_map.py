@@ -91,7 +91,7 @@ def evaluate(folder: Path) -> None:
 
 def talks_of(path: Path) -> list[Talk]:
     """Features of every candidate clip of a video that is long enough to say anything."""
-    config = MeasureConfig()
+    config = MeasureConfig.model_validate({"clip": {"crop": "none"}})  # as the fit that ships was made
     video = probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
     detector = detect.load_detector(config.scan)
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)

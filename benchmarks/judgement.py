@@ -77,7 +77,7 @@ Models = tuple[detect.FaceDetector, landmarks.FaceLandmarker]
 
 def read(path: Path, person: str, seconds: float, models: Models) -> Piece | None:
     """The first candidate of a video, at most `seconds` of it; None where there is none that is 3 s long."""
-    config = MeasureConfig.model_validate({"clip": {"longest_edge_px": EDGE_PX}})
+    config = MeasureConfig.model_validate({"clip": {"longest_edge_px": EDGE_PX, "crop": "none"}})
     video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
     seen = scan.scan(
         path, video, video.start_s, min(video.end_s, video.start_s + 2 * seconds), config.scan, models[0]
@@ -91,7 +91,7 @@ def read(path: Path, person: str, seconds: float, models: Models) -> Piece | Non
     for frame in media.read_frames(path, video, clip.start_s, clip.start_s + count / FPS):
         shown = media.clip_indices(frame, clip.start_s, FPS, count)
         if shown:
-            rgb = frame.rgb(clip.width_px, clip.height_px)
+            rgb = frame.of_clip(clip)
             at = tracer.push(shown, rgb)
             frames += [rgb] * len(shown)
             points += [at] * len(shown)
@@ -171,7 +171,10 @@ def enlarged(piece: Piece, _: Piece) -> Made:
 
 
 def small_in_4k(piece: Piece, _: Piece) -> Made:
-    """A frame of 3840x2160 in which the face has 146 px, so 39 px in a clip of 1024."""
+    """A frame of 3840x2160 in which the face has 146 px. Scaled down whole it would have 39 in the clip.
+
+    No fault where `clip.crop` cuts the person out of it: all of these are to be kept then.
+    """
     scale = 146 / piece.face_px
     rows, columns = piece.frames[0].shape[:2]
     height, width = min(round(scale * rows), 2160), min(round(scale * columns), 3840)

@@ -116,7 +116,7 @@ def test_the_speaker_is_scored_on_every_frame_of_the_own_face(
         assert found.speaker_row.speaking_fraction == clip.track / 4
         (box,) = face_crops.smooth_boxes(track.boxes[:1])
         frames = list(media.read_frames(path, video, clip.start_s, clip.end_s))
-        alone = [face_crops.crop_face(p.rgb(clip.width_px, clip.height_px), box) for p in frames]
+        alone = [face_crops.crop_face(p.of_clip(clip), box) for p in frames]
         assert np.array_equal(seen[clip.clip_id], np.stack(alone)[: clip.num_frames])
 
 

@@ -155,7 +155,7 @@ def frames_covered(path: Path, classifier: covered.MouthClassifier) -> Iterator[
         for shot in media.read_frames(path, video, clip.start_s, clip.end_s):
             shown = media.clip_indices(shot, clip.start_s, clip.fps, clip.num_frames)
             if shown:
-                rgb = shot.rgb(clip.width_px, clip.height_px)
+                rgb = shot.of_clip(clip)
                 tracer.push(shown, rgb, face.push(shown, rgb))
         yield float(tracer.finish(face.finish().angles_deg[:, 0]).mean())
 
