@@ -108,10 +108,17 @@ def read_shard(store: Store, url: str) -> Iterator[Sample]:
     Args:
         store: the data set.
         url: the tar file's path or URI, below the data set's.
+
+    Raises:
+        DatasetError: the tar file is missing, or it or a sample is damaged. The message names both.
     """
     from talkforge.pipeline.shards import read_samples
     from talkforge.schemas import sample
+    from talkforge.schemas.errors import DatasetError
 
     name = url.removeprefix(f"{store.root}/")
-    for key, members in read_samples(store, name):
-        yield Sample(sample.decode(key, members))
+    try:
+        for key, members in read_samples(store, name):
+            yield Sample(sample.decode(key, members))
+    except DatasetError as error:
+        raise DatasetError(f"{url}: {error}") from None

@@ -57,12 +57,13 @@ def tensors(sample: Sample) -> dict[str, Any]:
         sample: of a shard.
 
     Returns:
-        key: str, fps: float, text: str;
-        frames: uint8 [F, H, W, 3]; masks: bool [F, H, W]; lip_valid: uint8 [F];
-        landmarks: float32 [F, 478, 3]; joints: float32 [F, J, 3];
-        audio: float32 [N] at 16 kHz; speech: float32 [L, D] at 50 Hz;
-        identity: float32 [D], empty where none was measured;
-        omega: float32 [2], motion intensity of face and body, NaN where none was measured.
+        A dictionary with
+        `key` (str), `fps` (float), `text` (str),
+        `frames` uint8 [F, H, W, 3], `masks` bool [F, H, W], `lip_valid` uint8 [F],
+        `landmarks` float32 [F, 478, 3], `joints` float32 [F, J, 3],
+        `audio` float32 [N] at 16 kHz, `speech` float32 [L, D] at 50 Hz,
+        `identity` float32 [D], empty where none was measured, and
+        `omega` float32 [2], motion intensity of face and body, NaN where none was measured.
     """
     omega = [np.nan if value is None else value for value in (sample.meta.omega_face, sample.meta.omega_body)]
     arrays = {

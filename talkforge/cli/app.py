@@ -131,20 +131,20 @@ def print_json(document: object) -> None:
 
 
 def all_of(*checks: Callable[[], Any]) -> list[Any]:
-    """What every check answers; the mistakes of all of them are named at once.
+    """The result of every check. The mistakes that all of them find are reported at once.
 
     Raises:
         CommandError: at least one check refused.
     """
-    answers, problems = [], []
+    results, problems = [], []
     for check in checks:
         try:
-            answers.append(check())
+            results.append(check())
         except CommandError as error:
             problems.append(str(error))
     if problems:
         raise CommandError("; ".join(problems))
-    return answers
+    return results
 
 
 def _version(asked: bool) -> None:
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[list[int]]:
-    """SIGTERM interrupts as Ctrl-C does, so that nothing is left running; what has come is in the list."""
+    """SIGTERM interrupts as Ctrl-C does, so that nothing is left running. Lists the signals that came."""
     came: list[int] = []
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
@@ -197,7 +197,7 @@ def _interrupted_by_sigterm() -> Iterator[list[int]]:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Exit code of a command; what went wrong is on stderr by then."""
+    """Exit code of a command, after its error is on stderr."""
     try:
         code = int(app(arguments, prog_name="talkforge", standalone_mode=False) or 0)
     except typer.Exit as request:
@@ -233,7 +233,7 @@ def _click_or_bug(error: Exception) -> int:
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Warnings to stderr, more with TALKFORGE_LOG; what a command adds is taken back afterwards."""
+    """Log warnings to stderr, or more with TALKFORGE_LOG. Handlers of a command are removed afterwards."""
     level = os.environ.get("TALKFORGE_LOG", "WARNING").upper()
     root, ours = logging.getLogger(), logging.getLogger("talkforge")
     terminal = logging.StreamHandler()
@@ -260,8 +260,10 @@ def _logging() -> Iterator[None]:
 
 
 def _hush_libraries() -> None:
-    """MediaPipe and TFLite chat on descriptor 2 whatever is configured: give it to nobody, and write
-    what we have to say to a copy."""
+    """Discard what MediaPipe and TFLite write to descriptor 2, which no setting of theirs prevents.
+
+    Messages of ours go to a copy of the descriptor.
+    """
     sys.stderr.flush()
     ours = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
