@@ -288,8 +288,9 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
     meta = read_meta(key, members["json"])
     check_identity_member(meta, members)
     arrays: dict[str, np.ndarray] = {"identity.npy": np.zeros(0, np.float32)}
-    for member in ARRAYS.keys() & members.keys():
-        arrays |= _stored_arrays(key, member, members[member], meta.clip)
+    for member in ARRAYS:
+        if member in members:
+            arrays |= _stored_arrays(key, member, members[member], meta.clip)
     return ShardSample(
         key=key,
         meta=meta,
