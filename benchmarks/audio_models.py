@@ -15,7 +15,7 @@ from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.media.encode import encode_flac
-from talkforge.curation.sync import active_speaker, ridge
+from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.curation.words import words_of
@@ -82,33 +82,29 @@ def speech_features(material: Material) -> Iterator[Row]:
 
 
 def mouth_and_sound(material: Material) -> Iterator[Row]:
-    shipped, spent = ridge.SyncMap.load(), Spent()
-    near, scored, wrong = [], [], []
+    scorer, spent = contrastive.Scorer.load(), Spent()
+    true: list[bool] = []
+    moved: list[bool] = []
+    near: list[bool] = []
     for shot in material.talking:
         clip = shot.clip
         mouth = mouth_measures(shot.found.landmarks)
         bands = audio_bands(shot.samples, clip.num_frames, clip.fps)
-        own = shipped.without([clip.video_id])
         for late in (0, *SHIFTS_FRAMES):
             late_bands = np.roll(bands, late, axis=0)
-            curve = spent.on(
-                shot.length_s,
-                functools.partial(ridge.confidence_by_lag, mouth, late_bands, clip.fps, own),
+            found = spent.on(
+                shot.length_s, functools.partial(contrastive.score, mouth, late_bands, clip.fps, scorer)
             )
-            if curve is None:
+            if found.sync_probability is None or found.sync_offset_frames is None:
                 continue
-            error = abs(int(curve.argmax()) - ridge.SEARCH + late)
-            if late == 0:
-                near.append(error <= 3)
-            if curve.max() >= ridge.SCORED_FROM:
-                scored.append(late)
-                wrong.append(error > 2)
+            (moved if late else true).append(found.sync_probability >= 0.5)
+            near.append(abs(found.sync_offset_frames + late) <= 3)
     figures = (
-        f"best lag within 3 frames of the file's own on {sum(near)} of {len(near)} shots; of these and of "
-        f"their audio shifted by 6 and 10 frames {len(scored)} of {5 * len(near)} are scored, "
-        f"{sum(wrong)} of them off by more than 2 (more in sync.md)"
+        f"{sum(true)} of {len(true)} shots in sync, {sum(moved)} of {len(moved)} whose audio is moved "
+        f"by 6 and 10 frames; offset within 3 frames on {sum(near)} of {len(near)}; most were fitted on "
+        "(strangers: sync.md)"
     )
-    yield Row((shipped.method,), figures, spent.rate)
+    yield Row((scorer.name,), figures, spent.rate)
 
 
 def who_speaks(material: Material) -> Iterator[Row]:

@@ -14,7 +14,7 @@ import numpy as np
 from talkforge.curation import clips, media, scan, trace
 from talkforge.curation.face import detect, landmarks
 from talkforge.curation.media import probe
-from talkforge.curation.sync import ridge
+from talkforge.curation.sync import contrastive
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import MeasureConfig
@@ -116,7 +116,7 @@ class Material:
             lambda: scan.scan(path, video, video.start_s, video.end_s, CONFIG.scan, detector),
         )
         found = clips.candidates(video, seen.tracks, (), CONFIG.clip)
-        candidates = [one for one in found if one.clip.num_frames >= ridge.MIN_FRAMES]
+        candidates = [one for one in found if one.clip.num_frames >= contrastive.MIN_FRAMES]
         kept: dict[str, Bytes] = {}
 
         def watch(clip: Clip, crops: Bytes) -> Speaker:

@@ -23,6 +23,10 @@ Stage = Literal["probe", "vad", "scan", "trace", "transcribe", "select"]
 speech recognition, or the selection over all clips."""
 
 
+LIKELY_FROM = 0.8
+"""Least probability from which what a measurement presumes is taken to be so. Source: ours."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """One reason for which a clip is rejected.
@@ -51,12 +55,14 @@ class Rule(Rejection):
         side: whether the column must be at least, or at most, the threshold.
         needed: whether a clip without this measurement fails. Otherwise the rule is skipped for it.
         absolute: whether the magnitude of the column is compared, without its sign.
+        likely: column of a probability; where it is below `LIKELY_FROM`, the rule is skipped.
     """
 
     threshold: str
     side: Literal["at_least", "at_most"]
     needed: bool = True
     absolute: bool = False
+    likely: str | None = None
 
 
 RULES: tuple[Rule, ...] = (
@@ -118,8 +124,12 @@ RULES: tuple[Rule, ...] = (
     Rule("music", "music_fraction", "trace",
          "There is music", "Little music, where measured", "max_music_fraction", "at_most", needed=False),
     Rule("out_of_sync", "sync_offset_frames", "trace",
-         "Audio and mouth are out of sync", "In sync, where scored",
-         "max_abs_sync_offset_frames", "at_most", needed=False, absolute=True),
+         "Audio and mouth are out of sync", "In sync, where the offset is known",
+         "max_abs_sync_offset_frames", "at_most", needed=False, absolute=True,
+         likely="sync_offset_probability"),
+    Rule("sync_unlikely", "sync_probability", "trace",
+         "Audio is unlikely to belong to the mouth", "Audio likely to belong to the mouth, where scored",
+         "min_sync_probability", "at_least", needed=False),
     Rule("sync_weak", "sync_confidence", "trace",
          "Sync evidence is weak", "Sync evidence strong, where scored",
          "min_sync_confidence", "at_least", needed=False),
@@ -149,7 +159,7 @@ SYNC_UNSCORED = Rejection(
     "sync_unscored", "sync_offset_frames", "trace", "Sync could not be scored", "Sync scored"
 )
 NOT_SPEAKING = Rejection(
-    "not_speaking", "sync_zero_confidence", "trace", "Another face in view speaks", "The one who speaks"
+    "not_speaking", "sync_probability", "trace", "Another face in view speaks", "The one who speaks"
 )
 SPEAKER_UNCLEAR = Rejection(
     "speaker_unclear", "faces_frame_max", "scan",
@@ -214,7 +224,7 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
 
 def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped: str | None) -> Reason | None:
     threshold = getattr(thresholds, rule.threshold)
-    if threshold is None:
+    if threshold is None or not _likely(rule, row):
         return None
     value = row.get(rule.field)
     if value is None:
@@ -230,6 +240,12 @@ def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped:
         value=None if value is None else float(value),
         threshold=float(threshold),
     )
+
+
+def _likely(rule: Rule, row: Mapping[str, Any]) -> bool:
+    """Whether the rule's column means anything in this row."""
+    probability = row.get(rule.likely) if rule.likely else None
+    return probability is None or probability >= LIKELY_FROM
 
 
 def _reason(

@@ -139,11 +139,15 @@ def _bad(size_px: int) -> dict[str, Demo]:
     mute = talk(hopper, _HOPPER(duration_s=4), seed=9)
     pair = _pair(_COLLINS(duration_s=6), size_px)
     no_speech = (("no_speech",),)
-    both = (("multiple_faces", "mouth_still", "not_speaking"), ("multiple_faces",))
+    both = (("multiple_faces", "mouth_still", "sync_unlikely", "not_speaking"), ("multiple_faces",))
     return {
         "silent.mp4": Demo("a woman who is silent", silent, "measured", no_speech),
         "out_of_sync.mp4": Demo(
-            "the audio comes late", late, "measured", (("out_of_sync",),), audio_late_s=AUDIO_LATE_S
+            "the audio comes late",
+            late,
+            "measured",
+            (("out_of_sync", "sync_unlikely"),),
+            audio_late_s=AUDIO_LATE_S,
         ),
         "two_people.mp4": Demo("two people, one of whom speaks", pair, "measured", both),
         "no_audio.mp4": Demo("no audio stream", mute, "no_candidates", sound=False),

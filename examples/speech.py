@@ -44,8 +44,8 @@ wave before she began to play music maybe somebody will show them where very old
 
 _COARTICULATION_S = 0.035  # sigma of a Gaussian whose half width, 82 ms, is that of a short vowel
 _CLOSURE_S = 0.022
-# Lips begin to move before the sound does. With one frame of lead the maps that were fitted on real
-# talkers (curation/sync/sync_map.npz) find lag zero; without it they find the mouth one to two frames late.
+# Lips begin to move before the sound does. With one frame of lead a linear map from audio to mouth that was
+# fitted on real talkers finds lag zero; without it, it finds the mouth one to two frames late.
 _LEAD_S = 0.04
 _ROOM_NOISE = 10 ** (-58 / 20)
 _LEVEL = 10 ** (-21 / 20)

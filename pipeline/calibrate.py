@@ -1,48 +1,61 @@
-"""Calibration of the sync estimator on the data set itself, once it holds enough footage.
+"""Sync scored again over the whole data set, from the mouth measures and audio bands that the parts keep.
 
-The shipped map was fitted on under a minute of footage. Once a data set holds enough of its own, every
-clip is scored again by a map fitted on the other videos. The scores are written to `sync.parquet`, and
-`select` prefers them to those of the parts. They are computed again when parts are added.
+There are two reasons. Parts hold the scores of the version that measured them, and that may have had another
+scorer. And with `thresholds.adapt_sync` the networks are fitted further on the data set itself
+(`pipeline/sync_adaptation.py`). No video is opened. The scores are written to `sync.parquet`, and `select`
+prefers them to those of the parts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from talkforge.curation.sync import ridge
-from talkforge.pipeline import tables
+from talkforge.curation.face import identity
+from talkforge.curation.sync import contrastive
+from talkforge.curation.sync.contrastive import Scorer
+from talkforge.pipeline import shards, sync_adaptation, tables
 from talkforge.pipeline.ledger import SELECTING, Committed, CommittedClip, read_committed
 from talkforge.pipeline.parts import committed_parts
+from talkforge.pipeline.people import FaceClip
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.sync_adaptation import Adapted
+from talkforge.schemas import extras
+from talkforge.schemas.config import Config
+from talkforge.schemas.errors import MissingExtraError
 from talkforge.schemas.records import Record, Sync
 
-TABLE, MARKER = "sync.parquet", "sync.json"
+log = logging.getLogger(__name__)
+
+TABLE, MARKER, WEIGHTS = "sync.parquet", "sync.json", "sync.npz"
 
 
 class Rescored(Record):
-    """A clip's sync by the data set's own map."""
+    """A clip's sync, scored again."""
 
     clip_id: str
     sync: Sync
 
 
-def calibrate(store: Store, committed: Committed) -> bool:
-    """Score all clips by the data set's own map, where there is enough footage for one.
+def calibrate(store: Store, committed: Committed, config: Config) -> bool:
+    """Score the clips again where their scores are not those of the scorer that counts now.
 
-    Nothing is done again while neither the parts nor the shipped map have changed. Returns whether
-    the data set has a map of its own.
+    Nothing is done again while the parts, the shipped weights and the settings are the same. Returns whether
+    any clip was scored again.
 
     Args:
         store: the data set.
         committed: answer of `read_committed` for this store, with every array.
+        config: says whether the data set's own footage is used, and how people are told apart.
     """
-    state = _state(store)
+    state = _state(store, config)
     if store.exists(MARKER) and json.loads(store.read(MARKER))["state"] == state:
         return store.exists(TABLE)
     store.delete(MARKER)
-    rows = rescore(committed)
+    rows = rescore(store, committed, config)
     if rows:
         tables.write(store, TABLE, Rescored, rows)
     else:
@@ -51,32 +64,88 @@ def calibrate(store: Store, committed: Committed) -> bool:
     return bool(rows)
 
 
-def rescore(committed: Committed) -> list[Rescored]:
-    """Sync of every traced clip by the data set's own map; empty where there is too little footage."""
+def rescore(store: Store, committed: Committed, config: Config) -> list[Rescored]:
+    """Sync of the traced clips whose score changes.
+
+    Args:
+        store: keeps the data set's own networks.
+        committed: as `calibrate`.
+        config: as `calibrate`.
+    """
+    shipped = Scorer.load()
     traced = [clip for clip in committed.clips if "mouth" in clip.features]
-    if not traced:
-        return []
-    fps = traced[0].measures.clip.fps
-    items = [(c.measures.clip.video_id, c.features["mouth"], c.features["bands"]) for c in traced]
-    own = ridge.dataset_map(items, fps)
-    if own.method != ridge.DATASET:
-        return []
+    found = [_by_shipped(clip, shipped) for clip in traced]
+    person_of = _people(traced, config)
+    if adapted := _adapted(store, list(zip(traced, found, strict=True)), person_of, shipped, config):
+        scorers = (adapted.scorer(person_of[clip.measures.clip.clip_id]) for clip in traced)
+        found = [_score(clip, scorer) for clip, scorer in zip(traced, scorers, strict=True)]
     return [
-        Rescored(
-            clip_id=clip.measures.clip.clip_id,
-            sync=ridge.score(mouth, bands, fps, own, video_id),
-        )
-        for clip, (video_id, mouth, bands) in zip(traced, items, strict=True)
+        Rescored(clip_id=clip.measures.clip.clip_id, sync=sync)
+        for clip, sync in zip(traced, found, strict=True)
+        if sync != clip.measures.sync
     ]
 
 
+def _by_shipped(clip: CommittedClip, shipped: Scorer) -> Sync:
+    stored = clip.measures.sync
+    return stored if stored and stored.sync_method == shipped.name else _score(clip, shipped)
+
+
+def _score(clip: CommittedClip, scorer: Scorer) -> Sync:
+    return contrastive.score(clip.features["mouth"], clip.features["bands"], clip.measures.clip.fps, scorer)
+
+
+def _people(traced: Sequence[CommittedClip], config: Config) -> dict[str, str]:
+    """Clip id -> group of its person, as the splits have it; without identity, that of its video."""
+    faces = [
+        FaceClip(
+            clip.measures.clip.clip_id,
+            clip.measures.clip.video_id,
+            clip.measures.clip.start_s,
+            clip.measures.clip.end_s,
+            clip.features.get("identity"),
+        )
+        for clip in traced
+    ]
+    model = next((clip.measures.identity.identity_model for clip in traced if clip.measures.identity), None)
+    groups = shards.split_groups(faces, identity.same_person_threshold(config.shards, model))
+    return {key: group for key, (_, group) in groups.items()}
+
+
+def _adapted(
+    store: Store,
+    scored: Sequence[tuple[CommittedClip, Sync]],
+    person_of: Mapping[str, str],
+    shipped: Scorer,
+    config: Config,
+) -> Adapted | None:
+    """The data set's own scorers, fitted or read; None where they are not wanted or do not help."""
+    talks = sync_adaptation.teachers(scored, person_of) if config.thresholds.adapt_sync else []
+    if not sync_adaptation.enough(talks):
+        store.delete(WEIGHTS)
+        return None
+    of = sync_adaptation.digest(talks, shipped)
+    if store.exists(WEIGHTS):
+        known, adapted = sync_adaptation.from_bytes(store.read(WEIGHTS), WEIGHTS, shipped, of)
+        if known:
+            return adapted
+    try:
+        extras.require("torch", "thresholds.adapt_sync")
+    except MissingExtraError as error:
+        log.warning("sync is scored by the shipped weights alone: %s", error)
+        return None
+    data = sync_adaptation.to_bytes(sync_adaptation.adapt(talks, shipped), shipped, of)
+    store.write(WEIGHTS, data)
+    return sync_adaptation.from_bytes(data, WEIGHTS, shipped, of)[1]
+
+
 def read_calibrated(store: Store) -> Committed:
-    """Everything that selection needs of what is committed, with sync by the data set's own map."""
+    """Everything that selection needs of what is committed, with sync as it was scored last."""
     return calibrated(store, read_committed(store, SELECTING))
 
 
 def calibrated(store: Store, committed: Committed) -> Committed:
-    """The same with sync by the data set's own map where there is one."""
+    """The same with sync as it was scored last."""
     if store.exists(MARKER) and store.exists(TABLE):
         own = {row.clip_id: row.sync for row in tables.read(store, TABLE, Rescored)}
         clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
@@ -88,9 +157,11 @@ def _with_sync(clip: CommittedClip, own: Sync | None) -> CommittedClip:
     return clip if own is None else replace(clip, measures=clip.measures.model_copy(update={"sync": own}))
 
 
-def _state(store: Store) -> str:
-    """Changes with the committed parts and with the shipped map."""
-    digest = hashlib.sha256(ridge.MAP_PATH.read_bytes())
+def _state(store: Store, config: Config) -> str:
+    """Changes with the committed parts, the shipped weights, and the settings that matter here."""
+    digest = hashlib.sha256(contrastive.WEIGHTS_PATH.read_bytes())
+    if config.thresholds.adapt_sync:
+        digest.update(f"adapt {config.shards.same_person} {extras.missing('torch')}\n".encode())
     for part in committed_parts(store):
         files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
         digest.update(f"{part} {files['features.npz']}\n".encode())

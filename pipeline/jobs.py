@@ -288,7 +288,7 @@ def calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[Inge
     Nothing of it is held afterwards but what is cut.
     """
     committed = ledger.read_committed(store)
-    calibrate(store, committed)
+    calibrate(store, committed, dataset.config)
     return select(store, dataset, ingested, calibrated(store, committed))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from talkforge.curation import words
 from talkforge.curation.face import identity
 from talkforge.curation.media import height_scale
-from talkforge.curation.sync import active_speaker, ridge
+from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import attempts, shards, tables
 from talkforge.pipeline.dataset import load_plan
@@ -48,7 +48,7 @@ from talkforge.schemas.records import (
 )
 
 SELECTING = ("identity", "pictures", "faces", "sound")
-"""Small arrays that selection looks at; the others serve the data set's own sync map."""
+"""Small arrays that selection looks at; the others serve to score sync again."""
 
 LISTED = "source."
 """Begins the names of ledger columns that come from further columns of the inputs' lists."""
@@ -233,7 +233,7 @@ def _name_speakers(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]
     """Where clips of one video overlap in time, mark which of the faces speaks."""
     by_video: dict[str, list[int]] = {}
     for index, row in enumerate(flat):
-        if row["sync_zero_confidence"] is not None or row["speaking_fraction"] is not None:
+        if row["sync_probability"] is not None or row["speaking_fraction"] is not None:
             by_video.setdefault(row["video_id"], []).append(index)
     for indices in by_video.values():
         for index in indices:
@@ -248,7 +248,7 @@ def _speaker(together: Sequence[ClipMeasures]) -> str | None:
     """Clip of the face that speaks, by Light-ASD where it distinguishes them, else by sync."""
     seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
     by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
-    return active_speaker.speaker(seen) or ridge.speaker(by_sync)
+    return active_speaker.speaker(seen) or contrastive.speaker(by_sync)
 
 
 def _forbidden(transcript: TranscriptRow | None, forbidden: Sequence[str]) -> int | None:

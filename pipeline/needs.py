@@ -14,7 +14,7 @@ from talkforge.curation import fingerprint
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import covered, identity
 from talkforge.curation.picture import scorer
-from talkforge.curation.sync import ridge as sync
+from talkforge.curation.sync import contrastive as sync
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.schemas import extras
@@ -223,8 +223,8 @@ def _registered(name: str) -> ModelUse:
 
 def _own(encoder: speech_encoders.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
-    map_sha256 = hashlib.sha256(sync.MAP_PATH.read_bytes()).hexdigest()
-    shipped = [_shipped(sync.SyncMap.load().method, "trace: sync", map_sha256)]
+    sync_sha256 = hashlib.sha256(sync.WEIGHTS_PATH.read_bytes()).hexdigest()
+    shipped = [_shipped(sync.Scorer.load().name, "trace: sync", sync_sha256)]
     if config.lips.covered:
         weights_sha256 = hashlib.sha256(covered.WEIGHTS.read_bytes()).hexdigest()
         shipped.append(_shipped(covered.NAME, "trace: covered mouths", weights_sha256))

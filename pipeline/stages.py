@@ -36,7 +36,7 @@ from talkforge.curation.face import covered, detect, identity, landmarks, mouth_
 from talkforge.curation.media import read_audio
 from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
-from talkforge.curation.sync import ridge, speaker_scorer
+from talkforge.curation.sync import contrastive, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.pipeline import attempts, tables
@@ -83,7 +83,7 @@ class Models:
     landmarker: landmarks.FaceLandmarker
     mouth_classifier: covered.MouthClassifier | None
     pose_estimator: joints.PoseEstimator | None
-    sync_map: ridge.SyncMap
+    sync_scorer: contrastive.Scorer
     audio_scorer: quality.AudioScorer
     picture_scorer: scorer.PictureScorer
     face_audio_scorer: speaker_scorer.SpeakerScorer | None
@@ -100,7 +100,7 @@ def load_models(config_json: str) -> Models:
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
         mouth_classifier=covered.MouthClassifier() if config.lips.covered else None,
         pose_estimator=pose.load_estimator(config.motion),
-        sync_map=ridge.SyncMap.load(),
+        sync_scorer=contrastive.Scorer.load(),
         audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
         face_audio_scorer=speaker_scorer.load(config.speaker),
@@ -290,7 +290,7 @@ def _finish(
     with result.clock("sync"):
         mouth = mouth_measures(found.landmarks)
         bands = audio_bands(samples, clip.num_frames, clip.fps)
-        scored = ridge.score(mouth, bands, clip.fps, models.sync_map, clip.video_id)
+        scored = contrastive.score(mouth, bands, clip.fps, models.sync_scorer)
     speaking = mouth_motion.frames_with_speech(scanned.segments, clip.start_s, clip.num_frames, clip.fps)
     still = mouth_motion.still_fraction(mouth_motion.opening(found.landmarks), speaking, clip.fps)
     with result.clock("audio quality"):

@@ -49,6 +49,7 @@ UNITS = {
     "dnsmos_overall": "about 1 to 5",
     "sync_confidence": "see docs/sync.md",
     "sync_zero_confidence": "see docs/sync.md",
+    "sync_offset_sd_frames": "frames",
     "sync_c": "SyncNet's confidence",
     "sync_d": "SyncNet's distance",
     "sync_net_offset_frames": "frames at 25/s",

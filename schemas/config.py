@@ -303,10 +303,16 @@ class Thresholds(Section):
         3.0,
         "frames",
         "LatentSync: 6; ours: 3 (120 ms at 25 fps)",
-        "largest absolute audio offset, where scored",
+        "largest absolute audio offset, where the audio is likely to belong to the mouth",
+    )
+    min_sync_probability: float | None = _rule(
+        0.8,
+        "0..1",
+        "ours: of strangers' pieces of 6 s 95 % are kept, and 1.6 % of those with another's voice (docs/sync.md)",
+        "least probability that mouth and audio belong together, within 120 ms, where scored",
     )
     min_sync_confidence: float | None = _rule(
-        None, "see curation/sync/ridge.py", "ours", "least confidence of the sync peak, where scored"
+        None, "standard deviations", "ours", "least confidence of the sync peak, where scored"
     )
     min_speaking_fraction: float | None = _rule(
         None,
@@ -343,6 +349,10 @@ class Thresholds(Section):
         "words",
         "off: no list is shipped",
         "words or phrases that may not be said (whole words, in any case), where transcribed; a list, or the name of a UTF-8 file with one a line",
+    )
+    adapt_sync: bool = Field(
+        False,
+        description="Fit the sync networks further on the data set's own footage (docs/sync.md). Needs the extra `torch`, 2 minutes of ten people that are in sync, and a minute or two of one core whenever footage was added; the fitted weights stay in the data set.",
     )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(

@@ -399,16 +399,30 @@ class AudioQuality(Record):
 
 
 class Sync(Record):
-    """Whether this face's mouth follows this audio, by the ridge estimator."""
+    """Whether this face's mouth follows this audio.
+
+    The numbers are None where less than 1.5 s of face was seen, or there is no audio or no motion.
+    """
 
     sync_method: str
-    """Name of the estimator, with the version of its map."""
+    """Name of the estimator, with the version of its weights."""
     sync_offset_frames: int | None
-    """Frames by which the audio must be delayed to match the mouth; None where sync could not be scored."""
+    """Frames by which the audio must be delayed to match the mouth, if they belong together; None where sync
+    could not be scored."""
     sync_confidence: float | None
-    """Significance of the best offset; see docs/sync.md. None where sync could not be scored."""
+    """Significance of that offset; see docs/sync.md. None likewise."""
     sync_zero_confidence: float | None
-    """Significance of offset zero, which decides who of several people speaks; None likewise."""
+    """Significance of offset zero; None likewise."""
+    sync_probability: float | None = None
+    """Calibrated probability that mouth and audio belong together and are within 120 ms of each other; None
+    likewise, and where an earlier version measured."""
+    sync_offset_probability: float | None = None
+    """The same if the audio were moved by `sync_offset_frames`; None likewise."""
+    sync_offset_sd_frames: float | None = None
+    """Standard deviation of the offset, if mouth and audio belong together, in frames; None likewise."""
+    sync_drift_frames: float | None = None
+    """Offset of the clip's second half minus that of its first, in frames; None also in clips shorter than
+    6 s and where a half does not tell its offset."""
 
 
 class Speaker(Record):
@@ -700,6 +714,10 @@ class LedgerRow(Record):
     sync_offset_frames: int | None
     sync_confidence: float | None
     sync_zero_confidence: float | None
+    sync_probability: float | None
+    sync_offset_probability: float | None
+    sync_offset_sd_frames: float | None
+    sync_drift_frames: float | None
     sync_method: str | None
     speaking_fraction: float | None
     sync_c: float | None

@@ -4,7 +4,7 @@ It finds the speaking face among silent ones. It does not
 measure synchrony: audio shifted by half a second, or
 of another speaker, scores the same. Of two mouths that both move it cannot say whose voice is in the audio. A
 talking face scores high even where the audio is silent, so scores count only where there is speech. For
-synchrony see `curation.sync.ridge` and `curation.sync.syncnet`.
+synchrony see `curation.sync.contrastive` and `curation.sync.syncnet`.
 
 Source: Liao et al., "A Light Weight Model for Active Speaker Detection", CVPR 2023. The sizes of the layers
 are those of the published weights, the inputs those of the published demo.

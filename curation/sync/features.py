@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 
 from talkforge.curation.audio.mel import mel_filters
 from talkforge.schemas.arrays import Doubles, Floats, Landmarks
 from talkforge.schemas.units import AUDIO_HZ
+
+SYNC_HZ = 25.0
+"""Frame rate of the estimator. Features of clips at other rates are interpolated to it."""
+
+HIGH_PASS = 8.0
+"""Sigma of the Gaussian low-pass that is subtracted, in frames of `SYNC_HZ` (0.32 s). This removes the
+posture of the head and the resting face of the speaker."""
 
 NUM_BANDS = 26
 """Mel bands of the audio."""
@@ -106,3 +115,54 @@ def mouth_measures(landmarks: Landmarks) -> Floats:
     columns = [np.mean([distance(pair) for pair in pairs], axis=0) / eyes for pairs in _DISTANCES]
     columns += [landmarks.blendshapes[:, list(shapes)].mean(axis=1) for shapes in _SHAPES]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def at_sync_rate(features: Floats, fps: float) -> Doubles:
+    """Features [frames, n] at `fps`, interpolated linearly to `SYNC_HZ`; NaN next to a missing frame.
+
+    Args:
+        features: one row a frame.
+        fps: their frame rate.
+    """
+    if fps == SYNC_HZ or not len(features):
+        return features.astype(np.float64)
+    times = np.arange(int((len(features) - 1) / fps * SYNC_HZ + 1e-6) + 1) / SYNC_HZ
+    before = np.minimum((times * fps + 1e-9).astype(np.int64), len(features) - 1)
+    after = np.minimum(before + 1, len(features) - 1)
+    weight = np.clip(times * fps - before, 0, 1)[:, None]
+    # A frame of weight zero must not spread its NaN.
+    late = np.where(weight > 1e-6, features[after], 0)
+    return np.asarray(features[before] * (1 - weight) + late * weight, np.float64)
+
+
+def mouth_input(measures: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Mouth measures as the network takes them: motion and posture, each of unit power within the clip.
+
+    Args:
+        measures: [F, M] at `SYNC_HZ`; NaN where no face was found.
+
+    Returns:
+        [F, 2 M]: the measures after a high-pass, then the measures minus their mean; 0 where no face was
+        found and where a measure is constant. And [F], where a face was found.
+    """
+    seen = np.asarray(np.isfinite(measures).all(axis=1))
+    known = np.where(seen[:, None], measures, 0)
+    # The low-pass is a weighted mean over the frames that are present: both sums use the same Gaussian.
+    weight = gaussian_filter1d(seen.astype(np.float64), HIGH_PASS, mode="constant")
+    slow = gaussian_filter1d(known, HIGH_PASS, axis=0, mode="constant") / np.maximum(weight, 1e-6)[:, None]
+    count = max(int(seen.sum()), 1)
+    columns = np.concatenate([known - slow, known - known.sum(axis=0) / count], axis=1)
+    columns = np.where(seen[:, None], columns, 0)
+    power = np.sqrt((columns**2).sum(axis=0) / count)
+    return columns / np.where(power > 1e-6, power, np.inf), seen
+
+
+def audio_input(bands: Doubles) -> Doubles:
+    """Audio bands [F, B] minus their means, all together of unit power; 0 in constant audio.
+
+    Args:
+        bands: [F, B] at `SYNC_HZ`.
+    """
+    centred = bands - bands.mean(axis=0) if len(bands) else bands
+    power = float(np.sqrt((centred**2).mean())) if centred.size else 0.0
+    return np.asarray(centred / (power if power > 1e-6 else np.inf))

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from talkforge.curation.verdict import RULES, Rule
+from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule
 from talkforge.schemas.columns import unit_of
 from talkforge.schemas.config import Config, Thresholds, threshold_source
 
@@ -56,6 +56,10 @@ MEASURES: tuple[Measure, ...] = (
     Measure("lip_area_fraction", "Fraction of the frame under the lip mask"),
     Measure("mouth_covered_fraction", "Fraction of frames with a covered mouth"),
     Measure("sync_offset_frames", "Audio offset (positive: delay the audio)", "whole"),
+    Measure("sync_probability", "Probability that mouth and audio belong together"),
+    Measure("sync_offset_probability", "The same once the audio is moved by its offset"),
+    Measure("sync_offset_sd_frames", "Standard deviation of the audio offset"),
+    Measure("sync_drift_frames", "Audio offset of the second half minus the first"),
     Measure("sync_confidence", "Significance of the sync peak"),
     Measure("sync_zero_confidence", "Significance of sync at zero lag"),
     Measure("speaking_fraction", "Fraction of the speech in which the face is seen to speak"),
@@ -131,6 +135,8 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
     others = broken.drop(columns=rule.code).any(axis=1)
     open_ = clips[~others & clips["failure"].isna() & clips["stopped_by"].isna()]
     values = open_[rule.field].abs() if rule.absolute else open_[rule.field]
+    if rule.likely:
+        values = values.where(~(open_[rule.likely] < LIKELY_FROM))
     if not values.notna().any():
         return None
     now = getattr(config.thresholds, rule.threshold)

@@ -41,6 +41,8 @@ GOOD: dict[str, Any] = {
     "sync_offset_frames": 0,
     "sync_confidence": 5.0,
     "sync_zero_confidence": 5.0,
+    "sync_probability": 0.99,
+    "sync_offset_probability": 0.99,
     "speaking_fraction": 0.9,
     "sync_c": 6.0,
     "words_per_s": 3.0,
@@ -98,6 +100,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("music_fraction", 0.11, "music"),
         ("sync_offset_frames", -4, "out_of_sync"),
         ("sync_confidence", 1.9, "sync_weak"),
+        ("sync_probability", 0.1, "sync_unlikely"),
         ("speaking_fraction", 0.49, "mouth_idle"),
         ("sync_c", 2.9, "sync_c_low"),
         ("words_per_s", 0.9, "speech_slow"),
@@ -213,7 +216,7 @@ def test_a_rule_that_is_off_rejects_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("fraction", "field"),
-    [(None, "sync_zero_confidence"), (0.9, "sync_zero_confidence"), (0.1, "speaking_fraction")],
+    [(None, "sync_probability"), (0.9, "sync_probability"), (0.1, "speaking_fraction")],
 )
 def test_who_does_not_speak_is_told_by_the_evidence(fraction: float | None, field: str) -> None:
     (reason,) = judge(GOOD | {"active_speaker": False, "speaking_fraction": fraction}, Thresholds()).reasons
@@ -221,7 +224,18 @@ def test_who_does_not_speak_is_told_by_the_evidence(fraction: float | None, fiel
 
 
 def test_unscored_sync_passes_unless_a_score_is_required() -> None:
-    assert codes({"sync_offset_frames": None, "sync_confidence": None}, Thresholds()) == []
+    unscored = dict.fromkeys(name for name in GOOD if name.startswith("sync_"))
+    assert codes(unscored, Thresholds()) == []
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"), [(0.79, []), (0.8, ["out_of_sync"]), (None, ["out_of_sync"])]
+)
+def test_an_offset_counts_where_the_audio_is_likely_to_belong_to_the_mouth(
+    probability: float | None, expected: list[str]
+) -> None:
+    """Audio that belongs to nobody has a best offset too. Earlier versions told only sure offsets."""
+    assert codes({"sync_offset_frames": 9, "sync_offset_probability": probability}) == expected
 
 
 @pytest.mark.parametrize(

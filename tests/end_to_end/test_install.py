@@ -117,7 +117,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(built: dict[str, Path], kind
     info = "talkforge-0.1.0.dist-info"
     assert tops(found) == {"talkforge", info}
     assert {name for name in found if name.startswith("talkforge/")} == source_files()
-    weights = ("curation/sync/sync_map.npz", "curation/face/covered_mouth.onnx")
+    weights = ("curation/sync/contrastive.npz", "curation/face/covered_mouth.onnx")
     for name in (*(f"talkforge/{file}" for file in weights), "talkforge/configs/offline.yaml"):
         assert found[name] == (ROOT / name).read_bytes()
     assert found[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()

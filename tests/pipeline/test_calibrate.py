@@ -1,4 +1,4 @@
-"""A data set with enough footage scores itself; a small one keeps the shipped map's scores."""
+"""Sync is scored again where the parts were measured by another scorer, and only there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkforge.curation.sync import ridge
+from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES
 from talkforge.pipeline import stages
 from talkforge.pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
@@ -15,70 +15,99 @@ from talkforge.pipeline.ledger import read_committed
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Sync, clip_id
 from tests.records import video
 
-FRAMES = 750
+FRAMES, OLD = 100, "ridge-shipped-v1"
 
 
-def traced(number: int, lag: int, rng: np.random.Generator) -> tuple[Window, MeasuredClip]:
-    """A 30 s clip whose mouth follows its audio, `lag` frames late."""
-    bands = rng.normal(size=(FRAMES, NUM_BANDS)).cumsum(axis=0).astype(np.float32) * 0.3
-    mixed = np.roll(bands, lag, axis=0) @ np.random.default_rng(0).normal(size=(NUM_BANDS, NUM_MEASURES))
-    mouth = (mixed + rng.normal(size=mixed.shape)).astype(np.float32)
-    of = video(number, seconds=30.0)
+def traced(number: int, method: str) -> tuple[Window, MeasuredClip]:
+    """A 4 s clip with the score that `method` gave it."""
+    rng = np.random.default_rng(number)
+    of = video(number, seconds=4.0)
     clip = Clip(
-        clip_id=clip_id(of.video_id, 0, 30, 0), video_id=of.video_id, uri=of.uri, scene=0, track=0,
-        start_s=0.0, end_s=30.0, fps=25.0, num_frames=FRAMES, width_px=64, height_px=64,
+        clip_id=clip_id(of.video_id, 0, 4, 0), video_id=of.video_id, uri=of.uri, scene=0, track=0,
+        start_s=0.0, end_s=4.0, fps=25.0, num_frames=FRAMES, width_px=64, height_px=64,
     )  # fmt: skip
-    shipped = Sync(
-        sync_method=ridge.SHIPPED, sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=0.0
-    )
+    before = Sync(sync_method=method, sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=0.0)
     face = Face(source_fps=25.0, face_px=200.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
-    measures = ClipMeasures(clip=clip, stopped_by=None, face=face, sync=shipped)
-    window = Window(video=of, start_s=0.0, end_s=30.0)
-    return window, MeasuredClip(measures, b"", features={"mouth": mouth, "bands": bands})
+    measures = ClipMeasures(clip=clip, stopped_by=None, face=face, sync=before)
+    features = {
+        "mouth": rng.normal(size=(FRAMES, NUM_MEASURES)).astype(np.float32),
+        "bands": rng.normal(size=(FRAMES, NUM_BANDS)).astype(np.float32),
+    }
+    window = Window(video=of, start_s=0.0, end_s=4.0)
+    return window, MeasuredClip(measures, b"", features=features)
 
 
-def store_of(path: Path, count: int) -> Store:
-    store, rng = Store(str(path / "set")), np.random.default_rng(1)
-    made = [traced(number, lag=4 if number == 2 else 0, rng=rng) for number in range(count)]
+def store_of(path: Path, *methods: str) -> Store:
+    store = Store(str(path / "set"))
+    made = [traced(number, method) for number, method in enumerate(methods)]
     part = Part(name="000000", windows=tuple(window for window, _ in made))
     stages.commit(PartResult(part, clips=[clip for _, clip in made]), store)
     return store
 
 
-def test_enough_footage_is_scored_by_its_own_map(tmp_path: Path) -> None:
-    store = store_of(tmp_path, 8)
-    assert calibrate(store, read_committed(store))
-    found = [clip.measures.sync for clip in read_calibrated(store).clips]
-    assert [score.sync_method for score in found if score] == [ridge.DATASET] * 8
-    # The mouth that comes four frames late is found, though it was among the teachers.
-    assert [score.sync_offset_frames for score in found if score] == [0, 0, 4, 0, 0, 0, 0, 0]
+def test_clips_of_an_earlier_version_are_scored_by_this_one(tmp_path: Path) -> None:
+    scorer = contrastive.Scorer.load()
+    store = store_of(tmp_path, OLD, OLD)
+    assert calibrate(store, read_committed(store), Config())
+    for clip in read_committed(store).clips:
+        expected = contrastive.score(clip.features["mouth"], clip.features["bands"], 25.0, scorer)
+        (found,) = [
+            other.measures.sync
+            for other in read_calibrated(store).clips
+            if other.measures.clip.clip_id == clip.measures.clip.clip_id
+        ]
+        assert found == expected and found.sync_probability is not None
 
 
-def test_too_little_footage_keeps_the_shipped_scores(tmp_path: Path) -> None:
-    store = store_of(tmp_path, 3)
-    assert not calibrate(store, read_committed(store))
+def test_clips_of_this_version_keep_their_scores(tmp_path: Path) -> None:
+    store = store_of(tmp_path, contrastive.Scorer.load().name)
+    assert not calibrate(store, read_committed(store), Config())
     assert not store.exists(TABLE)
-    assert {
-        clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync
-    } == {ridge.SHIPPED}
+    assert [
+        clip.measures.sync.sync_zero_confidence for clip in read_calibrated(store).clips if clip.measures.sync
+    ] == [0.0]
 
 
 def test_nothing_is_scored_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = store_of(tmp_path, 8)
-    calibrate(store, read_committed(store))
+    store = store_of(tmp_path, OLD)
+    calibrate(store, read_committed(store), Config())
     before = store.read(TABLE)
-    monkeypatch.setattr(ridge, "score", lambda *_: pytest.fail("scored again"))
-    assert calibrate(store, read_committed(store))
+    monkeypatch.setattr(contrastive, "score", lambda *_: pytest.fail("scored again"))
+    assert calibrate(store, read_committed(store), Config())
     assert store.read(TABLE) == before
 
 
 def test_without_the_marker_the_table_does_not_count(tmp_path: Path) -> None:
-    store = store_of(tmp_path, 8)
-    calibrate(store, read_committed(store))
+    store = store_of(tmp_path, OLD)
+    calibrate(store, read_committed(store), Config())
     store.delete(MARKER)
-    assert {
-        clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync
-    } == {ridge.SHIPPED}
+    methods = {clip.measures.sync.sync_method for clip in read_calibrated(store).clips if clip.measures.sync}
+    assert methods == {OLD}
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Its rows lack the columns that came later."""
+    import pyarrow as pa
+
+    from talkforge.pipeline import tables
+
+    store = store_of(tmp_path, OLD)
+    (clip,) = read_committed(store).clips
+    old = {
+        "sync_method": "ridge-dataset-v1",
+        "sync_offset_frames": 2,
+        "sync_confidence": 4.5,
+        "sync_zero_confidence": 1.0,
+    }
+    rows = [{"clip_id": clip.measures.clip.clip_id, "sync": old}]
+    store.write(TABLE, tables.to_bytes(pa.Table.from_pylist(rows)))
+    store.write(MARKER, b'{"state": "of then"}')
+    (found,) = read_calibrated(store).clips
+    assert found.measures.sync == Sync(**old)
+    assert calibrate(store, read_committed(store), Config())
+    (found,) = read_calibrated(store).clips
+    assert found.measures.sync is not None and found.measures.sync.sync_method == "contrastive-v1"

@@ -51,7 +51,7 @@ def planned(number: int, **given: Any) -> IngestRow:
 
 
 def measured(
-    number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, zero: float | None = None,
+    number: int = 1, start_s: float = 0.0, track: int = 0, omega: float = 1.0, sync: float | None = None,
     identity: tuple[float, ...] = (), failure: Failure | None = None, speaking: float | None = None,
     heard: int | None = None, place: float = 0.1, **face: Any,
 ) -> CommittedClip:  # fmt: skip
@@ -69,7 +69,13 @@ def measured(
         speech=Speech(speech_fraction=0.8, loudness_dbfs=-20.0, clipped_fraction=0.0),
         lips=Lips(lip_valid_fraction=1.0, lip_interpolated_fraction=0.0, lip_area_fraction=0.02),
         motion=Motion(omega_face_raw=omega, omega_body_raw=None, joints_valid_fraction=0.0),
-        sync=Sync(sync_method="x", sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=zero),
+        sync=Sync(
+            sync_method="x",
+            sync_offset_frames=None,
+            sync_confidence=None,
+            sync_zero_confidence=None,
+            sync_probability=sync,
+        ),
         speaker=Speaker(speaking_fraction=speaking, sync_c=None, sync_d=None, sync_net_offset_frames=None),
     )
     features: dict[str, Any] = {"identity": np.array(identity, np.float32)} if identity else {}
@@ -158,7 +164,7 @@ def test_intensity(raw: float | None, quantiles: list[float], expected: float | 
 
 
 def test_of_two_faces_in_view_the_speaker_is_named() -> None:
-    clips = committed(measured(track=0, zero=5.0), measured(track=1, zero=0.2))
+    clips = committed(measured(track=0, sync=0.99), measured(track=1, sync=0.81))
     loose = apply_settings({}, ["thresholds.max_faces=null"])
     rows = select(clips, [planned(1)], loose).rows
     assert [(row.active_speaker, row.reasons) for row in rows] == [(True, ()), (False, ("not_speaking",))]
@@ -167,9 +173,9 @@ def test_of_two_faces_in_view_the_speaker_is_named() -> None:
 @pytest.mark.parametrize(
     ("left", "right", "speaks"),
     [
-        ((0.9, 0.2), (0.1, 5.0), (True, False)),  # one alone is seen to speak, whatever sync says
-        ((0.9, 0.2), (0.8, 5.0), (False, True)),  # both are: sync decides
-        ((0.9, 0.2), (None, 5.0), (False, True)),  # one was not looked at: sync decides
+        ((0.9, 0.81), (0.1, 0.99), (True, False)),  # one alone is seen to speak, whatever sync says
+        ((0.9, 0.81), (0.8, 0.99), (False, True)),  # both are: sync decides
+        ((0.9, 0.81), (None, 0.99), (False, True)),  # one was not looked at: sync decides
         ((0.9, None), (0.1, None), (True, False)),
     ],
 )
@@ -179,14 +185,14 @@ def test_who_is_seen_to_speak_comes_before_sync(
     speaks: tuple[bool, bool],
 ) -> None:
     clips = committed(
-        *(measured(track=i, speaking=seen, zero=zero) for i, (seen, zero) in enumerate((left, right)))
+        *(measured(track=i, speaking=seen, sync=sync) for i, (seen, sync) in enumerate((left, right)))
     )
     rows = select(clips, [planned(1)], Config()).rows
     assert tuple(row.active_speaker for row in rows) == speaks
 
 
 def test_faces_that_are_not_in_view_together_do_not_compete() -> None:
-    clips = committed(measured(start_s=0.0, zero=5.0), measured(start_s=4.0, zero=0.2))
+    clips = committed(measured(start_s=0.0, sync=0.99), measured(start_s=4.0, sync=0.81))
     assert [row.active_speaker for row in select(clips, [planned(1)], Config()).rows] == [None, None]
 
 

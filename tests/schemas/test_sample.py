@@ -501,7 +501,7 @@ PARTLY = EVERYTHING.model_copy(
         "measures": EVERYTHING.measures.model_copy(
             update={
                 "sync": Sync(
-                    sync_method="ridge",
+                    sync_method="x",
                     sync_offset_frames=None,
                     sync_confidence=None,
                     sync_zero_confidence=0.0,
@@ -540,6 +540,10 @@ def test_what_was_not_measured_is_a_number_that_nothing_measures() -> None:
         "sync_offset_frames": -9999,
         "sync_confidence": -9999.0,
         "sync_zero_confidence": -9999.0,
+        "sync_probability": -9999.0,
+        "sync_offset_probability": -9999.0,
+        "sync_offset_sd_frames": -9999.0,
+        "sync_drift_frames": -9999.0,
     }
     assert (stored["omega_face"], stored["person_id"], stored["measures"]["stopped_by"]) == (-9999.0, "", "")
     assert stored["provenance"]["models"] == [{"name": "m2", "sha256": "ab"}]

@@ -1,0 +1,245 @@
+"""Error curves of the sync scorer on people that it was not fitted on: the figures of docs/sync.md.
+
+    python -m benchmarks.sync FOLDER            # FOLDER has index.csv: file, folder, person_id, may_fit
+
+Every true clip whose row says `may_fit` = no is cut into pieces of 2, 3, 6 and 10 s. Each is scored as it
+is, with its audio moved either way, with the voices of other people, and with a picture that stands still.
+Files in the folder `fake` are scored as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from benchmarks.sync_fit import footage, talks_of
+from talkforge.curation.sync import contrastive
+from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, Scorer
+from talkforge.curation.sync.features import SYNC_HZ
+from talkforge.curation.sync.fitting import SHIFTS, Case, cases
+from talkforge.schemas.arrays import Doubles
+from talkforge.schemas.config import Thresholds
+
+LENGTHS_S = (2.0, 3.0, 6.0, 10.0)
+FAR_SHIFT = 6
+"""Frames from which a shift has to be found: 240 ms. Source: ours, twice the offset that `curate` accepts."""
+
+
+def main(
+    folder: Path,
+    cache: Path | None = None,
+    pictures: Path | None = None,
+    weights: Path = contrastive.WEIGHTS_PATH,
+) -> None:
+    """Print the tables, and draw the pictures.
+
+    Args:
+        folder: people, with `index.csv`.
+        cache: folder that keeps the measured features between runs.
+        pictures: folder for the pictures; None draws none.
+        weights: scorer to measure.
+    """
+    with (folder / "index.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scorer = Scorer.load(weights)
+    held_out = {
+        row["file"]: row["person_id"] for row in rows if row["folder"] == "real" and row["may_fit"] == "no"
+    }
+    talks = footage([folder / "real"], held_out, cache)
+    rng = np.random.default_rng(0)
+    found = [case for length in LENGTHS_S for case in cases(talks, scorer, length, talks, rng)]
+    people, seconds = len({talk.person for talk in talks}), sum(len(talk.mouth) for talk in talks) / SYNC_HZ
+    typer.echo(
+        f"{scorer.name}: {people} people that it was not fitted on, {len(talks)} clips, {seconds:.0f} s\n"
+    )
+    by_length(found, scorer)
+    by_shift(found, scorer)
+    by_threshold(found, scorer)
+    by_person(found, scorer)
+    reliable = reliability(found, scorer)
+    fakes(folder, [row for row in rows if row["folder"] == "fake"], scorer, cache)
+    if pictures:
+        draw(pictures, found, scorer, reliable)
+
+
+def probability(case: Case, scorer: Scorer) -> float:
+    """`sync_probability` of a case."""
+    return float(contrastive.posterior(scorer.log_ratios(case.evidence)).lags[np.abs(LAGS) <= IN_SYNC].sum())
+
+
+def _of(found: Sequence[Case], scorer: Scorer, wanted: Callable[[Case], bool]) -> Doubles:
+    return np.array([probability(case, scorer) for case in found if wanted(case)])
+
+
+def _kind(found: Sequence[Case], scorer: Scorer, kind: str) -> Doubles:
+    return _of(found, scorer, lambda case: case.kind == kind)
+
+
+def _off(found: Sequence[Case], scorer: Scorer, late: int) -> Doubles:
+    return _of(found, scorer, lambda case: case.lag is not None and abs(case.lag) == late)
+
+
+def _far(case: Case) -> bool:
+    return case.lag is not None and abs(case.lag) >= FAR_SHIFT
+
+
+def auc(high: Doubles, low: Doubles) -> float:
+    """Probability that a random one of `high` is above a random one of `low`; ties count half."""
+    return (
+        float(((high[:, None] > low) + 0.5 * (high[:, None] == low)).mean())
+        if high.size and low.size
+        else float("nan")
+    )
+
+
+def by_length(found: Sequence[Case], scorer: Scorer) -> None:
+    """AUC, false rejects and false accepts at the shipped threshold, and how well offsets are recovered."""
+    least = Thresholds().min_sync_probability or 0.0
+    typer.echo(
+        "| pieces of | number | AUC: other voice | 240 ms and more off | frozen | true kept |"
+        " other voice accepted | 240 ms off accepted | frozen accepted |"
+        " shifts found within 1 frame of the piece's own zero |"
+    )
+    typer.echo("|---|---|---|---|---|---|---|---|---|---|")
+    for length_s in LENGTHS_S:
+        own = [case for case in found if case.length_s == length_s]
+        true = _of(own, scorer, lambda case: case.kind == "true")
+        wrong = [
+            _of(own, scorer, test)
+            for test in (lambda c: c.kind == "voice", _far, lambda c: c.kind == "frozen")
+        ]
+        shown = [f"{auc(true, one):.3f}" for one in wrong] + [f"{(true >= least).mean():.0%}"]
+        shown += [f"{(one >= least).mean():.1%}" for one in wrong]
+        typer.echo(f"| {length_s:g} s | {len(true)} | {' | '.join(shown)} | {_recovered(own):.0%} |")
+
+
+def _recovered(own: Sequence[Case]) -> float:
+    """Fraction of the pieces moved by 3 to 10 frames whose best lag moves with them, to a frame."""
+    right, zero = [], 0
+    for case in own:  # the shifts of a piece follow the piece as it is
+        best = int(LAGS[case.evidence.by_lag.argmax()])
+        if case.kind == "true":
+            zero = best
+        elif case.lag is not None and 3 <= abs(case.lag) <= 10:
+            right.append(abs(best - zero - case.lag) <= 1)
+    return float(np.mean(right))
+
+
+def by_shift(found: Sequence[Case], scorer: Scorer) -> None:
+    """How many pieces are accepted whose audio is off by so much."""
+    least = Thresholds().min_sync_probability or 0.0
+    typer.echo(
+        "\n| audio off by | " + " | ".join(f"{1000 * late / SYNC_HZ:.0f} ms" for late in (0, *SHIFTS)) + " |"
+    )
+    typer.echo("|---" * (len(SHIFTS) + 2) + "|")
+    for length_s in LENGTHS_S:
+        own = [case for case in found if case.length_s == length_s]
+        shown = [(_off(own, scorer, late) >= least).mean() for late in (0, *SHIFTS)]
+        typer.echo(f"| {length_s:g} s accepted | " + " | ".join(f"{value:.0%}" for value in shown) + " |")
+
+
+def by_threshold(found: Sequence[Case], scorer: Scorer) -> None:
+    """False rejects and false accepts by threshold."""
+    typer.echo(
+        "\n| threshold | "
+        + " | ".join(f"{length:g} s: true kept, voice, 240 ms" for length in LENGTHS_S)
+        + " |"
+    )
+    typer.echo("|---" * (len(LENGTHS_S) + 1) + "|")
+    for least in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        shown = []
+        for length_s in LENGTHS_S:
+            own = [case for case in found if case.length_s == length_s]
+            true, voice = (_kind(own, scorer, kind) for kind in ("true", "voice"))
+            far = _of(own, scorer, _far)
+            shown.append(
+                f"{(true >= least).mean():.0%}, {(voice >= least).mean():.1%}, {(far >= least).mean():.1%}"
+            )
+        typer.echo(f"| {least:g} | " + " | ".join(shown) + " |")
+
+
+def by_person(found: Sequence[Case], scorer: Scorer) -> None:
+    """Whose true pieces of 3 s are not kept."""
+    least = Thresholds().min_sync_probability or 0.0
+    lost: dict[str, list[bool]] = {}
+    for case in found:
+        if case.kind == "true" and case.length_s == 3.0:
+            lost.setdefault(case.person, []).append(probability(case, scorer) < least)
+    worst = sorted(((sum(v), len(v), k) for k, v in lost.items() if any(v)), reverse=True)
+    typer.echo(f"\nlost at 3 s, of {len(lost)} people: " + ", ".join(f"{k} {a} of {n}" for a, n, k in worst))
+
+
+def reliability(found: Sequence[Case], scorer: Scorer) -> list[tuple[float, float, int]]:
+    """Mean probability, fraction in sync and number of the pieces in each tenth.
+
+    Weighted as the prior has it: as many pieces of another voice as of the own, one in five of the own off.
+    """
+    own = [case for case in found if case.kind == "true" or case.kind == "voice" or _far(case)]
+    kinds = np.array(["off" if _far(case) else case.kind for case in own])
+    share = {"true": 0.4, "off": 0.1, "voice": 0.5}
+    weight = np.array([share[kind] / (kinds == kind).sum() for kind in kinds])
+    predicted, rows = np.array([probability(case, scorer) for case in own]), []
+    for low in np.arange(0, 1, 0.1):
+        inside = (predicted >= low) & ((predicted < low + 0.1) | (low > 0.85))
+        if inside.any():
+            w = weight[inside]
+            rows.append(
+                (
+                    float((predicted[inside] * w).sum() / w.sum()),
+                    float((w * (kinds[inside] == "true")).sum() / w.sum()),
+                    int(inside.sum()),
+                )
+            )
+    typer.echo("\n| mean probability | " + " | ".join(f"{mean:.2f}" for mean, _, _ in rows) + " |")
+    typer.echo("|---" * (len(rows) + 1) + "|")
+    typer.echo("| in sync | " + " | ".join(f"{true:.2f}" for _, true, _ in rows) + " |")
+    typer.echo("| pieces | " + " | ".join(str(count) for _, _, count in rows) + " |")
+    return rows
+
+
+def fakes(folder: Path, rows: Sequence[dict[str, str]], scorer: Scorer, cache: Path | None) -> None:
+    """What is said of files that are lip-synced, dubbed or moved."""
+    typer.echo(
+        "\n| file | what it is | s | probability | at the offset | offset, frames |"
+        "\n|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        for talk in talks_of(folder / "fake" / row["file"], row["person_id"], cache):
+            one = contrastive.score(talk.mouth, talk.bands, SYNC_HZ, scorer)
+            if one.sync_probability is not None:
+                typer.echo(
+                    f"| {talk.name} | {row['note']} | {len(talk.mouth) / SYNC_HZ:.1f} |"
+                    f" {one.sync_probability:.2f} | {one.sync_offset_probability:.2f} |"
+                    f" {one.sync_offset_frames:+d} ± {one.sync_offset_sd_frames:.1f} |"
+                )
+
+
+def draw(
+    folder: Path, found: Sequence[Case], scorer: Scorer, reliable: Sequence[tuple[float, float, int]]
+) -> None:
+    """`sync-errors.png` and `sync-reliability.png`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.8), dpi=90, layout="constrained")
+    errors, reliability_axes = figure.subplots(1, 2)
+    for length_s in LENGTHS_S:
+        own = [case for case in found if case.length_s == length_s]
+        true, voice = (_kind(own, scorer, kind) for kind in ("true", "voice"))
+        at = np.linspace(0, 1, 201)
+        errors.plot(
+            [(voice >= t).mean() for t in at], [(true < t).mean() for t in at], label=f"{length_s:g} s"
+        )
+    errors.set(xlabel="other voices accepted", ylabel="true pieces rejected", xlim=(0, 0.2), ylim=(0, 0.4))
+    errors.legend()
+    reliability_axes.plot([0, 1], [0, 1], color="0.8")
+    reliability_axes.plot([mean for mean, _, _ in reliable], [true for _, true, _ in reliable], marker="o")
+    reliability_axes.set(xlabel="sync_probability", ylabel="fraction in sync")
+    figure.savefig(folder / "sync.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)
