@@ -308,7 +308,7 @@ class Thresholds(Section):
     min_sync_probability: float | None = _rule(
         0.8,
         "0..1",
-        "ours: of strangers' pieces of 6 s 95 % are kept, and 1.6 % of those with another's voice (docs/sync.md)",
+        "ours: of strangers' pieces of 6 s 98 % are kept, and 0.8 % of those with another's voice (docs/sync.md)",
         "least probability that mouth and audio belong together, within 120 ms, where scored",
     )
     min_sync_confidence: float | None = _rule(
