@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from talkforge.pipeline.store import PROBE, Store, is_relative
 from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
-from talkforge.schemas.errors import CommandError, one_line
+from talkforge.schemas.errors import CommandError, DatasetError, one_line
 from talkforge.schemas.records import Input, Video
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def exclusive(store: Store, erasing: bool = False) -> Iterator[None]:
 def _begin_to_write(store: Store, erasing: bool) -> None:
     if not erasing:
         check_not_erasing(store)
-    snapshots.settle(store)
+    with suppress(DatasetError):  # `verify --repair` locks, too; what needs a snapshot says what is damaged
+        snapshots.settle(store)
 
 
 def load_ingested(store: Store) -> list[IngestRow]:

@@ -146,7 +146,7 @@ def snapshot_line(snapshot: Snapshot) -> str:
 
 
 def snapshot_notes(found: Sequence[SnapshotInfo], dataset: str, remote: bool) -> list[str]:
-    """Lines on the current snapshot and on room that is taken beside its shards.
+    """Lines on room that is taken beside the shards of the current snapshot; none where none is.
 
     Args:
         found: all snapshots.
@@ -156,11 +156,11 @@ def snapshot_notes(found: Sequence[SnapshotInfo], dataset: str, remote: bool) ->
     current = next((info.snapshot for info in found if info.is_current), None)
     if current is None:
         return []
-    lines = [snapshot_line(current)]
+    lines = []
     own_bytes = sum(info.own_bytes for info in found if not info.is_current)
     if own_bytes:
         lines.append(
-            f"earlier snapshots take up {own_bytes / 1e6:.1f} MB beside it: "
+            f"{snapshot_line(current)}; earlier snapshots take up {own_bytes / 1e6:.1f} MB beside it: "
             f"talkforge snapshots {dataset} --keep 1 removes those without a tag"
         )
     if remote and current.num_bytes:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import talkforge
 from examples.talking_heads import varied_take, write
 from talkforge import display
 from talkforge.cli import output
@@ -21,6 +22,8 @@ from talkforge.curation import media, trace
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import FetchProgress, ProgressCallback
 from talkforge.pipeline import cut, jobs, tables
+from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import ClipMeasures
 from tests.command_line import run
@@ -384,6 +387,47 @@ def test_verify_names_what_is_wrong_and_exits_3(curated: Any) -> None:
     assert (code, err) == (3, "")
     assert "shards/train-000001.tar: " in out
     assert "train-000000" not in out
+
+
+def test_snapshots_are_listed_named_and_gone_back_to(curated: Any) -> None:
+    dataset = curated.dataset
+    shard = ("shard", dataset, "--executor", "inline")
+    before = files(dataset, "shards/*.tar")
+    code, _, err = run(*shard, "-s", "thresholds.min_face_px=5000")
+    assert code == 0 and "snapshot 2: 0 shards, 0 samples, 0.0 MB; earlier snapshots take up" in err
+    megabytes = sum(len(data) for _, data in before.values()) / 1e6
+    assert f"earlier snapshots take up {megabytes:.1f} MB beside it: talkforge snapshots {dataset} --k" in err
+    line = f"snapshot 1: 2 shards, 2 samples, {megabytes:.1f} MB\n"
+    assert run("tag", dataset, "1", "both")[:2] == (0, f"both: {line}")
+    code, out, _ = run("snapshots", dataset, "--json")
+    found = json.loads(out)["snapshots"]
+    assert [(one["number"], one["current"], one["tags"], one["samples"]) for one in found] == [
+        (1, False, ["both"], 2),
+        (2, True, [], 0),
+    ]
+    assert len(list(talkforge.open(dataset, snapshot="both").samples())) == 2
+    assert list(talkforge.open(dataset).samples()) == []
+    accepted = [talkforge.open(dataset, snapshot=number).ledger.accepted.sum() for number in (1, 2)]
+    assert accepted == [2, 0]
+
+    code, out, _ = run("rollback", dataset, "both", "-q")
+    assert (code, out) == (0, line)
+    after = files(dataset, "shards/*.tar")
+    assert {name: data for name, (_, data) in after.items()} == {name: d for name, (_, d) in before.items()}
+    assert all(row["accepted"] for row in ledger(dataset).values())
+    assert load_dataset(Store(str(dataset))).config.thresholds.min_face_px == 64
+    assert run("verify", dataset)[0] == 0
+    code, out, _ = run("snapshots", dataset, "--keep", "1")
+    assert (code, out.splitlines()[0]) == (0, "removed: 2")
+    assert run("tag", dataset, "both", "--delete")[0] == 0
+    assert run("rollback", dataset, "2")[2].endswith("no snapshot 2; there are: 1\n")
+    assert run("tag", dataset, "1")[0] == 2
+
+    (dataset / "snapshots" / "index.json").write_text("{")
+    assert run("snapshots", dataset)[0] == 1
+    assert run("verify", dataset, "--repair")[0] == 3
+    assert run("verify", dataset)[0] == 0
+    assert json.loads(run("snapshots", dataset, "--json")[1])["snapshots"][0]["current"]
 
 
 def test_an_unknown_model_cannot_be_fetched() -> None:
