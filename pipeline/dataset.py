@@ -86,7 +86,7 @@ def check_target(store: Store, config: Config) -> Dataset | None:
     if not store.exists("dataset.json"):
         root = store.local_root
         with store.reporting_errors("look for", "the folder"):
-            is_file = root is not None and root.exists() and not root.is_dir()
+            is_file = root is not None and any(place.is_file() for place in (root, *root.parents))
         if is_file:
             raise CommandError(f"{store.root}: cannot be written to (a file, not a folder)")
         if any(not name.startswith((LOCK, PROBE, lease.FOLDER)) for name in store.list()):
