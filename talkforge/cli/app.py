@@ -6,6 +6,7 @@ found by `verify`, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import json
@@ -15,9 +16,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -166,13 +167,34 @@ def talkforge(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line: every error becomes one line and an exit code."""
+    is_program = arguments is None and sys.stderr is sys.__stderr__
     if sys.stderr is sys.__stderr__ and os.environ.get("TALKFORGE_LOG", "").upper() != "DEBUG":
         _hush_libraries()
     with _logging(), _interrupted_by_sigterm() as terminated:
         code = _run(arguments)
         if code == 130:
             err.print(f"{'terminated' if terminated else 'interrupted'}; the same command goes on from here")
-    sys.exit(143 if terminated and code == 130 else code)
+    code = 143 if terminated and code == 130 else code
+    if is_program:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter down.
+
+    Threads of native libraries (pyarrow's pool) may still let go of Python objects. Python ends a thread that
+    does so while it shuts down, which C++ answers with abort: one `verify` in five ended with `Aborted` and
+    exit code 134 after its last line, with everything done.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # as an exit does: temporary files, logs, child processes
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager

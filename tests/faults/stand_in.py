@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -227,4 +226,4 @@ if __name__ == "__main__":
         stand_in.install()
     from talkforge.cli import main
 
-    main(sys.argv[1:])
+    main()
