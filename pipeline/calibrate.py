@@ -25,7 +25,7 @@ from talkforge.pipeline.store import Store
 from talkforge.pipeline.sync_adaptation import Adapted
 from talkforge.schemas import extras
 from talkforge.schemas.config import Config
-from talkforge.schemas.errors import MissingExtraError
+from talkforge.schemas.errors import MissingExtraError, ModelError
 from talkforge.schemas.records import Record, Sync
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,12 @@ def _adapted(
         return None
     of = sync_adaptation.digest(talks, shipped)
     if store.exists(WEIGHTS):
-        known, adapted = sync_adaptation.from_bytes(store.read(WEIGHTS), WEIGHTS, shipped, of)
-        if known:
-            return adapted
+        try:
+            known, adapted = sync_adaptation.from_bytes(store.read(WEIGHTS), WEIGHTS, shipped, of)
+            if known:
+                return adapted
+        except ModelError as error:
+            log.warning("the data set's sync networks are fitted again: %s", error)
     try:
         extras.require("torch", "thresholds.adapt_sync")
     except MissingExtraError as error:

@@ -231,6 +231,19 @@ def test_scores_come_from_the_weights_that_the_data_set_keeps(
     assert (store.read(TABLE), store.read(WEIGHTS)) == (before, weights)
 
 
+def test_damaged_weights_are_fitted_again_and_a_line_says_so(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = copied(fitted, tmp_path)
+    store.write(WEIGHTS, store.read(WEIGHTS)[:200])
+    store.delete(MARKER)
+    monkeypatch.setattr(sync_adaptation, "adapt", lambda *_: None)
+    calibrate(store, read_committed(store), ADAPT)
+    assert scores(store, 0).sync_method == "copying"
+    (line,) = caplog.messages
+    assert line.startswith("the data set's sync networks are fitted again: sync weights sync.npz: expected")
+
+
 def test_without_torch_the_shipped_weights_score_and_a_line_says_so(
     tmp_path: Path,
     mixed: list[CommittedClip],
