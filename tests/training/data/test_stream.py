@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,20 +245,28 @@ def test_what_is_passed_over_is_not_converted(shards: str, monkeypatch: pytest.M
 # --------------------------------------------------------------------------- damage
 
 
+INSIDE = "expected a whole tar file, found a damaged one (unexpected end of data); 2 of 3 samples are lost"
+BETWEEN = "holds fewer than its manifest says; 1 of 3 samples are lost"
+
+
+@pytest.mark.parametrize(("past_header", "message"), ((True, INSIDE), (False, BETWEEN)))
 @pytest.mark.parametrize("memory_bytes", (0, MEMORY))
-def test_a_shard_that_breaks_off_is_counted(tmp_path: Path, memory_bytes: int) -> None:
+def test_a_shard_that_breaks_off_is_counted(
+    tmp_path: Path, memory_bytes: int, past_header: bool, message: str
+) -> None:
+    """It breaks off inside a member of clip 1, or between two of them, where a tar file may end."""
     shards = write_set(tmp_path, [[Shown(0), Shown(1), Shown(2)], [Shown(3)]])
-    tar = Path(shard_list(shards)[0][0])
-    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])  # in the middle of clip 1
+    shard = Path(shard_list(shards)[0][0])
+    with tarfile.open(shard) as archive:
+        member = archive.getmember("clip01.lips.npz")
+    shard.write_bytes(shard.read_bytes()[: member.offset_data + 1 if past_header else member.offset])
     found = batches(reader(config(shards, shuffle=1, batch_size=1), memory_bytes), 6)
     keys = {span[0].partition("+")[0] for spans, _ in found for span in spans}
     assert keys == {"clip00", "clip03"}
-    skipped = {(one.key, one.reason, one.count) for _, left_out in found for one in left_out}
-    reasons = {reason for _, reason, _ in skipped}
-    assert ("lost" in reasons) and sum(one[2] for one in skipped) == 2
-    (message,) = {one.message for _, left_out in found for one in left_out if one.reason == "lost"}
-    why = "expected a whole tar file, found a damaged one (unexpected end of data)"
-    assert message == f"{tar}: {why}; 2 of 3 samples are lost"
+    skipped = {one for _, left_out in found for one in left_out}
+    assert sum(one.count for one in skipped) == 2
+    assert {one.message for one in skipped if one.reason == "lost"} == {f"{shard}: {message}"}
+    assert {one.key for one in skipped if one.reason != "lost"} == (set() if past_header else {"clip01"})
 
 
 def test_a_shard_that_holds_less_than_promised_is_counted(tmp_path: Path) -> None:
