@@ -132,6 +132,7 @@ def _adapted(
                 return adapted
         except ModelError as error:
             log.warning("the data set's sync networks are fitted again: %s", error)
+        store.delete(WEIGHTS)  # clips that they were fitted on may have been erased
     try:
         extras.require("torch", "thresholds.adapt_sync")
     except MissingExtraError as error:

@@ -16,7 +16,15 @@ from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import PROBE, Store, is_relative
 from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas.config import Config, config_hash, differences
-from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset, ModelAbsence, ModelUse, parse_dataset
+from talkforge.schemas.dataset import (
+    SCHEMA_VERSION,
+    SYNC_SCORER,
+    Choice,
+    Dataset,
+    ModelAbsence,
+    ModelUse,
+    parse_dataset,
+)
 from talkforge.schemas.errors import CommandError, DatasetError, one_line
 from talkforge.schemas.records import Input, Video
 
@@ -61,13 +69,14 @@ def open_for_curating(store: Store, fresh: Dataset) -> Dataset:
         store.check_writable()
         save_dataset(store, fresh)
         return fresh
-    models = sorted(set(old.models) ^ set(fresh.models), key=lambda use: use.name)
+    models = {use for use in {*old.models} ^ {*fresh.models} if use.needed_by != SYNC_SCORER}
     if models:
         names = ", ".join(sorted({use.name for use in models}))
         raise CommandError(f"{store.root} was measured with other models: {names} differ")
     return old.model_copy(
         update={
             "config": fresh.config,
+            "models": fresh.models,
             "speech_encoder": fresh.speech_encoder,
             "speech_dim": fresh.speech_dim,
         }

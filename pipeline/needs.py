@@ -19,7 +19,7 @@ from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.schemas import extras
 from talkforge.schemas.config import MeasureConfig
-from talkforge.schemas.dataset import ModelAbsence, ModelUse
+from talkforge.schemas.dataset import SYNC_SCORER, ModelAbsence, ModelUse
 from talkforge.schemas.errors import MissingExtraError, ModelError
 
 BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": ("dwpose",), "none": ()}
@@ -224,7 +224,7 @@ def _registered(name: str) -> ModelUse:
 def _own(encoder: speech_encoders.SpeechEncoder, config: MeasureConfig) -> list[ModelUse]:
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
     sync_sha256 = hashlib.sha256(sync.WEIGHTS_PATH.read_bytes()).hexdigest()
-    shipped = [_shipped(sync.Scorer.load().name, "trace: sync", sync_sha256)]
+    shipped = [_shipped(sync.Scorer.load().name, SYNC_SCORER, sync_sha256)]
     if config.lips.covered:
         weights_sha256 = hashlib.sha256(covered.WEIGHTS.read_bytes()).hexdigest()
         shipped.append(_shipped(covered.NAME, "trace: covered mouths", weights_sha256))

@@ -15,6 +15,11 @@ SCHEMA_VERSION = 1
 """Version of everything on disk but the samples, which carry their own."""
 
 
+SYNC_SCORER = "trace: sync"
+"""What the shipped sync scorer is needed by. A data set may have been begun with an earlier scorer: `curate`
+scores its clips again from what the parts keep."""
+
+
 class ModelUse(Record):
     """One model that had a part in the measurements."""
 
@@ -89,7 +94,9 @@ def parse_dataset(data: bytes) -> Dataset:
         raise DatasetError(f"dataset.json: expected schema version {SCHEMA_VERSION}, found {version}")
     try:
         with contextlib.suppress(KeyError, TypeError, AttributeError):  # what is missing is told below
-            described["config"]["measure"]["clip"].setdefault("crop", "none")  # begun before there were crops
+            # Begun before there were crops, and before covered mouths were looked for.
+            described["config"]["measure"]["clip"].setdefault("crop", "none")
+            described["config"]["measure"]["lips"].setdefault("covered", False)
         found = Dataset.model_validate(described)
         return found if found.original else found.model_copy(update={"original": Choice.of(found.config)})
     except ValidationError as error:

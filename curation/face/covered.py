@@ -103,10 +103,10 @@ class MouthClassifier:
         self._session = open_onnx(weights, f"covered mouth: {weights}")
 
     def logits(self, crops: Bytes) -> Floats:
-        """Outputs [n], above 0 where the mouth is covered.
+        """Outputs [n]: the higher, the likelier the mouth is covered, see `LEAST_LOGIT`.
 
         Args:
-            crops: uint8 [n, 48, 48, 3], see `mouth_crop`.
+            crops: uint8 [n, 48, 48, 3], each the `mouth_square` of a frame by `cut`.
         """
         expect_shape("crops", crops, (None, CROP_PX, CROP_PX, 3))
         if not len(crops):

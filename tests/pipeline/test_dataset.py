@@ -19,7 +19,7 @@ from talkforge.pipeline.dataset import (
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
-from talkforge.schemas.dataset import ModelUse
+from talkforge.schemas.dataset import SYNC_SCORER, ModelUse
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.records import Input
 from tests.records import video
@@ -81,6 +81,32 @@ def test_a_data_set_from_before_there_were_crops_has_whole_frames(tmp_path: Path
     assert open_for_curating(store, fresh("clip.crop=none")) == fresh("clip.crop=none")
     with pytest.raises(CommandError, match=r"another configuration: clip\.crop: none -> auto\. Use that"):
         open_for_curating(store, fresh())
+
+
+def test_a_data_set_from_before_covered_mouths_has_none_looked_for(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    whole = ("clip.crop=none", "lips.covered=false")
+    before = fresh(*whole).model_dump(mode="json")
+    del before["config"]["measure"]["lips"]["covered"]
+    store.write("dataset.json", json.dumps(before).encode())
+    assert not load_dataset(store).config.measure.lips.covered
+    assert open_for_curating(store, fresh(*whole)) == fresh(*whole)
+    with pytest.raises(CommandError, match=r"another configuration: lips\.covered: False -> True\. Use that"):
+        open_for_curating(store, fresh("clip.crop=none"))
+
+
+def test_a_data_set_of_an_earlier_sync_scorer_goes_on_with_this_one(tmp_path: Path) -> None:
+    """`curate` scores its clips again, so no other model has to be measured with."""
+    store = store_at(tmp_path)
+    ridge, scorer = (
+        MODEL.model_copy(update={"name": name, "needed_by": SYNC_SCORER})
+        for name in ("ridge-shipped-v1", "contrastive-v1")
+    )
+    open_for_curating(store, fresh(models=(MODEL, ridge)))
+    assert open_for_curating(store, fresh(models=(MODEL, scorer))).models == (MODEL, scorer)
+    other = MODEL.model_copy(update={"sha256": "1" * 64})
+    with pytest.raises(CommandError, match="other models: m differ"):
+        open_for_curating(store, fresh(models=(other, scorer)))
 
 
 def test_how_the_work_is_done_may_change(tmp_path: Path) -> None:

@@ -263,6 +263,23 @@ def test_without_torch_the_shipped_weights_score_and_a_line_says_so(
     ]
 
 
+def test_networks_of_footage_that_is_gone_are_removed_without_torch_too(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who was erased must not be left in them."""
+
+    def require(_extra: str, use: str) -> None:
+        raise MissingExtraError(f"{use} needs torch")
+
+    store = copied(fitted, tmp_path)
+    assert store.exists(WEIGHTS)
+    monkeypatch.setattr(extras, "require", require)
+    committed = read_committed(store)
+    store.delete(MARKER)
+    calibrate(store, replace(committed, clips=committed.clips[1:]), ADAPT)
+    assert not store.exists(WEIGHTS) and scores(store, 1).sync_method == "copying"
+
+
 @pytest.mark.parametrize("change", ["off", "few"])
 def test_nothing_is_fitted_unless_it_is_wanted_and_there_is_enough(
     tmp_path: Path, mixed: list[CommittedClip], monkeypatch: pytest.MonkeyPatch, change: str
