@@ -79,7 +79,7 @@ def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: f
     """Split a span into the fewest near-equal parts of at most `max_s`, preferably in pauses of speech.
 
     A split moves by at most a quarter of a part from its ideal time to the middle of the nearest pause. If no
-    pause is that near, it stays at the ideal time.
+    pause is that near, it stays at the ideal time, or as near to it as the split before it leaves room for.
 
     Args:
         start_s: start of the span in source seconds.
@@ -99,7 +99,8 @@ def split_span(start_s: float, end_s: float, speech: Sequence[Segment], max_s: f
         low_s = max(ideal_s - reach_s, end_s - (parts - index) * max_s)
         high_s = min(ideal_s + reach_s, edges[-1] + max_s)
         near = [pause for pause in pauses if low_s <= pause <= high_s]
-        edges.append(min(near, key=lambda pause: abs(pause - ideal_s), default=ideal_s))
+        plain_s = min(max(ideal_s, low_s), high_s)
+        edges.append(min(near, key=lambda pause: abs(pause - ideal_s), default=plain_s))
     edges.append(end_s)
     return list(itertools.pairwise(edges))
 

@@ -7,6 +7,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from talkforge.pipeline import parts, tables
 from talkforge.pipeline.parts import Part, Window, plan, remaining, windows_of
@@ -71,6 +73,78 @@ def test_what_no_window_holds_is_planned_and_slivers_are_not() -> None:
     assert spans((0, 30), (30, 60)) == spans((0, 59.8)) == []
     assert spans((20, 40)) == [(0, 20), (40, 60)]
     assert spans((0, 20), (40, 60)) == [(20, 40)]
+
+
+Spans = list[tuple[float, float]]
+
+
+@st.composite
+def footage_drawn(draw: st.DrawFn) -> Window:
+    """A span of a video with gaps, whose audio may be missing at either end, or altogether."""
+    seconds = draw(st.floats(0.04, 4000))
+    inside = st.floats(0, seconds)
+    # Gaps of 1 s at least, in order and apart, as a timeline has them.
+    edges: list[float] = []
+    for at, length in sorted(draw(st.lists(st.tuples(inside, st.floats(1, 300)), max_size=5))):
+        if at > (edges[-1] if edges else 0.0) and at + length < seconds:
+            edges += [at, at + length]
+    audio = sorted((draw(inside), draw(inside)))
+    facts = draw(st.sampled_from([
+        {"audio_start_s": None}, {"audio_start_s": 0.0}, {"audio_start_s": audio[0]},
+        {"audio_start_s": audio[0], "audio_end_s": audio[1]},
+    ]))  # fmt: skip
+    start_s, end_s = sorted((draw(inside), draw(inside)))
+    of = video(1, seconds, gaps_s=tuple(edges), **facts)
+    whole = end_s - start_s < 0.04 or draw(st.booleans())
+    return Window(video=of, start_s=0.0 if whole else start_s, end_s=seconds if whole else end_s)
+
+
+def spans_of(windows: list[Window]) -> Spans:
+    return [(window.start_s, window.end_s) for window in windows]
+
+
+def seconds_of(spans: Spans) -> float:
+    return sum(end_s - start_s for start_s, end_s in spans)
+
+
+@settings(max_examples=300, deadline=None)
+@given(whole=footage_drawn(), part_s=st.floats(5, 900))
+def test_windows_of_any_footage_cover_it_once_and_hold_no_gap(whole: Window, part_s: float) -> None:
+    spans = spans_of(windows_of(whole, part_s))
+    footage = parts.footage(whole)
+    assert (spans[0][0], spans[-1][1]) == (footage[0][0], footage[-1][1])
+    assert whole.start_s <= spans[0][0] and spans[-1][1] <= whole.end_s
+    assert all(start_s < end_s for start_s, end_s in spans)
+    assert all(end_s - start_s <= part_s + 1e-6 for start_s, end_s in spans)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    assert seconds_of(spans) == pytest.approx(seconds_of(footage), abs=1e-6)
+    if footage != [(whole.start_s, whole.end_s)]:  # where there is nothing at all, the span itself is tried
+        gaps = whole.video.gaps_s
+        for gap in zip(gaps[::2], gaps[1::2], strict=True):
+            assert all(end_s <= gap[0] or gap[1] <= start_s for start_s, end_s in spans)
+    # The parts of a plan hold the same windows, and none is left over.
+    planned = [window for part in plan([whole], part_s) for window in part.windows]
+    assert spans_of(planned) == spans
+    assert parts.uncovered(whole, planned) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(whole=footage_drawn(), part_s=st.floats(5, 900), data=st.data())
+def test_what_is_planned_and_what_is_not_are_all_of_the_footage(
+    whole: Window, part_s: float, data: st.DataObject
+) -> None:
+    windows = windows_of(whole, part_s)
+    planned = [window for window in windows if data.draw(st.booleans())]
+    left = parts.uncovered(whole, planned)
+    for piece in spans_of(left):
+        assert whole.start_s <= piece[0] < piece[1] <= whole.end_s
+        assert all(piece[1] <= window.start_s or window.end_s <= piece[0] for window in planned)
+    slivers_s = parts.AUDIO_SLACK_S * len(windows)
+    missing_s = seconds_of(parts.footage(whole)) - seconds_of(spans_of(planned))
+    in_left_s = seconds_of([span for piece in left for span in parts.footage(piece)])
+    assert missing_s - slivers_s <= in_left_s <= missing_s + 1e-6
+    # Once those are planned as well, nothing is left.
+    assert parts.uncovered(whole, [*planned, *(w for piece in left for w in windows_of(piece, part_s))]) == []
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -11,6 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from talkforge.curation.media import (
     clip_indices,
@@ -22,6 +24,7 @@ from talkforge.curation.media import (
     read_audio,
     read_frames,
 )
+from talkforge.curation.media.frames import Frame
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
@@ -263,6 +266,27 @@ def test_clip_indices_partition_the_clip(tmp_path: Path) -> None:
         [9, 10, 11],
         list(range(12, 30)),
     ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths_s=st.lists(st.floats(0.001, 1.5), min_size=1, max_size=60),
+    begins=st.floats(0, 0.9),
+    fps=st.sampled_from([8.0, 23.976, 25.0, 30.0, 60.0]),
+)
+def test_any_span_is_cut_into_the_frames_that_are_shown_at_its_instants(
+    lengths_s: list[float], begins: float, fps: float
+) -> None:
+    edges_s = np.cumsum([10.0, *lengths_s]).tolist()
+    start_s = 10.0 + begins * (edges_s[-1] - 10.0)
+    num_frames = math.floor((edges_s[-1] - start_s) * fps)
+    shown = [Frame(a, b, None, None) for a, b in itertools.pairwise(edges_s)]  # type: ignore[arg-type]
+    ranges = [clip_indices(frame, start_s, fps, num_frames) for frame in shown]
+    assert [k for found in ranges for k in found] == list(range(num_frames))
+    for frame, found in zip(shown, ranges, strict=True):
+        for k in found:
+            at_s = start_s + k / fps + frames.TOLERANCE_S
+            assert frame.time_s - 1e-9 <= at_s < frame.until_s + 1e-9
 
 
 def test_same_rate_shows_each_frame_once_despite_rounded_timestamps(tmp_path: Path) -> None:
