@@ -52,7 +52,7 @@ def calibrate(store: Store, committed: Committed, config: Config) -> bool:
         config: says whether the data set's own footage is used, and how people are told apart.
     """
     state = _state(store, config)
-    if store.exists(MARKER) and json.loads(store.read(MARKER))["state"] == state:
+    if scored_state(store) == state:
         return store.exists(TABLE)
     store.delete(MARKER)
     rows = rescore(store, committed, config)
@@ -159,6 +159,16 @@ def calibrated(store: Store, committed: Committed) -> Committed:
 
 def _with_sync(clip: CommittedClip, own: Sync | None) -> CommittedClip:
     return clip if own is None else replace(clip, measures=clip.measures.model_copy(update={"sync": own}))
+
+
+def scored_state(store: Store) -> str | None:
+    """State of what was scored last, see `_state`; None where nothing was, or the note of it is damaged."""
+    if not store.exists(MARKER):
+        return None
+    try:
+        return str(json.loads(store.read(MARKER))["state"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _state(store: Store, config: Config) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from talkforge.pipeline.dataset import load_ingested
 from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.store import Store, local_copy
 from talkforge.pipeline.verify import MIN_SIMILARITY, PEAK_FRACTION, SILENCE_DBFS, Problem, level_dbfs
-from talkforge.schemas import sample
+from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError
 from talkforge.schemas.records import Clip, Input, Video
@@ -224,8 +223,7 @@ def measure_errors(mp4: bytes, clip: Clip, path: Path, video: Video) -> list[Sec
     Raises:
         MediaError: one of the two cannot be decoded.
     """
-    with tempfile.TemporaryDirectory(prefix="talkforge-") as folder:
-        cut = Path(folder) / "clip.mp4"
+    with scratch.file(".mp4") as cut:
         cut.write_bytes(mp4)
         cut_video = probe(cut, Input(uri=f"{clip.clip_id}.mp4"), "0" * 64)
         shown = {

@@ -124,8 +124,9 @@ def plan(
     sha256: set[str] = set()
     unknown: list[str] = []
     begun = (_begun(store) or Plan()).needles  # a part of it may be gone already
-    wanted = [*sources, *(given.uri for path in lists for given in read_list(path))]
-    for name in wanted:
+    listed = [given for path in lists for given in read_list(path)]
+    unknown += [f"{given.uri}: {given.problem}" for given in listed if given.problem]
+    for name in (*sources, *(given.uri for given in listed if not given.problem)):
         hit = [row for row in ingested if _is_input(store, row, name)]
         rows += hit
         if not hit and _is_sha256(name):

@@ -39,6 +39,7 @@ from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.snapshots import Snapshot
+from talkforge.pipeline.standing import measured_columns
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
@@ -46,7 +47,7 @@ from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, confi
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
-from talkforge.schemas.records import ClipMeasures, Input, ledger_columns
+from talkforge.schemas.records import ClipMeasures, Input, Video
 from talkforge.schemas.sample import ShardManifest
 
 if TYPE_CHECKING:
@@ -228,14 +229,15 @@ def measure(
     """
     tried = {name: failure.attempts for name, failure in attempts.waiting(store, plan).items()}
     left = remaining(plan, store)
-    stamps = stamps_by_id(load_ingested(store))
+    ingested = load_ingested(store)
+    stamps, videos = stamps_by_id(ingested), videos_by_id(ingested)
     todo = [
         part.model_copy(update={"stamps": _stamps_of(part, stamps)})
         for part in left
         if tried.get(part.name, 0) < config.run.max_attempts
     ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
-    state = _progress(plan, left, store, config)
+    state = _progress(plan, left, store, config, videos)
     begin_s = time.monotonic()
     on_progress(state.shown())
 
@@ -250,7 +252,7 @@ def measure(
                 state,
                 parts_done=state.parts_done + 1,
                 done_s=state.done_s + done.measured_s,
-                kept_s=state.kept_s + _kept_s(done.part.name, store, config),
+                kept_s=state.kept_s + _kept_s(done.part.name, store, config, videos),
                 measured_s=state.measured_s + done.measured_s,
             )
         on_progress(state.shown())
@@ -261,7 +263,9 @@ def _stamps_of(part: Part, stamps: Mapping[str, str]) -> dict[str, str]:
     return {key: stamp for key, stamp in stamps.items() if key in ids}
 
 
-def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config) -> MeasureProgress:
+def _progress(
+    plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config, videos: Mapping[str, Video]
+) -> MeasureProgress:
     total_s = sum(part.duration_s for part in plan)
     done = committed_parts(store)
     return MeasureProgress(
@@ -269,16 +273,15 @@ def _progress(plan: Sequence[Part], todo: Sequence[Part], store: Store, config: 
         parts=len(done) + len(todo),
         done_s=total_s - sum(part.duration_s for part in todo),
         total_s=total_s,
-        kept_s=sum(_kept_s(name, store, config) for name in done),
+        kept_s=sum(_kept_s(name, store, config, videos) for name in done),
         measured_s=0.0,
         wall_s=0.0,
     )
 
 
-def _kept_s(part: str, store: Store, config: Config) -> float:
-    name = f"parts/{part}/clips.parquet"
-    rows = tables.from_table(ClipMeasures, tables.from_bytes(store.read(name), name))
-    flat = [ledger_columns(row) for row in rows]
+def _kept_s(part: str, store: Store, config: Config, videos: Mapping[str, Video]) -> float:
+    rows = tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures)
+    flat = [measured_columns(row, videos.get(row.clip.video_id)) for row in rows]
     return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from talkforge.curation import words
 from talkforge.curation.face import identity
-from talkforge.curation.media import height_scale
 from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge
 from talkforge.pipeline import attempts, shards, tables
@@ -27,7 +26,7 @@ from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip, describe_people
-from talkforge.pipeline.standing import source_rows
+from talkforge.pipeline.standing import measured_columns, source_rows
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Config, Thresholds
@@ -44,7 +43,6 @@ from talkforge.schemas.records import (
     SourceRow,
     TranscriptRow,
     Verdict,
-    ledger_columns,
 )
 
 SELECTING = ("identity", "pictures", "faces", "sound")
@@ -220,9 +218,7 @@ OMEGAS = ("omega_face", "omega_body")
 
 
 def _flat(clip: CommittedClip, entry: IngestRow) -> dict[str, Any]:
-    row, given = ledger_columns(clip.measures), entry.input
-    if row["face_clip_px"] is None and entry.video is not None:  # measured before it was kept
-        row["face_clip_px"] = round(row["face_px"] * height_scale(clip.measures.clip, entry.video), 2)
+    row, given = measured_columns(clip.measures, entry.video), entry.input
     row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
     for name in ("source", "licence", "consent", "person"):
         row[name] = getattr(given, name)

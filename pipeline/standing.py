@@ -100,6 +100,21 @@ def _selected(store: Store) -> tuple[list[SourceRow], list[tuple[ClipStatus, str
     ]
 
 
+def measured_columns(measures: ClipMeasures, video: Video | None) -> dict[str, Any]:
+    """Ledger columns of what was measured, also of parts of earlier versions.
+
+    Args:
+        measures: of the clip.
+        video: its video; None: the columns that follow from it are left as they are.
+    """
+    row = ledger_columns(measures)
+    if row["face_clip_px"] is None and row["face_px"] is not None and video is not None:
+        from talkforge.curation.media import height_scale  # loads PyAV, which a part of today does not need
+
+        row["face_clip_px"] = round(row["face_px"] * height_scale(measures.clip, video), 2)
+    return row
+
+
 def _unselected(
     store: Store, parts: Iterable[str], thresholds: Thresholds
 ) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
@@ -110,22 +125,22 @@ def _unselected(
     planned = Planned(ingested)
     outcomes: list[Outcome] = []
     failures: list[Failure] = []
-    clips: dict[str, ClipMeasures] = {}
+    clips: dict[str, tuple[ClipMeasures, Video | None]] = {}
     failures += attempts.waiting(store, load_plan(store)).values()
     for part in parts:
         outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
         for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
-            if planned.of_clip(row.clip):
-                clips.setdefault(row.clip.clip_id, row)
+            if entry := planned.of_clip(row.clip):
+                clips.setdefault(row.clip.clip_id, (row, entry.video))
     broken = {failure.key: failure.error for failure in failures}
     counted: list[tuple[ClipStatus, str | None]] = []
-    for key, measures in sorted(clips.items()):
-        verdict = judge(ledger_columns(measures), thresholds)
+    for key, (measures, video) in sorted(clips.items()):
+        verdict = judge(measured_columns(measures, video), thresholds)
         codes = [reason.code for reason in verdict.reasons]
         accepted = verdict.accepted and key not in broken
         counted.append((ClipStatus(accepted, broken.get(key), measures.clip.duration_s, codes), None))
-    candidates = [measures.clip for measures in clips.values()]
+    candidates = [measures.clip for measures, _ in clips.values()]
     return source_rows(ingested, outcomes, failures, candidates), counted
 
 

@@ -5,6 +5,8 @@ tables         every Parquet table has its checksum and holds the rows it should
                have checksums of their pages only, so that a change to their footers may not be seen
 timelines      readable
 attempts       readable
+sync           the data set's own networks, and the note of what was scored, are readable
+erased         the tombstones are readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
 snapshots      every file of each has its checksum; `shards/` shows the current one
@@ -31,8 +33,8 @@ from scipy.signal import correlate, correlation_lags
 from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.media.timeline_files import from_bytes
-from talkforge.pipeline import snapshots, tables
-from talkforge.pipeline.calibrate import Rescored
+from talkforge.curation.sync.contrastive import Scorer
+from talkforge.pipeline import calibrate, snapshots, tables
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part
@@ -40,9 +42,10 @@ from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
+from talkforge.pipeline.tombstones import TOMBSTONES, read_tombstones
 from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.errors import DatasetError, MediaError, first_invalid, one_line
+from talkforge.schemas.errors import DatasetError, MediaError, ModelError, first_invalid, one_line
 from talkforge.schemas.records import (
     CaptionRow,
     Clip,
@@ -109,6 +112,8 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_tables(store)
     yield from _check_timelines(store)
     yield from _check_attempts(store)
+    yield from _check_sync(store)
+    yield from _check_tombstones(store)
     yield from _check_parts(store)
     found: dict[str, str] = {}
     yield from _check_shards(store, found)
@@ -148,7 +153,7 @@ _TABLES: dict[str, type[Record]] = {
     "people.parquet": PersonRow,
     "sources.parquet": SourceRow,
     "failures.parquet": Failure,
-    "sync.parquet": Rescored,
+    calibrate.TABLE: calibrate.Rescored,
     "transcripts.parquet": TranscriptRow,
     "captions.parquet": CaptionRow,
 }
@@ -177,6 +182,24 @@ def _check_attempts(store: Store) -> Iterator[Problem]:
             Failure.model_validate_json(store.read(path))
         except ValidationError as error:
             yield Problem(path, f"expected a failure, found {first_invalid(error)}", (path,))
+
+
+def _check_sync(store: Store) -> Iterator[Problem]:
+    if store.exists(calibrate.MARKER) and calibrate.scored_state(store) is None:
+        yield Problem(calibrate.MARKER, "expected the state of what was scored", (calibrate.MARKER,))
+    if store.exists(calibrate.WEIGHTS):
+        try:
+            Scorer.from_bytes(store.read(calibrate.WEIGHTS), calibrate.WEIGHTS)
+        except ModelError as error:
+            yield Problem(calibrate.WEIGHTS, str(error), (calibrate.MARKER, calibrate.WEIGHTS))
+
+
+def _check_tombstones(store: Store) -> Iterator[Problem]:
+    """They are not dropped: what was erased could come back."""
+    try:
+        read_tombstones(store)
+    except DatasetError as error:
+        yield Problem(TOMBSTONES, str(error).removeprefix(f"{TOMBSTONES}: "))
 
 
 def _check_latents(store: Store) -> Iterator[Problem]:

@@ -89,6 +89,13 @@ def test_without_the_marker_the_table_does_not_count(tmp_path: Path) -> None:
     assert methods == {OLD}
 
 
+@pytest.mark.parametrize("damaged", [b'{"stat', b"[]", b"{}"])
+def test_a_damaged_marker_does_not_count(tmp_path: Path, damaged: bytes) -> None:
+    store = store_of(tmp_path, OLD)
+    store.write(MARKER, damaged)
+    assert calibrate(store, read_committed(store), Config())
+
+
 def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """Its rows lack the columns that came later."""
     import pyarrow as pa

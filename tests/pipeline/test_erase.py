@@ -299,6 +299,14 @@ def test_a_list_by_command_and_then_everybody(footage: Footage, tmp_path: Path) 
     assert verify(store) == []
 
 
+def test_a_row_of_a_list_that_cannot_be_used_is_named(footage: Footage, tmp_path: Path) -> None:
+    """Leaving it out could leave somebody in."""
+    uri = load_ingested(footage.store)[0].input.uri
+    (tmp_path / "withdrawn.csv").write_text(f"uri,start_s\n{uri},\n{uri},soon\n")
+    with pytest.raises(CommandError, match=r"withdrawn.csv: row 3: start_s: expected seconds, found 'soon'$"):
+        erase.plan(footage.store, lists=[tmp_path / "withdrawn.csv"])
+
+
 def test_what_is_not_there_is_named(footage: Footage) -> None:
     with pytest.raises(CommandError, match=r"no input 'x.mp4'; no person 'dora'$"):
         erase.plan(footage.store, ["x.mp4"], ["dora", "anna"])

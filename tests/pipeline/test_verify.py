@@ -226,6 +226,22 @@ def test_dataset_json(store: Store) -> None:
     assert said(store) == ["dataset.json: missing"]
 
 
+def test_tombstones_and_what_sync_keeps(store: Store) -> None:
+    """Tombstones are not dropped: what was erased could come back."""
+    store.write("erased.json", b'{"version": 2}')
+    store.write("sync.json", b'{"stat')
+    store.write("sync.npz", b"PK")
+    found = verify(store)
+    assert [(problem.path, problem.drop) for problem in found] == [
+        ("sync.json", ("sync.json",)),
+        ("sync.npz", ("sync.json", "sync.npz")),
+        ("erased.json", ()),
+    ]
+    assert found[0].what == "expected the state of what was scored"
+    assert found[1].what.startswith("sync weights sync.npz: expected those of this version: ")
+    assert found[2].what.startswith("version: ")
+
+
 def test_parts(store: Store) -> None:
     good = hashlib.sha256(b"a").hexdigest()
     store.write("parts/000000/a.npz", b"A")

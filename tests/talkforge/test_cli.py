@@ -111,6 +111,22 @@ def test_an_input_that_waits_is_pending_at_once(grown: Any) -> None:
     assert (found["input_s"], found["measured_s"], found["planned_s"]) == (17.0, 9.0, 13.0)
 
 
+def test_status_counts_clips_of_an_earlier_version_as_well(grown: Any) -> None:
+    """Their parts lack the height of the face in the clip."""
+    dataset, _ = grown
+    before = json.loads(run("status", dataset, "--json")[1])
+    store = Store(str(dataset))
+    for name in [name for name in store.list("parts") if name.endswith("/clips.parquet")]:
+        rows = tables.read(store, name, ClipMeasures)
+        lacking = {"face_clip_px": None, "faces_frame_max": None}
+        faces = [row.face.model_copy(update=lacking) if row.face else None for row in rows]
+        old = [row.model_copy(update={"face": face}) for row, face in zip(rows, faces, strict=True)]
+        assert old != rows
+        tables.write(store, name, ClipMeasures, old)
+    found = json.loads(run("status", dataset, "--json")[1])
+    assert found["kept_s"] == before["kept_s"] == 8.0 and not found["exact"]
+
+
 def test_hours_are_the_same_wherever_they_are_shown(grown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, command = grown
     code, out, _ = run("select", dataset, "--json")
