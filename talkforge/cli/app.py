@@ -187,10 +187,10 @@ def _leave(code: int) -> NoReturn:
     does so while it shuts down, which C++ answers with abort: one `verify` in five ended with `Aborted` and
     exit code 134 after its last line, with everything done.
     """
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()  # as an exit does: temporary files, logs, child processes
+    # As an exit does. First idle workers of thread pools are told to end and all threads are waited for, then
+    # come temporary files, logs and child processes.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -485,6 +487,17 @@ def test_exit_codes(curated: Any, monkeypatch: pytest.MonkeyPatch, raised: BaseE
     assert err.splitlines()[-1] == (
         "interrupted; the same command goes on from here" if code == 130 else "talkforge: no"
     )
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_ends_though_threads_of_a_pool_wait_for_work(code: int) -> None:
+    program = (
+        "import atexit; from concurrent.futures import ThreadPoolExecutor; "
+        "from talkforge.cli.app import _leave; "
+        f"ThreadPoolExecutor().submit(int).result(); atexit.register(print, 'cleaned up'); _leave({code})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", "")
 
 
 # ------------------------------------------------------------------------------- weights
