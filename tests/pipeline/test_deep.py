@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ from talkforge.curation import media
 from talkforge.pipeline import cut, deep, snapshots, tables
 from talkforge.pipeline.dataset import load_ingested
 from talkforge.pipeline.deep import SecondError, measure_errors
+from talkforge.pipeline.parts import footage
 from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.records import Clip, Video
+from talkforge.schemas.units import AUDIO_HZ
 from tests.command_line import run
 from tests.conftest import Curated
-from tests.curation.media.test_odd_files import FPS, cases_dir, lag_s, number_of, probed  # noqa: F401
+from tests.curation.media.test_odd_files import CASES, FPS, cases_dir, lag_s, number_of, probed  # noqa: F401
 
 
 def clip_of(video: Video, start_s: float, num_frames: int, fps: float = 25.0) -> Clip:
@@ -176,43 +180,76 @@ def test_a_cropped_clip_is_compared_with_its_part_of_the_source(
         assert [error.frame_s for error in errors] == [pytest.approx(late_s)] * 2
 
 
-SPANS_S = {
-    "03_h264_bframes.avi": (3.0, 2.0),
-    "04_ts_joined_reset.ts": (2.6, 3.0),
-    "06_ts_jump_1000s.ts": (2.6, 3.0),
-    "29_freeze_2s.mkv": (5.2, 2.0),
-    "33_sound_ends_early.mp4": (0.6, 2.0),
-    "46_hls_overlap.ts": (2.6, 3.0),
-}
-"""Start and length of the clip that is cut from a file: across its joins, beside what is frozen or silent."""
+GRID = ("70_grid_plain.mkv", "71_grid_wild.mkv", "72_grid_repeats.mkv")
+
+UNNUMBERED = ("50_surgical_mask.mp4", "54_still_with_zoom.mp4", "61_turned_phone.ts", *GRID)
+"""Files of the odd ones whose frames have no bar code that is read here."""
 
 
-@pytest.mark.parametrize("name", SPANS_S)
-def test_clips_of_odd_files_are_in_time_in_every_second(
+CUT_S = {"29_freeze_2s.mkv": 5.9, "33_sound_ends_early.mp4": 2.9, **dict.fromkeys(GRID, 2.9)}
+"""Seconds of a file that can be cut at least; of the others 7.9."""
+
+
+def cut_whole(path: Path, video: Video, folder: Path) -> Iterator[tuple[Clip, bytes]]:
+    """All footage of a video that a clip may be cut from, each stretch of it as one clip."""
+    for start_s, end_s in footage(video):
+        clip = clip_of(video, start_s, math.floor((end_s - start_s) * FPS + 1e-6))
+        yield clip, cut_from(path, video, clip, folder)
+
+
+@pytest.fixture(scope="module")
+def base_audio(cases_dir: Path) -> Floats:  # noqa: F811
+    """Audio of the file that the numbered ones are made from, 16 kHz."""
+    path = cases_dir / "00_plain.mp4"
+    video = probed(path)
+    return media.read_audio(path, video, 0.0, video.end_s)
+
+
+def test_every_odd_file_is_compared(cases_dir: Path) -> None:  # noqa: F811
+    assert {path.name for path in cases_dir.iterdir() if path.suffix != ".md"} == {*CASES, *UNNUMBERED}
+
+
+@pytest.mark.parametrize("name", [*CASES, *UNNUMBERED])
+def test_all_that_can_be_cut_of_odd_files_is_in_time_in_every_second(
     name: str,
     cases_dir: Path,  # noqa: F811
+    base_audio: Floats,
     tmp_path: Path,
 ) -> None:
-    hz = 16_000
-    base_path = cases_dir / "00_plain.mp4"
-    base_video = probed(base_path)
-    base = media.read_audio(base_path, base_video, 0.0, base_video.end_s, hz)
     path = cases_dir / name
     video = probed(path)
-    start_s, length_s = SPANS_S[name]
-    clip = clip_of(video, video.start_s + start_s, round(length_s * FPS))
-    mp4 = cut_from(path, video, clip, tmp_path)
-    for error in measure_errors(mp4, clip, path, video):
-        assert abs(error.frame_s or 0.0) <= 1 / FPS and abs(error.audio_s or 0.0) <= 0.002, error
-    # What is measured against the source is true of the bar code and the base's audio as well.
-    cut_path = tmp_path / "clip.mp4"
-    cut_video = probed(cut_path)
-    audio = media.read_audio(cut_path, cut_video, 0.0, clip.duration_s, hz)
-    for frame in media.read_frames(cut_path, cut_video):
-        at = round(frame.time_s * FPS)
-        if at % 25 != 12:
-            continue
-        number = number_of(frame.rgb(clip.width_px, clip.height_px))
-        piece = audio[round((at / FPS - 0.25) * hz) : round((at / FPS + 0.25) * hz)]
-        error_s = lag_s(piece, base, number / FPS - 0.25, hz)
-        assert abs(error_s) <= 1 / FPS + 1 / hz, f"second {at // 25}: audio is {error_s * 1000:.0f} ms off"
+    # What is true of the wild and the repeated timestamps is the plain file's time.
+    true_path = cases_dir / GRID[0] if name in GRID else path
+    true_video = probed(true_path)
+    clips = list(cut_whole(path, video, tmp_path))
+    assert sum(clip.duration_s for clip, _ in clips) >= CUT_S.get(name, 7.9)
+    for clip, mp4 in clips:
+        errors = measure_errors(mp4, clip, true_path, true_video)
+        assert len(errors) == int(clip.duration_s)
+        for error in errors:
+            assert error.frame_s is not None and abs(error.frame_s) <= 1 / FPS, error
+            assert abs(error.audio_s or 0.0) <= 0.002, error
+        if name in CASES:
+            check_numbers(tmp_path, clip, mp4, base_audio)
+
+
+def check_numbers(folder: Path, clip: Clip, mp4: bytes, base: Floats) -> None:
+    """Every frame's bar code against the place of the audio around it in the base, in every second."""
+    hz = AUDIO_HZ
+    path = folder / "cut.mp4"
+    path.write_bytes(mp4)
+    video = probed(path)
+    audio = media.read_audio(path, video, 0.0, clip.duration_s)
+    numbers = [
+        number_of(frame.rgb(clip.width_px, clip.height_px)) for frame in media.read_frames(path, video)
+    ]
+    assert len(numbers) == clip.num_frames
+    for second in range(int(clip.duration_s)):
+        middle = round((second + 0.5) * FPS)
+        piece = audio[round((middle / FPS - 0.25) * hz) : round((middle / FPS + 0.25) * hz)]
+        audio_at_s = numbers[middle] / FPS - lag_s(piece, base, numbers[middle] / FPS - 0.25, hz)
+        for index in range(round(second * FPS), round((second + 1) * FPS)):
+            error_s = numbers[index] / FPS - (audio_at_s + (index - middle) / FPS)
+            assert abs(error_s) <= 1 / FPS + 1 / hz, (
+                f"second {second}: frame {index} is {error_s * 1000:.0f} ms off"
+            )
