@@ -1,4 +1,4 @@
-"""Ray for one run: one of its own, or a cluster that is joined; whether it is there; what its errors mean."""
+"""Ray for one run: its own or a cluster that is joined, whether it answers, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -276,9 +276,11 @@ def _handlers() -> dict[int, Any]:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment of workers: one thread each, so that they neither wait for one another nor
-    give other bytes than a single process; the folders of weights, which may be relative; and the
-    switches of telemetry."""
+    """Environment of workers: threads, the folders of weights, and the switches of telemetry.
+
+    Each has one thread, so that they neither wait for one another nor give other bytes than a single process.
+    The folders may be relative here, and are made absolute.
+    """
     env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     env |= telemetry.as_set()
     folders = {name: os.environ.get(name) for name in ("TALKFORGE_MODELS", "TALKFORGE_CACHE")}

@@ -56,5 +56,12 @@ def test_the_index_names_every_page() -> None:
     assert {name for name in pages if f"({name})" not in index} == set()
 
 
+def test_the_page_of_the_architecture_names_every_module_of_the_pipeline() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in ROOT.glob("pipeline/*.py")} - {"__init__.py"}
+    assert len(modules) > 30
+    assert {name for name in modules if f"`{name}`" not in page and f"/{name}`" not in page} == set()
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
