@@ -33,7 +33,7 @@ from talkforge.curation.sync.features import (
     mouth_input,
 )
 from talkforge.schemas.arrays import Doubles, Floats, expect_shape
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Sync
 
@@ -145,7 +145,7 @@ class Scorer:
         try:
             return cls.from_bytes(path.read_bytes(), path.name)
         except OSError as error:
-            raise ModelError(f"sync weights {path.name}: {error.strerror}") from None
+            raise ModelError(f"sync weights {path.name}: {one_line(error)}") from None
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Scorer:

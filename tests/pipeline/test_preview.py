@@ -47,8 +47,7 @@ def test_new_inputs_are_counted_by_their_headers(curated: Any, tmp_path: Path) -
     assert found.input_s == pytest.approx(9.0, abs=0.1)  # headers count the audio's last block, too
     assert found.no_length == ()
     assert found.unreadable == {
-        str(videos / "broken.mp4"): f"{str(videos / 'broken.mp4')!r}: expected a video file, "
-        "found data in no known media format"
+        str(videos / "broken.mp4"): "expected a video file, found data in no known media format"
     }
     assert found.passed_over == (f"{videos}: passed over what is no video by its name: 1 .md",)
     assert (found.measured_s, found.planned_s) == (0, 0)
@@ -88,7 +87,7 @@ def test_weights_are_sorted_by_what_the_run_does_without_them(
     weights = preview(inputs, store, config()).weights
     assert weights.here == ("centerface",)
     assert weights.missing == {}
-    assert weights.to_fetch == ("face_landmarker", "silero_vad")
+    assert weights.to_fetch == ("face_landmarker", "fireredvad_aed", "silero_vad")
     demanding = config("scan.detector=scrfd", "thresholds.min_face_confidence=auto")
     weights = preview(inputs, store, demanding).weights
     assert weights.missing == {"scrfd": registry.how_to_get("scrfd")}
