@@ -463,8 +463,8 @@ class HeldRun:
 def runs(store: Store, folders: Iterable[Path], held_by: Iterable[HeldBy]) -> list[HeldRun]:
     """Training runs that read a snapshot which held what was erased.
 
-    Runs of earlier versions do not say which snapshot they read. They are listed, without numbers, where
-    their configuration names shards of this data set.
+    Runs of earlier versions do not say which snapshot they read, nor do runs on shards without snapshots.
+    They are listed, without numbers, where their configuration names shards of this data set.
 
     Args:
         store: the data set.
@@ -481,19 +481,20 @@ def runs(store: Store, folders: Iterable[Path], held_by: Iterable[HeldBy]) -> li
             raise CommandError(f"--runs {folder}: no such folder")
         for path in sorted(folder.rglob("run.json")):
             noted = _noted(path)
-            numbers = sorted({sums[one] for one in noted or () if one in sums})
-            if numbers or (noted is None and _names_shards_of(store, path.with_name("config.yaml"))):
+            numbers = sorted({sums[one] for start in noted for one in start.values() if one in sums})
+            is_silent = any(store.root not in start for start in noted)
+            if numbers or (is_silent and _names_shards_of(store, path.with_name("config.yaml"))):
                 found.append(HeldRun(str(path.parent), tuple(numbers)))
     return found
 
 
-def _noted(path: Path) -> list[str] | None:
-    """sha256 of the manifests that a run has read; None where it does not say."""
+def _noted(path: Path) -> list[dict[str, str]]:
+    """For each start of a run: data set -> sha256 of the manifest that it read, as far as it says."""
     try:
         starts = json.loads(path.read_bytes())["starts"]
-        return [snapshot["sha256"] for start in starts for snapshot in start["snapshots"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return [{one["dataset"]: one["sha256"] for one in start.get("snapshots", ())} for start in starts]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [{}]
 
 
 def _names_shards_of(store: Store, config: Path) -> bool:

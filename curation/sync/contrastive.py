@@ -12,13 +12,11 @@ In shapes, F is frames at `SYNC_HZ`, M mouth measures, B audio bands, D numbers 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +31,8 @@ from talkforge.curation.sync.features import (
     mouth_input,
 )
 from talkforge.schemas.arrays import Doubles, Floats, expect_shape
-from talkforge.schemas.errors import ModelError, one_line
-from talkforge.schemas.npz import npz_bytes
+from talkforge.schemas.errors import DatasetError, ModelError, one_line
+from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.records import Sync
 
 SEARCH = 15
@@ -159,18 +157,18 @@ class Scorer:
             ModelError: it is not such a scorer.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                about = json.loads(file["about"].item())
-                if about["format"] != _FORMAT:
-                    raise ValueError(f"format {about['format']}")
-                networks = tuple(
-                    Network(
-                        *(_read_stack(file, f"{number}/{side}", dilations) for side, dilations in one.items())
-                    )
-                    for number, one in enumerate(about["networks"])
+            arrays = read_npz(data, name)
+            about = json.loads(arrays["about"].item())
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}")
+            networks = tuple(
+                Network(
+                    *(_read_stack(arrays, f"{number}/{side}", dilations) for side, dilations in one.items())
                 )
-                return cls(about["name"], networks, Calibration(**about["calibration"]))
-        except (KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
+                for number, one in enumerate(about["networks"])
+            )
+            return cls(about["name"], networks, Calibration(**about["calibration"]))
+        except (DatasetError, KeyError, ValueError, TypeError) as error:
             raise ModelError(f"sync weights {name}: expected those of this version: {error}") from None
 
     @staticmethod
@@ -180,8 +178,7 @@ class Scorer:
         Args:
             data: its content.
         """
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return dict(json.loads(file["about"].item()))
+        return dict(json.loads(read_npz(data, "sync weights", ("about",))["about"].item()))
 
     def to_bytes(self, about: Mapping[str, Any] | None = None) -> bytes:
         """The npz file of the scorer, weights as float16.
@@ -361,9 +358,9 @@ def _drift(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> float | 
 # ---------------------------------------------------------------------------- the network
 
 
-def _read_stack(file: Any, prefix: str, dilations: list[int]) -> tuple[Conv, ...]:
+def _read_stack(arrays: Mapping[str, Floats], prefix: str, dilations: list[int]) -> tuple[Conv, ...]:
     read = [
-        [file[f"{prefix}/{i}/{part}"].astype(np.float64) for part in ("weight", "bias")]
+        [arrays[f"{prefix}/{i}/{part}"].astype(np.float64) for part in ("weight", "bias")]
         for i in range(len(dilations))
     ]
     return tuple(

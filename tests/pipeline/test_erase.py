@@ -267,7 +267,11 @@ def test_a_list_by_command_and_then_everybody(footage: Footage, tmp_path: Path) 
         (runs / name / "run.json").write_text(json.dumps({"starts": [start]}))
     (runs / "old").mkdir()
     (runs / "old" / "run.json").write_text(json.dumps({"starts": [{"step": 0}]}))
-    (runs / "old" / "config.yaml").write_text(f"data: {{shards: {store.root}/shards/train-000000.tar}}")
+    (runs / "plain").mkdir()  # it began before the data set had snapshots, and went on with one
+    other = {"snapshots": [{"dataset": store.root, "number": 2, "sha256": "0" * 64}]}
+    (runs / "plain" / "run.json").write_text(json.dumps({"starts": [{"snapshots": []}, other]}))
+    for name in ("old", "other", "plain"):
+        (runs / name / "config.yaml").write_text(f"data: {{shards: {store.root}/shards/train-000000.tar}}")
     command = ("erase", store.root, "--list", names, "--runs", runs, "--json")
     before = {name: store.read(name) for name in store.list()}
 
@@ -277,6 +281,7 @@ def test_a_list_by_command_and_then_everybody(footage: Footage, tmp_path: Path) 
     assert dry["inputs"] == sorted(names.read_text().split())
     assert dry["runs"] == [
         {"folder": str(runs / "old"), "snapshots": []},
+        {"folder": str(runs / "plain"), "snapshots": []},
         {"folder": str(runs / "read"), "snapshots": [1]},
     ]
     assert {name: store.read(name) for name in store.list()} == before
