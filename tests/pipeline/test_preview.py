@@ -87,7 +87,7 @@ def test_weights_are_sorted_by_what_the_run_does_without_them(
     weights = preview(inputs, store, config()).weights
     assert weights.here == ("centerface",)
     assert weights.missing == {}
-    assert weights.to_fetch == ("face_landmarker", "fireredvad_aed", "silero_vad")
+    assert weights.to_fetch == ("face_landmarker", "silero_vad", "fireredvad_aed")
     demanding = config("scan.detector=scrfd", "thresholds.min_face_confidence=auto")
     weights = preview(inputs, store, demanding).weights
     assert weights.missing == {"scrfd": registry.how_to_get("scrfd")}
