@@ -21,6 +21,7 @@ from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, Scorer
 from talkforge.curation.sync.features import SYNC_HZ
 from talkforge.curation.sync.fitting import SHIFTS, Case, cases
+from talkforge.curation.verdict import repair_s
 from talkforge.schemas.arrays import Doubles
 from talkforge.schemas.config import Thresholds
 
@@ -59,6 +60,7 @@ def main(
     by_length(found, scorer)
     by_shift(found, scorer)
     by_threshold(found, scorer)
+    by_repair(found, scorer)
     by_person(found, scorer)
     reliable = reliability(found, scorer)
     fakes(folder, [row for row in rows if row["folder"] == "fake"], scorer, cache)
@@ -160,6 +162,30 @@ def by_threshold(found: Sequence[Case], scorer: Scorer) -> None:
                 f"{(true >= least).mean():.0%}, {(voice >= least).mean():.1%}, {(far >= least).mean():.1%}"
             )
         typer.echo(f"| {least:g} | " + " | ".join(shown) + " |")
+
+
+def by_repair(found: Sequence[Case], scorer: Scorer) -> None:
+    """How many pieces `thresholds.repair_sync` moves of those that are off, true and wrong."""
+    typer.echo(
+        "\n| pieces of | off by 240 to 400 ms: moved | of these not within 1 frame of the piece's own zero |"
+        " other voice moved | frozen moved | true moved |\n|---|---|---|---|---|---|"
+    )
+    thresholds = Thresholds(repair_sync=True)
+    for length_s in LENGTHS_S:
+        moved: dict[str, list[bool]] = {"off": [], "voice": [], "frozen": [], "true": []}
+        wrong, zero = [], 0
+        for case in (case for case in found if case.length_s == length_s):
+            sync = contrastive.by_evidence(case.evidence, SYNC_HZ, scorer)
+            assert sync.sync_offset_frames is not None
+            if case.kind == "true":
+                zero = sync.sync_offset_frames
+            kind = "off" if _far(case) and abs(case.lag or 0) <= 10 else case.kind
+            if kind in moved:
+                moved[kind].append(repair_s(sync.model_dump() | {"fps": SYNC_HZ}, thresholds) != 0)
+                if kind == "off" and moved[kind][-1]:
+                    wrong.append(abs(sync.sync_offset_frames - zero - (case.lag or 0)) > 1)
+        off, *others = (f"{np.mean(moved[kind]):.1%}" for kind in moved)
+        typer.echo(f"| {length_s:g} s | {off} | {sum(wrong)} of {len(wrong)} | {' | '.join(others)} |")
 
 
 def by_person(found: Sequence[Case], scorer: Scorer) -> None:

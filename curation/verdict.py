@@ -27,6 +27,16 @@ LIKELY_FROM = 0.8
 """Least probability from which what a measurement presumes is taken to be so. Source: ours."""
 
 
+REPAIR_FROM = 0.95
+"""Least `sync_offset_probability` of audio that is moved. Source: ours, docs/sync.md."""
+
+REPAIR_SD_S = 0.04
+"""Largest standard deviation of an offset by which audio is moved, a frame of 25/s. Source: likewise."""
+
+REPAIR_DRIFT_S = 0.08
+"""Largest drift of audio that is moved, two frames of 25/s. Source: ours; beyond it none is right."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """One reason for which a clip is rejected.
@@ -202,16 +212,44 @@ def gate(duration_s: float, speech_fraction: float, face_px: float, config: Meas
     return None
 
 
+def repair_s(row: Mapping[str, Any], thresholds: Thresholds) -> float:
+    """By how many seconds the audio of a clip is to be moved so that it fits the mouth; positive: delayed.
+
+    Zero where `thresholds.repair_sync` is off, where the offset is within
+    `thresholds.max_abs_sync_offset_frames` or that rule is off, and where the offset is not sure or drifts.
+
+    Args:
+        row: the clip's ledger row; the columns of the sync are read, and `fps`.
+        thresholds: limits of the rules.
+    """
+    limit, frames = thresholds.max_abs_sync_offset_frames, row.get("sync_offset_frames")
+    if not thresholds.repair_sync or limit is None or frames is None or abs(frames) <= limit:
+        return 0.0
+    probability, deviation = row.get("sync_offset_probability"), row.get("sync_offset_sd_frames")
+    drift = abs(row.get("sync_drift_frames") or 0.0)
+    sure = (
+        probability is not None
+        and probability >= REPAIR_FROM
+        and deviation is not None
+        and deviation <= REPAIR_SD_S * row["fps"]
+        and drift <= REPAIR_DRIFT_S * row["fps"]
+    )
+    return float(frames / row["fps"]) if sure else 0.0
+
+
 def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     """The verdict on one clip, with all its reasons in the order of the funnel.
 
     Args:
         row: the clip's ledger row, from column name to value (None: not measured). Besides the columns of
             the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
-            `active_speaker` (False where another face in view speaks), `crop_width_px`, `language` and
-            `num_forbidden_words`.
+            `active_speaker` (False where another face in view speaks), `crop_width_px`, `language`,
+            `num_forbidden_words` and `audio_shift_s`. A clip whose audio is moved is judged by what its sync
+            is then: its offset is none, and its probability is `sync_offset_probability`.
         thresholds: limits of the rules. None switches a rule off.
     """
+    if row.get("audio_shift_s"):
+        row = {**row, "sync_offset_frames": 0, "sync_probability": row["sync_offset_probability"]}
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
     if stopped and all(reason.code != stopped for reason in reasons):

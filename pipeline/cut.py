@@ -11,6 +11,7 @@ waits in `shards.next/pieces` until the shard is put together.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import logging
 import tempfile
@@ -22,6 +23,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation import media
+from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import lips
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
@@ -32,11 +34,12 @@ from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import sample, scratch, tar
 from talkforge.schemas.arrays import ClipArrays, Floats
-from talkforge.schemas.config import ShardConfig, TextSource
-from talkforge.schemas.errors import DatasetError, RunError, one_line
+from talkforge.schemas.config import ShardConfig, SpeechConfig, TextSource
+from talkforge.schemas.errors import DatasetError, MissingExtraError, ModelError, RunError, one_line
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, ShardManifest
+from talkforge.schemas.units import features_from_frames
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,8 @@ class Order:
     """[D], empty where no face embedding was measured."""
     text: str = ""
     """What the txt member holds."""
+    speech: SpeechConfig | None = None
+    """The encoder by which audio that is moved is embedded; None where it is not moved."""
 
     @property
     def key(self) -> str:
@@ -154,9 +159,21 @@ def orders(
     models: Mapping[str, str],
     measure_hash: str,
     tool_version: str,
+    speech: SpeechConfig,
     text: TextSource = "none",
 ) -> dict[str, Order]:
-    """What to cut: one order for each accepted clip, by clip id; `text` is that of the `ShardConfig`."""
+    """What to cut: one order for each accepted clip, by clip id.
+
+    Args:
+        selection: says what is accepted, and by how much audio is moved.
+        videos: by id.
+        stamps: state of each video's file, by the video's id.
+        models: name -> sha256 of what measured.
+        measure_hash: hash of the measuring configuration.
+        tool_version: of this program.
+        speech: the encoder that measured.
+        text: that of the `ShardConfig`.
+    """
     found = {}
     for row in selection.rows:
         if not row.accepted:
@@ -181,11 +198,18 @@ def orders(
             person_id=row.person_id,
             verdict=selection.verdicts[row.clip_id],
             provenance=provenance,
+            audio_shift_s=row.audio_shift_s or 0.0,
             source=selection.listed.get(row.clip_id, {}),
         )
         identity = clip.features.get("identity", np.zeros(0, np.float32))
         found[row.clip_id] = Order(
-            clip.part, meta, video, stamps[row.video_id], identity, chosen.text if chosen else ""
+            clip.part,
+            meta,
+            video,
+            stamps[row.video_id],
+            identity,
+            chosen.text if chosen else "",
+            speech if meta.audio_shift_s else None,
         )
     return found
 
@@ -359,7 +383,7 @@ def _cut_into(spool: Path, task: CutTask, order: Order, path: Path) -> Iterator[
 
 def _failed(store: Store, order: Order, error: Exception) -> Failure:
     """The row of a clip that cannot be cut; what concerns the whole run is raised."""
-    if isinstance(error, RunError):
+    if isinstance(error, (RunError, ModelError, MissingExtraError)):
         raise error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise RunError(f"no space left for cutting clips in {tempfile.gettempdir()}") from None
@@ -438,14 +462,20 @@ def _spooled(task: CutTask, spool: Path) -> Iterator[tuple[str, Members]]:
 def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
     """Members of one sample, cut from the video at `path`.
 
+    Where the audio is moved, its speech features are computed again.
+
     Raises:
         MediaError: the video cannot be read any more.
         DatasetError: the clip's arrays are missing, or do not fit the clip.
+        ModelError, MissingExtraError: audio is moved, and the encoder of the data set is not here.
     """
-    clip, video = order.meta.clip, order.video
+    clip, video, shift_s = order.meta.clip, order.video, order.meta.audio_shift_s
     arrays = read_arrays(store, order.part, clip.clip_id, order.identity)
-    stereo = media.read_audio(path, video, clip.start_s, clip.end_s, AUDIO_HZ, AUDIO_CHANNELS)
-    mono = media.read_audio(path, video, clip.start_s, clip.end_s)
+    begin_s, end_s = clip.start_s - shift_s, clip.end_s - shift_s
+    stereo = media.read_audio(path, video, begin_s, end_s, AUDIO_HZ, AUDIO_CHANNELS)
+    mono = media.read_audio(path, video, begin_s, end_s)
+    if order.speech is not None:
+        arrays = replace(arrays, speech=_embedded(mono, order, order.speech))
     with scratch.folder() as folder:
         out = folder / "clip.mp4"
         media.encode_mp4(out, _frames(path, video, clip), clip.fps, stereo, config.crf, config.preset)
@@ -461,6 +491,24 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
         order.meta, arrays, bits, mp4=mp4, flac=media.encode_flac(mono), face_jpg=_jpeg(arrays.face_rgb),
         text=order.text,
     )  # fmt: skip
+
+
+def _embedded(samples: Floats, order: Order, config: SpeechConfig) -> np.ndarray:
+    """Speech features of moved audio, by the encoder that embedded all other clips of the data set."""
+    encoder, clip = _encoder(config.model_dump_json()), order.meta.clip
+    if encoder.sha256 and encoder.sha256 not in order.meta.provenance.models.values():
+        raise ModelError(
+            f"{config.embedding}: not the speech encoder that the data set was measured with (found sha256 "
+            f"{encoder.sha256}), which has to embed audio that is moved (thresholds.repair_sync)"
+        )
+    (features,) = encoder.encode([samples], [features_from_frames(clip.num_frames, clip.fps)])
+    return features
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(config_json: str) -> speech_encoders.SpeechEncoder:
+    """The encoder of a `SpeechConfig` in JSON; kept for the process."""
+    return speech_encoders.load_speech_encoder(SpeechConfig.model_validate_json(config_json))
 
 
 def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:

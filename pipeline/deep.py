@@ -187,7 +187,7 @@ def _compare(
         if digest != meta.provenance.sha256:
             return [], [f"its source has changed: expected sha256 {meta.provenance.sha256}, found {digest}"]
         assert row.video is not None
-        errors = measure_errors(members["mp4"], meta.clip, path, row.video)
+        errors = measure_errors(members["mp4"], meta.clip, path, row.video, meta.audio_shift_s)
     except (DatasetError, MediaError, KeyError) as error:
         return [], [f"cannot be compared with its source: {error}"]
     return errors, [what for error in errors for what in _wrong(error, meta.clip)]
@@ -211,7 +211,9 @@ def _wrong(error: SecondError, clip: Clip) -> Iterator[str]:
             )
 
 
-def measure_errors(mp4: bytes, clip: Clip, path: Path, video: Video) -> list[SecondError]:
+def measure_errors(
+    mp4: bytes, clip: Clip, path: Path, video: Video, audio_shift_s: float = 0.0
+) -> list[SecondError]:
     """Where in its source every second of a clip is found, against where it should be.
 
     Args:
@@ -219,6 +221,7 @@ def measure_errors(mp4: bytes, clip: Clip, path: Path, video: Video) -> list[Sec
         clip: where in the source it lies.
         path: local copy of the source.
         video: what the probe found of the source.
+        audio_shift_s: by how much the clip's audio was moved when it was cut; positive: delayed.
 
     Raises:
         MediaError: one of the two cannot be decoded.
@@ -236,7 +239,7 @@ def measure_errors(mp4: bytes, clip: Clip, path: Path, video: Video) -> list[Sec
         (frame.time_s, _small(frame, clip, of_source=True))
         for frame in media.read_frames(path, video, begin_s, end_s)
     ]
-    source_audio = media.read_audio(path, video, begin_s, end_s)
+    source_audio = media.read_audio(path, video, begin_s - audio_shift_s, end_s - audio_shift_s)
     return [
         SecondError(
             second, _frame_error_s(second, shown, source, clip), _audio_error_s(second, audio, source_audio)

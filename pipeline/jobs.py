@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasureProgress:
-    """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named and
-    near duplicates are found."""
+    """How far measuring is; `kept_s` counts by the thresholds in force, before speakers are named,
+    near duplicates are found and audio is moved."""
 
     parts_done: int
     parts: int
@@ -356,6 +356,7 @@ def shard(
         {use.name: use.sha256 for use in dataset.models},
         config_hash(dataset.config.measure),
         tool_version(),
+        dataset.config.measure.speech,
         dataset.config.shards.text,
     )
     config = dataset.config.shards

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from talkforge.curation import words
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
-from talkforge.curation.verdict import NEAR_DUPLICATE, judge
+from talkforge.curation.verdict import NEAR_DUPLICATE, judge, repair_s
 from talkforge.pipeline import attempts, shards, tables
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
@@ -161,6 +161,8 @@ def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) 
     _name_speakers(clips, flat)
     for clip, row in zip(clips, flat, strict=True):
         row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
+    for (_, entry), row in zip(found, flat, strict=True):
+        row["audio_shift_s"] = _audio_shift_s(row, entry, config.thresholds)
     verdicts = {row["clip_id"]: judge(row, config.thresholds) for row in flat}
     for row in flat:
         verdict = verdicts[row["clip_id"]]
@@ -223,6 +225,21 @@ def _flat(clip: CommittedClip, entry: IngestRow) -> dict[str, Any]:
     for name in ("source", "licence", "consent", "person"):
         row[name] = getattr(given, name)
     return row
+
+
+def _audio_shift_s(row: Mapping[str, Any], entry: IngestRow, thresholds: Thresholds) -> float | None:
+    """By how much the audio is moved when the clip is cut; None where not at all.
+
+    It is not moved where the audio that fits the mouth is not all in the file, or lies outside the span that
+    the input names: there would be silence in its place, or what the user left out.
+    """
+    shift_s, video = repair_s(row, thresholds), entry.video
+    if not shift_s or video is None or video.audio_start_s is None:
+        return None
+    audio_end_s = video.end_s if video.audio_end_s is None else video.audio_end_s
+    first_s, last_s = entry.input.span_s
+    inside = row["start_s"] - shift_s >= max(first_s, video.audio_start_s)
+    return shift_s if inside and row["end_s"] - shift_s <= min(last_s, audio_end_s) else None
 
 
 def _name_speakers(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]]) -> None:

@@ -33,15 +33,17 @@ def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds
     return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], limits)
 
 
-def rank(row: Mapping[str, Any]) -> tuple[float, float, float, str]:
+def rank(row: Mapping[str, Any]) -> tuple[float, bool, float, float, str]:
     """Sorts the better of two ledger rows before the worse.
 
     First the longer one, if it lies between higher powers of two seconds: of a talk and an excerpt
-    of it the talk is kept. Then the larger face, then the surer sync, then the lower id.
+    of it the talk is kept. Then the one whose audio is not moved, then the larger face, then the surer
+    sync, then the lower id.
     """
     confidence = row["sync_confidence"]
     octave = math.floor(math.log2(row["duration_s"]))
-    return -octave, -row["face_px"], math.inf if confidence is None else -confidence, row["clip_id"]
+    surer = math.inf if confidence is None else -confidence
+    return -octave, row["audio_shift_s"] is not None, -row["face_px"], surer, row["clip_id"]
 
 
 def _fingerprint(row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:

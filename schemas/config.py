@@ -354,6 +354,10 @@ class Thresholds(Section):
         False,
         description="Fit the sync networks further on the data set's own footage (docs/sync.md). Needs the extra `torch`, 2 minutes of ten people that are in sync, and a minute or two of one core whenever footage was added; the fitted weights stay in the data set.",
     )
+    repair_sync: bool = Field(
+        False,
+        description="Move the audio of a clip that is out of sync by its measured offset when it is cut, where that offset is sure and the file has audio for it (docs/sync.md), instead of rejecting the clip. Off by default: the clips are then no longer what the source holds, and what else is measured of the audio is of the span before it was moved.",
+    )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(
         True,

@@ -719,6 +719,10 @@ class LedgerRow(Record):
     sync_offset_sd_frames: float | None
     sync_drift_frames: float | None
     sync_method: str | None
+    audio_shift_s: float | None
+    """Seconds by which the audio is moved when the clip is cut (positive: delayed), see
+    `thresholds.repair_sync`; None where it stays as it is in the source. Columns about audio describe it
+    before it is moved."""
     speaking_fraction: float | None
     sync_c: float | None
     sync_d: float | None

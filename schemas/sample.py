@@ -113,6 +113,9 @@ class SampleMeta(Record):
     person_id: str | None
     verdict: Verdict
     provenance: Provenance
+    audio_shift_s: float = 0.0
+    """Seconds by which the audio of the sample was moved against its source; positive: delayed. The audio is
+    that of the source from `measures.clip.start_s - audio_shift_s` on."""
     source: dict[str, str] = Field(default_factory=dict)
     """Further columns of the list that named the input. Every sample of a data set has the same ones."""
 

@@ -279,6 +279,19 @@ def score(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> Sync:
         return Sync(
             sync_method=scorer.name, sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=None
         )
+    return by_evidence(evidence, fps, scorer).model_copy(
+        update={"sync_drift_frames": _drift(mouth, bands, fps, scorer)}
+    )
+
+
+def by_evidence(evidence: Evidence, fps: float, scorer: Scorer) -> Sync:
+    """What `score` says of a clip, without the drift.
+
+    Args:
+        evidence: of the clip, by the scorer.
+        fps: frame rate of the clip.
+        scorer: weights and calibration.
+    """
     found = posterior(scorer.log_ratios(evidence))
     offset, deviation = _offset(found.lags)
     moved = posterior(np.roll(scorer.log_ratios(evidence), -round(offset)))
@@ -292,7 +305,6 @@ def score(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> Sync:
         sync_probability=round(float(found.lags[np.abs(LAGS) <= IN_SYNC].sum()), 4),
         sync_offset_probability=round(float(moved.lags[np.abs(LAGS) <= IN_SYNC].sum()), 4),
         sync_offset_sd_frames=round(deviation * frames, 2),
-        sync_drift_frames=_drift(mouth, bands, fps, scorer),
     )
 
 

@@ -60,6 +60,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("sync_offset_probability", "The same once the audio is moved by its offset"),
     Measure("sync_offset_sd_frames", "Standard deviation of the audio offset"),
     Measure("sync_drift_frames", "Audio offset of the second half minus the first"),
+    Measure("audio_shift_s", "By how much the audio is moved (positive: delayed)"),
     Measure("sync_confidence", "Significance of the sync peak"),
     Measure("sync_zero_confidence", "Significance of sync at zero lag"),
     Measure("speaking_fraction", "Fraction of the speech in which the face is seen to speak"),
@@ -134,7 +135,8 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
     """
     others = broken.drop(columns=rule.code).any(axis=1)
     open_ = clips[~others & clips["failure"].isna() & clips["stopped_by"].isna()]
-    values = open_[rule.field].abs() if rule.absolute else open_[rule.field]
+    values = _judged(rule.field, open_)
+    values = values.abs() if rule.absolute else values
     if rule.likely:
         values = values.where(~(open_[rule.likely] < LIKELY_FROM))
     if not values.notna().any():
@@ -152,6 +154,15 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
         **threshold_of(rule, config),
         "points": [kept(point) for point in sorted(points)],
     }
+
+
+def _judged(field: str, clips: pd.DataFrame) -> pd.Series:
+    """What a rule compares: the measurement, or what it is once the audio is moved (see `verdict.judge`)."""
+    if field == "sync_offset_frames":
+        return clips[field].where(clips["audio_shift_s"].isna(), 0.0)
+    if field == "sync_probability":
+        return clips[field].where(clips["audio_shift_s"].isna(), clips["sync_offset_probability"])
+    return clips[field]
 
 
 def histogram(measure: Measure, clips: pd.DataFrame, config: Config) -> dict[str, Any] | None:

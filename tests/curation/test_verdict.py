@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from talkforge.curation.verdict import CODES, REJECTIONS, RULES, gate, judge
+from talkforge.curation.verdict import CODES, REJECTIONS, RULES, gate, judge, repair_s
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import LedgerRow
 
@@ -236,6 +236,57 @@ def test_an_offset_counts_where_the_audio_is_likely_to_belong_to_the_mouth(
 ) -> None:
     """Audio that belongs to nobody has a best offset too. Earlier versions told only sure offsets."""
     assert codes({"sync_offset_frames": 9, "sync_offset_probability": probability}) == expected
+
+
+OFF = {
+    "fps": 25.0,
+    "sync_offset_frames": 6,
+    "sync_probability": 0.01,
+    "sync_offset_probability": 0.99,
+    "sync_offset_sd_frames": 0.4,
+    "sync_drift_frames": 0.5,
+}
+"""Columns of a clip whose audio is 240 ms early beyond doubt."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected_s"),
+    [
+        ({}, 0.24),
+        ({"sync_offset_frames": -6}, -0.24),
+        ({"sync_offset_frames": 4}, 0.16),
+        ({"sync_offset_frames": 3}, 0.0),
+        ({"sync_offset_frames": None}, 0.0),
+        ({"sync_offset_probability": 0.94}, 0.0),
+        ({"sync_offset_probability": None}, 0.0),
+        ({"sync_offset_sd_frames": 1.01}, 0.0),
+        ({"sync_offset_sd_frames": None}, 0.0),
+        ({"sync_drift_frames": -2.1}, 0.0),
+        ({"sync_drift_frames": None}, 0.24),
+        ({"fps": 50.0, "sync_offset_sd_frames": 1.9, "sync_drift_frames": 3.9}, 0.12),
+    ],
+)
+def test_audio_is_moved_by_an_offset_that_is_large_sure_and_constant(
+    changes: dict[str, Any], expected_s: float
+) -> None:
+    assert repair_s(OFF | changes, Thresholds(repair_sync=True)) == pytest.approx(expected_s)
+    assert repair_s(OFF | changes, Thresholds()) == 0.0
+    assert repair_s(OFF | changes, Thresholds(repair_sync=True, max_abs_sync_offset_frames=None)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"audio_shift_s": 0.24}, []),
+        ({"audio_shift_s": None}, ["out_of_sync", "sync_unlikely"]),
+        ({"audio_shift_s": 0.24, "sync_offset_probability": 0.7}, ["sync_unlikely"]),
+        ({"audio_shift_s": 0.24, "snr_db": 14.9}, ["noisy"]),
+    ],
+)
+def test_a_clip_is_judged_by_its_sync_once_the_audio_is_moved(
+    changes: dict[str, Any], expected: list[str]
+) -> None:
+    assert codes(OFF | changes) == expected
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import media
+from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import cut, jobs, tables
 from talkforge.pipeline.cut import Order
@@ -25,8 +26,8 @@ from talkforge.pipeline.ingest import IngestRow, stamp_of
 from talkforge.pipeline.shards import ShardPlan, read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
-from talkforge.schemas.config import ShardConfig, apply_settings
-from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.config import ShardConfig, SpeechConfig, apply_settings
+from talkforge.schemas.errors import DatasetError, ModelError
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Input, Verdict, Video, clip_id
 from talkforge.schemas.sample import Provenance, SampleMeta
@@ -110,6 +111,48 @@ def test_frames_and_samples_are_those_of_the_source(
     assert clicks_heard(heard, 16_000) == pytest.approx([0.2, 0.9], abs=0.001)
     sound = media.read_audio(tmp_path / "clip.mp4", again, 0, clip.duration_s, hz=48_000)
     assert clicks_heard(sound, 48_000) == pytest.approx([0.2, 0.9], abs=0.002)
+
+
+@pytest.mark.parametrize("shift_s", [0.2, -0.2])
+def test_moved_audio_is_cut_from_elsewhere_and_embedded_again(
+    film: tuple[Path, Video], tmp_path: Path, shift_s: float
+) -> None:
+    path, video = film
+    store, clip = Store(str(tmp_path / "set")), clip_of(video, 0.4, 1.4, 25.0)
+    store_arrays(store, clip)
+    order = order_of(video, clip)
+    meta = order.meta.model_copy(update={"audio_shift_s": shift_s})
+    members = cut.cut(store, replace(order, meta=meta, speech=SpeechConfig()), path, ShardConfig())
+    found = sample.decode(clip.clip_id, members)
+    heard = media.decode_flac(found.flac)
+    clicks_s = [at_s for at_s in (0.2 + shift_s, 0.9 + shift_s) if 0 <= at_s < 1]
+    assert clicks_heard(heard, 16_000) == pytest.approx(clicks_s, abs=0.001)
+    (tmp_path / "clip.mp4").write_bytes(found.mp4)
+    again = probe(tmp_path / "clip.mp4", Input(uri="clip.mp4"), "0" * 64)
+    sound = media.read_audio(tmp_path / "clip.mp4", again, 0, clip.duration_s, hz=48_000)
+    assert clicks_heard(sound, 48_000) == pytest.approx(clicks_s, abs=0.002)
+    shown = [number_of(frame.rgb()) for frame in media.read_frames(tmp_path / "clip.mp4", again)]
+    assert shown == list(range(10, 35))
+    source = media.read_audio(path, video, 0.4 - shift_s, 1.4 - shift_s)
+    (expected,) = LogMelEncoder().encode([source], [50])
+    np.testing.assert_array_equal(found.speech, expected)
+    assert found.meta.audio_shift_s == shift_s
+
+
+def test_moved_audio_is_not_embedded_by_another_encoder_than_the_rest(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, video = film
+    store, clip = Store(str(tmp_path / "set")), clip_of(video, 0.4, 1.4, 25.0)
+    store_arrays(store, clip)
+    order = order_of(video, clip)
+    order = replace(order, meta=order.meta.model_copy(update={"audio_shift_s": 0.2}), speech=SpeechConfig())
+    other = LogMelEncoder()
+    monkeypatch.setattr(other, "sha256", "ab", raising=False)
+    monkeypatch.setattr(cut, "_encoder", lambda _: other)
+    plan = ShardPlan("train-000000", (clip.clip_id,), "x")
+    with pytest.raises(ModelError, match="logmel-80: not the speech encoder that the data set was measured"):
+        cut.cut_shards(store, [plan], {clip.clip_id: order}, ShardConfig(), InlineExecutor())
 
 
 def test_the_mask_is_the_filled_contour_and_empty_where_it_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,39 @@ def test_a_changed_threshold_changes_the_verdict_and_nothing_else() -> None:
     assert (before.accepted, after.accepted) == (False, True)
     changed = {name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)}
     assert changed == {"accepted", "reasons", "reason_details", "split", "omega_face"}
+
+
+@pytest.mark.parametrize(
+    ("start_s", "frames", "span", "expected_s"),
+    [
+        (10.0, 6, {}, 0.24),
+        (10.0, -6, {}, -0.24),
+        (0.2, 6, {}, None),
+        (0.24, 6, {}, 0.24),
+        (0.0, -6, {}, -0.24),
+        (55.8, -6, {}, None),
+        (56.0, 6, {}, 0.24),
+        (10.0, 6, {"start_s": 9.9}, None),
+        (10.0, -6, {"end_s": 14.1}, None),
+        (10.0, 6, {"start_s": 9.0, "end_s": 14.1}, 0.24),
+    ],
+)
+def test_audio_is_moved_where_the_input_has_audio_for_all_of_the_clip(
+    start_s: float, frames: int, span: dict[str, float], expected_s: float | None
+) -> None:
+    """The video is 60 s long, the clip 4 s."""
+    clip = measured(start_s=start_s, sync=0.01)
+    sync = {"sync_offset_frames": frames, "sync_offset_probability": 0.99, "sync_offset_sd_frames": 0.5}
+    assert clip.measures.sync is not None
+    moved = clip.measures.sync.model_copy(update=sync)
+    clip = replace(clip, measures=clip.measures.model_copy(update={"sync": moved}))
+    config = apply_settings({}, ["thresholds.repair_sync=true"])
+    (row,) = select(committed(clip), [planned(1, **span)], config).rows
+    assert row.audio_shift_s == expected_s
+    assert row.reasons == (() if expected_s else ("out_of_sync", "sync_unlikely"))
+    assert (row.sync_offset_frames, row.sync_probability) == (frames, 0.01)
+    (row,) = select(committed(clip), [planned(1, **span)], Config()).rows
+    assert (row.audio_shift_s, row.accepted) == (None, False)
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(None, 64.0), (150.0, 150.0)])

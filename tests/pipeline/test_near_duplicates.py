@@ -26,13 +26,20 @@ from talkforge.schemas.records import LedgerRow
 from tests.conftest import Curated
 
 
-def row(clip_id: str, duration_s: float, face_px: float, sync_confidence: float | None) -> dict[str, Any]:
+def row(
+    clip_id: str,
+    duration_s: float,
+    face_px: float,
+    sync_confidence: float | None,
+    shift_s: float | None = None,
+) -> dict[str, Any]:
     return {
         "clip_id": clip_id, "duration_s": duration_s, "face_px": face_px, "sync_confidence": sync_confidence,
+        "audio_shift_s": shift_s,
     }  # fmt: skip
 
 
-def test_the_longer_by_far_then_the_larger_then_the_surer_comes_first() -> None:
+def test_the_longer_by_far_then_the_unmoved_then_the_larger_then_the_surer_comes_first() -> None:
     best_first = [
         row("f", 16.0, 100, None),
         row("e", 8.1, 300, None),
@@ -40,8 +47,9 @@ def test_the_longer_by_far_then_the_larger_then_the_surer_comes_first() -> None:
         row("b", 8.0, 200, 4.0),
         row("c", 8.0, 200, 4.0),
         row("a", 8.0, 200, None),
+        row("A", 15.9, 400, 9.0, 0.24),
     ]
-    mixed = [best_first[i] for i in (3, 0, 5, 2, 4, 1)]
+    mixed = [best_first[i] for i in (3, 0, 6, 5, 2, 4, 1)]
     assert sorted(mixed, key=rank) == best_first
 
 

@@ -189,6 +189,18 @@ def test_what_if_moves_one_threshold_and_leaves_unknown_clips_out(tables: Tables
     assert in_sync == {0.0: 2, 3.0: 2}, "a clip that was not scored passes, wherever the threshold lies"
 
 
+def test_what_if_takes_a_clip_whose_audio_is_moved_as_it_is_then(tables: Tables) -> None:
+    ledger, *others = tables
+    off = {"sync_offset_frames": 6, "sync_probability": 0.01, "sync_offset_probability": 0.97}
+    moved = clip("c7", A, 6.0, audio_shift_s=0.24, **off)
+    ledger = pd.concat([ledger, pd.DataFrame([moved])], ignore_index=True)
+    what_if = {entry["code"]: entry for entry in statistics(ledger, *others)["what_if"]}
+    kept = {p["threshold"]: p["clips"] for p in what_if["out_of_sync"]["points"]}
+    assert kept == {0.0: 3, 3.0: 3}
+    kept = {p["threshold"]: p["clips"] for p in what_if["sync_unlikely"]["points"]}
+    assert kept == {0.8: 3, 0.97: 3}
+
+
 def test_what_if_at_the_threshold_in_force_is_what_was_accepted(tables: Tables) -> None:
     for entry in statistics(*tables)["what_if"]:
         at_threshold = [p["clips"] for p in entry["points"] if p["threshold"] == entry["threshold"]]
