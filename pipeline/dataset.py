@@ -129,7 +129,8 @@ def exclusive(store: Store, erasing: bool = False) -> Iterator[None]:
 
     Args:
         store: the data set.
-        erasing: whether this run goes on with an erasure that was killed; no other one may.
+        erasing: whether this run may write where an erasure was not finished: the one that goes on with it,
+            and the repair of what it has stopped at.
 
     Raises:
         CommandError: another run is at work on it.

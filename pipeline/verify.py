@@ -6,7 +6,7 @@ tables         every Parquet table has its checksum and holds the rows it should
 timelines      readable
 attempts       readable
 sync           the data set's own networks, and the note of what was scored, are readable
-erased         the tombstones are readable
+erased         the tombstones, and the note of an erasure that was not finished, are readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
 snapshots      every file of each has its checksum; `shards/` shows the current one
@@ -42,7 +42,7 @@ from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
-from talkforge.pipeline.tombstones import TOMBSTONES, read_tombstones
+from talkforge.pipeline.tombstones import JOURNAL, TOMBSTONES, read_tombstones
 from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, first_invalid, one_line
@@ -200,6 +200,11 @@ def _check_tombstones(store: Store) -> Iterator[Problem]:
         read_tombstones(store)
     except DatasetError as error:
         yield Problem(TOMBSTONES, str(error).removeprefix(f"{TOMBSTONES}: "))
+    if store.exists(JOURNAL):
+        try:
+            _read_object(store, JOURNAL)
+        except DatasetError as error:
+            yield Problem(JOURNAL, f"{error}; name again what is to be erased", (JOURNAL,))
 
 
 def _check_latents(store: Store) -> Iterator[Problem]:

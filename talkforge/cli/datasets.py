@@ -367,7 +367,7 @@ def verify(
     problems += compared.problems if compared else ()
     removed: list[str] = []
     if repair and problems:
-        with exclusive(store):
+        with exclusive(store, erasing=True):  # damage may be what an erasure has stopped at
             removed = remove_damaged(store, problems)
     if as_json:
         found = [{"path": problem.path, "what": problem.what} for problem in problems]

@@ -255,6 +255,19 @@ def test_an_erasure_that_is_killed_goes_on(
     assert not store.exists(JOURNAL)
 
 
+def test_damage_that_stops_an_erasure_is_repaired_and_it_goes_on(footage: Footage) -> None:
+    store = footage.store
+    name = next(name for name in store.list("parts") if name.endswith("/windows.parquet"))
+    store.write(name, store.read(name)[:-20])
+    command = ("erase", store.root, "--source", footage.uri("grid_bbaf2n.mpg"))
+    code, _, err = run(*command)
+    assert (code, name in err, erase.is_begun(store)) == (1, True, True)
+    code, out, _ = run("verify", store.root, "--repair")
+    assert (code, name in out, store.exists(name.replace("windows.parquet", "part.json"))) == (3, True, False)
+    code, out, _ = run("erase", store.root)
+    assert (code, "nothing found" in out.splitlines()[-1], erase.is_begun(store)) == (0, True, False)
+
+
 def test_a_list_by_command_and_then_everybody(footage: Footage, tmp_path: Path) -> None:
     store = footage.store
     names = tmp_path / "withdrawn.txt"

@@ -229,6 +229,7 @@ def test_dataset_json(store: Store) -> None:
 def test_tombstones_and_what_sync_keeps(store: Store) -> None:
     """Tombstones are not dropped: what was erased could come back."""
     store.write("erased.json", b'{"version": 2}')
+    store.write("erasing.json", b'{"sha')
     store.write("sync.json", b'{"stat')
     store.write("sync.npz", b"PK")
     found = verify(store)
@@ -236,10 +237,12 @@ def test_tombstones_and_what_sync_keeps(store: Store) -> None:
         ("sync.json", ("sync.json",)),
         ("sync.npz", ("sync.json", "sync.npz")),
         ("erased.json", ()),
+        ("erasing.json", ("erasing.json",)),
     ]
     assert found[0].what == "expected the state of what was scored"
     assert found[1].what.startswith("sync weights sync.npz: expected those of this version: ")
     assert found[2].what.startswith("version: ")
+    assert found[3].what.startswith("expected JSON") and found[3].what.endswith("what is to be erased")
 
 
 def test_parts(store: Store) -> None:
