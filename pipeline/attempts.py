@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from pydantic import ValidationError
-
 from talkforge.pipeline import tables
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part, Window, committed_parts, remaining
 from talkforge.pipeline.store import Store
-from talkforge.schemas.errors import DatasetError, FailureKind, RunError, first_invalid
+from talkforge.schemas.errors import FailureKind, RunError
 from talkforge.schemas.records import Failure
 
 MIN_FAILURES = 10
@@ -119,7 +117,4 @@ def _file(name: str) -> str:
 
 
 def _read(store: Store, name: str) -> Failure:
-    try:
-        return Failure.model_validate_json(store.read(_file(name)))
-    except ValidationError as error:
-        raise DatasetError(f"{_file(name)}: expected a failure, found {first_invalid(error)}") from None
+    return Failure.from_json(store.read(_file(name)), _file(name), "a failure")

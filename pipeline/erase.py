@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from talkforge.pipeline import annotate, calibrate, jobs, ledger, parts, proof, snapshots, tables
 from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested, load_plan
@@ -32,7 +31,7 @@ from talkforge.pipeline.store import Store, at_base, sha256_of
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.pipeline.tombstones import JOURNAL, TOMBSTONES, HeldBy, read_tombstones, write_tombstones
 from talkforge.schemas import tar
-from talkforge.schemas.errors import CommandError, DatasetError, first_invalid
+from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.schemas.records import Record
@@ -293,10 +292,7 @@ def is_begun(store: Store) -> bool:
 def _begun(store: Store) -> Plan | None:
     if not store.exists(JOURNAL):
         return None
-    try:
-        return Plan.model_validate_json(store.read(JOURNAL))
-    except ValidationError as error:
-        raise DatasetError(f"{JOURNAL}: {first_invalid(error)}") from None
+    return Plan.from_json(store.read(JOURNAL), JOURNAL)
 
 
 def _erase_measured(store: Store, plan: Plan) -> None:

@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -147,7 +147,7 @@ def read_index(store: Store) -> Index | None:
     Raises:
         DatasetError: it is damaged.
     """
-    return _parsed(Index, store.read(INDEX), INDEX) if store.exists(INDEX) else None
+    return Index.from_json(store.read(INDEX), INDEX) if store.exists(INDEX) else None
 
 
 def read(store: Store, number: int) -> Snapshot:
@@ -159,7 +159,7 @@ def read(store: Store, number: int) -> Snapshot:
     if number == 0:
         return _unnumbered(store)
     name = manifest_file(number)
-    return _parsed(Snapshot, store.read(name), name)
+    return Snapshot.from_json(store.read(name), name)
 
 
 def current(store: Store) -> Snapshot:
@@ -225,16 +225,6 @@ def _unnumbered(store: Store) -> Snapshot:
         return Snapshot(number=0, shards=shards, files=files)
     except ValidationError as error:
         raise DatasetError(f"{SHARDS}: {first_invalid(error)}") from None
-
-
-Parsed = TypeVar("Parsed", bound=Record)
-
-
-def _parsed(model: type[Parsed], data: bytes, name: str) -> Parsed:
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        raise DatasetError(f"{name}: {first_invalid(error)}") from None
 
 
 def manifest_file(number: int) -> str:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ValidationError
-
 from talkforge.pipeline.store import Store
-from talkforge.schemas.errors import CommandError, DatasetError, first_invalid
+from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import Record
 
 TOMBSTONES = "erased.json"
@@ -56,10 +54,7 @@ def read_tombstones(store: Store) -> Erased:
     """
     if not store.exists(TOMBSTONES):
         return Erased()
-    try:
-        return Erased.model_validate_json(store.read(TOMBSTONES))
-    except ValidationError as error:
-        raise DatasetError(f"{TOMBSTONES}: {first_invalid(error)}") from None
+    return Erased.from_json(store.read(TOMBSTONES), TOMBSTONES)
 
 
 def write_tombstones(store: Store, erased: Erased) -> None:

@@ -16,16 +16,35 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from talkforge.schemas import units
-from talkforge.schemas.errors import FailureKind
+from talkforge.schemas.errors import DatasetError, FailureKind, first_invalid
 
 
 class Record(BaseModel):
     """An immutable row that refuses fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_json(cls, data: bytes, file: str, expected: str = "") -> Self:
+        """The record that a file of a data set holds as JSON.
+
+        Args:
+            data: content of the file.
+            file: what messages call it.
+            expected: what messages say was expected, such as `a failure`.
+
+        Raises:
+            DatasetError: it is no such record.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            wrong = first_invalid(error)
+            what = f"expected {expected}, found {wrong}" if expected else wrong
+            raise DatasetError(f"{file}: {what}") from None
 
 
 InputKey = tuple[str, float, float]

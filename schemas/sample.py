@@ -413,10 +413,7 @@ def read_manifest(data: bytes, file: str) -> ShardManifest:
     Raises:
         DatasetError: it is no manifest, or one of another version.
     """
-    try:
-        return ShardManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise DatasetError(f"{file}: expected a shard manifest, found {first_invalid(error)}") from None
+    return ShardManifest.from_json(data, file, "a shard manifest")
 
 
 def check_key(key: str) -> None:

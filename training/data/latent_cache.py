@@ -9,9 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import ValidationError
-
-from talkforge.schemas.errors import DatasetError, first_invalid, one_line
+from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.records import Record
 from talkforge.schemas.sample import ShardManifest
 from talkforge.training.config import TrainConfig
@@ -90,10 +88,7 @@ def parse_manifest(data: bytes, file: str) -> LatentsManifest:
     Raises:
         DatasetError: it is no manifest, or one of another version.
     """
-    try:
-        return LatentsManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise DatasetError(f"{file}: expected a manifest of latents, found {first_invalid(error)}") from None
+    return LatentsManifest.from_json(data, file, "a manifest of latents")
 
 
 def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
