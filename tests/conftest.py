@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,3 +184,22 @@ def curated(measured: Curated, tmp_path: Path) -> Curated:
     """A copy of the data set that a test may change; times of change are kept."""
     shutil.copytree(measured.dataset, tmp_path / "set")
     return Curated(tmp_path / "set", measured.videos)
+
+
+_CHANGES = ("write", "link", "delete", "delete_folder")
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[int]:
+    """Lets `last` more changes of a store happen, then dies; what is left of them."""
+    left = [last]
+
+    def step(real: Any, *arguments: Any) -> Any:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*arguments)
+
+    for name in _CHANGES:
+        real = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *arguments, real=real: step(real, *arguments))
+    return left

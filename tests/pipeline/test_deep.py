@@ -22,26 +22,15 @@ from talkforge.schemas import sample
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.records import Clip, Video
 from talkforge.schemas.units import AUDIO_HZ
+from tests import records
 from tests.command_line import run
 from tests.conftest import Curated
 from tests.curation.media.test_odd_files import CASES, FPS, cases_dir, lag_s, number_of, probed  # noqa: F401
 
 
-def clip_of(video: Video, start_s: float, num_frames: int, fps: float = 25.0) -> Clip:
-    width_px, height_px = media.clip_size(video, 1024)
-    return Clip(
-        clip_id="k",
-        video_id=video.video_id,
-        uri=video.uri,
-        scene=0,
-        track=0,
-        start_s=start_s,
-        end_s=start_s + num_frames / fps,
-        fps=fps,
-        num_frames=num_frames,
-        width_px=width_px,
-        height_px=height_px,
-    )
+def clip_of(video: Video, start_s: float, num_frames: int) -> Clip:
+    clip = records.clip_of(num_frames, *media.clip_size(video, 1024), start_s)
+    return clip.model_copy(update={"video_id": video.video_id, "uri": video.uri})
 
 
 def cut_from(path: Path, video: Video, clip: Clip, folder: Path, audio_late_s: float = 0.0) -> bytes:

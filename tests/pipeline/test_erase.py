@@ -27,7 +27,7 @@ from talkforge.schemas.errors import CommandError
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import CaptionRow, Failure, TranscriptRow
 from tests.command_line import run
-from tests.conftest import CLIPS, ROOT
+from tests.conftest import CLIPS, ROOT, kill_at
 
 PEOPLE = {
     "grid_bbaf2n.mpg": "anna", "grid_lrwp9a.mpg": "anna",
@@ -215,26 +215,13 @@ def test_the_proof_finds_what_is_there(footage: Footage) -> None:
     assert proof.scan(store, nobody).findings == ()
 
 
-STEPS = ("write", "delete", "delete_folder", "link")
-
-
 @pytest.mark.parametrize("last", [1, 3, 8, 14, 20, 27, 34, 41])
 def test_an_erasure_that_is_killed_goes_on(
     footage: Footage, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = footage.store
     wanted = erase.plan(store, sources=[footage.uri("grid_brbk7n.mpg")])
-    left = [last]
-
-    def step(real: Any, *arguments: Any) -> Any:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*arguments)
-
-    for name in STEPS:
-        real = getattr(Store, name)
-        monkeypatch.setattr(Store, name, lambda *arguments, real=real: step(real, *arguments))
+    kill_at(monkeypatch, last)
     with pytest.raises(KeyboardInterrupt):
         erase.erase(store, wanted)
     monkeypatch.undo()

@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.sample import MEMBERS, ShardManifest
+from tests.conftest import kill_at
 
 State = dict[str, str]
 """Shard -> text that its samples hold."""
@@ -133,25 +133,6 @@ def test_a_missing_shard_is_not_published(store: Store) -> None:
     with pytest.raises(DatasetError, match=rf"^shard {ONE}: expected its tar file in shards.next or snap"):
         snapshots.publish(store, [manifest], tables({ONE: "a"}), "1.0", 9)
     assert snapshots.read_index(store) is None and not store.exists("ledger.parquet")
-
-
-STEPS = ("write", "link", "delete", "delete_folder")
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, last: int) -> list[int]:
-    """Lets `last` more changes of a store happen, then dies; what is left of them."""
-    left = [last]
-
-    def step(real: Any, *arguments: Any) -> Any:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*arguments)
-
-    for name in STEPS:
-        real = getattr(Store, name)
-        monkeypatch.setattr(Store, name, lambda *arguments, real=real: step(real, *arguments))
-    return left
 
 
 def test_a_publication_that_is_killed_anywhere_shows_all_or_nothing(
