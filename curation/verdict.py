@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import Reason, Verdict
 
-Stage = Literal["probe", "vad", "scan", "trace", "transcribe", "select"]
-"""What measures a column: the probe of the file, voice activity detection, the sparse pass, the dense pass,
-speech recognition, or the selection over all clips."""
+Stage = Literal["list", "probe", "vad", "scan", "trace", "transcribe", "select"]
+"""What measures a column: the list of inputs, the probe of the file, voice activity detection, the sparse
+pass, the dense pass, speech recognition, or the selection over all clips."""
 
 
 LIKELY_FROM = 0.8
@@ -157,6 +158,21 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 """The rules with a threshold, in the order of the funnel: what is cheapest to measure comes first."""
 
+NO_CONSENT = Rejection(
+    "no_consent", "consent", "list", "No consent is stated", "With a consent, where one is required"
+)
+OTHER_LICENCE = Rejection(
+    "other_licence", "licence", "list", "Not of a licence to keep", "Of a licence to keep"
+)
+GOVERNANCE = (NO_CONSENT.code, OTHER_LICENCE.code)
+"""Codes of what may not be used, however good it is: nobody's opinion of the clip overrides them."""
+
+NO = frozenset({
+    "", "0", "denied", "false", "n", "no", "none", "not given", "pending", "refused", "revoked", "unknown",
+    "withdrawn",
+})  # fmt: skip
+"""What a list says of a consent that there is not, in lower case."""
+
 OTHER_LANGUAGE = Rejection(
     "other_language", "language_probability", "transcribe",
     "In another language", "In a language to keep, where transcribed",
@@ -186,8 +202,8 @@ NEAR_DUPLICATE = Rejection(
 `curation.duplicates`."""
 
 REJECTIONS: tuple[Rejection, ...] = (
-    *RULES, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING, SPEAKER_UNCLEAR,
-    NEAR_DUPLICATE,
+    *RULES, NO_CONSENT, OTHER_LICENCE, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING,
+    SPEAKER_UNCLEAR, NEAR_DUPLICATE,
 )  # fmt: skip
 """Every reason for a rejection, in the order of the funnel."""
 
@@ -244,8 +260,9 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
         row: the clip's ledger row, from column name to value (None: not measured). Besides the columns of
             the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
             `active_speaker` (False where another face in view speaks), `crop_width_px`, `language`,
-            `num_forbidden_words` and `audio_shift_s`. A clip whose audio is moved is judged by what its sync
-            is then: its offset is none, and its probability is `sync_offset_probability`.
+            `num_forbidden_words`, `audio_shift_s`, `consent` and `licence` (None: not joined from the list
+            yet). A clip whose audio is moved is judged by what its sync is then: its offset is none, and its
+            probability is `sync_offset_probability`.
         thresholds: limits of the rules. None switches a rule off.
     """
     if row.get("audio_shift_s"):
@@ -254,6 +271,7 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
     if stopped and all(reason.code != stopped for reason in reasons):
         reasons.append(_reason(next(rule for rule in RULES if rule.code == stopped), row))
+    reasons += _governance_reasons(row, thresholds)
     if not stopped:
         reasons += _transcript_reasons(row, thresholds)
         reasons += _sync_reasons(row, thresholds)
@@ -292,6 +310,25 @@ def _reason(
     """The reason with the value of the column `field` as evidence, by default the rejection's own column."""
     field = field or rejection.field
     return Reason(code=rejection.code, field=field, value=row.get(field), threshold=threshold)
+
+
+def _governance_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
+    """Reasons from what the list of inputs says of the footage; none where the row has not got it."""
+    reasons = []
+    consent, licence = row.get("consent"), row.get("licence")
+    if thresholds.require_consent and consent is not None and consent.strip().lower() in NO:
+        reasons.append(_stated(NO_CONSENT, consent))
+    kept = [pattern.strip().lower() for pattern in thresholds.licences]
+    if kept and licence is not None:
+        found = licence.strip().lower()
+        if not found or not any(fnmatchcase(found, pattern) for pattern in kept):
+            reasons.append(_stated(OTHER_LICENCE, licence))
+    return reasons
+
+
+def _stated(rejection: Rejection, found: str) -> Reason:
+    found = found or "none"
+    return Reason(code=rejection.code, field=rejection.field, value=None, threshold=None, found=found)
 
 
 def _transcript_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:

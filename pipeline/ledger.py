@@ -26,7 +26,7 @@ from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip, describe_people
-from talkforge.pipeline.standing import measured_columns, source_rows
+from talkforge.pipeline.standing import measured_columns, source_rows, terms
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Config, Thresholds
@@ -220,10 +220,8 @@ OMEGAS = ("omega_face", "omega_body")
 
 
 def _flat(clip: CommittedClip, entry: IngestRow) -> dict[str, Any]:
-    row, given = measured_columns(clip.measures, entry.video), entry.input
+    row = measured_columns(clip.measures, entry.video) | terms(entry.input)
     row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
-    for name in ("source", "licence", "consent", "person"):
-        row[name] = getattr(given, name)
     return row
 
 

@@ -19,6 +19,7 @@ from talkforge.schemas.records import (
     Clip,
     ClipMeasures,
     Failure,
+    Input,
     InputKey,
     Outcome,
     SourceRow,
@@ -115,6 +116,11 @@ def measured_columns(measures: ClipMeasures, video: Video | None) -> dict[str, A
     return row
 
 
+def terms(given: Input) -> dict[str, str]:
+    """Ledger columns of what the list says of an input."""
+    return {name: getattr(given, name) for name in ("source", "licence", "consent", "person")}
+
+
 def _unselected(
     store: Store, parts: Iterable[str], thresholds: Thresholds
 ) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
@@ -125,18 +131,19 @@ def _unselected(
     planned = Planned(ingested)
     outcomes: list[Outcome] = []
     failures: list[Failure] = []
-    clips: dict[str, tuple[ClipMeasures, Video | None]] = {}
+    clips: dict[str, tuple[ClipMeasures, IngestRow]] = {}
     failures += attempts.waiting(store, load_plan(store)).values()
     for part in parts:
         outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
         for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
             if entry := planned.of_clip(row.clip):
-                clips.setdefault(row.clip.clip_id, (row, entry.video))
+                clips.setdefault(row.clip.clip_id, (row, entry))
     broken = {failure.key: failure.error for failure in failures}
     counted: list[tuple[ClipStatus, str | None]] = []
-    for key, (measures, video) in sorted(clips.items()):
-        verdict = judge(measured_columns(measures, video), thresholds)
+    for key, (measures, entry) in sorted(clips.items()):
+        flat = measured_columns(measures, entry.video)
+        verdict = judge(flat | terms(entry.input), thresholds)
         codes = [reason.code for reason in verdict.reasons]
         accepted = verdict.accepted and key not in broken
         counted.append((ClipStatus(accepted, broken.get(key), measures.clip.duration_s, codes), None))

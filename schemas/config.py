@@ -350,6 +350,16 @@ class Thresholds(Section):
         "off: no list is shipped",
         "words or phrases that may not be said (whole words, in any case), where transcribed; a list, or the name of a UTF-8 file with one a line",
     )
+    require_consent: bool = Field(
+        False,
+        description="Reject clips whose input has no consent in its list: an empty one, or one that says no, such as `no`, `unknown` or `withdrawn`.",
+    )
+    licences: tuple[str, ...] = _rule(
+        (),
+        "licences",
+        "off: whoever trains knows which licences allow it",
+        "licences of the footage to keep, as lists of inputs give them, in any case, such as [CC0, CC-BY-*] (with * and ?); a clip without one is then rejected; empty: all",
+    )
     adapt_sync: bool = Field(
         False,
         description="Fit the sync networks further on the data set's own footage (docs/sync.md). Needs the extra `torch`, 2 minutes of ten people that are in sync, and a minute or two of one core whenever footage was added; the fitted weights stay in the data set.",

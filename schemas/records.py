@@ -552,9 +552,11 @@ class Reason(Record):
     """Measured value; None where it was not measured or is no number."""
     threshold: float | None
     """Threshold that the value breaks; None where the rule has no number."""
+    found: str = ""
+    """What was found, where that is a text."""
 
     def __str__(self) -> str:
-        value = "not measured" if self.value is None else f"{self.value:.4g}"
+        value = self.found or ("not measured" if self.value is None else f"{self.value:.4g}")
         threshold = "" if self.threshold is None else f", threshold {self.threshold:.4g}"
         return f"{self.code} ({self.field} {value}{threshold})"
 

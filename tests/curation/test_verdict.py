@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from talkforge.curation.verdict import CODES, REJECTIONS, RULES, gate, judge, repair_s
+from talkforge.curation.verdict import CODES, GOVERNANCE, REJECTIONS, RULES, gate, judge, repair_s
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import LedgerRow
 
@@ -117,9 +117,47 @@ def test_each_rule_has_its_reason(field: str, value: float | str | None, code: s
 
 def test_the_codes_are_those_that_can_occur() -> None:
     transcript, sync = ["other_language", "forbidden_words"], ["sync_unscored", "not_speaking"]
-    special = [*transcript, *sync, "speaker_unclear", "near_duplicate"]
+    special = ["no_consent", "other_licence", *transcript, *sync, "speaker_unclear", "near_duplicate"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
+
+
+@pytest.mark.parametrize(
+    ("consent", "reason"),
+    [
+        ("signed release 12", None),
+        ("", "no_consent (consent none)"),
+        ("Withdrawn ", "no_consent (consent Withdrawn )"),
+        ("no", "no_consent (consent no)"),
+        (None, None),  # not joined from the list yet
+    ],
+)
+def test_a_required_consent_must_be_stated(consent: str | None, reason: str | None) -> None:
+    verdict = judge(GOOD | {"consent": consent}, Thresholds(require_consent=True))
+    assert list(map(str, verdict.reasons)) == ([reason] if reason else [])
+    assert judge(GOOD | {"consent": consent}, Thresholds()).accepted
+
+
+@pytest.mark.parametrize(
+    ("licence", "reason"),
+    [
+        ("CC0", None),
+        ("cc-by-4.0", None),
+        ("CC-BY-NC-4.0", "other_licence (licence CC-BY-NC-4.0)"),
+        ("", "other_licence (licence none)"),
+        (None, None),
+    ],
+)
+def test_only_listed_licences_are_kept(licence: str | None, reason: str | None) -> None:
+    kept = Thresholds(licences=("cc0", "CC-BY-[0-9]*"))
+    assert list(map(str, judge(GOOD | {"licence": licence}, kept).reasons)) == ([reason] if reason else [])
+    assert judge(GOOD | {"licence": licence}, Thresholds()).accepted
+
+
+def test_what_may_not_be_used_is_named_where_measuring_stopped_as_well() -> None:
+    row = GOOD | {"stopped_by": "no_speech", "speech_fraction": 0.01, "consent": ""}
+    found = judge(row, Thresholds(require_consent=True)).reasons
+    assert [reason.code for reason in found] == ["no_speech", *GOVERNANCE[:1]]
 
 
 @pytest.mark.parametrize(
