@@ -128,7 +128,7 @@ RULES: tuple[Rule, ...] = (
          "A hand lies over the mouth", "No hand over the mouth, where measured",
          "max_mouth_hand_fraction", "at_most", needed=False),
     Rule("noisy", "snr_db", "trace",
-         "Speech is noisy", "Little noise, where there are pauses", "min_snr_db", "at_least", needed=False),
+         "Speech is noisy", "Little noise, where measured", "min_snr_db", "at_least", needed=False),
     Rule("sound_poor", "dnsmos_overall", "trace",
          "Audio quality is poor", "Audio quality good, where scored",
          "min_dnsmos_overall", "at_least", needed=False),

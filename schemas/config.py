@@ -450,10 +450,10 @@ class Thresholds(Section):
         "largest fraction of frames with a hand over the mouth, where it was looked for",
     )
     min_snr_db: float | None = _rule(
-        None,
+        3.0,
         "dB",
-        "off: the noise is measured in pauses, which many clips do not have; judge it by your own footage's histogram",
-        "least power of the speech over that of the pauses, where there are pauses",
+        "ours: of 60 real speakers the noisiest has 4.9, and speech is measured within 2 dB there (docs/judgement.md)",
+        "least power of the speech over that of the noise",
     )
     min_dnsmos_overall: float | None = _rule(
         None,

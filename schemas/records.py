@@ -402,8 +402,9 @@ class AudioQuality(Record):
     """How good the audio is, as far as 16 kHz show it."""
 
     snr_db: float | None
-    """Power of the speech over that of the pauses, -20 to 100; None without speech, or without pauses
-    that show the noise."""
+    """Power of the speech over that of the noise, -20 to 100: by the pauses, or by the floor of the spectrum
+    during speech where that gives more or there are no pauses; None without speech, or with less than 0.2 s
+    of pauses and 1 s of speech."""
     bandwidth_hz: float | None
     """Highest frequency within 60 dB of the loudest, 0 to 8000; None in silence."""
     dnsmos_signal: float | None

@@ -15,7 +15,7 @@ import onnxruntime
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import open_onnx
-from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.arrays import Doubles, Floats, expect_shape
 from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import AudioQuality
@@ -30,8 +30,19 @@ GUARD_S = 0.1
 MIN_PAUSE_S = 0.2
 """Least total length of the pauses from which the noise is measured, seconds."""
 
+MIN_SPEECH_S = 1.0
+"""Least total length of the speech from whose spectral floor the noise is measured, seconds."""
+
+FLOOR_QUANTILE = 0.1
+"""The noise in a frequency band is this quantile of its power during speech, scaled to a mean. Speech leaves
+every band now and then, so the quantile is of noise alone. Source: Stahl et al., Quantile based noise
+estimation for spectral subtraction and Wiener filtering (ICASSP 2000), who take the median of speech with
+pauses; 0.1 is ours, for speech without."""
+
 SNR_RANGE_DB = (-20.0, 100.0)
 """Range to which the ratio is clipped, because digital silence between words has no noise at all, dB."""
+
+_WINDOW_SAMPLES, _HOP_SAMPLES = 512, 256
 
 BANDWIDTH_DROP_DB = 60.0
 """Level below the loudest frequency at which the band ends, dB. Source: ours; the peaks of real speech
@@ -90,10 +101,11 @@ class AudioScorer:
 
 
 def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> float | None:
-    """Signal-to-noise ratio: power of the speech over power of the pauses, in `SNR_RANGE_DB`.
+    """Signal-to-noise ratio: power of the speech over power of the noise, in `SNR_RANGE_DB`.
 
-    The noise is the median power of the frames in pauses, which a cough does not move. It is subtracted
-    from the mean power of the frames with speech: that is speech plus noise.
+    The noise is measured in the pauses and in the floor of the spectrum during speech, and the higher ratio
+    counts. Both take speech for noise where they err: the first where speech in a pause was not detected, the
+    second where a sound is held, which limits it to about 30 dB.
 
     Args:
         samples: float32 [N] in [-1, 1] at 16 kHz.
@@ -101,8 +113,15 @@ def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float
         start_s: time of the first sample on the same clock, seconds.
 
     Returns:
-        The ratio in dB; None without speech, or with less than `MIN_PAUSE_S` of pauses.
+        The ratio in dB; None without speech, or with less than `MIN_PAUSE_S` of pauses and less than
+        `MIN_SPEECH_S` of speech.
     """
+    ratios = (_snr_by_pauses_db(samples, spans, start_s), _snr_by_floor_db(samples, spans, start_s))
+    return max((ratio for ratio in ratios if ratio is not None), default=None)
+
+
+def _snr_by_pauses_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> float | None:
+    """The noise is the median power of the frames in pauses, which a cough does not move."""
     length = round(FRAME_S * AUDIO_HZ)
     count = len(samples) // length
     frames = samples[: count * length].reshape(count, length).astype(np.float64)
@@ -114,12 +133,33 @@ def snr_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float
         near |= (starts + FRAME_S > a - GUARD_S) & (starts < b + GUARD_S)
     if not speaking.any() or np.count_nonzero(~near) * FRAME_S < MIN_PAUSE_S:
         return None
-    noise = float(np.median(powers[~near]))
-    speech = float(powers[speaking].mean()) - noise
+    return _ratio_db(float(powers[speaking].mean()), float(np.median(powers[~near])))
+
+
+def _snr_by_floor_db(samples: Floats, spans: Sequence[tuple[float, float]], start_s: float) -> float | None:
+    """The noise is the sum over all frequencies of a low quantile of the power during speech.
+
+    The power of stationary noise in a band is distributed exponentially: its quantile q is -ln(1 - q) times
+    its mean.
+    """
+    times_s, _, power = _spectrogram(samples)
+    speaking = np.zeros(len(times_s), bool)
+    for a, b in spans:
+        speaking |= (start_s + times_s >= a) & (start_s + times_s <= b)
+    speaking &= power.any(axis=0)  # where the audio drops out there is no noise either
+    if np.count_nonzero(speaking) * _HOP_SAMPLES / AUDIO_HZ < MIN_SPEECH_S:
+        return None
+    of_speech = power[:, speaking]
+    floor = np.quantile(of_speech, FLOOR_QUANTILE, axis=1) / -np.log1p(-FLOOR_QUANTILE)
+    return _ratio_db(float(of_speech.mean(axis=1).sum()), float(floor.sum()))
+
+
+def _ratio_db(both: float, noise: float) -> float:
+    """Ratio of speech to noise from the power of both together and that of the noise."""
     low, high = SNR_RANGE_DB
-    if speech <= 0:
+    if both <= noise:
         return low
-    ratio = 10 * np.log10(speech) - 10 * np.log10(max(noise, 1e-30))
+    ratio = 10 * np.log10(both - noise) - 10 * np.log10(max(noise, 1e-30))
     return round(float(np.clip(ratio, low, high)), 2)
 
 
@@ -137,17 +177,30 @@ def bandwidth_hz(samples: Floats) -> float | None:
     """
     import scipy.signal  # takes 0.3 s, because it imports scipy.stats
 
-    window = 512
-    if len(samples) < window or not np.any(samples):
+    if len(samples) < _WINDOW_SAMPLES or not np.any(samples):
         return None
-    hz, _, power = scipy.signal.spectrogram(
-        samples.astype(np.float64), AUDIO_HZ, "hann", window, window // 2, detrend=False
-    )
+    _, hz, power = _spectrogram(samples)
     peaks = np.percentile(power, 95, axis=1)
     # Median over 9 bins (280 Hz), so that a single whistle does not count.
     typical = scipy.signal.medfilt(peaks, 9)
     present = typical >= typical.max() * 10 ** (-BANDWIDTH_DROP_DB / 10)
     return float(hz[np.flatnonzero(present)[-1]])
+
+
+def _spectrogram(samples: Floats) -> tuple[Doubles, Doubles, Doubles]:
+    """Middles of the windows in seconds [T], frequencies in Hz [257], and power [257, T].
+
+    T is 0 below one window.
+    """
+    import scipy.signal
+
+    if len(samples) < _WINDOW_SAMPLES:
+        return np.zeros(0), np.zeros(0), np.zeros((0, 0))
+    overlap = _WINDOW_SAMPLES - _HOP_SAMPLES
+    hz, times_s, power = scipy.signal.spectrogram(
+        samples.astype(np.float64), AUDIO_HZ, "hann", _WINDOW_SAMPLES, overlap, detrend=False
+    )
+    return times_s, hz, power
 
 
 # --- model -------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("speech_fraction", "Fraction of the clip with speech"),
     Measure("loudness_dbfs", "Loudness"),
     Measure("clipped_fraction", "Fraction of clipped samples"),
-    Measure("snr_db", "Speech over the noise in the pauses"),
+    Measure("snr_db", "Speech over noise"),
     Measure("bandwidth_hz", "Highest frequency at which there is audio"),
     Measure("dnsmos_signal", "DNSMOS of the voice"),
     Measure("dnsmos_background", "DNSMOS of the background"),

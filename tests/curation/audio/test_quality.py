@@ -67,12 +67,44 @@ def test_a_cough_in_a_pause_is_not_the_noise() -> None:
     assert snr_db(samples, [(2, 4)], 0) == pytest.approx(quiet, abs=0.5)
 
 
-def test_without_speech_or_without_pauses_the_ratio_is_unknown() -> None:
+def test_without_speech_or_with_too_little_of_it_and_of_pauses_the_ratio_is_unknown() -> None:
     samples = noise(3, 0.1)
     assert snr_db(samples, [], 0) is None
-    assert snr_db(samples, [(0, 3)], 0) is None
-    assert snr_db(samples, [(0.15, 2.85)], 0) is None  # what is left is as near to speech as breath
     assert snr_db(samples[:0], [(0, 3)], 0) is None
+    short = samples[: AUDIO_HZ * 9 // 10]
+    assert snr_db(short, [(0, 0.9)], 0) is None
+    assert snr_db(short, [(0.15, 0.75)], 0) is None  # what is left is as near to speech as breath
+
+
+def syllables(seconds: float) -> np.ndarray:
+    """Sound without a pause, of unit power: eight bands of noise in turn, each for 0.1 s."""
+    spectrum = np.fft.rfft(noise(seconds, 1.0, seed=3))
+    band = np.minimum(np.fft.rfftfreq(round(seconds * AUDIO_HZ), 1 / AUDIO_HZ) // 1000, 7)
+    heard_band = np.arange(round(seconds * AUDIO_HZ)) // (AUDIO_HZ // 10) % 8
+    bands = [np.fft.irfft(np.where(band == k, spectrum, 0)) * (heard_band == k) for k in range(8)]
+    samples: np.ndarray = np.sum(bands, axis=0)
+    return (samples / samples.std()).astype(np.float32)
+
+
+@pytest.mark.parametrize("ratio_db", [0.0, 5.0, 10.0, 20.0])
+@pytest.mark.parametrize("start_s", [0.0, 7.5])
+def test_without_pauses_the_floor_of_the_spectrum_is_the_noise(ratio_db: float, start_s: float) -> None:
+    samples = 0.1 * (syllables(4) + noise(4, 10 ** (-ratio_db / 20), seed=4))
+    assert snr_db(samples, [(start_s, start_s + 4)], start_s) == pytest.approx(ratio_db, abs=2.0)
+
+
+def test_speech_that_was_not_detected_is_not_the_noise() -> None:
+    samples = 0.1 * (syllables(4) + noise(4, 0.1, seed=4))
+    assert snr_db(samples, [(0, 2)], 0) == pytest.approx(20, abs=2.5)  # by the pauses it would be none
+
+
+@pytest.mark.parametrize("ratio_db", [0.0, 10.0])
+def test_real_speech_without_its_pauses(real_clip: RealClip, ratio_db: float) -> None:
+    samples, spans = heard(real_clip("grid_id2_swwp2s.mpg"))
+    spoken = np.concatenate([samples[int(a * AUDIO_HZ) : int(b * AUDIO_HZ)] for a, b in spans])
+    level = float(spoken.std()) * 10 ** (-ratio_db / 20)
+    mixed = spoken + noise(len(spoken) / AUDIO_HZ, level)
+    assert snr_db(mixed, [(0, len(spoken) / AUDIO_HZ)], 0) == pytest.approx(ratio_db, abs=2.5)
 
 
 def test_the_ratio_stays_within_its_range() -> None:
