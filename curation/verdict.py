@@ -201,11 +201,19 @@ NEAR_DUPLICATE = Rejection(
 """Given by the selection to a clip that passes every rule and repeats a better one, see
 `curation.duplicates`."""
 
+REVIEWED_DROP = Rejection(
+    "reviewed_drop", "reviewed", "select", "Dropped by a reviewer", "Not dropped by a reviewer"
+)
+"""Given by the selection to a clip that a person has looked at and dropped, see `pipeline.review`."""
+
 REJECTIONS: tuple[Rejection, ...] = (
     *RULES, NO_CONSENT, OTHER_LICENCE, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING,
-    SPEAKER_UNCLEAR, NEAR_DUPLICATE,
+    SPEAKER_UNCLEAR, NEAR_DUPLICATE, REVIEWED_DROP,
 )  # fmt: skip
 """Every reason for a rejection, in the order of the funnel."""
+
+BINDING = frozenset({NO_CONSENT.code, OTHER_LICENCE.code, FORBIDDEN_WORDS.code})
+"""Codes of what the owner of the data set does not allow: a reviewer's `keep` does not overrule them."""
 
 CODES: tuple[str, ...] = tuple(rejection.code for rejection in REJECTIONS)
 

@@ -28,7 +28,7 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 |---|---|
 | `curate` | `dataset`, `dry_run`, the totals, `failures` (failures of each kind), `inputs_without_clips` (each `uri`, `status`, `reason`) |
 | `curate --dry-run` | `dataset`, `dry_run`, `inputs` (`total`, `due`, `unreadable`: reason by name), `num_bytes`, `input_s`, `unknown_length`, `passed_over`, `measured_s`, `planned_s`, `weights` (`here`, `to_fetch`, and reasons by name: `missing` ends the run, `absent` does not) |
-| `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard` |
+| `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard`, `decisions_not_selected` (of `review.parquet`) |
 | `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
 | `verify` | `dataset`, `ok`, `problems` (each `path`, `what`), `removed`, and with --deep `deep` (`clips`, `compared`, `sources`, `unreachable`: reason by name, and the largest `frame_s`, `audio_s`, `av_s`); exit code 3 where there are any |
 | `erase` | `dataset`, `dry_run`, `sha256`, `inputs`, `clips`, `samples`, `other_people`, `snapshots`, `tags`, `runs` (each `folder`, `snapshots`), `proof` (`files`, `num_bytes`, `found`: each `path`, `what`; null for a dry run); exit code 3 where anything is found |

@@ -12,6 +12,7 @@ from talkforge.schemas.records import (
     LedgerRow,
     PersonRow,
     Record,
+    ReviewRow,
     SourceRow,
     TranscriptRow,
 )
@@ -21,6 +22,7 @@ PAGE = Path(__file__).with_name("dataset.md")
 TABLES: dict[str, tuple[type[Record], ...]] = {
     "ledger": (LedgerRow,),
     "people": (PersonRow,),
+    "review": (ReviewRow,),
     "annotations": (TranscriptRow, CaptionRow),
     "sources": (SourceRow,),
     "failures": (Failure,),

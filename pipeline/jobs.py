@@ -15,7 +15,7 @@ import numpy as np
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
 from talkforge.curation.weights import download
-from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, snapshots, tables
+from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, review, snapshots, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
@@ -300,7 +300,7 @@ def choose(store: Store, config: Config, ingested: Sequence[IngestRow], committe
 
     Shard names are carried over for clips whose shard still holds them.
     """
-    selection = ledger.select(annotate.annotated(store, committed), ingested, config)
+    selection = ledger.select(annotate.annotated(store, committed), ingested, config, review.read(store))
     selection = ledger.with_shards(selection, shards_of(store))
     ledger.check_conservation(selection, ingested)
     return selection
@@ -435,15 +435,20 @@ def _people(store: Store) -> pd.DataFrame | None:
 def inspect(store: Store, clip_id: str, out: Path) -> None:
     """Write a video of one clip with everything that was measured of it drawn in.
 
+    Args:
+        store: the data set.
+        clip_id: id of the clip, or how it begins.
+        out: mp4 to write.
+
     Raises:
-        CommandError: there is no such clip, it was not measured densely, or `out` is no mp4.
+        CommandError: there is no such clip, or several; it was not measured densely, or `out` is no mp4.
     """
     load_dataset(store)
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
         raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
-    clip = next((c for c in read_calibrated(store).clips if c.measures.clip.clip_id == clip_id), None)
-    if clip is None:
-        raise CommandError(f"{store.root}: no clip {clip_id!r}; ledger.parquet lists them")
+    by_id = {clip.measures.clip.clip_id: clip for clip in read_calibrated(store).clips}
+    clip_id = review.find_clip(by_id, clip_id, store)
+    clip = by_id[clip_id]
     if clip.measures.lips is None:
         why = clip.failure.message if clip.failure else clip.measures.stopped_by
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from talkforge.curation import words
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge, repair_s
-from talkforge.pipeline import attempts, shards, tables
+from talkforge.pipeline import attempts, review, shards, tables
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
@@ -40,6 +41,7 @@ from talkforge.schemas.records import (
     Outcome,
     PersonRow,
     Reason,
+    ReviewRow,
     SourceRow,
     TranscriptRow,
     Verdict,
@@ -150,8 +152,20 @@ def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[s
     return features
 
 
-def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) -> Selection:
-    """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities."""
+def select(
+    committed: Committed,
+    ingested: Sequence[IngestRow],
+    config: Config,
+    reviewed: Mapping[str, ReviewRow] = MappingProxyType({}),
+) -> Selection:
+    """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities.
+
+    Args:
+        committed: what the parts say, with annotations.
+        ingested: every input.
+        config: its thresholds are applied.
+        reviewed: what people said of clips, by clip id, see `pipeline.review`.
+    """
     planned = Planned(ingested)
     # What was measured of a file that has changed since is no longer part of the data set.
     found = [(clip, entry) for clip in committed.clips if (entry := planned.of_clip(clip.measures.clip))]
@@ -163,9 +177,12 @@ def select(committed: Committed, ingested: Sequence[IngestRow], config: Config) 
         row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
     for (_, entry), row in zip(found, flat, strict=True):
         row["audio_shift_s"] = _audio_shift_s(row, entry, config.thresholds)
-    verdicts = {row["clip_id"]: judge(row, config.thresholds) for row in flat}
-    for row in flat:
-        verdict = verdicts[row["clip_id"]]
+    verdicts: dict[str, Verdict] = {}
+    for clip, row in zip(clips, flat, strict=True):
+        said, is_traced = reviewed.get(row["clip_id"]), clip.measures.lips is not None
+        verdict, columns = review.decide(judge(row, config.thresholds), said, is_traced)
+        verdicts[row["clip_id"]] = verdict
+        row |= {"overruled": ()} | columns
         row["accepted"] = verdict.accepted and row["failure"] is None
         row["reasons"] = tuple(reason.code for reason in verdict.reasons)
         row["reason_details"] = tuple(map(str, verdict.reasons))
@@ -200,11 +217,13 @@ def _to_cut(clip: CommittedClip) -> CommittedClip:
 def _reject_near_duplicates(
     clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], thresholds: Thresholds
 ) -> dict[str, Verdict]:
-    """Turn accepted rows that repeat a better one into rejected ones; their verdicts."""
+    """Turn accepted rows that repeat a better one into rejected ones, but for those that a reviewer keeps;
+    their verdicts."""
     accepted = {
         row["clip_id"]: (row, clip.features) for clip, row in zip(clips, flat, strict=True) if row["accepted"]
     }
     found = find_near_duplicates(accepted.values(), thresholds)
+    found = {key: kept for key, kept in found.items() if accepted[key][0]["reviewed"] != "keep"}
     for key, kept in found.items():
         accepted[key][0].update(
             accepted=False,
@@ -357,16 +376,22 @@ def with_failures(selection: Selection, failures: Sequence[Failure], kept: Colle
     return replace(selection, rows=tuple(rows), failures=(*selection.failures, *failures))
 
 
+def parts_of_clips(store: Store) -> dict[str, str]:
+    """Name of the part that holds each candidate clip."""
+    where: dict[str, str] = {}
+    for part in committed_parts(store):
+        name = f"parts/{part}/clips.parquet"
+        for clip in tables.from_bytes(store.read(name), name).column("clip").to_pylist():
+            where.setdefault(clip["clip_id"], part)
+    return where
+
+
 def thumbnails(store: Store) -> Callable[[str], bytes | None]:
     """Looks up the JPEG image of a clip by its id, or of its face by `<id>/face`; None where there is none.
 
     Only the images of the part that was read last are held in memory.
     """
-    where: dict[str, str] = {}
-    for part in committed_parts(store):
-        name = f"parts/{part}/clips.parquet"
-        for clip in tables.from_bytes(store.read(name), name).column("clip").to_pylist():
-            where[clip["clip_id"]] = f"parts/{part}/thumbnails.npz"
+    where = {key: f"parts/{part}/thumbnails.npz" for key, part in parts_of_clips(store).items()}
 
     @functools.lru_cache(maxsize=1)
     def images(name: str) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ tables         every Parquet table has its checksum and holds the rows it should
 timelines      readable
 attempts       readable
 sync           the data set's own networks, and the note of what was scored, are readable
+review         what people said of clips is readable
 erased         the tombstones, and the note of an erasure that was not finished, are readable
 parts          every file beside `part.json` has the checksum written there, and no other is there
 shards         checksum, size, keys and order of every tar file; no file that belongs to none
@@ -34,7 +35,7 @@ from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.media.timeline_files import from_bytes
 from talkforge.curation.sync.contrastive import Scorer
-from talkforge.pipeline import calibrate, snapshots, tables
+from talkforge.pipeline import calibrate, review, snapshots, tables
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part
@@ -113,6 +114,7 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_timelines(store)
     yield from _check_attempts(store)
     yield from _check_sync(store)
+    yield from _check_review(store)
     yield from _check_tombstones(store)
     yield from _check_parts(store)
     found: dict[str, str] = {}
@@ -192,6 +194,15 @@ def _check_sync(store: Store) -> Iterator[Problem]:
             Scorer.from_bytes(store.read(calibrate.WEIGHTS), calibrate.WEIGHTS)
         except ModelError as error:
             yield Problem(calibrate.WEIGHTS, str(error), (calibrate.MARKER, calibrate.WEIGHTS))
+
+
+def _check_review(store: Store) -> Iterator[Problem]:
+    """It is not dropped: nothing makes it again."""
+    try:
+        review.read(store)
+    except DatasetError as error:
+        what = str(error).removeprefix(f"{review.TABLE}: ")
+        yield Problem(review.TABLE, f"{what}; put a copy in its place, or remove it and review again")
 
 
 def _check_tombstones(store: Store) -> Iterator[Problem]:

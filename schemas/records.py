@@ -702,6 +702,11 @@ class LedgerRow(Record):
     duplicate_of: str | None
     """Clip that shows the same face at the same moment and is kept in this one's place; None for
     every clip that is no near duplicate."""
+    reviewed: str | None = None
+    """Decision of a reviewer, `keep` or `drop`; None without one. A clip that was not measured densely stays
+    rejected in spite of `keep`."""
+    overruled: tuple[str, ...] = ()
+    """Codes of the rules that it breaks, and that the reviewer's `keep` overrules."""
     person_id: str | None
     """Clips with the same one show one person; None without a face embedding. Thresholds do not change it."""
     split: str | None
@@ -788,6 +793,32 @@ def ledger_columns(measures: ClipMeasures) -> dict[str, Any]:
         if isinstance(value, Record):
             row |= value.model_dump()
     return row | {"duration_s": measures.clip.duration_s, "stopped_by": measures.stopped_by}
+
+
+ReviewDecision = Literal["keep", "drop", "none"]
+"""What a reviewer decides: accept the clip whatever the rules say, reject it, or leave it to the rules."""
+
+ReviewLabel = Literal["good", "bad", "none"]
+"""What a reviewer sees in a clip, for judging the rules; it decides nothing."""
+
+
+class ReviewRow(Record):
+    """What a person said of one clip: a row of `review.parquet`."""
+
+    clip_id: str
+    """The clip."""
+    decision: ReviewDecision = "none"
+    """`keep`: accepted whatever the rules say; `drop`: rejected; `none`: the rules decide."""
+    label: ReviewLabel = "none"
+    """`good` or `bad`, for `talkforge audit`; `none` where nobody has said."""
+    reason: str = ""
+    """What is bad, by a code of docs/review.md; empty where it is good or nobody has said."""
+    note: str = ""
+    """Free text of the reviewer."""
+    reviewed_at: str = ""
+    """Time of the last change, UTC, ISO 8601."""
+    tool_version: str = ""
+    """Version of Talkforge that wrote the row."""
 
 
 class PersonRow(Record):

@@ -147,7 +147,8 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
 
     def kept(threshold: float) -> dict[str, Any]:
         passes = values.ge(threshold) if rule.side == "at_least" else values.le(threshold)
-        return {"threshold": threshold, **tally(open_[passes | (values.isna() & (not rule.needed))])}
+        passes |= (values.isna() & (not rule.needed)) | open_["reviewed"].eq("keep")
+        return {"threshold": threshold, **tally(open_[passes])}
 
     return {
         "code": rule.code,

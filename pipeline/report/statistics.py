@@ -21,7 +21,8 @@ from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.units import seconds_from_frames
 
-TEXT_COLUMNS = ("failure", "person_id", "split", "stopped_by", "identity_model", "sync_method", "language")
+TEXT_COLUMNS = ("failure", "person_id", "split", "stopped_by", "identity_model", "sync_method", "language",
+                "reviewed")  # fmt: skip
 """Ledger columns in which nothing, None and NaN mean the same: not there."""
 
 

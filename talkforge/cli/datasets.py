@@ -169,12 +169,14 @@ def retry(
 @command(LOOK, "talkforge status set", "talkforge status set --json")
 def status(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     """What is done, what is left, and what was kept so far."""
+    from talkforge.pipeline import review
     from talkforge.pipeline.dataset import load_dataset
     from talkforge.pipeline.standing import standing
     from talkforge.pipeline.store import Store
 
     store = Store(dataset)
     found = standing(store, load_dataset(store))
+    unheard = review.waiting(store)
     if as_json:
         document = {
             "dataset": dataset,
@@ -184,6 +186,7 @@ def status(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
             **totals_document(found.totals),
             "exact": found.exact,
             "waiting_for_shard": found.waiting,
+            "decisions_not_selected": unheard,
         }
         print_json(document)
         return
@@ -195,6 +198,7 @@ def status(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
         out.print("not selected since: speakers and near duplicates are not counted yet", highlight=False)
     if found.waiting:
         _print_waiting(found.waiting, dataset)
+    _print_unheard(unheard, dataset)
 
 
 @command(
@@ -278,6 +282,15 @@ def _print_waiting(waiting: int, dataset: str) -> None:
         f"{waiting} accepted clips are in no shard yet: talkforge shard {dataset}",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
+
+
+def _print_unheard(decisions: int, dataset: str) -> None:
+    """Say how many decisions of `review.parquet` the ledger does not follow yet, where there are any."""
+    if decisions:
+        out.print(
+            f"{decisions} decisions of reviewers are not selected yet: talkforge select {dataset}",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
 
 
 @command(BUILD, "talkforge shard set", "talkforge shard set -s shards.target_mb=256 -j 8")
@@ -433,10 +446,10 @@ def snapshots(
 def rollback(dataset: DatasetArgument, which: SnapshotArgument) -> None:
     """Make an earlier snapshot the current one: its shards, its tables and its thresholds.
 
-    What was measured stays, and so does the snapshot that was the current one.
+    What was measured and reviewed stays, and so does the snapshot that was the current one.
     """
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline import snapshots
+    from talkforge.pipeline import review, snapshots
     from talkforge.pipeline.dataset import exclusive, load_dataset
     from talkforge.pipeline.store import Store
 
@@ -447,6 +460,7 @@ def rollback(dataset: DatasetArgument, which: SnapshotArgument) -> None:
         display.show(Progress("report"))
         job.report(store)
     out.print(snapshot_line(snapshot), highlight=False)
+    _print_unheard(review.waiting(store), dataset)
 
 
 @command(BUILD, "talkforge tag set 3 paper", "talkforge tag set paper --delete")
@@ -475,7 +489,9 @@ def tag(
 @command(LOOK, "talkforge inspect set 0f3a52b91c77_0_4000_t0 -o clip.mp4")
 def inspect(
     dataset: DatasetArgument,
-    clip: Annotated[str, typer.Argument(metavar="CLIP", help="Id of a clip, as in ledger.parquet.")],
+    clip: Annotated[
+        str, typer.Argument(metavar="CLIP", help="Id of a clip, as in ledger.parquet, or how it begins.")
+    ],
     to: VideoOutOption,
     base: BaseOption = "",
 ) -> None:

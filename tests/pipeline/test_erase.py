@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talkforge.pipeline import erase, jobs, proof, snapshots, tables
+from talkforge.pipeline import erase, jobs, proof, review, snapshots, tables
 from talkforge.pipeline.annotate import CAPTIONS, TRANSCRIPTS
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
@@ -25,7 +25,7 @@ from talkforge.schemas import tar
 from talkforge.schemas.config import load_config
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.npz import npz_bytes
-from talkforge.schemas.records import CaptionRow, Failure, TranscriptRow
+from talkforge.schemas.records import CaptionRow, Failure, ReviewRow, TranscriptRow
 from tests.command_line import run
 from tests.conftest import CLIPS, ROOT, kill_at
 
@@ -91,6 +91,8 @@ def annotate(store: Store) -> None:
     seen = [CaptionRow(clip_id=key, **about, prompt="What?", num_pictures=1) for key in keys]
     tables.write(store, f"{CAPTIONS.name}.parquet", CaptionRow, seen[:2])
     tables.write(store, f"{CAPTIONS.name}/{keys[2]}.parquet", CaptionRow, seen[2:])
+    reviews = [ReviewRow(clip_id=key, label="good", note=f"clip {key}") for key in sorted(keys)]
+    tables.write(store, review.TABLE, ReviewRow, reviews)
     snapshot = snapshots.current(store)
     (shard,) = snapshot.shards
     latents = f"latents/{shard.name}.tar"
@@ -168,6 +170,7 @@ def test_a_person_in_two_sources_is_gone_and_does_not_come_back(footage: Footage
     assert (latents["keys"], latents["shard_sha256"]) == (list(shard.keys), shard.sha256)
     assert {row["person"] for row in rows(store, "sources.parquet")} == {"bob", "carl"}
     assert len(rows(store, "transcripts.parquet")) == len(store.list("attempts")) == 2
+    assert [row["clip_id"] for row in rows(store, "review.parquet")] == sorted(kept)
     assert verify(store) == []
     assert read_tombstones(store).held_by == tuple(done.plan.held_by)
     assert {digest[:12] for digest in read_tombstones(store).sha256} == gone

@@ -14,12 +14,14 @@ from talkforge.schemas.records import (
     PersonRow,
     Reason,
     Record,
+    ReviewRow,
     SourceRow,
     TranscriptRow,
     Video,
 )
 
-TABLES = (LedgerRow, PersonRow, SourceRow, Failure, Reason, TranscriptRow, CaptionRow, Input, Video, Clip)
+TABLES = (LedgerRow, PersonRow, SourceRow, Failure, Reason, TranscriptRow, CaptionRow, Input, Video, Clip,
+          ReviewRow)  # fmt: skip
 
 
 @pytest.mark.parametrize("model", TABLES)

@@ -365,7 +365,7 @@ def test_brackets_and_names_of_emoji_in_a_path_are_printed_as_they_are(curated: 
 
 def test_inspect_writes_a_video_of_the_clip(curated: Any, tmp_path: Path) -> None:
     row = ledger(curated.dataset)["a.mp4"]
-    code, out, err = run("inspect", curated.dataset, row["clip_id"], "--out", tmp_path / "x.mp4")
+    code, out, err = run("inspect", curated.dataset, row["clip_id"][:10], "--out", tmp_path / "x.mp4")
     assert (code, out, err) == (0, f"{tmp_path / 'x.mp4'}\n", "")
     with av.open(str(tmp_path / "x.mp4")) as file:
         assert (file.streams.video[0].frames, len(file.streams.audio)) == (row["num_frames"], 1)
