@@ -147,6 +147,7 @@ def test_the_funnel_counts_clips_and_hours_at_every_step(tables: Tables) -> None
         "black_bars": ("clips", 2, 0),
         "text_over_mouth": ("clips", 2, 0),
         "hand_over_mouth": ("clips", 2, 0),
+        "noisy": ("clips", 2, 0),
         "music": ("clips", 2, 0),
         "out_of_sync": ("clips", 2, 0),
         "sync_unlikely": ("clips", 2, 0),
