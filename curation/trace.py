@@ -60,6 +60,7 @@ class Trace:
         landmarks: face landmarks, blendshapes and head angles.
         lips: outline of the lips and its validity.
         joints: [F, J, 3] x, y in clip pixels and score, NaN where not visible.
+        motion: motion of face and body, frame by frame.
         crops: aligned faces, uint8 [n, 112, 112, 3] with n at most `NUM_CROPS`.
         face_rgb: the sharpest of the crops, black if the face was never found.
         lips_row: measurements of the lips.
@@ -75,6 +76,7 @@ class Trace:
     landmarks: Landmarks
     lips: LipTrace
     joints: Floats
+    motion: motion.MotionTrace
     crops: Bytes
     face_rgb: Bytes
     lips_row: Lips
@@ -183,6 +185,7 @@ class _ClipTracer:
         trace = lips.trace(landmarks, config.lips, covered)
         joints = self.body.finish() if self.body else no_joints(self.clip.num_frames)
         camera = self.body.camera() if self.body else None
+        motion_row, motions = motion.measure(landmarks, joints, camera, self.clip)
         crops = np.stack(self.crops) if self.crops else np.zeros((0, 112, 112, 3), np.uint8)
         rows = [quality.measure(crop) for crop in crops]
         best = int(np.argmax([row.face_blur for row in rows])) if rows else None
@@ -194,14 +197,13 @@ class _ClipTracer:
             landmarks=landmarks,
             lips=trace,
             joints=joints,
+            motion=motions,
             crops=crops,
             face_rgb=np.zeros((112, 112, 3), np.uint8) if best is None else crops[best],
             lips_row=lips.measure(trace, self.clip).model_copy(
                 update={"mouth_covered_fraction": _fraction(covered, landmarks)}
             ),
-            motion_row=motion.measure(landmarks, joints, camera).model_copy(
-                update={"frozen_fraction": self.frozen.finish()}
-            ),
+            motion_row=motion_row.model_copy(update={"frozen_fraction": self.frozen.finish()}),
             quality_row=of_face,
             picture_row=self.picture.finish() if self.picture else None,
             speaker_row=self.speaker.finish() if self.speaker else None,

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import cv2
@@ -24,7 +24,7 @@ import numpy as np
 
 from talkforge.curation import media
 from talkforge.curation.audio import speech_encoders
-from talkforge.curation.face import lips
+from talkforge.curation.face import lips, oval
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
 from talkforge.pipeline.ledger import Selection
@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 PIECES = f"{snapshots.NEXT}/pieces"
 
 OnProgress = Callable[[int, Mapping[str, float]], None]
+
+TRACED = ("landmarks", "contour", "lip_valid", "joints", "face_rgb")
+"""Arrays that every version stored of a traced clip. The others of `ClipArrays` may be missing."""
 
 AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
 """Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""
@@ -487,6 +490,8 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
         for contour, valid in zip(arrays.contour, arrays.lip_valid, strict=True)
     )
     bits = np.concatenate([sample.pack_mask(mask[None]) for mask in masks])
+    face_contour, face_valid = oval.trace(arrays.landmarks)
+    arrays = replace(arrays, face_contour=face_contour, face_valid=face_valid)
     return sample.encode(
         order.meta, arrays, bits, mp4=mp4, flac=media.encode_flac(mono), face_jpg=_jpeg(arrays.face_rgb),
         text=order.text,
@@ -538,8 +543,11 @@ def read_arrays(store: Store, part: str, clip_id: str, identity: Floats) -> Clip
         DatasetError: a file is missing or not readable; names it.
     """
     dense, spoken = f"parts/{part}/{clip_id}.npz", f"parts/{part}/{clip_id}.speech.npz"
-    names = ("landmarks", "contour", "lip_valid", "joints", "face_rgb")
-    arrays = read_npz(store.read(dense), dense, names) | read_npz(store.read(spoken), spoken, ("speech",))
+    names = {field.name for field in fields(ClipArrays)} - {"speech", "identity"}
+    arrays = read_npz(store.read(dense), dense, wanted=names.__contains__)
+    if missing := [name for name in TRACED if name not in arrays]:
+        raise DatasetError(f"{dense}: expected {', '.join(TRACED)}, found no {', '.join(missing)}")
+    arrays |= read_npz(store.read(spoken), spoken, ("speech",))
     try:
         return ClipArrays(**arrays, identity=identity)
     except ValueError as error:

@@ -15,6 +15,7 @@ from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import PROBE, Store, is_relative
 from talkforge.pipeline.tombstones import check_not_erasing
+from talkforge.schemas.arrays import BLENDSHAPES
 from talkforge.schemas.config import Config, config_hash, differences
 from talkforge.schemas.dataset import (
     SCHEMA_VERSION,
@@ -262,6 +263,7 @@ def describe(
         models=tuple(models),
         models_absent=tuple(absent),
         joints=tuple(joints),
+        blendshapes=BLENDSHAPES,
         speech_encoder=encoder.name,
         speech_dim=encoder.dim,
         original=Choice.of(config),

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from talkforge.curation import words
+from talkforge.curation.body.motion import intensity
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import NEAR_DUPLICATE, judge, repair_s
@@ -296,23 +297,6 @@ def _quantiles(values: Iterable[float | None]) -> list[float]:
     if not known:
         return []
     return [float(q) for q in np.quantile(known, np.linspace(0, 1, QUANTILES))]
-
-
-def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
-    """Motion intensity 0 to 1: the rank of a raw variance among the data set's quantiles.
-
-    0.5 is the data set's median. A value equal to several quantiles gets their middle rank, so that
-    a data set without differences is all 0.5. None where there is nothing to compare.
-
-    Source: FantasyTalking §3.4 wants [0, 1] and leaves the map open. This one is ours.
-    """
-    if raw is None or not quantiles:
-        return None
-    ranks = np.linspace(0, 1, len(quantiles))
-    first, last = np.searchsorted(quantiles, raw, "left"), np.searchsorted(quantiles, raw, "right")
-    if last > first:
-        return round(float((ranks[first] + ranks[last - 1]) / 2), 4)
-    return round(float(np.interp(raw, quantiles, ranks)), 4)
 
 
 def _name_people(

@@ -305,6 +305,9 @@ def _finish(
             lip_valid=found.lips.valid,
             joints=found.joints,
             face_rgb=found.face_rgb,
+            blendshapes=found.landmarks.blendshapes.astype(np.float16),
+            face_motion=found.motion.face,
+            body_motion=found.motion.body,
         )
         result.files[name] = store.write(f"parts/{result.part.name}/{name}", content)
     traced = found.measures(row.face)

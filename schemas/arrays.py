@@ -21,7 +21,31 @@ NUM_LANDMARKS = 478
 """Points of MediaPipe's face landmarker: 468 of the mesh, 10 of the irises."""
 
 MISSING, INTERPOLATED, MEASURED = 0, 1, 2
-"""Validity codes of a frame's lip contour."""
+"""Validity codes of a frame's contour."""
+
+# fmt: off
+BLENDSHAPES = (
+    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight",
+    "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft",
+    "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight",
+    "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft", "eyeWideRight",
+    "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight",
+    "mouthFrownLeft", "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft",
+    "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker", "mouthRight",
+    "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
+    "noseSneerLeft", "noseSneerRight",
+)
+# fmt: on
+"""Names of the blendshapes in the order in which MediaPipe's face landmarker gives them. Left is the
+person's. Source: its categories; the names are ARKit's."""
+
+OVAL_POINTS = 36
+"""Points of the face oval."""
+
+FACE_MOTION_DIMS, BODY_MOTION_DIMS = 8, 20
+"""Numbers of a frame's motion: of the face its largest principal components, of the body x and y of ten
+joints."""
 
 
 def expect_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) -> None:
@@ -32,6 +56,11 @@ def expect_shape(name: str, array: np.ndarray, shape: tuple[int | None, ...]) ->
     if not fits:
         want = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape [{want}], found {list(array.shape)}")
+
+
+def not_measured(frames: int, width: int) -> NDArray[np.float16]:
+    """Numbers of `frames` frames that nobody measured: NaN, float16 [frames, width]."""
+    return np.full((frames, width), np.nan, np.float16)
 
 
 @dataclass(frozen=True)
@@ -111,7 +140,7 @@ class Landmarks:
     def __post_init__(self) -> None:
         frames = len(self.points)
         expect_shape("landmarks", self.points, (None, NUM_LANDMARKS, 3))
-        expect_shape("blendshapes", self.blendshapes, (frames, 52))
+        expect_shape("blendshapes", self.blendshapes, (frames, len(BLENDSHAPES)))
         expect_shape("angles_deg", self.angles_deg, (frames, 3))
 
     @property
@@ -144,6 +173,12 @@ class ClipArrays:
         face_rgb: [112, 112, 3] uint8, aligned to the ArcFace template.
         speech: [L, D] float16 at 50 Hz.
         identity: [D] unit length, empty where no weights are present.
+        blendshapes: [F, 52] float16 in 0..1, NaN where not seen.
+        face_motion, body_motion: [F, 8] and [F, 20] float16, as in `curation.body.motion.MotionTrace`.
+        face_contour: [F, 36, 2]; face_valid: [F], as of `curation.face.oval.trace`.
+
+    The last five may be given without frames, where nobody measured them. They are then NaN, and 0 in
+    `face_valid`.
     """
 
     landmarks: Floats
@@ -153,9 +188,25 @@ class ClipArrays:
     face_rgb: Bytes
     speech: NDArray[np.float16]
     identity: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    blendshapes: NDArray[np.float16] = field(default_factory=lambda: not_measured(0, len(BLENDSHAPES)))
+    face_motion: NDArray[np.float16] = field(default_factory=lambda: not_measured(0, FACE_MOTION_DIMS))
+    body_motion: NDArray[np.float16] = field(default_factory=lambda: not_measured(0, BODY_MOTION_DIMS))
+    face_contour: Floats = field(default_factory=lambda: np.zeros((0, OVAL_POINTS, 2), np.float32))
+    face_valid: Bytes = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     def __post_init__(self) -> None:
         frames = len(self.landmarks)
+        for name in ("blendshapes", "face_motion", "body_motion", "face_contour", "face_valid"):
+            array = getattr(self, name)
+            if not len(array):
+                missing = np.nan if array.dtype.kind == "f" else MISSING
+                filled = np.full((frames, *array.shape[1:]), missing, array.dtype)
+                object.__setattr__(self, name, filled)
+        expect_shape("blendshapes", self.blendshapes, (frames, len(BLENDSHAPES)))
+        expect_shape("face_motion", self.face_motion, (frames, FACE_MOTION_DIMS))
+        expect_shape("body_motion", self.body_motion, (frames, BODY_MOTION_DIMS))
+        expect_shape("face_contour", self.face_contour, (frames, OVAL_POINTS, 2))
+        expect_shape("face_valid", self.face_valid, (frames,))
         expect_shape("landmarks", self.landmarks, (frames, NUM_LANDMARKS, 3))
         expect_shape("contour", self.contour, (frames, None, 2))
         expect_shape("lip_valid", self.lip_valid, (frames,))

@@ -58,6 +58,7 @@ UNITS = {
     "omega_body_raw": "squared shoulder width",
     "omega_face": "0 to 1",
     "omega_body": "0 to 1",
+    "camera_motion_per_s": "widths per second",
     "identity_consistency": "cosine",
     "face_blur": "grey levels squared",
     "face_luma": "0 to 255",

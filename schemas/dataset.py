@@ -66,6 +66,9 @@ class Dataset(Record):
     models_absent: tuple[ModelAbsence, ...] = ()
     joints: tuple[str, ...]
     """Names of the body joints, in the order of `joints.npz`."""
+    blendshapes: tuple[str, ...] = ()
+    """Names of the blendshapes, in the order of `blendshapes.npy`; empty in data sets begun before they were
+    kept."""
     speech_encoder: str | None = None
     """What `speech.npy` holds, as its encoder is named; None in data sets begun before this was kept."""
     speech_dim: int | None = None

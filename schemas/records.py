@@ -385,6 +385,9 @@ class Motion(Record):
     mouth_still_fraction: float | None = None
     """Fraction of the speech during which the mouth is still: its opening varies by less than 0.025 of the
     eyes' distance within a second. None without speech, or in parts measured before it was kept."""
+    camera_motion_per_s: float | None = None
+    """How fast the background moves through the frame, by panning, zooming or shaking, in widths of the frame
+    per second. None where the body is not measured, and in parts measured before it was kept."""
 
 
 class Speech(Record):
@@ -768,6 +771,7 @@ class LedgerRow(Record):
     joints_valid_fraction: float | None
     frozen_fraction: float | None
     mouth_still_fraction: float | None
+    camera_motion_per_s: float | None
     omega_face: float | None
     """Motion intensity of the face: rank of `omega_face_raw` among the accepted clips."""
     omega_body: float | None

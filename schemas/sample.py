@@ -21,16 +21,30 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from talkforge.schemas import units
-from talkforge.schemas.arrays import INTERPOLATED, MEASURED, MISSING, NUM_LANDMARKS, Bytes, ClipArrays, Floats
+from talkforge.schemas.arrays import (
+    BLENDSHAPES,
+    BODY_MOTION_DIMS,
+    FACE_MOTION_DIMS,
+    INTERPOLATED,
+    MEASURED,
+    MISSING,
+    NUM_LANDMARKS,
+    OVAL_POINTS,
+    Bytes,
+    ClipArrays,
+    Floats,
+    not_measured,
+)
 from talkforge.schemas.errors import DatasetError, first_invalid
 from talkforge.schemas.npz import npy_bytes, npz_bytes, read_npy, read_npz
 from talkforge.schemas.records import Clip, ClipMeasures, Record, Verdict
 
-VERSION = 3
+VERSION = 4
 """Version of the layout of a sample. In version 1 the `json` member had null where nothing was measured. In
-versions 1 and 2 `identity.npy` was missing where no face embedding was measured. Now it is empty."""
+versions 1 and 2 `identity.npy` was missing where no face embedding was measured. Now it is empty. Versions 1
+to 3 had no `blendshapes.npy`, `face.npz` and `motion.npz`. They are read as not measured."""
 
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 """Versions that are read."""
 
 NO_NUMBER, NO_TEXT = -9999.0, ""
@@ -45,7 +59,9 @@ Members = dict[str, bytes]
 """Member name -> bytes, in the order of `MEMBERS`."""
 
 MEMBERS = (
+    "blendshapes.npy",
     "face.jpg",
+    "face.npz",
     "flac",
     "identity.npy",
     "joints.npz",
@@ -53,14 +69,18 @@ MEMBERS = (
     "landmarks.npz",
     "latents.npz",
     "lips.npz",
+    "motion.npz",
     "mp4",
     "speech.npy",
     "txt",
 )
 """Every member a sample may have, in the order in which they lie in a shard."""
 
-OPTIONAL = frozenset({"identity.npy", "latents.npz"})
-"""Members that may be missing: in earlier versions where no face embedding was measured, and the latents."""
+SINCE = {"identity.npy": 3, "blendshapes.npy": 4, "face.npz": 4, "motion.npz": 4}
+"""Version from which on every sample has a member. Before, it may be missing."""
+
+OPTIONAL = frozenset({*SINCE, "latents.npz"})
+"""Members that may be missing: those of `SINCE` in earlier versions, and the latents."""
 
 ARRAYS: dict[str, tuple[str, ...]] = {
     "lips.npz": ("mask", "valid", "contour"),
@@ -68,6 +88,9 @@ ARRAYS: dict[str, tuple[str, ...]] = {
     "joints.npz": ("points",),
     "speech.npy": (),
     "identity.npy": (),
+    "blendshapes.npy": (),
+    "face.npz": ("contour", "valid"),
+    "motion.npz": ("face", "body"),
 }
 """Members that hold arrays, and the names of the arrays in an npz file."""
 
@@ -104,7 +127,7 @@ class Provenance(Record):
 class SampleMeta(Record):
     """The `json` member: the clip, everything measured of it, the verdict and the provenance."""
 
-    version: Literal[1, 2, 3] = 3
+    version: Literal[1, 2, 3, 4] = 4
     measures: ClipMeasures
     omega_face: float | None
     """Motion intensity of the face (omega_l), 0 to 1 by the data set's quantiles."""
@@ -162,6 +185,13 @@ class ShardSample:
         speech: [L, D] float16 at 50 Hz.
         identity: [D] float32 of unit length, or empty where none was measured.
         text: prompt or transcript, may be empty.
+        blendshapes: [F, 52] float16 in 0..1 in the order of `schemas.arrays.BLENDSHAPES`, NaN where not seen.
+        face_contour: [F, 36, 2] float32 in clip pixels, the face oval, NaN where `face_valid` is 0.
+        face_valid: [F] uint8, with the codes of `lip_valid`.
+        face_motion: [F, 8] float16, principal components of the face without its pose; NaN where not seen.
+        body_motion: [F, 20] float16, x and y of ten joints in shoulder widths; NaN where not measured.
+
+    What samples of earlier versions lack is NaN, and 0 in `face_valid`, however many frames they have.
     """
 
     key: str
@@ -175,6 +205,11 @@ class ShardSample:
     landmarks: Floats
     joints: Floats
     speech: np.ndarray
+    blendshapes: np.ndarray
+    face_contour: Floats
+    face_valid: Bytes
+    face_motion: np.ndarray
+    body_motion: np.ndarray
     identity: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     text: str = ""
 
@@ -190,6 +225,11 @@ class ShardSample:
             "joints.npz points": self.joints,
             "speech.npy": self.speech,
             "identity.npy": self.identity,
+            "blendshapes.npy": self.blendshapes,
+            "face.npz contour": self.face_contour,
+            "face.npz valid": self.face_valid,
+            "motion.npz face": self.face_motion,
+            "motion.npz body": self.body_motion,
         }
         _check_arrays(self.key, arrays, self.meta.clip)
         _check_encoded(self)
@@ -219,7 +259,7 @@ def encode(
 
     Args:
         meta: its `clip.clip_id` becomes the key.
-        arrays: of the clip; contour and landmarks are rounded to 1/16 px.
+        arrays: of the clip; contours and landmarks are rounded to 1/16 px.
         mask_bits: [F, ceil(H*W/8)] uint8 from `pack_mask`.
         mp4: encoded video with its audio.
         flac: encoded audio, 16 kHz mono.
@@ -243,15 +283,23 @@ def encode(
         speech=arrays.speech,
         identity=arrays.identity,
         text=text,
+        blendshapes=arrays.blendshapes,
+        face_contour=_on_grid(arrays.face_contour),
+        face_valid=arrays.face_valid,
+        face_motion=arrays.face_motion,
+        body_motion=arrays.body_motion,
     )
     return {
+        "blendshapes.npy": npy_bytes(sample.blendshapes),
         "face.jpg": face_jpg,
+        "face.npz": npz_bytes(contour=sample.face_contour, valid=sample.face_valid),
         "flac": flac,
         "identity.npy": npy_bytes(sample.identity),
         "joints.npz": npz_bytes(points=sample.joints),
         "json": meta_json(meta),
         "landmarks.npz": npz_bytes(points=sample.landmarks),
         "lips.npz": npz_bytes(mask=mask_bits, valid=sample.lip_valid, contour=sample.contour),
+        "motion.npz": npz_bytes(face=sample.face_motion, body=sample.body_motion),
         "mp4": mp4,
         "speech.npy": npy_bytes(sample.speech),
         "txt": text.encode("utf-8"),
@@ -268,6 +316,20 @@ class OtherClipError(DatasetError):
 
 class ShapeError(DatasetError):
     """An array of a sample has another shape or type than its clip needs."""
+
+
+class FaceOval(NamedTuple):
+    """What `face.npz` holds; see `ShardSample`."""
+
+    contour: Floats
+    valid: Bytes
+
+
+class MotionArrays(NamedTuple):
+    """What `motion.npz` holds; see `ShardSample`."""
+
+    face: np.ndarray
+    body: np.ndarray
 
 
 class LipArrays(NamedTuple):
@@ -289,8 +351,8 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
     """
     check_members(key, members)
     meta = read_meta(key, members["json"])
-    check_identity_member(meta, members)
-    arrays: dict[str, np.ndarray] = {"identity.npy": np.zeros(0, np.float32)}
+    check_version_members(meta, members)
+    arrays = _not_measured(meta.clip.num_frames)
     for member in ARRAYS:
         if member in members:
             arrays |= _stored_arrays(key, member, members[member], meta.clip)
@@ -308,6 +370,11 @@ def decode(key: str, members: Mapping[str, bytes]) -> ShardSample:
         speech=arrays["speech.npy"],
         identity=arrays["identity.npy"],
         text=read_text(key, members["txt"]),
+        blendshapes=arrays["blendshapes.npy"],
+        face_contour=arrays["face.npz contour"],
+        face_valid=arrays["face.npz valid"],
+        face_motion=arrays["motion.npz face"],
+        body_motion=arrays["motion.npz body"],
     )
 
 
@@ -353,6 +420,36 @@ def read_lips(key: str, data: bytes, clip: Clip) -> LipArrays:
         DatasetError: it is not readable, or contour and mask are not there where `valid` says so.
     """
     return LipArrays(*_read_arrays(key, "lips.npz", data, clip))
+
+
+def read_face(key: str, data: bytes, clip: Clip) -> FaceOval:
+    """The member `face.npz`.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+        clip: from the member `json`.
+
+    Raises:
+        ShapeError: an array does not fit the clip.
+        DatasetError: it is not readable, or the contour is not there where `valid` says so.
+    """
+    return FaceOval(*_read_arrays(key, "face.npz", data, clip))
+
+
+def read_motion(key: str, data: bytes, clip: Clip) -> MotionArrays:
+    """The member `motion.npz`.
+
+    Args:
+        key: of the sample.
+        data: content of the member.
+        clip: from the member `json`.
+
+    Raises:
+        ShapeError: an array does not fit the clip.
+        DatasetError: it is not readable.
+    """
+    return MotionArrays(*_read_arrays(key, "motion.npz", data, clip))
 
 
 def read_speech(key: str, data: bytes, clip: Clip) -> np.ndarray:
@@ -425,15 +522,19 @@ def check_key(key: str) -> None:
         raise DatasetError(f"sample {key!r}: expected a key of 1 to 80 letters, digits, '_' and '-' only")
 
 
-def check_identity_member(meta: SampleMeta, members: Collection[str]) -> None:
-    """Raise DatasetError where `identity.npy` is missing from a sample of a version that always has it.
+def check_version_members(
+    meta: SampleMeta, members: Collection[str], wanted: Collection[str] = tuple(SINCE)
+) -> None:
+    """Raise DatasetError where a member is missing from a sample of a version that always has it.
 
     Args:
         meta: of the sample.
         members: names of its members.
+        wanted: names of the members that the reader looks at.
     """
-    if meta.version > 2 and "identity.npy" not in members:
-        raise DatasetError(f"sample {meta.clip.clip_id}: expected its members, found no identity.npy")
+    for name, version in SINCE.items():
+        if name in wanted and meta.version >= version and name not in members:
+            raise DatasetError(f"sample {meta.clip.clip_id}: expected its members, found no {name}")
 
 
 def check_members(key: str, members: Mapping[str, bytes]) -> None:
@@ -554,6 +655,23 @@ def _expected_arrays(clip: Clip) -> dict[str, tuple[Any, tuple[int | None, ...]]
         "joints.npz points": (np.float32, (frames, None, 3)),
         "speech.npy": (np.float16, (units.features_from_frames(frames, clip.fps), None)),
         "identity.npy": (np.float32, (None,)),
+        "blendshapes.npy": (np.float16, (frames, len(BLENDSHAPES))),
+        "face.npz contour": (np.float32, (frames, OVAL_POINTS, 2)),
+        "face.npz valid": (np.uint8, (frames,)),
+        "motion.npz face": (np.float16, (frames, FACE_MOTION_DIMS)),
+        "motion.npz body": (np.float16, (frames, BODY_MOTION_DIMS)),
+    }
+
+
+def _not_measured(frames: int) -> dict[str, np.ndarray]:
+    """Arrays of members that samples of earlier versions lack, by the names of `_expected_arrays`."""
+    return {
+        "identity.npy": np.zeros(0, np.float32),
+        "blendshapes.npy": not_measured(frames, len(BLENDSHAPES)),
+        "face.npz contour": np.full((frames, OVAL_POINTS, 2), np.nan, np.float32),
+        "face.npz valid": np.full(frames, MISSING, np.uint8),
+        "motion.npz face": not_measured(frames, FACE_MOTION_DIMS),
+        "motion.npz body": not_measured(frames, BODY_MOTION_DIMS),
     }
 
 
@@ -571,6 +689,13 @@ def _check_arrays(key: str, arrays: Mapping[str, np.ndarray], clip: Clip) -> Non
             )
     if "lips.npz mask" in arrays:
         _check_lips(key, LipArrays(*(arrays[f"lips.npz {name}"] for name in ARRAYS["lips.npz"])))
+    if "face.npz contour" in arrays:
+        _check_contour(key, "face.npz", arrays["face.npz contour"], arrays["face.npz valid"])
+    if "blendshapes.npy" in arrays:
+        _check_blendshapes(key, arrays["blendshapes.npy"])
+    for name in ("motion.npz face", "motion.npz body"):
+        if name in arrays and np.isinf(arrays[name]).any():
+            _expect(key, name, "infinity", "numbers")
     if "speech.npy" in arrays and not np.isfinite(arrays["speech.npy"]).all():
         _expect(key, "speech.npy", "NaN or infinity", "numbers")
     if "identity.npy" in arrays and len(identity := arrays["identity.npy"]):
@@ -579,16 +704,27 @@ def _check_arrays(key: str, arrays: Mapping[str, np.ndarray], clip: Clip) -> Non
             _expect(key, "identity.npy", f"length {length:.4g}", "length 1")
 
 
-def _check_lips(key: str, lips: LipArrays) -> None:
-    valid = lips.valid
+def _check_blendshapes(key: str, shapes: np.ndarray) -> None:
+    unseen = np.isnan(shapes).all(axis=1)
+    fits = (shapes >= 0) & (shapes <= 1)
+    if (wrong := np.flatnonzero(~(unseen | fits.all(axis=1)))).size:
+        _expect(key, f"blendshapes.npy of frame {int(wrong[0])}", "others", "numbers of 0 to 1, or NaN")
+
+
+def _check_contour(key: str, member: str, contour: Floats, valid: Bytes) -> None:
     if not np.isin(valid, (MISSING, INTERPOLATED, MEASURED)).all():
-        _expect(key, "lips.npz valid", f"{int(valid.max())}", "0, 1 or 2 in every frame")
-    finite = np.isfinite(lips.contour).all(axis=(1, 2))
-    nowhere = np.isnan(lips.contour).all(axis=(1, 2))
+        _expect(key, f"{member} valid", f"{int(valid.max())}", "0, 1 or 2 in every frame")
+    finite = np.isfinite(contour).all(axis=(1, 2))
+    nowhere = np.isnan(contour).all(axis=(1, 2))
     if (wrong := np.flatnonzero(np.where(valid == MISSING, ~nowhere, ~finite))).size:
         frame = int(wrong[0])
         expected = "NaN" if valid[frame] == MISSING else "numbers"
-        _expect(key, f"lips.npz contour of frame {frame} (valid {valid[frame]})", "others", expected)
+        _expect(key, f"{member} contour of frame {frame} (valid {valid[frame]})", "others", expected)
+
+
+def _check_lips(key: str, lips: LipArrays) -> None:
+    valid = lips.valid
+    _check_contour(key, "lips.npz", lips.contour, valid)
     if (wrong := np.flatnonzero(lips.mask_bits.any(axis=1) & (valid == MISSING))).size:
         _expect(key, f"lips.npz mask of frame {int(wrong[0])} (valid 0)", "pixels", "no pixels")
 

@@ -58,6 +58,21 @@ class Sample:
         return self.stored.landmarks
 
     @property
+    def blendshapes(self) -> np.ndarray:
+        """[F, 52] float16 in 0 to 1, named by `BLENDSHAPES`; NaN where not seen or not measured."""
+        return self.stored.blendshapes
+
+    @property
+    def face_valid(self) -> Bytes:
+        """[F] uint8: 0 the face is missing, 1 interpolated, 2 measured."""
+        return self.stored.face_valid
+
+    @property
+    def face_contour(self) -> Floats:
+        """[F, 36, 2] float32, outline of the face in clip pixels; NaN where missing."""
+        return self.stored.face_contour
+
+    @property
     def joints(self) -> Floats:
         """[F, J, 3] float32: x, y in clip pixels, score 0 to 1; NaN where not seen."""
         return self.stored.joints
@@ -90,6 +105,21 @@ class Sample:
             last: the frame after the last one; None means the end.
         """
         return self.stored.masks(first, last)
+
+    def face_masks(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Masks of the face, from hairline to chin, in frames [first, last).
+
+        Args:
+            first: the first frame.
+            last: the frame after the last one; None means the end.
+
+        Returns:
+            bool [n, H, W], `face_contour` filled; all False where the face is missing.
+        """
+        from talkforge.curation.face.lips import rasterise_all
+
+        clip = self.meta.clip
+        return rasterise_all(self.face_contour[first:last], clip.height_px, clip.width_px)
 
     def audio(self) -> Floats:
         """The audio, float32 [N] in -1 to 1, 16 kHz mono; N / 16000 = F / fps.

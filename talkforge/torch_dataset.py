@@ -60,7 +60,8 @@ def tensors(sample: Sample) -> dict[str, Any]:
         A dictionary with
         `key` (str), `fps` (float), `text` (str),
         `frames` uint8 [F, H, W, 3], `masks` bool [F, H, W], `lip_valid` uint8 [F],
-        `landmarks` float32 [F, 478, 3], `joints` float32 [F, J, 3],
+        `face_masks` bool [F, H, W], `face_valid` uint8 [F],
+        `landmarks` float32 [F, 478, 3], `blendshapes` float32 [F, 52], `joints` float32 [F, J, 3],
         `audio` float32 [N] at 16 kHz, `speech` float32 [L, D] at 50 Hz,
         `identity` float32 [D], empty where none was measured, and
         `omega` float32 [2], motion intensity of face and body, NaN where none was measured.
@@ -70,7 +71,10 @@ def tensors(sample: Sample) -> dict[str, Any]:
         "frames": sample.frames(),
         "masks": sample.masks(),
         "lip_valid": sample.lip_valid,
+        "face_masks": sample.face_masks(),
+        "face_valid": sample.face_valid,
         "landmarks": sample.landmarks,
+        "blendshapes": sample.blendshapes.astype(np.float32),
         "joints": sample.joints,
         "audio": sample.audio(),
         "speech": sample.speech.astype(np.float32),

@@ -9,16 +9,33 @@ body-joint sequence. It does not say which other motion is removed before. Our d
   speech. The jitter of the landmarker, estimated from second differences, is subtracted.
 * omega_body is the variance over time of the visible upper-body joints in coordinates that are fixed to the
   background. So a panning or zooming camera does not count.
+
+What they are variances of is kept for every frame (`MotionTrace`), so that training can tell the motion
+intensity of a span of the clip (`span_variance`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.body.pose import CameraMotion
-from talkforge.schemas.arrays import NUM_LANDMARKS, Doubles, Floats, Landmarks, expect_shape
-from talkforge.schemas.records import Motion
+from talkforge.schemas.arrays import (
+    BODY_MOTION_DIMS,
+    FACE_MOTION_DIMS,
+    NUM_LANDMARKS,
+    Doubles,
+    Floats,
+    Landmarks,
+    expect_shape,
+    not_measured,
+)
+from talkforge.schemas.records import Clip, Motion
+from talkforge.schemas.units import seconds_from_frames
 
 MIN_FACE_FRAMES = 12
 """Least number of frames with the face for omega_face, about half a second at 25 fps."""
@@ -51,24 +68,63 @@ UPPER_BODY = tuple(
 """Joints of omega_body. Both pose estimators give all of them. Source: ours. Legs are outside of nearly every
 talking-head frame."""
 
+EVERY_LANDMARK = 6
+"""The face's motion of a frame is that of every sixth of `EXPRESSION_POINTS`. Source: ours, for speed."""
+
+Halves = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class MotionTrace:
+    """What the motion intensities are variances of, frame by frame.
+
+    Attributes:
+        face: float16 [F, 8]. Principal components of the landmarks in the face's own coordinates, in
+            inter-ocular distances. The sum of their variances is omega_face but for jitter and for what the
+            components leave out. NaN where the face was not seen.
+        body: float16 [F, 20]. x and y of the ten joints of `UPPER_BODY`, around their mean over the clip, in
+            shoulder widths. NaN where a joint was not measured, and in every frame between measured ones.
+    """
+
+    face: Halves
+    body: Halves
+
+
 LEFT_SHOULDER, RIGHT_SHOULDER = JOINTS.index("left_shoulder"), JOINTS.index("right_shoulder")
 MIN_BODY_MEASUREMENTS = 4
 MIN_JOINT_FRACTION = 0.25
 """A joint counts if it is visible in at least this number and this fraction of the measured frames."""
 
 
-def omega_face(landmarks: Landmarks) -> float | None:
+def face_motion(landmarks: Landmarks) -> tuple[float | None, Halves]:
     """Mean over landmarks of var x + var y, in the face's own coordinates and squared inter-ocular distances.
 
-    None where the face was seen in fewer than `MIN_FACE_FRAMES` frames.
+    Returns:
+        The variance, and `MotionTrace.face`. None and NaN where the face was seen in fewer than
+        `MIN_FACE_FRAMES` frames.
     """
     seen = landmarks.seen
     if int(seen.sum()) < MIN_FACE_FRAMES:
-        return None
+        return None, not_measured(len(seen), FACE_MOTION_DIMS)
     points = np.full((len(seen), len(EXPRESSION_POINTS), 2), np.nan)
     points[seen] = _in_face_frame(landmarks.points[seen].astype(np.float64))[:, EXPRESSION_POINTS]
     variance = np.nanvar(points, axis=0)
-    return float(np.maximum(variance - _jitter_variance(points), 0).sum(-1).mean())
+    omega = float(np.maximum(variance - _jitter_variance(points), 0).sum(-1).mean())
+    return omega, _components(points[:, ::EVERY_LANDMARK])
+
+
+def _components(points: Doubles) -> Halves:
+    """Largest principal components [F, 8] of points [F, P, 2]; their variances add up to var x + var y."""
+    flat = points.reshape(len(points), -1)
+    seen = np.isfinite(flat).all(1)
+    centred = flat[seen] - flat[seen].mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    largest = axes[:, : -FACE_MOTION_DIMS - 1 : -1]
+    # The sign of an axis is arbitrary: its largest number is made positive.
+    largest = largest * np.sign(largest[np.abs(largest).argmax(0), np.arange(FACE_MOTION_DIMS)])
+    found = not_measured(len(flat), FACE_MOTION_DIMS)
+    found[seen] = centred @ largest / np.sqrt(points.shape[1])
+    return found
 
 
 def _jitter_variance(points: Doubles) -> Doubles:
@@ -131,7 +187,7 @@ def _moved(shapes: Doubles, scale: Doubles, rotation: Doubles, shift: Doubles) -
     return np.asarray(scale[:, None, None] * turned + shift[:, None])
 
 
-def omega_body(joints: Floats, camera: CameraMotion) -> float | None:
+def body_motion(joints: Floats, camera: CameraMotion) -> tuple[float | None, Halves]:
     """Mean over upper-body joints of var x + var y without camera motion, in squared shoulder widths.
 
     It is the smaller of the motion against the background and the motion in the frame. The first is right
@@ -143,41 +199,128 @@ def omega_body(joints: Floats, camera: CameraMotion) -> float | None:
         camera: motion of the background. Only its frames are used, because only they were measured.
 
     Returns:
-        None if the shoulders are visible too rarely, see `MIN_JOINT_FRACTION`. The shoulder width is the
-        median over the frames.
+        The variance, and `MotionTrace.body`. None and NaN if the shoulders are visible too rarely, see
+        `MIN_JOINT_FRACTION`. The shoulder width is the median over the frames.
     """
     expect_shape("joints", joints, (None, len(JOINTS), 3))
     in_frame = joints[camera.frames, :, :2].astype(np.float64)
     turned = np.einsum("nij,nkj->nki", camera.to_first[:, :, :2], in_frame)
-    measured = [_variance(turned + camera.to_first[:, None, :, 2]), _variance(in_frame)]
-    known = [value for value in measured if value is not None]
-    return min(known) if known else None
+    both = (_upper_body(turned + camera.to_first[:, None, :, 2]), _upper_body(in_frame))
+    measured = [(_mean_variance(points), points) for points in both if points is not None]
+    trace = not_measured(len(joints), BODY_MOTION_DIMS)
+    if not measured:
+        return None, trace
+    variance, points = min(measured, key=lambda one: one[0])
+    trace[camera.frames] = points.reshape(len(points), -1)
+    return variance, trace
 
 
-def _variance(points: Doubles) -> float | None:
-    """Mean variance of the upper-body joints [n, 65, 2], in squared shoulder widths."""
+def _upper_body(points: Doubles) -> Doubles | None:
+    """Upper-body joints [n, 10, 2] of joints [n, 65, 2] around their means, in shoulder widths.
+
+    A joint that is visible too rarely is NaN throughout. None where a shoulder is.
+    """
     visible = np.isfinite(points[..., 0]).sum(0)
     counts = visible >= max(MIN_BODY_MEASUREMENTS, MIN_JOINT_FRACTION * len(points))
     shoulders = np.linalg.norm(points[:, LEFT_SHOULDER] - points[:, RIGHT_SHOULDER], axis=1)
     shoulders = shoulders[np.isfinite(shoulders)]
     if not (counts[LEFT_SHOULDER] and counts[RIGHT_SHOULDER]) or len(shoulders) < MIN_BODY_MEASUREMENTS:
         return None
-    used = [joint for joint in UPPER_BODY if counts[joint]]
-    width = max(float(np.median(shoulders)), 1.0)
-    return float(np.nanvar(points[:, used], axis=0).sum(-1).mean() / width**2)
+    used = counts[list(UPPER_BODY)]
+    around = np.full((len(points), len(UPPER_BODY), 2), np.nan)
+    seen = points[:, UPPER_BODY][:, used]
+    around[:, used] = (seen - np.nanmean(seen, axis=0)) / max(float(np.median(shoulders)), 1.0)
+    return around
 
 
-def measure(landmarks: Landmarks, joints: Floats, camera: CameraMotion | None) -> Motion:
+def _mean_variance(points: Doubles) -> float:
+    """Mean over the joints [n, 10, 2] that are there of var x + var y."""
+    used = np.isfinite(points).any((0, 2))
+    return float(np.nanvar(points[:, used], axis=0).sum(-1).mean())
+
+
+def span_variance(trace: Halves) -> float | None:
+    """Variance of the motion of a clip, or of a span of it, up to a factor that is the same for both.
+
+    What it is of a span over what it is of the clip, times the clip's `omega_face_raw` or `omega_body_raw`,
+    is that of the span (docs/training.md says how well).
+
+    Args:
+        trace: frames of `MotionTrace.face` or `MotionTrace.body`, [n, 8] or [n, 20].
+
+    Returns:
+        None with fewer than `MIN_BODY_MEASUREMENTS` frames that were measured.
+    """
+    pairs = trace.astype(np.float64).reshape(len(trace), -1, 2)
+    used = np.isfinite(pairs).all(2).sum(0) >= MIN_BODY_MEASUREMENTS
+    return float(np.nanvar(pairs[:, used], axis=0).sum(-1).mean()) if used.any() else None
+
+
+def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
+    """Motion intensity 0 to 1: the rank of a raw variance among the data set's quantiles.
+
+    0.5 is the data set's median. A value equal to several quantiles gets their middle rank, so that
+    a data set without differences is all 0.5. None where there is nothing to compare.
+
+    Args:
+        raw: `omega_face_raw` or `omega_body_raw`, of a clip or of a span.
+        quantiles: of the accepted clips, as in `dataset.json`.
+
+    Source: FantasyTalking §3.4 wants [0, 1] and leaves the map open. This one is ours.
+    """
+    if raw is None or not quantiles:
+        return None
+    ranks = np.linspace(0, 1, len(quantiles))
+    first, last = np.searchsorted(quantiles, raw, "left"), np.searchsorted(quantiles, raw, "right")
+    if last > first:
+        return round(float((ranks[first] + ranks[last - 1]) / 2), 4)
+    return round(float(np.interp(raw, quantiles, ranks)), 4)
+
+
+def camera_speed(camera: CameraMotion, clip: Clip) -> float | None:
+    """How fast the background moves through the frame, in widths of the frame per second.
+
+    It is the way of the frame's corners from one measured frame to the next (their root mean square), over
+    the clip's width and time. So a pan, a zoom and a shaking hand count alike. None with fewer than two
+    measured frames.
+
+    Args:
+        camera: motion of the background.
+        clip: gives size and rate of the frames.
+    """
+    if len(camera.frames) < 2:
+        return None
+    right, bottom = clip.width_px - 1, clip.height_px - 1
+    corners = np.array([(0, 0, 1), (right, 0, 1), (0, bottom, 1), (right, bottom, 1)], np.float64)
+    square = np.concatenate([camera.to_first, np.tile([[[0.0, 0.0, 1.0]]], (len(camera.frames), 1, 1))], 1)
+    steps = np.linalg.inv(square[:-1]) @ square[1:]
+    ways = (np.einsum("nij,kj->nki", steps, corners) - corners)[..., :2]
+    way_px = np.sqrt((ways**2).sum(-1).mean(-1)).sum()
+    elapsed_s = seconds_from_frames(int(camera.frames[-1] - camera.frames[0]), clip.fps)
+    return float(way_px / clip.width_px / elapsed_s)
+
+
+def measure(
+    landmarks: Landmarks, joints: Floats, camera: CameraMotion | None, clip: Clip
+) -> tuple[Motion, MotionTrace]:
     """Motion of face and body.
 
     Args:
         landmarks: of the clip's F frames.
         joints: [F, 65, 3] x, y in clip pixels and score.
         camera: motion of the background. None: the body was not measured.
+        clip: the clip.
     """
     seen = np.isfinite(joints[:, :, 0]).any(1)
-    return Motion(
-        omega_face_raw=omega_face(landmarks),
-        omega_body_raw=None if camera is None else omega_body(joints, camera),
+    face_raw, face = face_motion(landmarks)
+    body_raw, body = None, not_measured(len(joints), BODY_MOTION_DIMS)
+    if camera is not None:
+        body_raw, body = body_motion(joints, camera)
+    speed = None if camera is None else camera_speed(camera, clip)
+    row = Motion(
+        omega_face_raw=face_raw,
+        omega_body_raw=body_raw,
         joints_valid_fraction=float(seen.mean()),
+        camera_motion_per_s=None if speed is None else round(speed, 5),
     )
+    return row, MotionTrace(face, body)

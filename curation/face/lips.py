@@ -20,6 +20,7 @@ from talkforge.schemas.arrays import (
     INTERPOLATED,
     MEASURED,
     MISSING,
+    Bytes,
     Floats,
     Landmarks,
     LipTrace,
@@ -80,15 +81,25 @@ def trace(landmarks: Landmarks, config: LipsConfig, covered: NDArray[np.bool_] |
     lips = np.full((len(measured), len(OUTER_LIPS), 2), np.nan, np.float64)
     lips[measured] = landmarks.points[measured][:, OUTER_LIPS, :2]
     valid = np.where(measured, MEASURED, MISSING).astype(np.uint8)
-    spans = list(_runs(measured))
-    for start, end in spans:
+    for start, end in _runs(measured):
         lips[start:end] = _smooth(lips[start:end], config.smoothing_frames)
-    for (_, end), (start, _) in pairwise(spans):
-        if start - end <= config.max_gap_frames:
-            weight = (np.arange(1, start - end + 1) / (start - end + 1))[:, None, None]
-            lips[end:start] = (1 - weight) * lips[end - 1] + weight * lips[start]
-            valid[end:start] = INTERPOLATED
+    fill_gaps(lips, valid, config.max_gap_frames)
     return LipTrace(_dilate(lips, config.dilation).astype(np.float32), valid)
+
+
+def fill_gaps(points: NDArray[np.float64], valid: Bytes, max_gap_frames: int) -> None:
+    """Interpolate short gaps linearly, in place.
+
+    Args:
+        points: [F, K, 2], NaN where missing.
+        valid: [F], 2 where measured and 0 elsewhere. Filled frames become 1.
+        max_gap_frames: longest gap between two measured frames that is filled.
+    """
+    for (_, end), (start, _) in pairwise(list(_runs(valid == MEASURED))):
+        if start - end <= max_gap_frames:
+            weight = (np.arange(1, start - end + 1) / (start - end + 1))[:, None, None]
+            points[end:start] = (1 - weight) * points[end - 1] + weight * points[start]
+            valid[end:start] = INTERPOLATED
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -151,10 +162,19 @@ def rasterise(contour: Floats, height_px: int, width_px: int) -> NDArray[np.bool
         return mask
     fine = np.zeros((height * SUBPIXELS, width * SUBPIXELS), np.uint8)
     polygon = (contour - low + 0.5) * SUBPIXELS - 0.5
-    cv2.fillPoly(fine, [np.round(polygon * 2**_SHIFT_BITS).astype(np.int32)], 1, shift=_SHIFT_BITS)
-    covered = fine.reshape(height, SUBPIXELS, width, SUBPIXELS).mean((1, 3))
-    mask[low[1] : high[1], low[0] : high[0]] = covered > 0.5
+    # With this value the average of a pixel's cells is the number of those that are covered.
+    cv2.fillPoly(fine, [np.round(polygon * 2**_SHIFT_BITS).astype(np.int32)], SUBPIXELS**2, shift=_SHIFT_BITS)
+    covered = cv2.resize(fine, (int(width), int(height)), interpolation=cv2.INTER_AREA)
+    mask[low[1] : high[1], low[0] : high[0]] = covered > SUBPIXELS**2 // 2
     return mask
+
+
+def rasterise_all(contours: Floats, height_px: int, width_px: int) -> NDArray[np.bool_]:
+    """The filled contours [n, P, 2] of n frames as masks bool [n, height_px, width_px], see `rasterise`."""
+    masks = np.zeros((len(contours), height_px, width_px), np.bool_)
+    for mask, contour in zip(masks, contours, strict=True):
+        mask[:] = rasterise(contour, height_px, width_px)
+    return masks
 
 
 def measure(trace: LipTrace, clip: Clip) -> Lips:

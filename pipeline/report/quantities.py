@@ -78,6 +78,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("joints_valid_fraction", "Fraction of frames with body joints"),
     Measure("frozen_fraction", "Fraction of frames with a frozen face"),
     Measure("mouth_still_fraction", "Fraction of the speech with a still mouth"),
+    Measure("camera_motion_per_s", "Motion of the camera"),
     Measure("identity_consistency", "Least similarity to the clip's own face"),
     Measure("face_blur", "Sharpness of the face", "log"),
     Measure("face_detail_px", "Height at which the face has all its detail"),

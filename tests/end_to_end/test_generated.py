@@ -146,6 +146,7 @@ def test_plain_webdataset_reads_the_shards(dataset: Path) -> None:
     }
     for sample in samples:
         assert {
+            "motion.npz",
             "mp4",
             "flac",
             "json",
@@ -153,7 +154,9 @@ def test_plain_webdataset_reads_the_shards(dataset: Path) -> None:
             "lips.npz",
             "landmarks.npz",
             "joints.npz",
+            "blendshapes.npy",
             "face.jpg",
+            "face.npz",
             "speech.npy",
         } <= set(sample)
         clip = json.loads(sample["json"])["measures"]["clip"]

@@ -28,7 +28,7 @@ from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig, SpeechConfig, apply_settings
 from talkforge.schemas.errors import DatasetError, ModelError
-from talkforge.schemas.npz import npz_bytes
+from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Input, Verdict, Video, clip_id
 from talkforge.schemas.sample import Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, frames_from_seconds
@@ -168,6 +168,31 @@ def test_the_mask_is_the_filled_contour_and_empty_where_it_is_missing(
     assert masks[0][inside].all()
     assert not masks[0][:19].any() and not masks[0][42:].any()
     assert (masks[:-1] == masks[0]).all() and not masks[-1].any()
+
+
+def test_arrays_of_every_frame_go_into_the_sample(film: tuple[Path, Video], tmp_path: Path) -> None:
+    """The face oval is that of the stored landmarks. What an earlier version did not store is NaN."""
+    path, video = film
+    store, clip = Store(str(tmp_path / "set")), clip_of(video, 0.0, 1.0, 25.0)
+    store_arrays(store, clip)
+    name = f"parts/000000/{clip.clip_id}.npz"
+    old = sample.decode(clip.clip_id, cut.cut(store, order_of(video, clip), path, ShardConfig()))
+    assert old.face_valid.tolist() == [2] * 25
+    assert (old.face_contour == 10).all()
+    for array in (old.blendshapes, old.face_motion, old.body_motion):
+        assert np.isnan(array).all()
+    new = {
+        "blendshapes": np.full((25, 52), 0.25, np.float16),
+        "face_motion": np.full((25, 8), 0.5, np.float16),
+        "body_motion": np.full((25, 20), 0.75, np.float16),
+    }
+    landmarks = np.full((25, 478, 3), 10, np.float32)
+    landmarks[:10] = np.nan
+    store.write(name, npz_bytes(**(read_npz(store.read(name), name) | new | {"landmarks": landmarks})))
+    found = sample.decode(clip.clip_id, cut.cut(store, order_of(video, clip), path, ShardConfig()))
+    assert found.face_valid.tolist() == [0] * 10 + [2] * 15
+    for member, array in new.items():
+        assert np.array_equal(getattr(found, member), array)
 
 
 def test_frames_that_cannot_be_decoded_are_an_error(film: tuple[Path, Video], tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from talkforge.pipeline.ledger import (
     Committed,
     CommittedClip,
     check_conservation,
-    intensity,
     select,
     with_failures,
     with_shards,
@@ -178,23 +177,6 @@ def test_intensities_are_ranks_among_the_accepted() -> None:
     rows = select(committed(*clips), [planned(n) for n in range(1, 6)], Config()).rows
     assert [row.omega_face for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert [row.omega_body for row in rows] == [None] * 5
-
-
-@pytest.mark.parametrize(
-    ("raw", "quantiles", "expected"),
-    [
-        (3.0, [1.0, 2.0, 3.0, 4.0, 5.0], 0.5),
-        (2.5, [1.0, 2.0, 3.0, 4.0, 5.0], 0.375),
-        (0.0, [1.0, 2.0], 0.0),
-        (9.0, [1.0, 2.0], 1.0),
-        (7.0, [7.0] * 101, 0.5),
-        (1.0, [1.0, 1.0, 1.0, 2.0, 3.0], 0.25),
-        (None, [1.0, 2.0], None),
-        (1.0, [], None),
-    ],
-)
-def test_intensity(raw: float | None, quantiles: list[float], expected: float | None) -> None:
-    assert intensity(raw, quantiles) == expected
 
 
 def test_of_two_faces_in_view_the_speaker_is_named() -> None:

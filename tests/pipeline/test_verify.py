@@ -464,7 +464,7 @@ BROKEN = {
     ),
     "members in another order": (
         lambda: dict(reversed(members(0).items())),
-        "expected its members in the order face.jpg, flac, ",
+        "expected its members in the order blendshapes.npy, face.jpg, face.npz, flac, ",
     ),
 }
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from talkforge.schemas import sample, units
-from talkforge.schemas.arrays import ClipArrays
+from talkforge.schemas.arrays import BLENDSHAPES, ClipArrays
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Record, Speaker, Sync, Verdict
@@ -87,6 +87,8 @@ def arrays(identity: bool = True) -> ClipArrays:
     landmarks = rng.normal(10, 5, (FRAMES, 478, 3)).astype(np.float32)
     landmarks[4] = np.nan
     vector = rng.normal(size=512 if identity else 0).astype(np.float32)
+    oval, shapes = rng.uniform(-2, 22, (FRAMES, 36, 2)).astype(np.float32), rng.random((FRAMES, 52))
+    oval[4], shapes[4] = np.nan, np.nan
     return ClipArrays(
         landmarks=landmarks,
         contour=contour,
@@ -95,6 +97,11 @@ def arrays(identity: bool = True) -> ClipArrays:
         face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=rng.normal(size=(20, 80)).astype(np.float16),
         identity=vector / np.linalg.norm(vector) if identity else vector,
+        blendshapes=shapes.astype(np.float16),
+        face_motion=rng.normal(size=(FRAMES, 8)).astype(np.float16),
+        body_motion=np.full((FRAMES, 20), np.nan, np.float16),
+        face_contour=oval,
+        face_valid=np.where(np.arange(FRAMES) == 4, 0, 2).astype(np.uint8),
     )
 
 
@@ -145,11 +152,19 @@ def test_round_trip() -> None:
     np.testing.assert_array_equal(found.joints, given.joints)
     np.testing.assert_array_equal(found.speech, given.speech)
     np.testing.assert_array_equal(found.identity, given.identity)
+    np.testing.assert_array_equal(found.blendshapes, given.blendshapes)
+    np.testing.assert_array_equal(found.face_valid, given.face_valid)
+    np.testing.assert_array_equal(found.face_motion, given.face_motion)
+    np.testing.assert_array_equal(found.body_motion, given.body_motion)
 
 
 def test_contour_and_landmarks_are_stored_in_sixteenths_of_a_pixel() -> None:
     found, given = decode(KEY, members()), arrays()
-    for stored, exact in [(found.contour, given.contour), (found.landmarks, given.landmarks)]:
+    for stored, exact in [
+        (found.contour, given.contour),
+        (found.landmarks, given.landmarks),
+        (found.face_contour, given.face_contour),
+    ]:
         assert stored.dtype == np.float32
         np.testing.assert_array_equal(np.isnan(stored), np.isnan(exact))
         assert np.nanmax(np.abs(stored - exact)) <= 1 / 32
@@ -165,6 +180,11 @@ def test_contour_and_landmarks_are_stored_in_sixteenths_of_a_pixel() -> None:
             face_rgb=given.face_rgb,
             speech=given.speech,
             identity=found.identity,
+            blendshapes=found.blendshapes,
+            face_motion=found.face_motion,
+            body_motion=found.body_motion,
+            face_contour=found.face_contour,
+            face_valid=found.face_valid,
         ),
         found.mask_bits,
         mp4=found.mp4,
@@ -195,6 +215,8 @@ def test_plain_numpy_and_json_read_the_members() -> None:
     }
     assert npz(data["landmarks.npz"])["points"].shape == (FRAMES, 478, 3)
     assert np.load(io.BytesIO(data["speech.npy"])).dtype == np.float16
+    shapes = np.load(io.BytesIO(data["blendshapes.npy"]))
+    assert (shapes.dtype, shapes.shape) == (np.float16, (FRAMES, len(BLENDSHAPES)))
     document = json.loads(data["json"])
     assert document["measures"]["clip"]["clip_id"] == KEY
     assert document["provenance"]["source"] == "Müller’s set"
@@ -219,6 +241,36 @@ def test_samples_of_earlier_versions_may_have_no_identity(version: int) -> None:
     data["json"] = json.dumps(stored | {"version": version}).encode()
     assert decode(KEY, data).identity.shape == (0,)
     assert decode(KEY, data).meta.version == version
+
+
+@pytest.mark.parametrize("version", (1, 2, 3))
+def test_what_samples_of_earlier_versions_lack_is_not_measured(version: int) -> None:
+    data = members()
+    for name in ("blendshapes.npy", "face.npz", "motion.npz"):
+        del data[name]
+    stored = json.loads(data["json"]) if version > 1 else meta().model_dump(mode="json")
+    data["json"] = json.dumps(stored | {"version": version}).encode()
+    found = decode(KEY, data)
+    assert found.blendshapes.shape == (FRAMES, 52)
+    assert found.face_contour.shape == (FRAMES, 36, 2)
+    assert (found.face_motion.shape, found.body_motion.shape) == ((FRAMES, 8), (FRAMES, 20))
+    for array in (found.blendshapes, found.face_contour, found.face_motion, found.body_motion):
+        assert np.isnan(array).all()
+    assert not found.face_valid.any()
+
+
+def test_arrays_of_an_earlier_version_are_not_measured() -> None:
+    """A clip that an earlier version traced is cut with the members of this one."""
+    given = arrays()
+    old = ClipArrays(
+        given.landmarks, given.contour, given.lip_valid, given.joints, given.face_rgb, given.speech
+    )
+    data = encode(meta(), old, pack_mask(mask()), mp4=MP4, flac=flac_header(SAMPLES), face_jpg=JPG)
+    assert list(data) == list(members())
+    found = decode(KEY, data)
+    assert np.isnan(found.blendshapes).all()
+    assert np.isnan(found.face_motion).all()
+    assert not found.face_valid.any()
 
 
 def test_latents_may_be_added_later() -> None:
@@ -407,6 +459,30 @@ BROKEN = {
         lambda: {**members(), "identity.npy": npy(np.zeros((0, 4), np.float32))},
         "identity.npy: expected float32 [any] for",
     ),
+    "no blendshapes": (
+        lambda: {name: data for name, data in members().items() if name != "blendshapes.npy"},
+        "expected its members, found no blendshapes.npy",
+    ),
+    "blendshapes of another model": (
+        lambda: {**members(), "blendshapes.npy": npy(np.zeros((FRAMES, 51), np.float16))},
+        "blendshapes.npy: expected float16 [10, 52] for 10 frames at 25 fps, found float16 [10, 51]",
+    ),
+    "blendshapes beyond one": (
+        lambda: {**members(), "blendshapes.npy": npy(np.full((FRAMES, 52), 1.5, np.float16))},
+        "blendshapes.npy of frame 0: expected numbers of 0 to 1, or NaN, found others",
+    ),
+    "face contour where missing": (
+        lambda: changed("face.npz", valid=np.zeros(FRAMES, np.uint8)),
+        "face.npz contour of frame 0 (valid 0): expected NaN, found others",
+    ),
+    "face contour of other landmarks": (
+        lambda: changed("face.npz", contour=np.zeros((FRAMES, 35, 2), np.float32)),
+        "face.npz contour: expected float32 [10, 36, 2]",
+    ),
+    "motion not finite": (
+        lambda: changed("motion.npz", face=np.full((FRAMES, 8), np.inf, np.float16)),
+        "motion.npz face: expected numbers, found infinity",
+    ),
     "array missing": (
         lambda: {**members(), "lips.npz": npz_bytes(mask=np.zeros(1))},
         "lips.npz: expected mask, valid, contour, found",
@@ -429,8 +505,8 @@ BROKEN = {
         "json: more: Extra inputs are not permitted",
     ),
     "json of another version": (
-        lambda: {**members(), "json": members()["json"].replace(b'"version":3', b'"version":4')},
-        "json: expected version 1 to 3, found 4",
+        lambda: {**members(), "json": members()["json"].replace(b'"version":4', b'"version":5')},
+        "json: expected version 1 to 4, found 5",
     ),
 }
 
@@ -534,7 +610,7 @@ def test_every_key_of_the_json_member_has_one_type_from_the_first_sample_on() ->
 
 def test_what_was_not_measured_is_a_number_that_nothing_measures() -> None:
     stored = json.loads(meta_json(NOTHING))
-    assert stored["version"] == 3
+    assert stored["version"] == 4
     assert stored["measures"]["sync"] == {
         "sync_method": "",
         "sync_offset_frames": -9999,

@@ -24,6 +24,9 @@ def test_samples_have_the_arrays_of_the_shard(tmp_path: Path) -> None:
     assert second.identity is None
     assert np.array_equal(first.masks(2, 9), CLIPS[0].lips()[2:9])
     assert first.lip_valid.tolist() == CLIPS[0].valid().tolist()
+    assert first.face_valid.tolist() == [2] * 30
+    assert np.array_equal(first.face_masks(2, 9), CLIPS[0].face()[2:9])
+    assert np.isnan(first.blendshapes).all()
 
 
 def test_damage_names_the_shard(tmp_path: Path) -> None:

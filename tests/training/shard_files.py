@@ -58,6 +58,20 @@ class Shown:
                 masks[k, self.height_px // 2 :, : self.width_px * (k + 1) // (self.num_frames + 1)] = True
         return masks
 
+    def oval(self) -> np.ndarray:
+        """float32 [F, 36, 2], the face: a rectangle from the 5th to the 20th column and row, 1 px lower with
+        every frame."""
+        corners = np.array([(4.5, 4.5), (19.5, 4.5), (19.5, 19.5), (4.5, 19.5)])
+        shown = np.repeat(corners, 9, axis=0) + np.arange(self.num_frames)[:, None, None] * [0, 1]
+        return shown.astype(np.float32)
+
+    def face(self) -> np.ndarray:
+        """bool [F, H, W], its pixels."""
+        masks = np.zeros((self.num_frames, self.height_px, self.width_px), bool)
+        for k in range(self.num_frames):
+            masks[k, 5 + k : 20 + k, 5:20] = True
+        return masks
+
     def valid(self) -> np.ndarray:
         """uint8 [F]: 0 in frames 3, 10, 17 ..., 1 in frame 5, else 2."""
         valid = np.full(self.num_frames, 2, np.uint8)
@@ -90,6 +104,8 @@ def members_of(shown: Shown) -> Members:
         face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=speech,
         identity=identity if shown.identity else identity[:0],
+        face_contour=shown.oval(),
+        face_valid=np.full(frames, 2, np.uint8),
     )
     return sample.encode(
         _meta(shown),

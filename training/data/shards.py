@@ -228,7 +228,7 @@ def _described_by(key: str, members: Members) -> dict[str, Any]:
     if lacking := [name for name in DESCRIBING[:2] if name not in members]:
         raise DatasetError(f"sample {key}: no {', '.join(lacking)}")
     meta = sample.read_meta(key, members["json"])
-    sample.check_identity_member(meta, members)
+    sample.check_version_members(meta, members, DESCRIBING)
     speech_dim = sample.read_speech(key, members["speech.npy"], meta.clip).shape[1]
     found = {"fps": meta.clip.fps, "speech_dim": speech_dim, "identity_dim": 0, "identity_model": ""}
     identity, vector = meta.measures.identity, members.get("identity.npy")

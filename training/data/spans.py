@@ -220,7 +220,7 @@ def decode_sample(
         if missing := [name for name in (*_NEEDED, *(() if cached else ("mp4",))) if name not in members]:
             raise SkippedSampleError("unreadable", f"{key}: no {', '.join(missing)}")
         meta = sample.read_meta(key, members["json"])
-        sample.check_identity_member(meta, members)
+        sample.check_version_members(meta, members, MEMBERS)
         clip = meta.clip
         span_frames = _span_frames(key, clip, lengths, info)
         size = nearest(sizes, (clip.height_px, clip.width_px))

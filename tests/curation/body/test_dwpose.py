@@ -137,7 +137,7 @@ def test_a_swinging_body_has_its_variance(model: DwPose) -> None:
     for k, x in enumerate(swing):
         tracer.push(k, picture(640, 480, red=(320, 120), green=(320 + x, 220)), face_at(320, 120))
     # All in one place: the width of the shoulders is its least, 1 px, and 8 of 10 joints move.
-    found = motion.omega_body(tracer.finish(), tracer.camera())
+    found = motion.body_motion(tracer.finish(), tracer.camera())[0]
     assert found == pytest.approx(0.8 * np.var(swing), rel=0.05)
 
 

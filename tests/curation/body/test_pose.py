@@ -72,14 +72,14 @@ def swing(k: int) -> int:
 def test_still_pan_and_move_of_a_real_person(model: MediaPipePose) -> None:
     still = watch(model, nowhere, nowhere)
     joints = still.finish()
-    assert motion.omega_body(joints, still.camera()) == pytest.approx(0, abs=1e-9)
+    assert motion.body_motion(joints, still.camera())[0] == pytest.approx(0, abs=1e-9)
     width = np.linalg.norm(joints[0, motion.LEFT_SHOULDER, :2] - joints[0, motion.RIGHT_SHOULDER, :2])
     pan = watch(model, lambda k: 2 * k - 80, nowhere)
     np.testing.assert_allclose(pan.camera().to_first[-1], [[1, 0, 80], [0, 1, 0]], atol=0.6)
     move = watch(model, nowhere, swing)
     np.testing.assert_allclose(move.camera().to_first[-1], np.eye(2, 3), atol=0.3)
-    panned = motion.omega_body(pan.finish(), pan.camera())
-    moved = motion.omega_body(move.finish(), move.camera())
+    panned = motion.body_motion(pan.finish(), pan.camera())[0]
+    moved = motion.body_motion(move.finish(), move.camera())[0]
     # What is left is the pose network's own error, one of its pixels being four of the picture's.
     assert panned is not None
     assert moved is not None
@@ -132,7 +132,7 @@ def real_body(path: Path, box: tuple[float, float, float, float], model: PoseEst
         shown = clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if any(k % 5 == 0 for k in shown):
             tracer.push(shown, frame.rgb(clip.width_px, clip.height_px), np.array(box, np.float32))
-    return motion.omega_body(tracer.finish(), tracer.camera())
+    return motion.body_motion(tracer.finish(), tracer.camera())[0]
 
 
 def test_gestures_stand_out_from_a_still_speaker(real_clip: RealClip, model: MediaPipePose) -> None:

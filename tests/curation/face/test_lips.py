@@ -92,6 +92,17 @@ def test_a_small_mouth_is_neither_grown_nor_shrunk_by_filling() -> None:
         assert iou(mask, ellipse(10, 4, centre)) > 0.93
 
 
+def test_a_pixel_is_set_where_more_than_half_of_its_cells_are_covered() -> None:
+    """Cells are those of a grid that is `SUBPIXELS` finer."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        contour = np.concatenate([rng.uniform(0, 30, (6, 2)), [[0, 0], [29, 29]]]).astype(np.float32)
+        polygon = np.round(((contour + 0.5) * lips.SUBPIXELS - 0.5) * 16).astype(np.int32)
+        fine = cv2.fillPoly(np.zeros((120, 120), np.uint8), [polygon], 1, shift=4)
+        cells = fine.reshape(30, lips.SUBPIXELS, 30, lips.SUBPIXELS).mean((1, 3))
+        assert np.array_equal(lips.rasterise(contour, 30, 30), cells > 0.5)
+
+
 def test_the_mask_is_cut_off_at_the_edges() -> None:
     angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     disc = np.stack([np.cos(angles), np.sin(angles)], 1) * 20

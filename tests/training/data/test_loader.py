@@ -199,7 +199,7 @@ def test_skipped_samples_are_counted_and_named_once(
 def test_samples_lost_with_their_shard_are_counted(tmp_path: Path) -> None:
     shards = write_set(tmp_path, [[Shown(k) for k in range(5)], [Shown(5)]])
     tar = Path(shard_list(shards)[0][0])
-    with_two = tar.read_bytes().index(b"clip02.face.jpg") // 512 * 512
+    with_two = tar.read_bytes().index(b"clip02.") // 512 * 512
     tar.write_bytes(tar.read_bytes()[:with_two])
     made = loader(config(shards, batch_size=1, shuffle=1))
     assert set(clips_of(take(made, 9))) == {"clip00", "clip01", "clip05"}

@@ -133,9 +133,9 @@ SPEECH = np.zeros((60, SPEECH_DIM), np.float16)
 LIPS = {"valid": SHOWN.valid(), "contour": np.zeros((30, 4, 2), np.float32)}
 
 BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
-    ("json", changed_json(version=4), "other_version", "json: expected version 1 to 3, found 4"),
+    ("json", changed_json(version=4), "other_version", "json: expected version 1 to 4, found 4"),
     ("json", b"{", "unreadable", "json: expected JSON, found Expecting property name"),
-    ("json", b"[]", "other_version", "json: expected version 1 to 3, found None"),
+    ("json", b"[]", "other_version", "json: expected version 1 to 4, found None"),
     ("json", changed_json(measures=None), "unreadable", "json: measures: "),
     ("json", members_of(Shown(4))["json"], "other_clip", "json clip_id: expected clip03, found clip04"),
     ("json", members_of(replace(SHOWN, fps=30.0))["json"], "other_fps", "expected 25 frames/s, found 30"),
@@ -268,7 +268,7 @@ def test_earlier_samples_may_have_no_identity_and_later_ones_must(version: int) 
     members = dict(members_of(replace(SHOWN, identity=False)))
     assert decode_sample(SHOWN.key, members, SIZES, (9,), INFO).identity.shape == (0,)
     del members["identity.npy"]
-    members["json"] = members["json"].replace(b'"version":3', b'"version":%d' % version)
+    members["json"] = members["json"].replace(b'"version":4', b'"version":%d' % version)
     if version == 2:
         assert decode_sample(SHOWN.key, members, SIZES, (9,), INFO).identity.shape == (0,)
         return
