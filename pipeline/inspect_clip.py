@@ -1,4 +1,4 @@
-"""A video of one clip with its measurements drawn in: `talkforge inspect`."""
+"""A video of one clip, with its measurements drawn in (`talkforge inspect`) or plain (`talkforge view`)."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def inspect(clip: Clip, arrays: ClipArrays, video: Video, path: Path, out: Path)
     log.info("%s: %d frames written to %s", clip.clip_id, clip.num_frames, out)
 
 
+def write_plain(clip: Clip, video: Video, path: Path, out: Path, shift_s: float = 0.0) -> None:
+    """Write an mp4 of the clip as it is, for looking at; samples of shards are cut by `pipeline.cut`.
+
+    Args:
+        clip: the clip to show.
+        video: what its container says.
+        path: a local copy of the video.
+        out: mp4 to write.
+        shift_s: seconds by which the audio is moved; positive: delayed.
+
+    Raises:
+        MediaError: the clip's span cannot be decoded any more.
+    """
+    audio = None
+    if video.has_audio:
+        begin_s, end_s = clip.start_s - shift_s, clip.end_s - shift_s
+        audio = media.read_audio(path, video, begin_s, end_s, hz=INSPECT_HZ, channels=2)
+    frames = _frames(clip, video, path)
+    media.encode_mp4(out, frames, clip.fps, audio, crf=INSPECT_CRF, preset=INSPECT_PRESET)
+
+
 def mouth_opening(landmarks: Floats) -> Floats:
     """[F]: gap between the inner lips over the distance of the outer eye corners, NaN where not seen.
 
@@ -90,14 +111,20 @@ def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
 
 def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: Curves) -> Iterator[Bytes]:
     """Every frame of the clip with its marks, in order."""
+    for k, rgb in enumerate(_frames(clip, video, path)):
+        yield overlay(rgb, _marks(arrays, k), curves, k)
+
+
+def _frames(clip: Clip, video: Video, path: Path) -> Iterator[Bytes]:
+    """Every frame of the clip, in order."""
     shown = 0
     for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
         indices = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if not indices:
             continue
         rgb = frame.of_clip(clip)
-        for k in indices:
-            yield overlay(rgb, _marks(arrays, k), curves, k)
+        for _ in indices:
+            yield rgb
         shown += len(indices)
     if shown != clip.num_frames:
         raise MediaError(f"{clip.clip_id}: expected {clip.num_frames} frames in {path.name}, found {shown}")

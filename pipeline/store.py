@@ -139,6 +139,12 @@ class Store:
         with self.reporting_errors("read", name):
             return bytes(filesystem.cat_file(path))
 
+    def read_span(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes [begin, end) of a file; of a remote one nothing else is fetched."""
+        filesystem, path = self._at(name)
+        with self.reporting_errors("read", name):
+            return bytes(filesystem.cat_file(path, start=begin, end=end))
+
     def open(self, name: str) -> BinaryIO:
         """A file for reading; seekable, fetched in blocks where it is remote."""
         filesystem, path = self._at(name)

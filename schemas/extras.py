@@ -10,6 +10,7 @@ PACKAGES = {
     "torch": ("torch", "transformers"),
     "train": ("torch", "transformers", "diffusers", "accelerate", "peft", "webdataset"),
     "dlib": ("dlib",),
+    "view": ("flask",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
 }

@@ -49,6 +49,7 @@ from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import load_config
 from talkforge.schemas.errors import ModelError
+from tests.browser import chromium  # noqa: F401 (a fixture)
 from tests.media_files import Pictures, Sounds, steady, write_media
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ ROOMS = {
     "curation": ("weights", "media", "face", "body", "picture", "audio", "shots", "sync"),
     "training": ("data", "wan", "objective", "run", "encode"),
     "pipeline": ("report",),
-    "talkforge": ("cli",),
+    "talkforge": ("viewer", "cli"),
 }
 """The rooms inside a folder, from the ground up. Files beside the rooms stand above them, but for
 those of GROUND."""
