@@ -1,8 +1,9 @@
 """Near duplicates: clips that show the same moment, in different files or twice in one.
 
-Two clips are duplicates if their audio, their frames and the position of the face agree at one shift in
-time. No single one of these is enough: a face before the same wall looks the same in every clip of a talk,
-a voice may lie over other footage, and two people in one frame differ only in their position. Clips without
+Two clips are duplicates if their audio, their frames, the position of the face and the motion of its mouth
+agree at one shift in time. No single one of these is enough: a face before the same wall looks the same in
+every clip of a talk, a voice may lie over other footage, two people in one frame differ only in their
+position, and speakers of one studio who are dubbed with one voice only in how their lips move. Clips without
 audio therefore have no duplicates here.
 """
 
@@ -19,6 +20,7 @@ from talkforge.curation.fingerprint import (
     HASH_BITS,
     HASHED_FRAMES_HZ,
     HOP_SAMPLES,
+    MOUTH_HZ,
     AudioHashes,
     Fingerprint,
 )
@@ -40,6 +42,18 @@ its own."""
 MIN_STRETCH = 0.25
 """Hashes that agree must span at least this fraction of two clips' overlap: a jingle of two seconds is no
 duplicate. Source: ours; real copies have 0.31 and more, since pauses have no hashes."""
+
+MIN_MOUTH_CORRELATION = 0.7
+"""Least correlation of the lips' openings of one mouth at one moment. Source: ours; seven clips encoded
+again, and at half the size, have 0.93 to 0.99 (0.79 for a face of 55 px), and of 2,415 pairs of other clips
+of 3 s one in a hundred has more than 0.64."""
+
+MOUTH_SHIFT_FRAMES = 2
+"""The openings may be off by so many frames, because clips begin between frames."""
+
+MIN_MOUTH_FRAMES, MIN_MOUTH_DEVIATION = 38, 0.02
+"""Openings are compared over this many frames and more (1.5 s), and where both vary by this standard
+deviation, distances of the eyes. A mouth at rest says nothing."""
 
 BLOCK_CLIPS = 4096
 """Clips whose candidate pairs are held in memory at once."""
@@ -125,7 +139,7 @@ def repeated(first: Fingerprint, second: Fingerprint, thresholds: DuplicateThres
     )
     if len(agreeing_s) < thresholds.min_hash_fraction * fewest:
         return False
-    return _frames_agree(first, second, shift_s, thresholds)
+    return _frames_agree(first, second, shift_s, thresholds) and _mouths_agree(first, second, shift_s)
 
 
 def _best_shift(a: AudioHashes, b: AudioHashes) -> tuple[NDArray[np.float64], int]:
@@ -182,6 +196,23 @@ def _frames_agree(a: Fingerprint, b: Fingerprint, shift_s: float, thresholds: Du
         return False
     mean_bits = np.minimum(*bits)[known].mean()
     return bool(mean_bits <= thresholds.max_frame_bits and np.median(shifts[known]) <= MAX_FACE_SHIFT)
+
+
+def _mouths_agree(a: Fingerprint, b: Fingerprint, shift_s: float) -> bool:
+    """Whether the lips move alike, where both are known to move."""
+    found = []
+    for more in range(-MOUTH_SHIFT_FRAMES, MOUTH_SHIFT_FRAMES + 1):
+        shift = round(shift_s * MOUTH_HZ) + more
+        one, other = a.mouth[max(shift, 0) :], b.mouth[max(-shift, 0) :]
+        count = min(len(one), len(other))
+        one, other = one[:count], other[:count]
+        known = np.isfinite(one) & np.isfinite(other)
+        if np.count_nonzero(known) < MIN_MOUTH_FRAMES:
+            continue
+        one, other = one[known], other[known]
+        if min(one.std(), other.std()) >= MIN_MOUTH_DEVIATION:
+            found.append(float(np.corrcoef(one, other)[0, 1]))
+    return not found or max(found) >= MIN_MOUTH_CORRELATION
 
 
 def _face_shift(a: Floats, b: Floats) -> Floats:

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from talkforge.schemas.arrays import Bytes, Floats, expect_shape
+from talkforge.schemas.arrays import Bytes, Doubles, Floats, expect_shape
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -29,6 +29,9 @@ HASHED_FRAMES_HZ = 2.0
 HASHED_PX = 32
 """Edge to which a frame is scaled before it is hashed. Each pixel is then the mean of what it covers, so
 that the hash depends neither on the frame's size nor on its noise."""
+
+MOUTH_HZ = 25.0
+"""Rate of `Fingerprint.mouth`."""
 
 HOP_SAMPLES = 64
 """Hop between spectra, and unit of a hash's time: 4 ms at 16 kHz. Source: ours; with 16 ms, two thirds to
@@ -72,17 +75,21 @@ class Fingerprint:
         face_boxes: float32 [K, 4], box of the clip's face there: x0, y0, x1, y1 as fractions of the
             frame's width and height. NaN where there was no frame to hash.
         audio_hashes: uint64 [L], ascending: time in hops of `HOP_SAMPLES` above `HASH_BITS` bits.
+        mouth: [F] opening between the lips at `MOUTH_HZ`, distances of the eyes; NaN where no face was found.
+            Empty where it is not known.
     """
 
     duration_s: float
     frame_hashes: Bytes
     face_boxes: Floats
     audio_hashes: AudioHashes
+    mouth: Doubles = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         expect_shape("frame_hashes", self.frame_hashes, (None, 8))
         expect_shape("face_boxes", self.face_boxes, (len(self.frame_hashes), 4))
         expect_shape("audio_hashes", self.audio_hashes, (None,))
+        expect_shape("mouth", self.mouth, (None,))
 
 
 class FrameHasher:

@@ -48,7 +48,10 @@ from talkforge.schemas.records import (
     Verdict,
 )
 
-SELECTING = ("identity", "pictures", "faces", "sound")
+OPENING = "opening"
+"""Name of the first column of the small array `mouth`, which is a thirtieth of it."""
+
+SELECTING = ("identity", "pictures", "faces", "sound", OPENING)
 """Small arrays that selection looks at; the others serve to score sync again."""
 
 LISTED = "source."
@@ -110,7 +113,8 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
 
     Args:
         store: the data set.
-        arrays: names of the small arrays that are wanted; None reads all of them.
+        arrays: names of the small arrays that are wanted, `OPENING` among them; None reads all that are
+            stored.
     """
     found = Committed()
     seen: set[str] = set()
@@ -144,12 +148,15 @@ def _each_once(outcomes: Iterable[Outcome]) -> list[Outcome]:
 def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[str, dict[str, NDArray[Any]]]:
     """Clip id -> name -> array, of those whose name is `wanted`."""
     features: dict[str, dict[str, NDArray[Any]]] = {}
-    stored = read_npz(
-        store.read(name), name, wanted=lambda key: not wanted or key.partition("/")[2] in wanted
-    )
+    names = {*(wanted or ()), *(["mouth"] if wanted and OPENING in wanted else [])}
+    stored = read_npz(store.read(name), name, wanted=lambda key: not names or key.partition("/")[2] in names)
     for key, array in stored.items():
         clip, _, what = key.partition("/")
-        features.setdefault(clip, {})[what] = array
+        own = features.setdefault(clip, {})
+        if what == "mouth" and OPENING in names:
+            own[OPENING] = array[:, 0].copy()  # a view would keep all of the array
+        if what != "mouth" or not wanted or "mouth" in wanted:
+            own[what] = array
     return features
 
 

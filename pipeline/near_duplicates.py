@@ -6,14 +6,20 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from talkforge.curation.duplicates import DuplicateThresholds, near_duplicates
 from talkforge.curation.fingerprint import Fingerprint
+from talkforge.curation.sync.features import at_sync_rate
 from talkforge.schemas.config import Thresholds
 
 Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 """A row of the ledger, and the small arrays of its clip."""
+
+
+SURELY_IN_SYNC = 0.95
+"""Least `sync_probability` of a clip that is not in doubt. Source: ours; it is well above the rule's 0.8."""
 
 
 def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str, str]:
@@ -33,18 +39,22 @@ def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds
     return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], limits)
 
 
-def rank(row: Mapping[str, Any]) -> tuple[float, bool, float, float, str]:
+def rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float, float, str]:
     """Sorts the better of two ledger rows before the worse.
 
-    First the longer one, if it lies between higher powers of two seconds: of a talk and an excerpt
-    of it the talk is kept. Then the one whose audio is not moved, then the larger face, then the surer
-    sync, then the lower id.
+    First the one that is surely in sync, so that a dubbed copy never takes the place of the true one. Then
+    the longer one, if it lies between higher powers of two seconds: of a talk and an excerpt of it the talk
+    is kept. Then the one whose audio is not moved, then the larger face, then the surer sync, then the lower
+    id.
     """
-    confidence = row["sync_confidence"]
+    confidence, probability = row["sync_confidence"], row["sync_probability"]
+    doubtful = probability is None or probability < SURELY_IN_SYNC
     octave = math.floor(math.log2(row["duration_s"]))
     surer = math.inf if confidence is None else -confidence
-    return -octave, row["audio_shift_s"] is not None, -row["face_px"], surer, row["clip_id"]
+    return doubtful, -octave, row["audio_shift_s"] is not None, -row["face_px"], surer, row["clip_id"]
 
 
 def _fingerprint(row: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Fingerprint:
-    return Fingerprint(row["duration_s"], arrays["pictures"], arrays["faces"], arrays["sound"])
+    column = arrays["mouth"][:, 0] if "mouth" in arrays else arrays.get("opening", np.zeros(0))
+    opening = at_sync_rate(column[:, None], row["fps"])[:, 0]
+    return Fingerprint(row["duration_s"], arrays["pictures"], arrays["faces"], arrays["sound"], opening)

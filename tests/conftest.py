@@ -79,10 +79,9 @@ def real_clip() -> RealClip:
     """Finds a real clip by its file name; a test that needs one that is missing is skipped."""
 
     def find(name: str) -> Path:
-        path = next((path for path in (CLIPS / name, SHARED / "clips" / name) if path.is_file()), None)
-        return path or pytest.skip(
-            f"the real clip {name} is not here: {SHARED.name}/clips beside the checkout"
-        )
+        folders = (CLIPS, SHARED / "clips", SHARED / "people" / "real")
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        return path or pytest.skip(f"the real clip {name} is not here: {SHARED.name}/ beside the checkout")
 
     return find
 

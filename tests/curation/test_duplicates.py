@@ -158,6 +158,43 @@ def test_the_same_words_with_another_picture_are_no_duplicate(sentences: list[Cl
     assert duplicates.near_duplicates(clips) == {}
 
 
+def opening(seed: int, seconds: float, noise: float = 0.0) -> np.ndarray:
+    """Lips that open and close as somebody speaks, at 25 Hz."""
+    drawn = np.random.default_rng(seed).standard_normal(round(25 * seconds) + 8)
+    smooth = np.convolve(drawn, np.ones(4) / 4, "valid")[: round(25 * seconds)]
+    return 0.1 + 0.1 * smooth + noise * np.random.default_rng(seed + 1).standard_normal(len(smooth))
+
+
+def test_two_speakers_of_one_studio_with_one_voice_are_no_duplicates(sentences: list[Clip]) -> None:
+    """The second is dubbed with the voice of the first: only the lips tell them apart."""
+    true = replace(printed(sentences[0]), mouth=opening(0, 3))
+    pictures = printed((sentences[1][0], sentences[0][1]))
+    assert duplicates.near_duplicates([("a", true), ("b", replace(pictures, mouth=opening(0, 3, 0.02)))]) == {
+        "b": "a"
+    }
+    assert duplicates.near_duplicates([("a", true), ("b", replace(pictures, mouth=opening(5, 3)))]) == {}
+
+
+@pytest.mark.parametrize(
+    "mouth",
+    [np.zeros(0), np.full(75, 0.1), np.full(75, np.nan), opening(5, 1.4)],
+    ids=["unknown", "at rest", "not seen", "short"],
+)
+def test_lips_that_say_nothing_decide_nothing(sentences: list[Clip], mouth: np.ndarray) -> None:
+    true = replace(printed(sentences[0]), mouth=opening(0, 3))
+    copy = replace(printed(sentences[0]), mouth=mouth)
+    assert duplicates.near_duplicates([("a", true), ("b", copy)]) == {"b": "a"}
+
+
+@pytest.mark.parametrize("begins_s", [0.0, 0.4, 1.0])
+def test_lips_are_compared_at_the_same_moment(sentences: list[Clip], begins_s: float) -> None:
+    lips, (frames, samples) = opening(0, 4), sentences[0]
+    later = frames[round(begins_s * SAMPLE_HZ) :], samples[round(begins_s * AUDIO_HZ) :]
+    whole = replace(printed((frames, samples)), mouth=lips[:75])
+    same = replace(printed(later), mouth=lips[round(25 * begins_s) : 75])
+    assert duplicates.near_duplicates([("whole", whole), ("later", same)]) == {"later": "whole"}
+
+
 def test_a_fingerprint_is_small_and_always_the_same(sentences: list[Clip]) -> None:
     one, two = printed(sentences[0]), printed(sentences[0])
     assert np.array_equal(one.audio_hashes, two.audio_hashes)

@@ -32,11 +32,19 @@ def row(
     face_px: float,
     sync_confidence: float | None,
     shift_s: float | None = None,
+    probability: float | None = 0.99,
 ) -> dict[str, Any]:
     return {
         "clip_id": clip_id, "duration_s": duration_s, "face_px": face_px, "sync_confidence": sync_confidence,
-        "audio_shift_s": shift_s,
+        "audio_shift_s": shift_s, "sync_probability": probability,
     }  # fmt: skip
+
+
+def test_a_dubbed_copy_never_comes_before_the_true_one() -> None:
+    true = row("z", 4.0, 100, 3.0)
+    for probability in (None, 0.0, 0.81, 0.94):
+        dubbed = row("a", 16.0, 400, 9.0, probability=probability)
+        assert sorted([dubbed, true], key=rank) == [true, dubbed]
 
 
 def test_the_longer_by_far_then_the_unmoved_then_the_larger_then_the_surer_comes_first() -> None:

@@ -126,6 +126,45 @@ def test_repeated_frames_of_converted_film_are_no_cuts() -> None:
     assert found(pictures, [box(sway(f)) for f in source]) == []
 
 
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_a_dropped_frame_of_a_head_that_moves_is_no_cut(speed: float) -> None:
+    """25 of 30 frames: every fifth step is twice as long."""
+    background = studio()
+    source = [f + f // 5 for f in range(100)]
+    places = [(160 + 40 * np.sin(speed * f / 15), 90, 70) for f in source]
+    pictures = [shown(place, background, f) for f, place in enumerate(places)]
+    assert found(pictures, [box(place) for place in places]) == []
+
+
+def test_a_nod_out_of_rest_with_a_dropped_frame_is_no_cut() -> None:
+    background = studio()
+    places = [(160, 90 + shift, 70) for shift in [0] * 30 + [1, 2, 10, 14, 15] + [16] * 30]
+    pictures = [shown(place, background, f) for f, place in enumerate(places)]
+    assert found(pictures, [box(place) for place in places]) == []
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_flash_is_no_cut(frames: int) -> None:
+    face = (160, 90, 70)
+    pictures = [shown(face, studio(), f).astype(np.float32) for f in range(60)]
+    lit = [p * 1.5 + 60 if 30 <= f < 30 + frames else p for f, p in enumerate(pictures)]
+    assert found([np.clip(p, 0, 255).astype(np.uint8) for p in lit], [box(face)] * 60) == []
+
+
+def test_a_change_of_light_that_stays_is_a_cut() -> None:
+    face = (160, 90, 70)
+    pictures = [shown(face, studio(), f).astype(np.float32) for f in range(60)]
+    lit = [p * 1.5 + 60 if f >= 30 else p for f, p in enumerate(pictures)]
+    assert found([np.clip(p, 0, 255).astype(np.uint8) for p in lit], [box(face)] * 60) == [(30, "picture")]
+
+
+def test_a_black_frame_between_two_of_one_shot_is_cut_out() -> None:
+    face = (160, 90, 70)
+    pictures = [shown(face, studio(), f) if f != 30 else np.zeros_like(studio()) for f in range(60)]
+    faces = [box(face if f != 30 else None) for f in range(60)]
+    assert [frame for frame, _ in found(pictures, faces)] == [30, 31]
+
+
 def test_the_detector_none_finds_no_cuts() -> None:
     assert told([(20, (100, 90, 70)), (20, (220, 90, 70))], ScanConfig(scene_detector="none")) == []
 
@@ -255,6 +294,11 @@ def test_the_stage_has_four_shots(real_clip: RealClip) -> None:
 )
 def test_a_continuous_shot_has_no_cut(real_clip: RealClip, name: str) -> None:
     assert looked_at(real(real_clip(name), 256)) == []
+
+
+@pytest.mark.parametrize("name", ["vr_aoc.mp4", "vox_61.mp4", "sn_lemon.avi", "misc_beard_old.mp4"])
+def test_nods_blinks_and_dropped_frames_are_no_cuts(real_clip: RealClip, name: str) -> None:
+    assert looked_at(real(real_clip(name))) == []
 
 
 def test_speakers_of_one_studio_cut_together(real_clip: RealClip) -> None:
