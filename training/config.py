@@ -132,6 +132,10 @@ class DataConfig(Section):
         "epochs",
         description="'epochs': each shard once before any repeats, over all ranks and workers; 'resampled': drawn with replacement.",
     )
+    omega: Literal["span", "clip"] = Field(
+        "span",
+        description="Motion intensity of a sample: that of its span, or that of the whole clip. Paper: not said.",
+    )
     latents: Literal["auto", "require", "ignore"] = Field(
         "auto", description="Use what `talkforge encode` has cached: where it is, always, or never."
     )
@@ -200,6 +204,11 @@ class LossConfig(Section):
     )
     unmasked_weight: float = Field(
         0.0, ge=0, description="Weight of the unmasked loss that is added to the masked one (ours; paper: 0)."
+    )
+    face_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the loss under the mask of the face, from hairline to chin, that is added to that of every sample in both stages (ours; paper: 0).",
     )
 
     @model_validator(mode="before")

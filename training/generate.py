@@ -31,9 +31,9 @@ from talkforge.training.config import SampleConfig, TrainConfig
 from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.frames import Crop, SkippedSampleError, nearest
 from talkforge.training.data.loader import collate
-from talkforge.training.data.shards import shard_list
+from talkforge.training.data.shards import motion_quantiles, shard_list
 from talkforge.training.data.spans import MEMBERS, decode_sample
-from talkforge.training.data.tar import read_samples
+from talkforge.training.data.tar import beside, read_samples
 from talkforge.training.objective import sampling
 from talkforge.training.objective.step import encode_image
 from talkforge.training.run import checkpoint
@@ -237,11 +237,16 @@ def preview(
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     try:
-        for key, members in _samples(url for url, _ in shard_list(shards, config.data.snapshot)):
+        listed = shard_list(shards, config.data.snapshot)
+        quantiles = motion_quantiles(listed, config.data.snapshot) if config.data.omega == "span" else {}
+        for url, key, members in _samples(url for url, _ in listed):
             if len(written) == config.run.validation_samples:
                 break
             try:
-                clip = decode_sample(key, members, config.data.sizes, config.data.lengths, info)
+                clip = decode_sample(
+                    key, members, config.data.sizes, config.data.lengths, info,
+                    quantiles=quantiles.get(beside(url, "")),
+                )  # fmt: skip
                 batch = collate([clip.span(0)], info)
             except SkippedSampleError as error:
                 log.warning("no validation sample: %s", error)
@@ -256,9 +261,11 @@ def preview(
     return written
 
 
-def _samples(urls: Iterable[str]) -> Iterable[tuple[str, dict[str, bytes]]]:
+def _samples(urls: Iterable[str]) -> Iterable[tuple[str, str, dict[str, bytes]]]:
+    """Shard, key and members of every sample."""
     for url in urls:
-        yield from read_samples(url, MEMBERS | {"flac"})
+        for key, members in read_samples(url, MEMBERS | {"flac"}):
+            yield url, key, members
 
 
 def write(out: Path, rgb_FHWC: Bytes, fps: float, audio_N2: Floats) -> None:

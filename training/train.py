@@ -202,6 +202,7 @@ def _prepared(
             rank=accelerator.process_index,
             world=world,
             cached=cached,
+            faces=config.loss.face_weight > 0,
         )
         if accelerator.is_main_process:
             folder.describe(out, config, progress)

@@ -25,11 +25,14 @@ from talkforge.schemas.arrays import ClipArrays
 from talkforge.schemas.config import Config
 from talkforge.schemas.dataset import SCHEMA_VERSION, Dataset
 from talkforge.schemas.npz import npz_bytes
-from talkforge.schemas.records import Clip, ClipMeasures, Face, Identity, Verdict
+from talkforge.schemas.records import Clip, ClipMeasures, Face, Identity, Motion, Verdict
 from talkforge.schemas.sample import Members, Provenance, SampleMeta
 from talkforge.schemas.units import features_from_frames, samples_from_frames
 
 SPEECH_DIM, IDENTITY_DIM = 6, 16
+
+MOTION_QUANTILES = {"omega_face": (0.0, 2.0, 4.0, 6.0, 8.0, 10.0), "omega_body": ()}
+"""Percentiles 0, 20 ... 100 of the raw motion variances."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Shown:
     fps: float = 25.0
     identity: bool = True
     omega: tuple[float | None, float | None] = (0.25, 0.75)
+    moving: bool = False
     text: str = ""
 
     @property
@@ -57,6 +61,15 @@ class Shown:
             if self.valid()[k]:
                 masks[k, self.height_px // 2 :, : self.width_px * (k + 1) // (self.num_frames + 1)] = True
         return masks
+
+    def motion(self) -> np.ndarray:
+        """float16 [F, 8], motion of the face: of amplitude 1 in the first half of the clip, then of 3; NaN
+        unless it is moving."""
+        at = np.arange(self.num_frames)
+        motion = np.full((self.num_frames, 8), np.nan, np.float16)
+        if self.moving:
+            motion[:] = (np.where(at < self.num_frames // 2, 1, 3) * (-1) ** at)[:, None]
+        return motion
 
     def oval(self) -> np.ndarray:
         """float32 [F, 36, 2], the face: a rectangle from the 5th to the 20th column and row, 1 px lower with
@@ -104,6 +117,7 @@ def members_of(shown: Shown) -> Members:
         face_rgb=np.zeros((112, 112, 3), np.uint8),
         speech=speech,
         identity=identity if shown.identity else identity[:0],
+        face_motion=shown.motion(),
         face_contour=shown.oval(),
         face_valid=np.full(frames, 2, np.uint8),
     )
@@ -144,7 +158,14 @@ def _meta(shown: Shown) -> SampleMeta:
     face = Face(source_fps=25.0, face_px=32.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
     who = Identity(identity_model="unit", identity_consistency=1.0) if shown.identity else None
     return SampleMeta(
-        measures=ClipMeasures(clip=clip, stopped_by=None, face=face, identity=who),
+        measures=ClipMeasures(
+            clip=clip,
+            stopped_by=None,
+            face=face,
+            identity=who,
+            # The variance of 1, -1, 1, ... is 1, and that of 3, -3, 3, ... is 9.
+            motion=Motion(omega_face_raw=5.0, omega_body_raw=None, joints_valid_fraction=0.0),
+        ),
         omega_face=shown.omega[0],
         omega_body=shown.omega[1],
         person_id=None,
@@ -161,6 +182,7 @@ def write_set(
     shards: Sequence[Sequence[Shown]],
     changes: Mapping[str, Mapping[str, bytes | None]] | None = None,
     embedding: str = "logmel-80",
+    quantiles: Mapping[str, Sequence[float]] = MOTION_QUANTILES,
 ) -> str:
     """A data set of the given shards; returns the pattern that names them.
 
@@ -173,15 +195,21 @@ def write_set(
         write_shard(store, plan, [(clip.key, dict(members_of(clip))) for clip in clips])
         if changes and any(clip.key in changes for clip in clips):
             _rewrite(store, plan, [(clip.key, _changed(clip, changes.get(clip.key, {}))) for clip in clips])
-    store.write("dataset.json", description(embedding))
+    store.write("dataset.json", description(embedding, quantiles))
     return f"{folder}/shards/train-{{000000..{len(shards) - 1:06d}}}.tar"
 
 
-def description(embedding: str) -> bytes:
+def description(embedding: str, quantiles: Mapping[str, Sequence[float]]) -> bytes:
     """`dataset.json` of a data set whose speech features are of the encoder `embedding`."""
     config = Config.model_validate({"measure": {"speech": {"embedding": embedding}}})
     described = Dataset(
-        schema_version=SCHEMA_VERSION, tool_version="0", config=config, config_hash="", models=(), joints=()
+        schema_version=SCHEMA_VERSION,
+        tool_version="0",
+        config=config,
+        config_hash="",
+        models=(),
+        joints=(),
+        quantiles={name: tuple(values) for name, values in quantiles.items()},
     )
     return described.model_dump_json().encode()
 

@@ -57,9 +57,10 @@ class Batch:
         speech_BLD: float32 speech features of exactly the span, L = features_from_frames(F, fps).
         identity_BD: float32 of unit length, zeros where `has_identity_B` is False. D may be 0.
         has_identity_B: bool.
-        omega_B2: float32, motion intensity of face and body, 0..1, and 0.5 where unknown.
+        omega_B2: float32, motion intensity of face and body in the span, 0..1, and 0.5 where unknown.
         texts: prompt of each sample, may be empty.
         cached: see `Cached`. None where the frames are to be encoded.
+        face_BFHW: mask of the face, uint8 0/1, likewise 0 in frames without one. None where it is not used.
     """
 
     keys: tuple[str, ...]
@@ -73,6 +74,7 @@ class Batch:
     omega_B2: Tensor
     texts: tuple[str, ...]
     cached: Cached | None = None
+    face_BFHW: Tensor | None = None
 
     @property
     def size(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
-from talkforge.schemas.arrays import Bytes
+from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.sample import unpack_mask
 
@@ -79,6 +79,12 @@ class Crop:
             for at, before, whole, part in zip(middle, own, scaled, size, strict=True)
         )
         return cls(own, scaled, size, top, left)
+
+    def moved(self, points: Floats) -> Floats:
+        """Where points [..., 2] of the frame, x and y in px, lie in the crop, px."""
+        scale = np.array([self.scaled[1] / self.own[1], self.scaled[0] / self.own[0]])
+        # Pixel k has its centre at k and its edges at k - 0.5 and k + 0.5, so the edges are what is mapped.
+        return np.asarray((points + 0.5) * scale - 0.5 - [self.left, self.top], np.float32)
 
     def of(self, scaled: np.ndarray) -> np.ndarray:
         """The crop of a frame or mask that has been scaled, [H, W] or [H, W, 3]."""

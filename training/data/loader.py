@@ -54,6 +54,7 @@ def collate(spans: Sequence[Span], info: DatasetInfo) -> Batch:
         omega_B2=torch.tensor([span.omega for span in spans], dtype=torch.float32),
         texts=tuple(span.text for span in spans),
         cached=_cached(spans) if spans[0].latents is not None else None,
+        face_BFHW=None if spans[0].face is None else _stacked(span.face for span in spans),
     )
 
 
@@ -140,6 +141,7 @@ class SpanLoader:
         interval: number of the checkpoint interval.
         skip: batches at the start of the interval that are passed over.
         cached: read latents beside the shards, see `latent_cache.usable`.
+        faces: read the masks of faces.
 
     Attributes:
         skipped: how many samples were skipped, by reason. A sample counts once, in however many epochs it is.
@@ -161,6 +163,7 @@ class SpanLoader:
         interval: int = 0,
         skip: int = 0,
         cached: bool = False,
+        faces: bool = False,
     ) -> None:
         # Not in the loader processes: a forked process has none of OpenCV's threads, and would wait for
         # them forever when it set another number.
@@ -173,7 +176,8 @@ class SpanLoader:
         self.skipped: Counter[str] = Counter()
         self.skipped_keys: dict[str, str] = {}
         self._first = (interval, skip)
-        reader = Reader(shards, config, info, cached=cached, cache=ClipCache(config.cache_mb * 2**20))
+        cache = ClipCache(config.cache_mb * 2**20)
+        reader = Reader(shards, config, info, cached=cached, cache=cache, faces=faces)
         self._stream = _Stream(reader, info, seed=seed, rank=rank, world=world)
         self._loader = DataLoader(
             self._stream,

@@ -251,6 +251,40 @@ def _samples(urls: Sequence[str]) -> Iterator[tuple[str, str, Members]]:
             log.warning("%s", error)
 
 
+def motion_quantiles(shards: Sequence[Shard], snapshot: str) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Percentiles of the raw motion variances of each data set, by `beside(url, "")` of its shards.
+
+    They are those of the snapshot that is read. A data set without any, or whose `dataset.json` cannot be
+    read, is left out with a line in the log: the motion intensity of its spans is that of their clips.
+
+    Args:
+        shards: what `shard_list` gave.
+        snapshot: `data.snapshot` of the configuration.
+
+    Raises:
+        DatasetError: disk or network fail.
+    """
+    found = {}
+    sets = {beside(url, "") for url, _ in shards if re.search(r"/(shards|snapshots/\d+)/[^/]+\.tar$", url)}
+    for root in dict.fromkeys(beside(url, "") for url, _ in shards):
+        held = _snapshot(root.rstrip("/"), snapshot) if root in sets else None
+        name = f"{root}{held.table('dataset.json') if held else 'dataset.json'}"
+        (data,) = read_files([name])
+        why = f"{name} is not there"
+        if isinstance(data, bytes):
+            try:
+                if quantiles := parse_dataset(data).quantiles:
+                    found[root] = quantiles
+                    continue
+                why = f"{name} has no quantiles of it"
+            except DatasetError as error:
+                why = f"{name.removesuffix('dataset.json')}{error}"
+        elif not isinstance(data, FileNotFoundError):
+            raise DatasetError(f"{name}: cannot be read ({one_line(data)})")
+        log.warning("the motion intensity of spans is taken to be that of their clips: %s", why)
+    return found
+
+
 def _speech_model(url: str) -> str:
     """Name of the speech encoder from `dataset.json`, or empty where that is missing or damaged.
 

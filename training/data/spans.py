@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from talkforge.curation.body.motion import intensity, span_variance
+from talkforge.curation.face.lips import rasterise_all
 from talkforge.schemas import sample
-from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.arrays import OVAL_POINTS, Bytes, Floats
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import Clip
@@ -40,11 +42,16 @@ from talkforge.training.data.frames import (
 UNKNOWN_OMEGA = 0.5
 """Motion intensity where none was measured: the middle. Source: FantasyTalking §3.4's neutral value."""
 
-MEMBERS = frozenset({"json", "mp4", "lips.npz", "speech.npy", "identity.npy", "txt"})
+MEMBERS = frozenset(
+    {"json", "mp4", "lips.npz", "face.npz", "motion.npz", "speech.npy", "identity.npy", "txt"}
+)
 """Members of a sample that training reads. Landmarks, joints, audio and face crop are passed over."""
 
 CACHED_MEMBERS = MEMBERS - {"mp4"}
 """Likewise where cached latents replace the video."""
+
+Quantiles = Mapping[str, Sequence[float]]
+"""Percentiles of the raw motion variances of a data set, `quantiles` of its `dataset.json`."""
 
 _NEEDED = ("json", "lips.npz", "speech.npy")
 
@@ -84,6 +91,38 @@ class Latents:
 
 
 @dataclass(frozen=True)
+class ClipMotion:
+    """Motion of the face or the body in a clip, from which that of its spans is told.
+
+    Attributes:
+        trace: [F, 8] or [F, 20] float16, of the member `motion.npz`.
+        raw: `omega_face_raw` or `omega_body_raw` of the clip, over the `span_variance` of its trace.
+        quantiles: of the data set.
+    """
+
+    trace: np.ndarray
+    raw: float
+    quantiles: Sequence[float]
+
+    @classmethod
+    def of(cls, trace: np.ndarray, raw: float | None, quantiles: Sequence[float]) -> ClipMotion | None:
+        """The motion of a clip. None where it was not measured, or was none at all.
+
+        Args:
+            trace: as the attribute.
+            raw: raw motion variance of the clip.
+            quantiles: as the attribute.
+        """
+        variance = span_variance(trace)
+        return cls(trace, raw / variance, quantiles) if raw is not None and quantiles and variance else None
+
+    def omega(self, first: int, last: int) -> float | None:
+        """Motion intensity of frames [first, last), 0..1. None where too few of them were measured."""
+        variance = span_variance(self.trace[first:last])
+        return None if variance is None else intensity(self.raw * variance, self.quantiles)
+
+
+@dataclass(frozen=True)
 class Span:
     """Frames of a clip with their lip masks, speech and conditions.
 
@@ -99,6 +138,7 @@ class Span:
         text: prompt, may be empty.
         latents: cached spans of the clip, or None.
         nth: index of this span among the cached ones.
+        face: [F, H, W] uint8 0/1, mask of the face, or None where it is not read.
     """
 
     key: str
@@ -112,6 +152,7 @@ class Span:
     text: str
     latents: Latents | None
     nth: int
+    face: Bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -128,9 +169,12 @@ class DecodedSample:
         lip_valid: [F] bool.
         speech: [L, D] float32 at 50 Hz.
         identity: [D] float32, or empty.
-        omega: motion intensity of face and body, 0..1.
+        omega: motion intensity of face and body in the clip, 0..1.
         text: prompt, may be empty.
         latents: cached spans, or None.
+        motion: of face and body; None where the intensity of a span is that of the clip.
+        face_contour: [F, 36, 2], the face oval in px of the bucket, NaN where missing; None where it is not
+            read.
     """
 
     key: str
@@ -145,6 +189,8 @@ class DecodedSample:
     omega: tuple[float, float]
     text: str
     latents: Latents | None
+    motion: tuple[ClipMotion | None, ClipMotion | None] = (None, None)
+    face_contour: Floats | None = None
 
     def span(self, first: int) -> Span:
         """Frames [first, first + span_frames) with their speech.
@@ -161,11 +207,22 @@ class DecodedSample:
             lip_valid=self.lip_valid[first:last],
             speech=self.speech[span_features(first, self.span_frames, self.num_frames, self.fps)],
             identity=self.identity,
-            omega=self.omega,
+            omega=self._omega(first, last),
             text=self.text,
             latents=self.latents,
             nth=0 if self.latents is None else self.latents.first_frame.tolist().index(first),
+            face=self._face(first, last),
         )
+
+    def _omega(self, first: int, last: int) -> tuple[float, float]:
+        of_span = [motion.omega(first, last) if motion else None for motion in self.motion]
+        face, body = (clip if span is None else span for clip, span in zip(self.omega, of_span, strict=True))
+        return face, body
+
+    def _face(self, first: int, last: int) -> Bytes | None:
+        if self.face_contour is None:
+            return None
+        return rasterise_all(self.face_contour[first:last], *self.size).view(np.uint8)
 
     def check(self, first: int) -> None:
         """Raise what `span` would raise."""
@@ -187,7 +244,9 @@ class DecodedSample:
         planes = 4 if self.latents is None else 1  # RGB and lips, or lips alone
         video = planes * self.num_frames * self.size[0] * self.size[1]
         latents = self.latents.num_bytes if self.latents else 0
-        return video + latents + self.speech.nbytes + self.identity.nbytes
+        motion = sum(part.trace.nbytes for part in self.motion if part)
+        face = 0 if self.face_contour is None else self.face_contour.nbytes
+        return video + latents + self.speech.nbytes + self.identity.nbytes + motion + face
 
 
 def decode_sample(
@@ -198,6 +257,8 @@ def decode_sample(
     info: DatasetInfo,
     *,
     cached: bool = False,
+    quantiles: Quantiles | None = None,
+    faces: bool = False,
 ) -> DecodedSample:
     """A sample, checked and ready to be cut into spans. Its video is not decoded yet.
 
@@ -211,6 +272,9 @@ def decode_sample(
         lengths: frames of a span in each bucket. The longest that fits into the clip is used.
         info: of the data set.
         cached: take latents from the member `latents.npz` in place of the video.
+        quantiles: of the data set, by which the motion intensity of a span is told. None: it is that of the
+            clip.
+        faces: read the face oval, for the mask of the face.
 
     Raises:
         SkippedSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
@@ -239,6 +303,8 @@ def decode_sample(
             omega=(_omega(meta.omega_face), _omega(meta.omega_body)),
             text=sample.read_text(key, members.get("txt", b"")),
             latents=latents,
+            motion=_motion(key, members, meta, quantiles or {}),
+            face_contour=_face_contour(key, members, clip, masks.crop) if faces else None,
         )
     except SkippedSampleError:
         raise
@@ -255,6 +321,26 @@ def _span_frames(key: str, clip: Clip, lengths: Sequence[int], info: DatasetInfo
             "too_short", f"{key}: expected {min(lengths)} frames, found {clip.num_frames}"
         )
     return max(frames for frames in lengths if frames <= clip.num_frames)
+
+
+def _motion(
+    key: str, members: Mapping[str, bytes], meta: sample.SampleMeta, quantiles: Quantiles
+) -> tuple[ClipMotion | None, ClipMotion | None]:
+    row = meta.measures.motion
+    if row is None or not quantiles or "motion.npz" not in members:
+        return None, None
+    face, body = sample.read_motion(key, members["motion.npz"], meta.clip)
+    return (
+        ClipMotion.of(face, row.omega_face_raw, quantiles.get("omega_face", ())),
+        ClipMotion.of(body, row.omega_body_raw, quantiles.get("omega_body", ())),
+    )
+
+
+def _face_contour(key: str, members: Mapping[str, bytes], clip: Clip, crop: Crop) -> Floats:
+    """The face oval in px of the bucket; NaN in samples of earlier versions, which have none."""
+    if "face.npz" not in members:
+        return np.full((clip.num_frames, OVAL_POINTS, 2), np.nan, np.float32)
+    return crop.moved(sample.read_face(key, members["face.npz"], clip).contour)
 
 
 def _omega(value: float | None) -> float:

@@ -22,9 +22,9 @@ from talkforge.training.config import DataConfig
 from talkforge.training.data import latent_cache
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import Size, SkippedSampleError
-from talkforge.training.data.shards import Shard
+from talkforge.training.data.shards import Shard, motion_quantiles
 from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, DecodedSample, Span, decode_sample
-from talkforge.training.data.tar import BrokenShardError, read_joined, read_samples
+from talkforge.training.data.tar import BrokenShardError, beside, read_joined, read_samples
 
 log = logging.getLogger(__name__)
 
@@ -159,9 +159,13 @@ class Reader:
         *,
         cached: bool,
         cache: ClipCache,
+        faces: bool = False,
     ) -> None:
         self._shards, self._config, self._info = shards, config, info
-        self._cached, self._cache = cached, cache
+        self._cached, self._cache, self._faces = cached, cache, faces
+        # Empty: the intensity of a span is that of its clip.
+        self._quantiles = motion_quantiles(shards, config.snapshot) if config.omega == "span" else {}
+        self._to_tell = bool(self._quantiles)
 
     def batches(
         self, reader_id: ReaderId, skip: int = 0
@@ -176,6 +180,7 @@ class Reader:
             DatasetError: no sample can be used, or a shard is missing.
         """
         rng = reader_id.rng("spans")
+        self._to_tell &= reader_id.number == 0
         buckets: dict[Bucket, list[Span | Callable[[], Span]]] = {}
         skipped: list[SkippedSample] = []
         patience = _Patience(sum(manifest.count for _, manifest in self._shards) / reader_id.total)
@@ -268,14 +273,24 @@ class Reader:
         try:
             found = decode_sample(
                 item.key, item.what, self._config.sizes, self._config.lengths, self._info,
-                cached=self._cached,
+                cached=self._cached, quantiles=self._quantiles.get(beside(item.shard, "")), faces=self._faces,
             )  # fmt: skip
+            self._tell_old(found)
             if self._cache.room_for(found):
                 found = found.in_memory()
         except SkippedSampleError as error:
             found = SkippedSample(item.key, error.reason, str(error))
         self._cache.put(item.shard, item.key, found)
         return found
+
+    def _tell_old(self, clip: DecodedSample) -> None:
+        """Say once, and in one reader of all, that a sample has no motion of its frames."""
+        if self._to_tell and clip.motion == (None, None):
+            self._to_tell = False
+            log.warning(
+                "clip %s was measured by an earlier version: spans of such clips have the motion intensity "
+                "of the clip", clip.key,
+            )  # fmt: skip
 
 
 class _Patience:

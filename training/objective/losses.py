@@ -124,11 +124,13 @@ def flow_loss(
     masked_B: Tensor,
     weight_B: Tensor,
     config: LossConfig,
+    face_B1THW: Tensor | None = None,
 ) -> Loss:
     """Mean squared error of the velocity, weighted by the lip mask for the samples in `masked_B`.
 
     The masked error is a mean over the mask ('mask_sum') or over all cells ('pixels'), plus
     `config.unmasked_weight` times the unmasked one. A sample without lips in any frame counts unmasked.
+    To either, `config.face_weight` times the mean error over the mask of the face is added.
 
     Source: FantasyTalking §3.2, Eq. 2-3. The paper does not say what the masked error is divided by.
 
@@ -139,6 +141,7 @@ def flow_loss(
         masked_B: bool, samples that are weighted by their lips.
         weight_B: weight of each sample's timestep.
         config: how the masked error is divided, and what is added to it.
+        face_B1THW: mask of the face on the latent grid, 0..1. None adds nothing.
     """
     error_BTHW = (predicted_BCTHW.float() - target_BCTHW.float()).square().mean(dim=1)
     mask_BTHW = mask_B1THW[:, 0].float()
@@ -150,7 +153,12 @@ def flow_loss(
     weighted_B = lips_B if config.normalise == "mask_sum" else under_B / mask_BTHW[0].numel()
     weighted_B = weighted_B + config.unmasked_weight * unmasked_B
     chosen_B = masked_B & has_lips_B
-    total = (weight_B * torch.where(chosen_B, weighted_B, unmasked_B)).mean()
+    total_B = torch.where(chosen_B, weighted_B, unmasked_B)
+    if face_B1THW is not None and config.face_weight:
+        face_BTHW = face_B1THW[:, 0].float()
+        face_sum_B = face_BTHW.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
+        total_B = total_B + config.face_weight * (error_BTHW * face_BTHW).sum(dim=(1, 2, 3)) / face_sum_B
+    total = (weight_B * total_B).mean()
     return Loss(
         total=total,
         unmasked=unmasked_B.detach().mean(),

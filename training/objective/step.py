@@ -191,6 +191,9 @@ def training_step(
     predicted = model(losses.noised(latents, noise, sigma_B), losses.TIMESTEPS * sigma_B, conditioned)
 
     grid_HW = (latents.shape[3], latents.shape[4])
-    mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, grid_HW, config.loss.mask_resize)
+    resize = config.loss.mask_resize
+    mask = latent_masks(batch.lips_BFHW, batch.lip_valid_BF, grid_HW, resize)
+    face = None if batch.face_BFHW is None else latent_masks(batch.face_BFHW, None, grid_HW, resize)
     weight_B = losses.timestep_weight(sigma_B, config.flow)
-    return losses.flow_loss(predicted, losses.velocity(latents, noise), mask, masked_B, weight_B, config.loss)
+    target = losses.velocity(latents, noise)
+    return losses.flow_loss(predicted, target, mask, masked_B, weight_B, config.loss, face)

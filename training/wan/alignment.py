@@ -82,29 +82,30 @@ def gather_windows(tokens_BLC: Tensor, found: Windows) -> Tensor:
 
 
 def latent_masks(
-    lips_BFHW: Tensor,
-    lip_valid_BF: Tensor,
+    masks_BFHW: Tensor,
+    valid_BF: Tensor | None,
     size_HW: tuple[int, int],
     resize: Literal["trilinear", "area"],
 ) -> Tensor:
-    """Lip mask on the latent grid, [B, 1, T, H, W] float32, 0 to 1.
+    """Mask of the lips or of the face on the latent grid, [B, 1, T, H, W] float32, 0 to 1.
 
     The first latent frame is frame 0, and each later one is four frames. So the first frame is resized by
     itself and the rest in fours, as the causal codec does. Resizing 81 frames to 21 at once would be off by
-    up to 1.1 frames. Frames that are not valid have no lips.
+    up to 1.1 frames. Frames that are not valid have none.
 
     Args:
-        lips_BFHW: 0/1, F = 4n + 1.
-        lip_valid_BF: bool, frames whose lips are valid.
+        masks_BFHW: 0/1, F = 4n + 1.
+        valid_BF: bool, frames whose mask is valid. None: all.
         size_HW: height and width of the latent grid.
         resize: 'trilinear' samples the mask at the cells' centres (Source: FantasyTalking §3.2). 'area'
             averages over each cell, which loses no lips where cells are larger than a lip.
     """
-    latents = latent_frames(lips_BFHW.shape[1])
-    lips = (lips_BFHW * lip_valid_BF[:, :, None, None]).float().unsqueeze(1)
-    pieces = [_resized(lips[:, :, :1], (1, *size_HW), resize)]
+    latents = latent_frames(masks_BFHW.shape[1])
+    valid = masks_BFHW if valid_BF is None else masks_BFHW * valid_BF[:, :, None, None]
+    masks = valid.float().unsqueeze(1)
+    pieces = [_resized(masks[:, :, :1], (1, *size_HW), resize)]
     if latents > 1:
-        pieces.append(_resized(lips[:, :, 1:], (latents - 1, *size_HW), resize))
+        pieces.append(_resized(masks[:, :, 1:], (latents - 1, *size_HW), resize))
     return torch.cat(pieces, dim=2)
 
 

@@ -7,16 +7,24 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.units import features_from_frames
 from talkforge.training.data.batch import DatasetInfo
-from talkforge.training.data.frames import SkippedSampleError
+from talkforge.training.data.frames import Crop, SkippedSampleError
 from talkforge.training.data.spans import CACHED_MEMBERS, MEMBERS, DecodedSample, decode_sample
 from tests.training.batches import some_info
-from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, members_of, number_and_frame
+from tests.training.shard_files import (
+    IDENTITY_DIM,
+    MOTION_QUANTILES,
+    SPEECH_DIM,
+    Shown,
+    members_of,
+    number_and_frame,
+)
 
 INFO = some_info(SPEECH_DIM, IDENTITY_DIM)
 SIZES = ((32, 32), (32, 48))
@@ -133,7 +141,7 @@ SPEECH = np.zeros((60, SPEECH_DIM), np.float16)
 LIPS = {"valid": SHOWN.valid(), "contour": np.zeros((30, 4, 2), np.float32)}
 
 BROKEN: tuple[tuple[str, bytes, str, str], ...] = (
-    ("json", changed_json(version=4), "other_version", "json: expected version 1 to 4, found 4"),
+    ("json", changed_json(version=5), "other_version", "json: expected version 1 to 4, found 5"),
     ("json", b"{", "unreadable", "json: expected JSON, found Expecting property name"),
     ("json", b"[]", "other_version", "json: expected version 1 to 4, found None"),
     ("json", changed_json(measures=None), "unreadable", "json: measures: "),
@@ -276,3 +284,59 @@ def test_earlier_samples_may_have_no_identity_and_later_ones_must(version: int) 
         SkippedSampleError, match=f"^{SHOWN.key}: expected its members, found no identity.npy$"
     ):
         decode_sample(SHOWN.key, members, SIZES, (9,), INFO)
+
+
+# ------------------------------------------------------------------------------ motion and face
+
+
+def test_a_span_has_the_motion_intensity_of_its_own_frames() -> None:
+    members = members_of(Shown(3, moving=True))
+    clip = decode_sample("clip03", members, SIZES, (9,), INFO, quantiles=MOTION_QUANTILES)
+    for clips in (clip, clip.in_memory()):
+        # Variances 1 and 9 lie at 0.1 and 0.9 of the quantiles. Nine frames that alternate have 80/81 of it.
+        assert clips.span(0).omega == (pytest.approx(0.1 * 80 / 81, abs=1e-3), 0.75)
+        assert clips.span(21).omega == (pytest.approx(0.9 * 80 / 81, abs=1e-3), 0.75)
+        mixed = (5 * 9 + 4 * 1 - 9 * (1 / 9) ** 2) / 9  # frames 11 to 19: 1 -1 1 -1 3 -3 3 -3 3, as signs go
+        assert 0.1 < clips.span(11).omega[0] < mixed / 10 + 0.05
+    whole = decode_sample("clip03", members, SIZES, (30,), INFO, quantiles=MOTION_QUANTILES)
+    assert whole.span(0).omega == (0.5, 0.75)  # a span that is the clip has omega_face_raw
+
+
+@pytest.mark.parametrize(
+    ("shown", "quantiles"),
+    [
+        (Shown(3), MOTION_QUANTILES),
+        (Shown(3, moving=True), None),
+        (Shown(3, moving=True), {}),
+        (Shown(3, moving=True), {"omega_face": ()}),
+    ],
+)
+def test_without_motion_or_quantiles_it_is_that_of_the_clip(shown: Shown, quantiles: Any) -> None:
+    clip = decode_sample(shown.key, members_of(shown), SIZES, (9,), INFO, quantiles=quantiles)
+    assert {clip.span(first).omega for first in range(22)} == {(0.25, 0.75)}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (32, 48)])
+def test_the_mask_of_the_face_goes_with_the_frames(size: tuple[int, int]) -> None:
+    members = members_of(SHOWN)
+    clip = decode_sample("clip03", members, (size,), (9,), INFO, faces=True)
+    crop = Crop.around((64, 64), size, (32.0, 32.0))
+    for first in (0, 21):
+        span = clip.span(first)
+        assert span.face is not None and span.face.dtype == np.uint8
+        wanted = SHOWN.face()[first : first + 9].astype(np.uint8) * 255
+        for found, mask in zip(span.face, wanted, strict=True):
+            scaled = cv2.resize(mask, crop.scaled[::-1], interpolation=cv2.INTER_AREA)
+            assert np.abs(found.astype(int) - (crop.of(scaled) > 127)).sum() <= 32  # half a column or row
+    assert decode_sample("clip03", members, (size,), (9,), INFO).span(0).face is None
+
+
+def test_samples_of_earlier_versions_have_no_face_and_no_motion() -> None:
+    members = dict(members_of(Shown(3, moving=True)))
+    del members["face.npz"], members["motion.npz"]
+    with pytest.raises(SkippedSampleError, match=r"found no face\.npz"):
+        decode_sample(SHOWN.key, members, SIZES, (9,), INFO)
+    members["json"] = members["json"].replace(b'"version":4', b'"version":3')
+    clip = decode_sample(SHOWN.key, members, SIZES, (9,), INFO, quantiles=MOTION_QUANTILES, faces=True)
+    assert clip.span(0).omega == (0.25, 0.75)
+    assert clip.span(0).face is not None and not clip.span(0).face.any()

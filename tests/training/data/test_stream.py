@@ -16,12 +16,20 @@ from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import DataConfig
 from talkforge.training.data import stream
 from talkforge.training.data.frames import DecodedVideo, EncodedVideo
-from talkforge.training.data.shards import shard_list
+from talkforge.training.data.shards import motion_quantiles, shard_list
 from talkforge.training.data.spans import Span, decode_sample
 from talkforge.training.data.stream import ClipCache, Reader, ReaderId, SkippedSample, shard_order
 from talkforge.training.data.tar import read_samples
 from tests.training.batches import some_info
-from tests.training.shard_files import IDENTITY_DIM, SPEECH_DIM, Shown, write_set
+from tests.training.shard_files import (
+    IDENTITY_DIM,
+    MOTION_QUANTILES,
+    SPEECH_DIM,
+    Shown,
+    description,
+    publish,
+    write_set,
+)
 
 MEMORY = 2**30
 
@@ -316,3 +324,58 @@ def test_a_large_shuffle_takes_no_patience(tmp_path: Path) -> None:
     shards = write_set(tmp_path, [[Shown(0)], [Shown(1, num_frames=5)]])
     settings = config(shards, shuffle=256, batch_size=1)
     assert len(batches(reader(settings, MEMORY), 300)) == 300
+
+
+# --------------------------------------------------------------------------- motion of spans
+
+
+def spans_of(
+    shards: str, caplog: pytest.LogCaptureFixture, **changes: Any
+) -> tuple[dict[str, set[float]], str]:
+    """Key of a clip -> motion intensities of the face in its spans, and what was logged."""
+    settings = DataConfig.model_validate(
+        {"shards": shards, "num_frames": 9, "sizes": ((32, 32),), "batch_size": 1, "shuffle": 1} | changes
+    )
+    info = some_info(SPEECH_DIM, IDENTITY_DIM)
+    found: dict[str, set[float]] = {}
+    for number in (0, 1):
+        shared = ClipCache(0)
+        reader = Reader(shard_list(shards), settings, info, cached=False, cache=shared)
+        for spans, _ in itertools.islice(reader.batches(reader_id(number, 2)), 12):
+            for span in spans:
+                found.setdefault(span.key.partition("+")[0], set()).add(span.omega[0])
+    return found, caplog.text
+
+
+def test_spans_have_their_motion_and_old_clips_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = write_set(tmp_path, [[Shown(0, moving=True), Shown(1)], [Shown(2), Shown(3, moving=True)]])
+    found, told = spans_of(shards, caplog)
+    assert found["clip01"] == found["clip02"] == {0.25}
+    assert len(found["clip00"]) > 1 and len(found["clip03"]) > 1
+    assert told.count("was measured by an earlier version: spans of such clips have") == 1
+    caplog.clear()
+    found, told = spans_of(shards, caplog, omega="clip")
+    assert set.union(*found.values()) == {0.25} and not told
+
+
+def test_a_data_set_without_quantiles_has_the_motion_of_its_clips(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = write_set(tmp_path, [[Shown(0, moving=True)], [Shown(1, moving=True)]], quantiles={})
+    found, told = spans_of(shards, caplog)
+    assert set.union(*found.values()) == {0.25}
+    assert f"that of their clips: {tmp_path}/dataset.json has no quantiles of it" in told
+    (tmp_path / "dataset.json").unlink()
+    caplog.clear()
+    assert f"{tmp_path}/dataset.json is not there" in spans_of(shards, caplog)[1]
+
+
+def test_quantiles_are_those_of_the_snapshot_that_is_read(tmp_path: Path) -> None:
+    shards = write_set(tmp_path, [[Shown(0)]])
+    publish(tmp_path)
+    (tmp_path / "dataset.json").write_bytes(description("logmel-80", {"omega_face": (9.0,)}))
+    listed = shard_list(shards)
+    found = {name: tuple(values) for name, values in MOTION_QUANTILES.items()}
+    assert motion_quantiles(listed, "") == motion_quantiles(listed, "1") == {f"{tmp_path}/": found}

@@ -146,3 +146,17 @@ def test_a_batch_without_lips_has_a_finite_loss_and_gradient() -> None:
     assert float(loss.total) == 1.0
     assert math.isnan(float(loss.lips))
     assert predicted.grad is not None and bool(torch.isfinite(predicted.grad).all())
+
+
+def test_the_face_is_added_to_every_sample_that_has_one() -> None:
+    """One cell each: face with error 4, lips with 1, background with 9; the second sample has no face."""
+    predicted = torch.tensor([[2.0, 1.0, 3.0], [2.0, 1.0, 3.0]]).view(2, 1, 1, 1, 3)
+    face = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).view(2, 1, 1, 1, 3)
+    lips = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]).view(2, 1, 1, 1, 3)
+    target, weight = torch.zeros_like(predicted), torch.tensor([1.0, 3.0])
+    for masked, base in ((torch.tensor([True, True]), 1.0), (torch.tensor([False, False]), 14 / 3)):
+        loss = flow_loss(predicted, target, lips, masked, weight, LossConfig(face_weight=0.5), face)
+        assert float(loss.total) == pytest.approx((1 * (base + 0.5 * 2.5) + 3 * base) / 2)
+        off = flow_loss(predicted, target, lips, masked, weight, LossConfig(), face)
+        without = flow_loss(predicted, target, lips, masked, weight, LossConfig(face_weight=0.5))
+        assert float(off.total) == float(without.total) == pytest.approx((1 * base + 3 * base) / 2)

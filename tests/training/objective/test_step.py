@@ -170,6 +170,20 @@ def test_a_step_is_a_function_of_its_generator() -> None:
     assert totals[0] == totals[1] != totals[2]
 
 
+@pytest.mark.parametrize("stage", ("clip", "frame"))
+def test_a_step_weighs_the_face(stage: str) -> None:
+    """A mask of the whole frame adds the unmasked loss once more."""
+    batch, settings = a_batch(4), config(stage)
+    weighted = settings.model_copy(update={"loss": settings.loss.model_copy(update={"face_weight": 2.0})})
+    seen = replace(batch, face_BFHW=torch.ones_like(batch.lips_BFHW))
+    one, other, off = (
+        training_step(Recorder(), ENCODERS, of, how, seeded(3))
+        for of, how in ((batch, weighted), (seen, weighted), (seen, settings))
+    )
+    assert float(one.total) == float(off.total)
+    assert float(other.total - one.total) == pytest.approx(2 * float(one.unmasked), rel=1e-4)
+
+
 def test_stages_draw_the_same_noise() -> None:
     """So that two runs of one seed differ in the stage alone."""
     inputs = []
