@@ -32,6 +32,7 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 | `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
 | `verify` | `dataset`, `ok`, `problems` (each `path`, `what`), `removed`, and with --deep `deep` (`clips`, `compared`, `sources`, `unreachable`: reason by name, and the largest `frame_s`, `audio_s`, `av_s`); exit code 3 where there are any |
 | `erase` | `dataset`, `dry_run`, `sha256`, `inputs`, `clips`, `samples`, `other_people`, `snapshots`, `tags`, `runs` (each `folder`, `snapshots`), `proof` (`files`, `num_bytes`, `found`: each `path`, `what`; null for a dry run); exit code 3 where anything is found |
+| `export` | `place`, `format`, `dataset`, `snapshot`, `snapshot_sha256`, `options`, `tool_version`, `complete`, `clips` (number of each split), `files`, `bytes`, `notes` |
 | `snapshots` | `dataset`, `snapshots` (each `number`, `sha256` of its manifest, `current`, `tags`, `made_at`, `tool_version`, `shards`, `samples`, `num_bytes`, `own_bytes`), `removed` |
 | `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
 

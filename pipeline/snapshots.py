@@ -56,6 +56,11 @@ worker processes."""
 
 SHARD_FILE = re.compile(r"(train|validation)-\d{6}\.(tar|json)")
 
+INDEX_FILE = re.compile(
+    r"\.nv-meta/(\.info|split|dataset)\.yaml|(train|validation)-\d{6}\.tar\.idx|wids-(train|validation)\.json"
+)
+"""Files in `SHARDS` by which other tools find samples in the shards, see `exports.shard_indexes`."""
+
 _PLACE = re.compile(r"(snapshots/\d{6,}|shards)/[\w-]+\.(tar|parquet|json)")
 
 _TAG = re.compile(r"[A-Za-z][\w.-]{0,63}")
@@ -218,7 +223,8 @@ def current_table(store: Store, name: str) -> str:
 
 
 def _unnumbered(store: Store) -> Snapshot:
-    paths = [path for path in store.list(SHARDS) if path.endswith(".json")]
+    indexes = (f"{SHARDS}/wids-train.json", f"{SHARDS}/wids-validation.json")
+    paths = [path for path in store.list(SHARDS) if path.endswith(".json") and path not in indexes]
     shards = tuple(sample.read_manifest(store.read(path), path) for path in paths)
     files = {shard.sha256: f"{SHARDS}/{shard.name}.tar" for shard in shards}
     try:
@@ -402,21 +408,31 @@ def _show(store: Store, snapshot: Snapshot, plain: bool) -> None:
     """Make `shards/` hold what a snapshot names, and none of the earlier shards.
 
     Files that are not named like a shard are the user's and stay. A manifest goes before its tar file does,
-    and comes after it.
+    and comes after it. Indexes of other tools go first where any shard changes, as they would point astray.
     """
     wanted = {shard.name: shard for shard in snapshot.shards} if plain else {}
     present = [path for path in store.list(SHARDS) if SHARD_FILE.fullmatch(path.removeprefix(f"{SHARDS}/"))]
     stale = [path for path in present if PurePosixPath(path).stem not in wanted]
+    new = [name for name, shard in wanted.items() if not _is_shown(store, snapshot, shard, present)]
+    if stale or new:
+        for path in store.list(SHARDS):
+            if INDEX_FILE.fullmatch(path.removeprefix(f"{SHARDS}/")):
+                store.delete(path)
     for path in sorted(stale, key=lambda path: (path.endswith(".tar"), path)):
         store.delete(path)
-    for name, shard in wanted.items():
+    for name in new:
         tar, manifest = f"{SHARDS}/{name}.tar", f"{SHARDS}/{name}.json"
-        described = manifest_bytes(shard)
-        same = manifest in present and tar in present and store.read(manifest) == described
-        if not (same and (store.is_same(snapshot.tar(shard), tar) or _is_whole(store, tar, shard))):
-            store.delete(manifest)
-            store.link(snapshot.tar(shard), tar)
-            store.write(manifest, described)
+        store.delete(manifest)
+        store.link(snapshot.tar(wanted[name]), tar)
+        store.write(manifest, manifest_bytes(wanted[name]))
+
+
+def _is_shown(store: Store, snapshot: Snapshot, shard: ShardManifest, present: Sequence[str]) -> bool:
+    """Whether a shard of the snapshot lies in `shards/`, whole and with its manifest."""
+    tar, manifest = f"{SHARDS}/{shard.name}.tar", f"{SHARDS}/{shard.name}.json"
+    if not (manifest in present and tar in present and store.read(manifest) == manifest_bytes(shard)):
+        return False
+    return store.is_same(snapshot.tar(shard), tar) or _is_whole(store, tar, shard)
 
 
 def beside(tar: str) -> str:

@@ -332,6 +332,8 @@ def _check_plain(store: Store, last: Snapshot | None) -> Iterator[Problem]:
     for path in sorted(paths):
         stem, suffix = path.rpartition(".")[::2]
         name = stem.removeprefix(f"{SHARDS}/")
+        if snapshots.INDEX_FILE.fullmatch(path.removeprefix(f"{SHARDS}/")):
+            continue  # of another tool; `snapshots` removes it when shards change
         if "/" in name or suffix not in ("tar", "json"):
             yield Problem(path, "not a file of any shard")
         elif suffix == "tar" and f"{stem}.json" not in paths:

@@ -27,7 +27,8 @@ from talkforge.schemas.errors import CommandError, TalkforgeError, one_line
 
 log = logging.getLogger(__name__)
 
-BUILD, LOOK, ADD, TRAIN, SETUP = "Build a data set", "Look at it", "Add text", "Train", "Set up"
+BUILD, LOOK, ADD = "Build a data set", "Look at it", "Add text"
+HAND_ON, TRAIN, SETUP = "Hand it on", "Train", "Set up"
 """Groups of commands in the help."""
 
 TERMINAL = "terminal"

@@ -107,18 +107,3 @@ def generate(
         device=device,
     )
     out.print(str(to), soft_wrap=True)
-
-
-@command(TRAIN, "talkforge export run2 -o fantasytalking.ckpt")
-def export(
-    run: RunArgument,
-    to: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="A name in .ckpt, .pt or .safetensors.")
-    ],
-) -> None:
-    """Write a run's audio weights in the layout that FantasyTalking's were published in."""
-    extras.require("train", "export")
-    from talkforge.training.train import run_export
-
-    run_export(run, to)
-    out.print(str(to), soft_wrap=True)
