@@ -1,18 +1,17 @@
 """What the offline preset does with good footage and with faults of known kind, as docs/judgement.md tells.
 
-    python -m benchmarks.judgement [FOLDER] [--people 8] [--seconds 5] [--out judgement-out]
+    python -m benchmarks.judgement [FOLDER] [--people 8] [--seconds 5] [--fault NAME]... [--out judgement-out]
 
 FOLDER holds `index.csv` and `real/`. Only rows that nothing was fitted on are used (`may_fit` is not "yes"),
 with a face of 110 px and more and less than 40 degrees of yaw. Every fault is made of every person and
-written to a file of its own. The command prints the table as Markdown.
+written to a file of its own, and the files of one fault are one data set. A row of the table is printed as
+Markdown as soon as it is known. Run it again, and it goes on with the faults that are missing.
 """
 
 from __future__ import annotations
 
 import csv
-import resource
-import subprocess
-import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +29,11 @@ from talkforge.curation.face import covered, detect, landmarks
 from talkforge.curation.face.lips import OUTER_LIPS
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
+from talkforge.pipeline import jobs
+from talkforge.pipeline.executor import InlineExecutor
+from talkforge.pipeline.store import Store
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.config import MeasureConfig
+from talkforge.schemas.config import Config, MeasureConfig, load_config
 from talkforge.schemas.records import Input
 from talkforge.schemas.units import AUDIO_HZ
 
@@ -188,6 +190,12 @@ def small_in_4k(piece: Piece, _: Piece) -> Made:
     return map(shown, piece.frames), piece.sound
 
 
+def with_noise(piece: Piece, _: Piece) -> Made:
+    """White noise as loud as the voice."""
+    noise = np.random.default_rng(0).standard_normal(len(piece.sound)) * piece.sound.std()
+    return iter(piece.frames), (0.7 * (piece.sound + noise)).astype(np.float32)
+
+
 def with_music(piece: Piece, _: Piece) -> Made:
     """Chords, a bass and a beat, as loud as the voice."""
     time_s = np.arange(len(piece.sound)) / AUDIO_HZ
@@ -217,7 +225,12 @@ FAULTS: dict[str, Fault] = {
     "enlarged from a face of 64 px": enlarged,
     "face small in 4K": small_in_4k,
     "music as loud as the voice": with_music,
+    "noise as loud as the voice": with_noise,
 }
+
+
+GOOD = ("none", "face small in 4K")
+"""What is to be kept."""
 
 
 # --- the run -------------------------------------------------------------------------------------------
@@ -254,51 +267,79 @@ def write(path: Path, made: Made) -> None:
     media.encode_mp4(path, even, FPS, stereo, 20, "veryfast")
 
 
-def table(dataset: Path, names: list[str]) -> Iterator[str]:
-    """Lines of the table: fault, files, clips, accepted, seconds accepted, reasons."""
+@dataclass(frozen=True)
+class Row:
+    """What became of the files of one fault.
+
+    Attributes:
+        files: number of the files.
+        kept: number of those of which a clip was accepted.
+        seconds: length of all candidates.
+        kept_s: length of those that were accepted.
+        reasons: the most frequent reasons of the others.
+    """
+
+    files: int
+    kept: int
+    seconds: float
+    kept_s: float
+    reasons: str
+
+
+def outcome(dataset: Path, files: int) -> Row:
+    """What a data set says of its clips."""
     rows = pq.read_table(dataset / "ledger.parquet").to_pylist()
-    yield "| fault | files | files accepted | seconds kept | reasons of what was rejected |"
-    yield "|---|---|---|---|---|"
-    for number, fault in enumerate(names):
-        own = [row for row in rows if Path(row["uri"]).name.startswith(f"{number:02d}_")]
-        files = {row["uri"] for row in own}
-        kept = {row["uri"] for row in own if row["accepted"]}
-        seconds = sum(row["duration_s"] for row in own)
-        kept_s = sum(row["duration_s"] for row in own if row["accepted"])
-        reasons = Counter(code for row in own for code in row["reasons"]).most_common(4)
-        told = ", ".join(f"`{code}` {count}" for code, count in reasons)
-        yield f"| {fault} | {len(files)} | {len(kept)} | {kept_s:.0f} of {seconds:.0f} | {told} |"
+    reasons = Counter(code for row in rows for code in row["reasons"]).most_common(4)
+    return Row(
+        files,
+        len({row["uri"] for row in rows if row["accepted"]}),
+        sum(row["duration_s"] for row in rows),
+        sum(row["duration_s"] for row in rows if row["accepted"]),
+        ", ".join(f"`{code}` {count}" for code, count in reasons),
+    )
+
+
+def curated(name: str, pieces: list[Piece], out: Path, config: Config) -> Row:
+    """The files of one fault, made and judged; only judged where the data set is there already."""
+    folder = out / f"{list(FAULTS).index(name):02d}"
+    dataset, videos = folder / "set", folder / "videos"
+    if not (dataset / "ledger.parquet").exists():
+        videos.mkdir(parents=True, exist_ok=True)
+        for k, piece in enumerate(pieces):
+            other = pieces[(k + 1) % len(pieces)]
+            write(videos / f"{piece.person}.mp4", FAULTS[name](piece, other))
+        jobs.curate([str(videos)], Store(str(dataset)), config, InlineExecutor)
+    return outcome(dataset, len(pieces))
 
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Holds index.csv and real/.")] = Path("../shared/people"),
     number: Annotated[int, typer.Option("--people", help="Most people.")] = 8,
     seconds: Annotated[float, typer.Option(help="Longest piece of each, s.")] = 5.0,
-    out: Annotated[Path, typer.Option(help="Where videos and the data set are written.")] = Path(
+    fault: Annotated[list[str] | None, typer.Option(help="Only these faults.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="section.key=value.")] = None,
+    out: Annotated[Path, typer.Option(help="Where videos and the data sets are written.")] = Path(
         "judgement-out"
     ),
 ) -> None:
     """Make the faults, curate them with the offline preset, print the table."""
-    videos = out / "videos"
-    videos.mkdir(parents=True)
+    # Near duplicates are off, because all files of a person are copies.
+    config = load_config("offline", ["thresholds.near_duplicates=false", *(setting or ())])
     pieces = people(folder, number, seconds)
-    footage_s = 0.0
-    for index, make in enumerate(FAULTS.values()):
-        for k, piece in enumerate(pieces):
-            other = pieces[(k + 1) % len(pieces)]
-            write(videos / f"{index:02d}_{piece.person}.mp4", make(piece, other))
-            footage_s += len(piece.frames) / FPS
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    talkforge = Path(sys.executable).with_name("talkforge")
-    command = [str(talkforge), "curate", str(videos), "--out", str(out / "set"), "--executor", "inline"]
-    all_are_copies = ["--set", "thresholds.near_duplicates=false"]
-    subprocess.run([*command, "--config", "offline", *all_are_copies], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    for line in table(out / "set", list(FAULTS)):
-        typer.echo(line)
-    typer.echo(f"\n{len(pieces)} people: {', '.join(piece.person for piece in pieces)}; "
-               f"{cpu_s / footage_s:.2f} CPU seconds for each second of footage")  # fmt: skip
+    typer.echo(f"{len(pieces)} people: {', '.join(piece.person for piece in pieces)}\n")
+    typer.echo("| fault | files | files accepted | seconds kept | reasons of what was rejected |")
+    typer.echo("|---|---|---|---|---|")
+    found: dict[str, Row] = {}
+    before_s = time.process_time()
+    for name in fault or FAULTS:
+        found[name] = row = curated(name, pieces, out, config)
+        cells = (name, row.files, row.kept, f"{row.kept_s:.0f} of {row.seconds:.0f}", row.reasons)
+        typer.echo(f"| {' | '.join(map(str, cells))} |")
+    bad = [row for name, row in found.items() if name not in GOOD]
+    typer.echo(
+        f"\nof the faults {sum(row.kept for row in bad)} of {sum(row.files for row in bad)} files accepted; "
+        f"{time.process_time() - before_s:.0f} CPU seconds"
+    )
 
 
 if __name__ == "__main__":

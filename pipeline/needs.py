@@ -70,7 +70,9 @@ def needs(config: MeasureConfig) -> list[Need]:
         found.append(Need("transnetv2"))
     if config.sound.dnsmos:
         found.append(Need("dnsmos", "sound", (("dnsmos", False),), config.sound.optional))
-    if config.sound.music:
+    if config.speech.singing:
+        found.append(Need("fireredvad_aed", "speech", (("singing", False),)))
+    elif config.sound.music:
         found.append(Need("fireredvad_aed", "sound", (("music", False),), config.sound.optional))
     for key, names in scorer.WEIGHTS.items():
         if getattr(config.picture, key):

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation import clips, fingerprint, scan, trace
-from talkforge.curation.audio import quality, speech_encoders, vad
+from talkforge.curation.audio import music, quality, speech_encoders, vad
 from talkforge.curation.body import joints, pose
 from talkforge.curation.crop import detection_edge_px
 from talkforge.curation.draw import thumbnail
@@ -84,6 +84,7 @@ class Models:
     mouth_classifier: covered.MouthClassifier | None
     pose_estimator: joints.PoseEstimator | None
     sync_scorer: contrastive.Scorer
+    singing_detector: music.MusicDetector | None
     audio_scorer: quality.AudioScorer
     picture_scorer: scorer.PictureScorer
     face_audio_scorer: speaker_scorer.SpeakerScorer | None
@@ -101,6 +102,7 @@ def load_models(config_json: str) -> Models:
         mouth_classifier=covered.MouthClassifier() if config.lips.covered else None,
         pose_estimator=pose.load_estimator(config.motion),
         sync_scorer=contrastive.Scorer.load(),
+        singing_detector=music.MusicDetector() if config.speech.singing else None,
         audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
         face_audio_scorer=speaker_scorer.load(config.speaker),
@@ -194,6 +196,8 @@ def _measure_window(
     with result.clock("vad"):
         audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))
         segments = vad.segments(audio.samples, audio.start_s)
+        if models.singing_detector is not None:
+            segments = vad.joined(segments, models.singing_detector.singing(audio.samples, audio.start_s))
     if seconds(segments) < config.gates.skip_video_below_speech_fraction * window.duration_s:
         result.outcomes.append(outcome_row(window, "no_speech", segments))
         return

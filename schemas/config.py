@@ -130,6 +130,10 @@ class MotionConfig(OptionalSection):
 class SpeechConfig(Section):
     """Voice activity and speech embedding."""
 
+    singing: bool = Field(
+        False,
+        description="Take singing for speech, found by FireRedVAD; 0.005 CPU seconds for each second of footage. Singing over instruments needs thresholds.max_music_fraction=null as well.",
+    )
     embedding: str = Field(
         "logmel-80",
         description="'logmel-80', or the folder or hub name of a transformers speech encoder with safetensors weights: 'facebook/wav2vec2-base-960h', HuBERT, WavLM, Whisper and others of 16 kHz and 50 Hz.",

@@ -26,6 +26,12 @@ from talkforge.schemas.units import AUDIO_HZ
 MUSIC_THRESHOLD = 0.5
 """Probability of music from which a frame counts as music. Source: FireRedVAD, `FireRedAedConfig`."""
 
+MIN_SINGING_S = 0.25
+"""Shorter stretches are not singing, seconds. Source: as for speech, `vad.MIN_SPEECH_S`."""
+
+BLOCK_SAMPLES = 60 * AUDIO_HZ
+"""Singing is looked for in so much audio at a time, so that memory does not grow with its length."""
+
 WINDOW_SAMPLES, HOP_SAMPLES = AUDIO_HZ * 25 // 1000, AUDIO_HZ // 100
 _FFT_SAMPLES, _NUM_BANDS, _LOWEST_HZ, _PREEMPHASIS = 512, 80, 20.0, 0.97
 _FULL_SCALE = 32768.0
@@ -60,6 +66,24 @@ class MusicDetector:
         """
         has_music = self.probabilities(samples)[:, MUSIC] >= MUSIC_THRESHOLD
         return round(float(has_music.mean()), 4) if len(has_music) else 0.0
+
+    def singing(self, samples: Floats, start_s: float) -> list[tuple[float, float]]:
+        """Spans of singing in audio of any length.
+
+        Args:
+            samples: float32 [N] in [-1, 1] at 16 kHz.
+            start_s: time of the first sample, seconds.
+
+        Returns:
+            Half-open (start_s, end_s) on the same clock, in order, disjoint, of `MIN_SINGING_S` and more.
+        """
+        found = []
+        for first in range(0, len(samples), BLOCK_SAMPLES):
+            sung = self.probabilities(samples[first : first + BLOCK_SAMPLES])[:, SINGING] >= MUSIC_THRESHOLD
+            edges = np.flatnonzero(np.diff(sung.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+            found += [(first + a * HOP_SAMPLES, first + b * HOP_SAMPLES) for a, b in edges.tolist()]
+        spans = ((start_s + a / AUDIO_HZ, start_s + b / AUDIO_HZ) for a, b in found)
+        return [(a, b) for a, b in spans if b - a >= MIN_SINGING_S]
 
     def probabilities(self, samples: Floats) -> NDArray[np.float32]:
         """Probabilities of speech, singing and music, which do not exclude each other.

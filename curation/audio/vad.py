@@ -95,6 +95,17 @@ def segments(samples: Floats, start_s: float) -> list[tuple[float, float]]:
     return [(start_s + seconds_from_samples(a), start_s + seconds_from_samples(b)) for a, b in padded]
 
 
+def joined(*spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The union of several lists of spans, in order and disjoint."""
+    found: list[tuple[float, float]] = []
+    for a, b in sorted(span for own in spans for span in own):
+        if found and a <= found[-1][1]:
+            found[-1] = (found[-1][0], max(b, found[-1][1]))
+        else:
+            found.append((a, b))
+    return found
+
+
 def _spans(probabilities: NDArray[np.float64], chunk_samples: int, num_samples: int) -> list[tuple[int, int]]:
     """Runs of speech in samples, with hysteresis. Source: silero-vad, `get_speech_timestamps`."""
     min_speech, min_silence = samples_from_seconds(MIN_SPEECH_S), samples_from_seconds(MIN_SILENCE_S)

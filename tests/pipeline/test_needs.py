@@ -27,6 +27,13 @@ PACKAGED = (
 """Models that the tests of this file do without the package index: they are here, or they are not."""
 
 
+def test_singing_needs_the_network_of_music_even_where_that_is_optional_or_off() -> None:
+    for settings in (["sound.optional=true"], ["sound.music=false"]):
+        config = load_config(None, ["speech.singing=true", *settings]).measure
+        (need,) = [need for need in needs(config) if need.name == "fireredvad_aed"]
+        assert (need.section, need.off, need.optional) == ("speech", (("singing", False),), False)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder in which weights are found; small files stand for those that packages carry."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from talkforge.curation import media
+from talkforge.curation.audio import music
 from talkforge.curation.audio.music import MUSIC, SPEECH, MusicDetector, log_mel
 from talkforge.curation.media import probe
 from talkforge.curation.weights import registry
@@ -120,3 +121,30 @@ def test_a_bundle_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch, t
         other.write_bytes(content)
         with pytest.raises(ModelError, match=message):
             MusicDetector()
+
+
+class Heard(MusicDetector):
+    """A detector that hears singing where samples are above a half."""
+
+    def __init__(self) -> None:
+        pass
+
+    def probabilities(self, samples: np.ndarray) -> np.ndarray:
+        found = np.zeros((max(0, 1 + (len(samples) - 400) // 160), 3), np.float32)
+        found[:, music.SINGING] = samples[: 160 * len(found) : 160]
+        return found
+
+
+def test_spans_of_singing_lie_where_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(music, "BLOCK_SAMPLES", 2 * 16000)
+    samples = np.zeros(6 * 16000, np.float32)
+    samples[8000:24000] = 1  # half a second to a second and a half
+    samples[40000:41600] = 1  # a tenth of a second
+    samples[52800:76800] = 1  # over the edge between two blocks
+    found = Heard().singing(samples, 10.0)
+    assert [(round(a, 2), round(b, 2)) for a, b in found] == [(10.5, 11.5), (13.3, 13.98), (14.0, 14.8)]
+    assert Heard().singing(samples[:0], 0.0) == []
+
+
+def test_nobody_who_speaks_sings(detector: MusicDetector, real_clip: RealClip) -> None:
+    assert detector.singing(sound_of(real_clip("grid_id2_swwp2s.mpg")), 0.0) == []

@@ -196,3 +196,12 @@ def test_logmel_frame_j_sees_samples_320j_to_320j_plus_400() -> None:
     (matrix,) = speech_encoders.load_speech_encoder(SpeechConfig()).encode([samples], [100])
     heard = (matrix > np.float16(-2.75)).any(axis=1)
     assert np.flatnonzero(heard).tolist() == [30]
+
+
+def test_spans_are_joined_where_they_meet_or_overlap() -> None:
+    assert vad.joined([(1.0, 2.0), (5.0, 6.0)], [(2.0, 3.0), (5.5, 5.8), (8.0, 9.0)], []) == [
+        (1.0, 3.0),
+        (5.0, 6.0),
+        (8.0, 9.0),
+    ]
+    assert vad.joined() == []
