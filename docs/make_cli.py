@@ -34,6 +34,7 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 | `erase` | `dataset`, `dry_run`, `sha256`, `inputs`, `clips`, `samples`, `other_people`, `snapshots`, `tags`, `runs` (each `folder`, `snapshots`), `proof` (`files`, `num_bytes`, `found`: each `path`, `what`; null for a dry run); exit code 3 where anything is found |
 | `export` | `place`, `format`, `dataset`, `snapshot`, `snapshot_sha256`, `options`, `tool_version`, `complete`, `clips` (number of each split), `files`, `bytes`, `notes` |
 | `snapshots` | `dataset`, `snapshots` (each `number`, `sha256` of its manifest, `current`, `tags`, `made_at`, `tool_version`, `shards`, `samples`, `num_bytes`, `own_bytes`), `removed` |
+| `audit --result` | `dataset`, `seed`, `population`, `left_out`, `drawn`, `good`, `bad`, `accepted`, `accepted_labelled`, `precision`, `recall` (each `value` or null, `low`, `high`), `rules` (each `code`, `clips`, `labelled`, `precision`, `recall`, `only_clips`, `only_labelled`, `only_precision`), `accepted_bad` (clips by the label's reason) |
 | `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
 
 The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from talkforge.schemas.columns import columns
 from talkforge.schemas.records import (
+    AuditRow,
     CaptionRow,
     Failure,
     LedgerRow,
@@ -23,6 +24,7 @@ TABLES: dict[str, tuple[type[Record], ...]] = {
     "ledger": (LedgerRow,),
     "people": (PersonRow,),
     "review": (ReviewRow,),
+    "audit": (AuditRow,),
     "annotations": (TranscriptRow, CaptionRow),
     "sources": (SourceRow,),
     "failures": (Failure,),

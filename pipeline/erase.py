@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from talkforge.pipeline import annotate, calibrate, jobs, ledger, parts, proof, review, snapshots, tables
+from talkforge.pipeline import (
+    annotate,
+    audit,
+    calibrate,
+    jobs,
+    ledger,
+    parts,
+    proof,
+    review,
+    snapshots,
+    tables,
+)
 from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.lists import read_list
@@ -309,7 +320,7 @@ def _erase_measured(store: Store, plan: Plan) -> None:
     annotate.settle(store, annotate.TRANSCRIPTS)  # pieces are named after clips
     annotate.settle(store, annotate.CAPTIONS)
     texts = (f"{kind.name}.parquet" for kind in (annotate.TRANSCRIPTS, annotate.CAPTIONS))
-    for name in (calibrate.TABLE, review.TABLE, *texts):
+    for name in (calibrate.TABLE, review.TABLE, audit.TABLE, *texts):
         if store.exists(name):
             _filter_table(store, name, plan)
     rows = [row for row in load_ingested(store) if not plan.names(row.model_dump(mode="json"))]

@@ -15,7 +15,7 @@ import numpy as np
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
 from talkforge.curation.weights import download
-from talkforge.pipeline import annotate, attempts, cut, inspect_clip, ledger, review, snapshots, tables
+from talkforge.pipeline import annotate, attempts, audit, cut, inspect_clip, ledger, review, snapshots, tables
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
@@ -416,6 +416,7 @@ def report(store: Store) -> str:
         dataset=dataset,
         thumbnails=ledger.thumbnails(store),
         people=_people(store),
+        audit=audit.result(store).document() if audit.is_labelled(store) else None,
     )
     return "report"
 

@@ -35,7 +35,7 @@ from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.media.timeline_files import from_bytes
 from talkforge.curation.sync.contrastive import Scorer
-from talkforge.pipeline import calibrate, review, snapshots, tables
+from talkforge.pipeline import audit, calibrate, review, snapshots, tables
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part
@@ -48,6 +48,7 @@ from talkforge.schemas import sample, scratch
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, first_invalid, one_line
 from talkforge.schemas.records import (
+    AuditRow,
     CaptionRow,
     Clip,
     Failure,
@@ -158,6 +159,7 @@ _TABLES: dict[str, type[Record]] = {
     calibrate.TABLE: calibrate.Rescored,
     "transcripts.parquet": TranscriptRow,
     "captions.parquet": CaptionRow,
+    audit.TABLE: AuditRow,
 }
 
 

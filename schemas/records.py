@@ -825,6 +825,19 @@ class ReviewRow(Record):
     """Version of Talkforge that wrote the row."""
 
 
+class AuditRow(Record):
+    """One clip that a sample was drawn from: a row of `audit.parquet`."""
+
+    clip_id: str
+    """The clip."""
+    stratum: str
+    """What it was drawn among: `accepted`, or the first rule that it broke then."""
+    position: int | None
+    """Place in the random order in which drawn clips are shown, from 0; None where it was not drawn."""
+    seed: int
+    """Seed of the draw."""
+
+
 class PersonRow(Record):
     """One person of the data set: a row of `people.parquet`. Similarities are cosines, -1 to 1."""
 

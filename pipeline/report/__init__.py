@@ -77,6 +77,7 @@ def write_report(
     dataset: Dataset,
     thumbnails: Thumbnails,
     people: pd.DataFrame | None = None,
+    audit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `report/statistics.json` and `report/index.html`; returns the statistics.
 
@@ -88,11 +89,12 @@ def write_report(
         dataset: description of the data set.
         thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
         people: one row per person; None where the data set has no such table yet.
+        audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
 
     Raises:
         DatasetError: the tables do not add up; nothing is written then.
     """
-    numbers = statistics(ledger, sources, failures, dataset, people)
+    numbers = statistics(ledger, sources, failures, dataset, people, audit)
     page = render(numbers, ledger, sources, failures, thumbnails)
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())
@@ -120,7 +122,14 @@ def render(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"span": span, "visible": visible, "num": number, "count": count, "unit": unit}
+    environment.filters |= {
+        "span": span,
+        "visible": visible,
+        "num": number,
+        "count": count,
+        "unit": unit,
+        "rate": rate,
+    }
     page = environment.from_string(template.read_text(encoding="utf-8"))
     clips, inputs = clips_table(ledger), sources_table(sources)
     return page.render(
@@ -152,6 +161,12 @@ def span(hours: float | None) -> str:
 def number(value: float | None) -> str:
     """A measured value with four digits that mean something."""
     return "–" if value is None or pd.isna(value) else f"{value:.4g}"
+
+
+def rate(found: Mapping[str, Any]) -> str:
+    """A fraction with its confidence interval, in percent."""
+    value = "–" if found["value"] is None else f"{100 * found['value']:.0f} %"
+    return f"{value} ({100 * found['low']:.0f} to {100 * found['high']:.0f})"
 
 
 def count(value: int) -> str:

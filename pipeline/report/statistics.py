@@ -7,6 +7,7 @@ face once, so that two people in one frame make two hours of clips in one hour o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def statistics(
     failures: pd.DataFrame,
     dataset: Dataset,
     people: pd.DataFrame | None = None,
+    audit: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything the report shows in numbers, ready for JSON; the order of rows does not matter.
 
@@ -41,6 +43,7 @@ def statistics(
         failures: one row per error.
         dataset: description of the data set.
         people: one row per person; None where the data set has no such table yet.
+        audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
 
     Raises:
         DatasetError: a clip or an input is lost or counted twice; says which.
@@ -73,6 +76,7 @@ def statistics(
         "models": [use.model_dump() for use in sorted(dataset.models, key=lambda use: use.name)],
         "models_absent": [absent.model_dump() for absent in dataset.models_absent],
         "failures": _failures(failures),
+        "audit": audit,
     }
 
 

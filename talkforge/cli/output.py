@@ -15,6 +15,7 @@ from talkforge.schemas.progress import Progress, hours
 if TYPE_CHECKING:
     from talkforge.curation.weights.download import FetchProgress
     from talkforge.curation.weights.registry import ModelRow
+    from talkforge.pipeline.audit import AuditResult, Rate
     from talkforge.pipeline.ledger import Selection
     from talkforge.pipeline.preview import Preview
     from talkforge.pipeline.snapshots import Snapshot, SnapshotInfo
@@ -109,6 +110,45 @@ def preview_document(found: Preview) -> dict[str, Any]:
             "absent": dict(weights.absent),
         },
     }
+
+
+def audit_tables(console: Console, found: AuditResult) -> None:
+    """Precision and recall of the filter and of each rule, with their intervals."""
+
+    def rate(one: Rate) -> str:
+        value = "-" if one.value is None else f"{one.value:.2f}"
+        return f"{value} ({one.low:.2f} to {one.high:.2f})"
+
+    labelled = f"{found.good + found.bad} of {found.drawn} drawn clips labelled"
+    console.print(f"{labelled}, {found.good} good, {found.bad} bad (seed {found.seed})", highlight=False)
+    console.print(
+        f"accepted: {found.accepted} of {found.population} clips, {found.accepted_labelled} labelled",
+        highlight=False,
+    )
+    console.print(f"precision (good among the accepted): {rate(found.precision)}", highlight=False)
+    console.print(f"recall (accepted among the good):    {rate(found.recall)}", highlight=False)
+    if found.accepted_bad:
+        why = ", ".join(f"{code} {number}" for code, number in found.accepted_bad.items())
+        console.print(f"accepted and bad: {why}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rule", no_wrap=True)
+    for title in ("rejects", "labelled", "precision", "recall", "alone", "labelled", "precision"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for rule in found.rules:
+        numbers = (str(rule.clips), str(rule.labelled), rate(rule.precision), rate(rule.recall))
+        alone = (str(rule.only_clips), str(rule.only_labelled), rate(rule.only_precision))
+        table.add_row(rule.code, *numbers, *(alone if rule.only_clips else ("0", "", "")))
+    if found.rules:
+        console.print(table)
+        console.print(
+            "precision of a rule: bad among what it rejects; recall: rejected by it among the bad; "
+            "alone: rejected by no other rule. 95 % confidence intervals.",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    if found.left_out:
+        console.print(
+            f"{found.left_out} clips came after the sample was drawn; --seed draws a new one", highlight=False
+        )
 
 
 def reasons_table(console: Console, reasons: Mapping[str, int]) -> None:

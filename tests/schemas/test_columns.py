@@ -6,6 +6,7 @@ import pytest
 
 from talkforge.schemas.columns import SUFFIXES, Column, columns, unit_of
 from talkforge.schemas.records import (
+    AuditRow,
     CaptionRow,
     Clip,
     Failure,
@@ -21,7 +22,7 @@ from talkforge.schemas.records import (
 )
 
 TABLES = (LedgerRow, PersonRow, SourceRow, Failure, Reason, TranscriptRow, CaptionRow, Input, Video, Clip,
-          ReviewRow)  # fmt: skip
+          ReviewRow, AuditRow)  # fmt: skip
 
 
 @pytest.mark.parametrize("model", TABLES)

@@ -145,3 +145,31 @@ def test_a_clip_without_its_source_shows_its_thumbnail_and_says_why(
         assert chromium.execute_script("return document.getElementById('verdict').textContent") == "rejected"
         chromium.get("about:blank")
         complaints(chromium)  # the video that is not there
+
+
+def test_an_audit_hides_the_verdict_and_goes_on_with_each_label(
+    chromium: Any, curated: Curated, tmp_path: Path
+) -> None:
+    store = Store(str(curated.dataset))
+    drawn = [*reversed(keys(store))]
+    complaints(chromium)
+    verdict = "return document.getElementById('verdict').textContent"
+    for server in serve(store, tmp_path, Mode("audit", "Audit"), drawn):
+        chromium.get(server.url)
+        wait_until(chromium, f"{SHOWN} == '{drawn[0]}'")
+        assert "when the clip has a label" in chromium.execute_script(verdict)
+        assert chromium.execute_script("return document.querySelectorAll('#facts tr').length") == 0
+        press(chromium, "k")  # decides nothing here
+        press(chromium, "g")
+        wait_until(chromium, f"{SHOWN} == '{drawn[1]}'")
+        press(chromium, "2")
+        wait_until(chromium, f"{verdict} == 'accepted'")
+        progress = chromium.execute_script("return document.getElementById('progress').textContent")
+        assert progress == "clip 2 of 2, 2 labelled"
+        chromium.get("about:blank")
+    rows = review.read(store)
+    assert [(rows[key].decision, rows[key].label, rows[key].reason) for key in drawn] == [
+        ("none", "good", ""),
+        ("none", "bad", "out_of_sync"),
+    ]
+    assert complaints(chromium) == []
