@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive, load_dataset, tool_version
-from talkforge.pipeline.exports import shard_indexes, stableavatar, trainers
+from talkforge.pipeline.exports import huggingface, shard_indexes, stableavatar, trainers
 from talkforge.pipeline.exports.clips import Source, open_source, write_clips
 from talkforge.pipeline.exports.folder import Export, ExportFolder
 from talkforge.pipeline.store import Store
@@ -32,6 +32,9 @@ class Format(NamedTuple):
 FORMATS = {
     "energon": Format("Megatron-Energon", "`.nv-meta/` and offsets beside the shards"),
     "wids": Format("wids, webdataset's random access", "an index beside the shards"),
+    "huggingface": Format(
+        "datasets, the Hugging Face Hub", "shards, data card, croissant.json, table of clips"
+    ),
     "videox": Format("VideoX-Fun (audio-driven)", "mp4, wav and metadata.json"),
     "diffsynth": Format("DiffSynth-Studio", "mp4, wav and metadata.csv"),
     "musubi": Format("musubi-tuner", "mp4 with wav and txt beside it, and dataset.toml"),
@@ -164,6 +167,9 @@ def _write(
         files = shard_indexes.link_shards(source, folder.store, "")
         clips = {split: len(keys) for split, keys in source.keys.items()}
         return folder.close(files, clips, _INDEXES[name](source, "")), ()
+    if name == "huggingface":
+        on_progress(Progress("linking"))
+        return huggingface.write(source, folder), ()
     if name == "stableavatar":
         write_clips(source, folder, stableavatar.AvatarFolder(folder).write, options.workers, on_progress)
         return folder.finish(source.keys, stableavatar.path_lists(folder, source.keys)), ()

@@ -34,8 +34,8 @@ def export(
         typer.Option(
             "--as",
             metavar="FORMAT",
-            help="weights (of a run), or of a data set: energon, wids, videox, diffsynth, musubi, "
-            "stableavatar; see docs/exports.md.",
+            help="weights (of a run), or of a data set: energon, wids, huggingface, videox, diffsynth, "
+            "musubi, stableavatar; see docs/exports.md.",
         ),
     ] = WEIGHTS,
     to: Annotated[

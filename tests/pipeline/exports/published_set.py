@@ -53,7 +53,10 @@ def ledger_row(
         "shard": shard if accepted else None, "face_clip_px": 32.0,
         "omega_face": meta.omega_face, "omega_body": meta.omega_body,
     }  # fmt: skip
-    return LedgerRow.model_validate(row)
+    texts = {name for name, field in LedgerRow.model_fields.items() if field.annotation == tuple[str, ...]}
+    return LedgerRow.model_validate(
+        {name: () if name in texts and not row[name] else row[name] for name in row}
+    )
 
 
 def publish(
@@ -99,7 +102,7 @@ def publish(
         licence=licence, consent="signed",
     )  # fmt: skip
     held = {
-        "dataset.json": description("logmel-80"),
+        "dataset.json": description("logmel-80", {}),
         "ledger.parquet": tables.to_bytes(tables.to_table(LedgerRow, rows)),
         "people.parquet": tables.to_bytes(tables.to_table(PersonRow, people)),
         "sources.parquet": tables.to_bytes(tables.to_table(SourceRow, [source])),
