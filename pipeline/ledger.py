@@ -8,7 +8,8 @@ sorted order, so the ledger's bytes depend on nothing else.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -101,6 +102,8 @@ class Selection:
     verdicts: dict[str, Verdict]
     clips: dict[str, CommittedClip]
     listed: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a user may miss: one line each, see `_notes`."""
 
     @property
     def totals(self) -> Totals:
@@ -199,7 +202,7 @@ def select(
     for row in flat:
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
-    people = _name_people(clips, flat, config)
+    people, groups = _name_people(clips, flat, config)
     candidates = (clip.measures.clip for clip in committed.clips)
     names = sorted({column.name for _, given in pairs for column in given.columns})
     return Selection(
@@ -210,6 +213,7 @@ def select(
         quantiles=quantiles,
         verdicts=verdicts,
         clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
+        notes=tuple(_notes(flat, groups, config)),
         listed={
             clip.measures.clip.clip_id: dict.fromkeys(names, "")
             | {column.name: column.value for column in given.columns}
@@ -308,8 +312,11 @@ def _quantiles(values: Iterable[float | None]) -> list[float]:
 
 def _name_people(
     clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config
-) -> list[PersonRow]:
-    """Person and split of every row. All measured clips decide on people, so thresholds move no name."""
+) -> tuple[list[PersonRow], dict[str, str]]:
+    """Person and split of every row, and the group of every clip.
+
+    All measured clips decide on people, so thresholds move no name.
+    """
     faces = [
         FaceClip(
             row["clip_id"],
@@ -323,11 +330,34 @@ def _name_people(
     ]
     model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
     named = shards.split_groups(faces, identity.same_person_threshold(config.shards, model))
-    splits = shards.assign_splits({key: group for key, (_, group) in named.items()}, config.shards)
+    groups = {key: group for key, (_, group) in named.items()}
+    splits = shards.assign_splits(groups, config.shards)
     for row in flat:
         row["person_id"] = named[row["clip_id"]].person_id
         row["split"] = splits[row["clip_id"]] if row["accepted"] else None
-    return describe_people(faces, {key: who for key, (who, _) in named.items() if who})
+    return describe_people(faces, {key: who for key, (who, _) in named.items() if who}), groups
+
+
+def _notes(flat: Sequence[Mapping[str, Any]], groups: Mapping[str, str], config: Config) -> Iterator[str]:
+    """Where a gate ended measuring of clips, and where nothing is held out for validation, a line each."""
+    stopped = Counter(row["stopped_by"] for row in flat if row["stopped_by"])
+    if stopped:
+        told = ", ".join(f"{code} {number}" for code, number in sorted(stopped.items()))
+        yield (
+            f"{stopped.total()} clips were not measured further because of a gate ({told}): no threshold can "
+            "accept them. The gates are measure.gates and measure.clip.min_s of a new data set"
+        )
+    accepted = [row for row in flat if row["accepted"]]
+    fraction = config.shards.validation_fraction
+    if not accepted or not fraction or any(row["split"] == "validation" for row in accepted):
+        return
+    of_accepted = {groups[row["clip_id"]] for row in accepted}
+    why = f"of {len(of_accepted)} people or videos none falls into shards.validation_fraction={fraction:g}"
+    if len(of_accepted) == 1:
+        yield f"no clip is held out for validation: {why}, and the only one is for training"
+    else:
+        least = shards.least_fraction(of_accepted, config.shards)
+        yield f"no clip is held out for validation: {why}; shards.validation_fraction={least:g} holds one out"
 
 
 def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,15 +125,24 @@ def assign_splits(groups: Mapping[str, str], config: ShardConfig) -> dict[str, s
 
     A group is held out when its hash falls into the lowest `validation_fraction`, whatever other
     groups there are: clips that come later do not move those that are there. With few groups
-    what is held out may be far from the fraction, and may be nothing.
+    what is held out may be far from the fraction, and may be nothing: see `least_fraction`.
     """
 
     def split(group: str) -> str:
-        digest = hashlib.sha256(f"{config.seed}\0{group}".encode()).digest()
-        held_out = int.from_bytes(digest[:8], "big") < config.validation_fraction * 2**64
-        return "validation" if held_out else "train"
+        return "validation" if _place(group, config) < config.validation_fraction else "train"
 
     return {clip_id: split(group) for clip_id, group in groups.items()}
+
+
+def least_fraction(groups: Iterable[str], config: ShardConfig) -> float:
+    """The least `validation_fraction` of three digits that holds out one of these groups."""
+    return min(0.999, math.floor(1000 * min(_place(group, config) for group in groups) + 1) / 1000)
+
+
+def _place(group: str, config: ShardConfig) -> float:
+    """Where a group lies between 0 and 1, by its hash."""
+    digest = hashlib.sha256(f"{config.seed}\0{group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def estimate_bytes(clip: ShardClip, config: ShardConfig) -> int:

@@ -254,6 +254,7 @@ def select(
             "dataset": dataset,
             "dry_run": dry_run,
             **totals_document(totals),
+            "notes": list(selection.notes),
             "before": totals_document(before),
             "changed_settings": differences(described.config, chosen),
             "waiting_for_shard": waiting,

@@ -84,6 +84,7 @@ def selection_document(selection: Selection) -> dict[str, Any]:
     return {
         **totals_document(selection.totals),
         "failures": dict(sorted(Counter(failure.kind for failure in selection.failures).items())),
+        "notes": list(selection.notes),
         "inputs_without_clips": [
             {"uri": source.uri, "status": source.status, "reason": reason_of(source)}
             for source in selection.sources
@@ -265,6 +266,8 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
                 f"{source.status.replace('_', ' ')}: {source.uri!r}: {reason_of(source)}",
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
+    for note in selection.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {dataset}/report/index.html", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,45 @@ def test_a_good_clip_is_accepted_and_carries_what_its_source_said() -> None:
     assert (row.accepted, row.reasons, row.failure, row.licence) == (True, (), None, "CC0")
     assert row.split in ("train", "validation")
     assert row.shard is None
+
+
+def test_an_empty_validation_split_is_told_with_the_fraction_that_fills_it() -> None:
+    inputs, clips = [planned(k) for k in range(1, 6)], [measured(k) for k in range(1, 6)]
+    selection = select(committed(*clips), inputs, Config())
+    assert {row.split for row in selection.rows} == {"train"}
+    (note,) = selection.notes
+    told = re.fullmatch(
+        r"no clip is held out for validation: of 5 people or videos none falls into "
+        r"shards.validation_fraction=0.02; shards.validation_fraction=(0\.\d+) holds one out",
+        note,
+    )
+    assert told is not None
+    wider = apply_settings({}, [f"shards.validation_fraction={told[1]}"])
+    found = select(committed(*clips), inputs, wider)
+    assert Counter(row.split for row in found.rows) == {"train": 4, "validation": 1}
+    assert found.notes == ()
+    narrower = apply_settings({}, [f"shards.validation_fraction={float(told[1]) - 0.001:.3f}"])
+    assert {row.split for row in select(committed(*clips), inputs, narrower).rows} == {"train"}
+
+
+def test_one_video_cannot_be_divided_and_none_need_not_be() -> None:
+    (note,) = select(committed(measured()), [planned(1)], Config()).notes
+    assert note.endswith("none falls into shards.validation_fraction=0.02, and the only one is for training")
+    none = apply_settings({}, ["shards.validation_fraction=0"])
+    assert select(committed(measured()), [planned(1)], none).notes == ()
+    assert select(committed(measured(faces_max=2)), [planned(1)], Config()).notes == ()
+
+
+def test_clips_that_a_gate_stopped_are_told_by_gate() -> None:
+    def stopped(number: int, code: str) -> CommittedClip:
+        clip = measured(number)
+        return replace(clip, measures=clip.measures.model_copy(update={"stopped_by": code}))
+
+    clips = [stopped(1, "no_speech"), stopped(2, "face_small"), stopped(3, "no_speech")]
+    assert select(committed(*clips), [planned(k) for k in (1, 2, 3)], Config()).notes == (
+        "3 clips were not measured further because of a gate (face_small 1, no_speech 2): no threshold "
+        "can accept them. The gates are measure.gates and measure.clip.min_s of a new data set",
+    )
 
 
 def test_a_rejected_clip_has_codes_and_details_and_no_split() -> None:
