@@ -19,7 +19,7 @@ from talkforge.curation.body import motion, pose
 from talkforge.curation.body.joints import PoseEstimator, no_joints
 from talkforge.curation.clips import Candidate
 from talkforge.curation.draw import thumbnail
-from talkforge.curation.face import detail, identity, lips, quality
+from talkforge.curation.face import detail, eyes, identity, lips, quality
 from talkforge.curation.face.covered import CoverTracer, MouthClassifier
 from talkforge.curation.face.crops import FACE_CROP_PX, GREY_LEVEL, crop_face, smooth_boxes
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
@@ -31,6 +31,7 @@ from talkforge.schemas.arrays import Bytes, Floats, Landmarks, LipTrace
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.records import (
     Clip,
+    Eyes,
     Face,
     FaceQuality,
     FrameQuality,
@@ -68,6 +69,7 @@ class Trace:
         quality_row: quality of the face image. None if the face was never found.
         picture_row: quality of the frames. None if it was not measured.
         speaker_row: scores of the speaker. None if they were not measured.
+        eyes_row: gaze and blinks. None if the face was never found.
         thumbnail: the middle frame as JPEG, with face box and lips drawn in.
         frame_hashes: uint8 [K, 8], those of a `Fingerprint`.
         face_boxes: float32 [K, 4], those of a `Fingerprint`.
@@ -84,6 +86,7 @@ class Trace:
     quality_row: FaceQuality | None
     picture_row: FrameQuality | None
     speaker_row: Speaker | None
+    eyes_row: Eyes | None
     thumbnail: bytes
     frame_hashes: Bytes
     face_boxes: Floats
@@ -111,6 +114,7 @@ class Trace:
             "quality": self.quality_row,
             "picture": self.picture_row,
             "speaker": self.speaker_row,
+            "eyes": self.eyes_row,
         }
 
 
@@ -207,6 +211,7 @@ class _ClipTracer:
             quality_row=of_face,
             picture_row=self.picture.finish() if self.picture else None,
             speaker_row=self.speaker.finish() if self.speaker else None,
+            eyes_row=eyes.measure(landmarks, self.clip.fps),
             thumbnail=self._thumbnail(trace),
             frame_hashes=self.hasher.hashes,
             face_boxes=self.hasher.face_boxes,

@@ -43,12 +43,14 @@ class FaceTruth:
         opening: [F] distance between the inner edges of the lips at their middle; 0: closed.
         box: [F, 4] x0, y0, x1, y1 around the face, forehead to chin of the closed mouth.
         speaks: whether the audio is this face's.
+        lids: [F] how far the eyes are closed, 0..1.
     """
 
     contour: Floats
     opening: Floats
     box: Floats
     speaks: bool
+    lids: Floats
 
     def __post_init__(self) -> None:
         expect_shape("contour", self.contour, (None, 20, 2))
@@ -123,6 +125,7 @@ def cut(first: Take, then: Take) -> Take:
             np.concatenate([a.opening, b.opening]),
             np.concatenate([a.box, b.box]),
             a.speaks,
+            np.concatenate([a.lids, b.lids]),
         )
         for a, b in zip(first.faces, then.faces, strict=True)
     )
@@ -180,6 +183,7 @@ def _first(face: FaceTruth, num_frames: int, right_px: int) -> FaceTruth:
         face.opening[:num_frames],
         face.box[:num_frames] + np.tile(step, 2),
         face.speaks,
+        face.lids[:num_frames],
     )
 
 
@@ -238,7 +242,7 @@ class _Motion:
         opening = np.maximum(moved[:, 21, 1] - moved[:, 20, 1], 0)
         corners = moved[:, 22:]
         boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
-        return FaceTruth(moved[:, :20], opening, boxes, speaks)
+        return FaceTruth(moved[:, :20], opening, boxes, speaks, self.lids)
 
     def render(self, noise: float, seed: int) -> Iterator[Bytes]:
         """Pictures [H, W, 3] uint8, one for each row of coefficients."""

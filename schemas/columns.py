@@ -59,6 +59,8 @@ UNITS = {
     "omega_face": "0 to 1",
     "omega_body": "0 to 1",
     "camera_motion_per_s": "widths per second",
+    "num_blinks": "blinks",
+    "blinks_per_min": "blinks per minute",
     "identity_consistency": "cosine",
     "face_blur": "grey levels squared",
     "face_luma": "0 to 255",

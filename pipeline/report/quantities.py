@@ -90,6 +90,12 @@ MEASURES: tuple[Measure, ...] = (
     Measure("text_fraction", "Fraction of the frame under text"),
     Measure("mouth_text_fraction", "Fraction of frames with text over the mouth"),
     Measure("mouth_hand_fraction", "Fraction of frames with a hand over the mouth"),
+    Measure("nsfw_probability", "Largest probability of sexual content"),
+    Measure("gaze_yaw_deg", "Median yaw of the gaze (to the viewer's right)"),
+    Measure("gaze_pitch_deg", "Median pitch of the gaze (up)"),
+    Measure("gaze_camera_fraction", "Fraction of frames with the gaze into the camera"),
+    Measure("num_blinks", "Blinks in the clip", "whole"),
+    Measure("blinks_per_min", "Rate of blinks"),
 )
 
 

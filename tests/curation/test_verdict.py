@@ -35,6 +35,7 @@ GOOD: dict[str, Any] = {
     "text_fraction": 0.0,
     "mouth_text_fraction": 0.0,
     "mouth_hand_fraction": 0.0,
+    "nsfw_probability": 0.01,
     "snr_db": 30.0,
     "dnsmos_overall": 3.2,
     "music_fraction": 0.0,
@@ -57,6 +58,7 @@ STRICT = Thresholds(
     min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
     min_words_per_s=1.0, max_words_per_s=6.0, languages=("en", "de"), forbidden_words=("damn",),
     max_face_dark_fraction=0.2, max_face_bright_fraction=0.2, max_face_brisque=50.0, max_text_fraction=0.02,
+    max_nsfw_probability=0.8,
 )  # fmt: skip
 
 
@@ -92,6 +94,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("face_bright_fraction", 0.21, "face_overexposed"),
         ("black_bar_fraction", 0.06, "black_bars"),
         ("face_brisque", 50.1, "picture_poor"),
+        ("nsfw_probability", 0.81, "nsfw"),
         ("text_fraction", 0.03, "text_in_picture"),
         ("mouth_text_fraction", 0.11, "text_over_mouth"),
         ("mouth_hand_fraction", 0.11, "hand_over_mouth"),
@@ -346,6 +349,7 @@ def test_a_clip_is_judged_by_its_sync_once_the_audio_is_moved(
         "face_brisque",
         "mouth_text_fraction",
         "mouth_hand_fraction",
+        "nsfw_probability",
     ],
 )
 def test_what_was_optional_and_is_missing_passes(field: str) -> None:

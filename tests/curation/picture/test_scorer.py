@@ -94,6 +94,23 @@ def test_text_is_detected_once_a_second_and_hands_five_times(fps: float, held_fr
     assert hand.calls == pytest.approx(20, abs=1)
 
 
+def test_the_worst_frame_of_one_a_second_says_whether_it_is_safe_for_work() -> None:
+    class Classifier:
+        answers = [0.1, 0.9, 0.2]  # noqa: RUF012
+
+        def probability(self, rgb: np.ndarray) -> float:
+            assert rgb.shape == (64, 64, 3)
+            return self.answers.pop(0)
+
+    scorer = PictureScorer(FrameQualityConfig())
+    scorer.nsfw = Classifier()  # type: ignore[assignment]
+    tracer = PictureTracer(scorer, clip_of(75, 64, 64))
+    for k in range(75):
+        tracer.push(range(k, k + 1), np.full((64, 64, 3), 90, np.uint8), None)
+    assert tracer.finish().nsfw_probability == 0.9
+    assert not Classifier.answers
+
+
 def test_a_hand_counts_where_it_covers_a_quarter_of_the_lips(face: tuple[np.ndarray, Floats]) -> None:
     rgb, points = face
     lips = points[list(OUTER_LIPS), :2]
