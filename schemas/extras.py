@@ -13,6 +13,7 @@ PACKAGES = {
     "view": ("flask",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
+    "sql": ("duckdb",),
 }
 """Extra -> the modules that must be there for its use."""
 

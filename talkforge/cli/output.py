@@ -179,6 +179,47 @@ def comparison(console: Console, now: Totals, then: Totals) -> None:
     console.print(table)
 
 
+CLIPS_SHOWN = 10
+"""Most clips that came, or went, which `diff` names on the terminal."""
+
+
+def difference(console: Console, found: Mapping[str, Any]) -> None:
+    """What `compare.compare` found: totals, settings, clips that came and went, reasons, medians."""
+    a, b = found["sides"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for side in (a, b):
+        table.add_column(Text(str(side["name"])), justify="right", overflow="fold")
+    table.add_column("difference", justify="right")
+    for name in ("inputs", "candidates", "accepted", "people", "videos"):
+        table.add_row(name, str(a[name]), str(b[name]), f"{b[name] - a[name]:+d}")
+    sign = "-" if b["kept_s"] < a["kept_s"] else "+"
+    table.add_row(
+        "kept", hours(a["kept_s"]), hours(b["kept_s"]), f"{sign}{hours(abs(b['kept_s'] - a['kept_s']))}"
+    )
+    for code, (one, other) in found["reasons"].items():
+        if one != other:
+            table.add_row(f"  {code}", str(one), str(other), f"{other - one:+d}")
+    for measure in found["measures"]:
+        one, other = measure["quantiles"]["0.5"]
+        if one != other:
+            shown = ["none" if value is None else f"{value:.4g}" for value in (one, other)]
+            moved = "" if one is None or other is None else f"{other - one:+.4g}"
+            table.add_row(f"median {measure['field']}", *shown, moved)
+    console.print(table)
+    lines = [f"setting {line}" for line in found["settings"]]
+    for what in ("came", "went"):
+        lines += [f"{what}: {count} ({why})" for why, count in found["why"][what].items()]
+        lines += [f"  {row['clip_id']}  {row['why']}" for row in found[what][:CLIPS_SHOWN]]
+        if (left := len(found[what]) - CLIPS_SHOWN) > 0:
+            lines.append(f"  and {left} more: --json names all")
+    lines += [f"measured anew: {name} differs in {n} clips" for name, n in found["changed"].items()]
+    if not any((found["came"], found["went"], found["changed"], found["settings"])):
+        lines.append(f"no difference in {found['kept']} accepted clips")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def snapshot_line(snapshot: Snapshot) -> str:
     """Number, shards, samples and size of a snapshot."""
     samples = sum(shard.count for shard in snapshot.shards)
