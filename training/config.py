@@ -139,6 +139,11 @@ class DataConfig(Section):
     latents: Literal["auto", "require", "ignore"] = Field(
         "auto", description="Use what `talkforge encode` has cached: where it is, always, or never."
     )
+    prefix_frames: int = Field(
+        0,
+        ge=0,
+        description="Most frames at the start of a span that are given clean, 4n + 1, so that a video can be continued; 0: none. Half of the samples get none, the others 1, 5, 9 ... of them (ours).",
+    )
     cache_mb: int = Field(
         0,
         ge=0,
@@ -158,6 +163,13 @@ class DataConfig(Section):
             raise ValueError(
                 f"shorter_spans are shorter than num_frames = {self.num_frames}, and differ,"
                 f" found {list(self.shorter_spans)}"
+            )
+        if self.prefix_frames:
+            latent_frames(self.prefix_frames)
+        if self.prefix_frames >= min(self.lengths):
+            raise ValueError(
+                f"prefix_frames are fewer than those of the shortest span, {min(self.lengths)},"
+                f" found {self.prefix_frames}"
             )
         for height_px, width_px in self.sizes:
             if height_px % 16 or width_px % 16 or height_px < 16 or width_px < 16:
@@ -238,11 +250,34 @@ class OptimConfig(Section):
 class SampleConfig(Section):
     """How a video is generated: validation samples and `talkforge generate`."""
 
-    steps: int = Field(30, ge=1, description="Euler steps. Source: paper.")
+    steps: int = Field(30, ge=1, description="Steps of the solver. Source: paper.")
+    solver: Literal["euler", "dpm++2m"] = Field(
+        "euler",
+        description="'euler' (source: published inference code), or the second-order DPM-Solver++(2M), which needs fewer steps.",
+    )
     text_cfg: float = Field(
         5.0, description="Guidance by the prompt; 1: none. Source: published inference code."
     )
     audio_cfg: float = Field(4.5, description="Guidance by the audio; 1: none. Source: paper.")
+    negative_prompt: str = Field(
+        "", description="What guidance by the prompt leads away from; empty: from no prompt."
+    )
+    passes_together: bool = Field(
+        True,
+        description="Compute the passes of guidance as one batch, and one by one where memory does not suffice.",
+    )
+    windows: Literal["overlap", "continue"] = Field(
+        "overlap",
+        description="How a video longer than data.num_frames is made: 'overlap': windows that are averaged where they overlap, at every step; 'continue': each window goes on from the last one's latents, which needs data.prefix_frames.",
+    )
+    overlap: int | None = Field(
+        None, ge=0, description="Latent frames that neighbouring windows share; null: a third of a window."
+    )
+    cache: float = Field(
+        0.0,
+        ge=0,
+        description="Step caching: a step reuses the last one's result of all blocks but the first where that block's output has changed by less than this fraction; 0: off.",
+    )
 
 
 class RunConfig(Section):

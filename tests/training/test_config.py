@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from talkforge.schemas.errors import CommandError
-from talkforge.training.config import TrainConfig, check, load_train_config
+from talkforge.training.config import DataConfig, TrainConfig, check, load_train_config
 from talkforge.training.run.checkpoint import load_trained
 from talkforge.training.wan.talking_wan import build
 from tests.training.batches import some_info
@@ -164,3 +164,13 @@ def test_old_names_of_settings_are_read(tmp_path: Path) -> None:
     assert (found.adapters.window_positions, found.loss.unmasked_weight) == (True, 0.5)
     with pytest.raises(CommandError, match=r"adapters\.audio_slots"):  # which of the two counts?
         load_train_config(file, ["adapters.window_positions=false"])
+
+
+@pytest.mark.parametrize(
+    ("prefix_frames", "message"),
+    ((4, "4n \\+ 1 frames, not 4"), (9, "fewer than those of the shortest span, 9, found 9")),
+)
+def test_a_prefix_is_shorter_than_every_span(prefix_frames: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(num_frames=13, shorter_spans=(9,), prefix_frames=prefix_frames)
+    assert DataConfig(num_frames=13, shorter_spans=(9,), prefix_frames=5).prefix_frames == 5

@@ -2,7 +2,7 @@
 
 Legend of the suffixes: B samples, F video frames, T latent frames, C channels, H W height and width
 (of the frame in `*_BFHW`, of the latent grid in `*_BCTHW`), L speech features at 50 Hz, D their
-width, S text tokens, K image tokens.
+width, S text tokens, K image tokens, W positions of an audio window.
 """
 
 from __future__ import annotations
@@ -109,12 +109,29 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """The speech features that each latent frame attends to in stage 2.
+
+    Attributes:
+        index_TW: int64, index of each feature in the span, the valid ones first. 0 where not valid.
+        valid_TW: bool. Positions beyond the span's ends are not valid, and are on the right.
+        position_TW: int64, position 0..W-1 of the feature in the window before it was cut at the span's ends.
+            The same distance from the latent frame is the same position in every window.
+    """
+
+    index_TW: Tensor
+    valid_TW: Tensor
+    position_TW: Tensor
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Conditions of the transformer: its inputs beside the noisy latents and the timestep.
 
     Attributes:
-        condition_BCTHW: [B, 20, T, H, W], 4 mask channels and 16 of the reference image's latents. Zeros
-            where the image is dropped.
+        condition_BCTHW: [B, 20, T, H, W], 4 mask channels and 16 of the latents that are given, which are
+            those of the reference image and, where a video is continued, of a prefix. Zeros where the image
+            is dropped.
         text_BSD: prompt embedding (that of the empty prompt where dropped).
         image_BKD: CLIP features, zeros where dropped. None means that there is no image branch.
         speech_BLD: speech features as measured.
@@ -125,6 +142,7 @@ class Conditions:
         identity_BD: identity embedding. None means that the model has no face attention.
         face_scale_B: weight of the face attention, lambda2, 0 where dropped or unknown.
         omega_B2: motion intensities. None means that the model has no motion network.
+        windows: audio windows of the latent frames, where they are not those of one span.
     """
 
     condition_BCTHW: Tensor
@@ -137,3 +155,4 @@ class Conditions:
     identity_BD: Tensor | None
     face_scale_B: Tensor
     omega_B2: Tensor | None
+    windows: Windows | None = None

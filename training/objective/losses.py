@@ -125,6 +125,7 @@ def flow_loss(
     weight_B: Tensor,
     config: LossConfig,
     face_B1THW: Tensor | None = None,
+    counted_BT: Tensor | None = None,
 ) -> Loss:
     """Mean squared error of the velocity, weighted by the lip mask for the samples in `masked_B`.
 
@@ -142,10 +143,18 @@ def flow_loss(
         weight_B: weight of each sample's timestep.
         config: how the masked error is divided, and what is added to it.
         face_B1THW: mask of the face on the latent grid, 0..1. None adds nothing.
+        counted_BT: bool, latent frames that are to be predicted, at least one of each sample. None means all.
     """
     error_BTHW = (predicted_BCTHW.float() - target_BCTHW.float()).square().mean(dim=1)
     mask_BTHW = mask_B1THW[:, 0].float()
-    unmasked_B = error_BTHW.mean(dim=(1, 2, 3))
+    face_BTHW = None if face_B1THW is None else face_B1THW[:, 0].float()
+    if counted_BT is None:
+        unmasked_B = error_BTHW.mean(dim=(1, 2, 3))
+    else:
+        mask_BTHW = mask_BTHW * counted_BT[:, :, None, None]
+        face_BTHW = None if face_BTHW is None else face_BTHW * counted_BT[:, :, None, None]
+        error_BT = error_BTHW.mean(dim=(2, 3))
+        unmasked_B = (error_BT * counted_BT).sum(dim=1) / counted_BT.sum(dim=1)
     sum_B = mask_BTHW.sum(dim=(1, 2, 3))
     has_lips_B = sum_B > 0
     under_B = (error_BTHW * mask_BTHW).sum(dim=(1, 2, 3))
@@ -154,8 +163,7 @@ def flow_loss(
     weighted_B = weighted_B + config.unmasked_weight * unmasked_B
     chosen_B = masked_B & has_lips_B
     total_B = torch.where(chosen_B, weighted_B, unmasked_B)
-    if face_B1THW is not None and config.face_weight:
-        face_BTHW = face_B1THW[:, 0].float()
+    if face_BTHW is not None and config.face_weight:
         face_sum_B = face_BTHW.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
         total_B = total_B + config.face_weight * (error_BTHW * face_BTHW).sum(dim=(1, 2, 3)) / face_sum_B
     total = (weight_B * total_B).mean()

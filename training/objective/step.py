@@ -10,12 +10,13 @@ What "dropped" means, here and for guidance in `training.generate`:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS, latent_frames
 from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
 from talkforge.training.data.batch import Batch, Conditions
 from talkforge.training.objective import losses
@@ -67,13 +68,17 @@ class EncodedBatch:
     image_BKD: Tensor | None
 
 
-def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> EncodedBatch:
+def encode(
+    batch: Batch, encoders: Encoders, generator: Generator | None, reference_B: Tensor | None = None
+) -> EncodedBatch:
     """Latents and conditions of a batch, encoded now or taken from the cache.
 
     Args:
         batch: on the encoders' device.
         encoders: of frames, prompts and reference images.
         generator: of the codec's noise. None takes the mode.
+        reference_B: number of the frame that is each sample's reference image. None means the first. Cached
+            latents know the first frame only.
 
     Raises:
         DatasetError: the cache lacks what the model needs.
@@ -81,8 +86,10 @@ def encode(batch: Batch, encoders: Encoders, generator: Generator | None) -> Enc
     if batch.cached is None:
         assert batch.rgb_BFHWC is not None, "a batch has frames, or cached latents of them"
         latents = encoders.codec.encode(batch.rgb_BFHWC, generator)
-        first_BHWC = batch.rgb_BFHWC[:, 0]
-        return encode_image(first_BHWC, batch.num_frames, batch.texts, encoders, latents)
+        reference_BHWC = batch.rgb_BFHWC[:, 0]
+        if reference_B is not None:
+            reference_BHWC = batch.rgb_BFHWC[torch.arange(batch.size), reference_B]
+        return encode_image(reference_BHWC, batch.num_frames, batch.texts, encoders, latents)
     cached = batch.cached
     if encoders.image is not None and cached.image_BKD is None:
         raise DatasetError(f"cached latents of {batch.keys[0]}: expected CLIP features, found none")
@@ -157,6 +164,54 @@ def _each(keep: KeepMask) -> tuple[Tensor, Tensor, Tensor]:
     return keep.image_B, keep.audio_B, keep.text_B
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Which latent frames at the start of each span are given clean.
+
+    Attributes:
+        latents_B: how many, 0 for none.
+        reference_B: number of the frame in the span that is the reference image. It is the first one, except
+            where more than the first latent frame is given. A video that is continued is given the portrait
+            and the latest latents, and these do not follow each other either.
+    """
+
+    latents_B: Tensor
+    reference_B: Tensor
+
+    @classmethod
+    def draw(cls, batch: Batch, most_frames: int, keep: KeepMask, generator: Generator) -> Prefix:
+        """Half of the samples have no prefix, the others 1, 5, 9 ... `most_frames` frames alike often (ours).
+
+        Args:
+            batch: the samples.
+            most_frames: `data.prefix_frames`.
+            keep: a sample whose image is dropped has no prefix.
+            generator: on the CPU.
+        """
+        some_B = (torch.rand(batch.size, generator=generator) < 0.5) & keep.image_B
+        count_B = torch.randint(1, latent_frames(most_frames) + 1, (batch.size,), generator=generator)
+        frame_B = torch.randint(batch.num_frames, (batch.size,), generator=generator)
+        latents_B = count_B * some_B
+        return cls(latents_B, frame_B * (latents_B > 1))
+
+    def given(self, latents: int) -> Tensor:
+        """Which of so many latent frames are given, bool [B, T]."""
+        return torch.arange(latents) < self.latents_B[:, None]
+
+
+def with_given(condition_BCTHW: Tensor, clean_BCTHW: Tensor, given_BT: Tensor) -> Tensor:
+    """The condition of Wan's image-to-video model with further latent frames in it.
+
+    Args:
+        condition_BCTHW: of the reference image, see `Codec.condition`.
+        clean_BCTHW: latents, [B, 16, T, H, W].
+        given_BT: bool, latent frames that are given.
+    """
+    given = given_BT[:, None, :, None, None]
+    mask, latents = condition_BCTHW.split([CONDITION_CHANNELS - LATENT_CHANNELS, LATENT_CHANNELS], dim=1)
+    return torch.cat([mask.masked_fill(given, 1.0), torch.where(given, clean_BCTHW, latents)], dim=1)
+
+
 def training_step(
     model: Model,
     encoders: Encoders,
@@ -179,16 +234,27 @@ def training_step(
         world: how many batches the step has.
     """
     device = batch.speech_BLD.device
-    encoded = encode(batch, encoders, generator)
+    prefix, keep = None, None
+    if config.data.prefix_frames:
+        keep = KeepMask.draw(batch.size, config.dropout, generator)
+        prefix = Prefix.draw(batch, config.data.prefix_frames, keep, generator)
+    encoded = encode(batch, encoders, generator, prefix.reference_B if prefix else None)
     latents = encoded.latents_BCTHW
     assert latents is not None, "training needs latents"
-    keep = KeepMask.draw(batch.size, config.dropout, generator)
+    keep = keep or KeepMask.draw(batch.size, config.dropout, generator)
+    given_BT = None
+    if prefix is not None:
+        given_BT = prefix.given(latents.shape[2]).to(device)
+        encoded, latents = _prefixed(encoded, latents, given_BT)
     conditioned = conditions(batch, encoded, keep, config.adapters, config.run.stage)
     sigma_B = losses.draw_sigmas(batch.size, config.flow, generator, rank=rank, world=world).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     masked_B = losses.draw_masked(batch.size, config.loss, config.run.stage, generator).to(device)
 
-    predicted = model(losses.noised(latents, noise, sigma_B), losses.TIMESTEPS * sigma_B, conditioned)
+    x = losses.noised(latents, noise, sigma_B)
+    if given_BT is not None:
+        x = torch.where(given_BT[:, None, :, None, None], latents, x)
+    predicted = model(x, losses.TIMESTEPS * sigma_B, conditioned)
 
     grid_HW = (latents.shape[3], latents.shape[4])
     resize = config.loss.mask_resize
@@ -196,4 +262,14 @@ def training_step(
     face = None if batch.face_BFHW is None else latent_masks(batch.face_BFHW, None, grid_HW, resize)
     weight_B = losses.timestep_weight(sigma_B, config.flow)
     target = losses.velocity(latents, noise)
-    return losses.flow_loss(predicted, target, mask, masked_B, weight_B, config.loss, face)
+    counted_BT = None if given_BT is None else ~given_BT
+    return losses.flow_loss(predicted, target, mask, masked_B, weight_B, config.loss, face, counted_BT)
+
+
+def _prefixed(encoded: EncodedBatch, latents: Tensor, given_BT: Tensor) -> tuple[EncodedBatch, Tensor]:
+    """The batch with its prefixes in the condition, and latents that begin with the reference image's."""
+    reference = encoded.condition_BCTHW[:, -LATENT_CHANNELS:, :1]
+    first = torch.where(given_BT[:, None, :1, None, None], reference, latents[:, :, :1])
+    latents = torch.cat([first, latents[:, :, 1:]], dim=2)
+    condition = with_given(encoded.condition_BCTHW, latents, given_BT)
+    return replace(encoded, condition_BCTHW=condition), latents

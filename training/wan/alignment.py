@@ -1,12 +1,11 @@
 """Alignment: the audio window of each latent frame, and the lip mask on the latent grid.
 
-Training and generation both use it. Suffixes are those of `training.data.batch`, and W positions of an audio
-window.
+Training and generation both use it. Suffixes are those of `training.data.batch`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,25 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from talkforge.schemas.units import LATENT_STRIDE_FRAMES, latent_frames
+from talkforge.training.data.batch import Windows
 
 MARGIN_FEATURES = 4
 """Features added on each side of a latent frame's own span. Source: published inference code."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The speech features that each latent frame attends to.
-
-    Attributes:
-        index_TW: int64, index of each feature in the span, the valid ones first. 0 where not valid.
-        valid_TW: bool. Positions beyond the span's ends are not valid, and are on the right.
-        position_TW: int64, position 0..W-1 of the feature in the window before it was cut at the span's ends.
-            The same distance from the latent frame is the same position in every window.
-    """
-
-    index_TW: Tensor
-    valid_TW: Tensor
-    position_TW: Tensor
 
 
 def windows(num_features: int, num_frames: int) -> Windows:
@@ -51,9 +35,24 @@ def windows(num_features: int, num_frames: int) -> Windows:
     if num_features < 1:
         raise ValueError(f"a window needs at least one speech feature, not {num_features}")
     per_frame = num_features / num_frames
-    half = int(per_frame * LATENT_STRIDE_FRAMES / 2)
+    return windows_at(range(latent_frames(num_frames)), num_features, per_frame, per_frame)
+
+
+def windows_at(
+    latents: Sequence[int], num_features: int, per_frame: float, trained_per_frame: float
+) -> Windows:
+    """Windows of chosen latent frames of a video.
+
+    Args:
+        latents: numbers of the latent frames in the video.
+        num_features: speech features of the video.
+        per_frame: speech features of a frame.
+        trained_per_frame: the same of the spans that the model was trained on, where it was rounded to whole
+            features. The width of a window follows from it.
+    """
+    half = int(trained_per_frame * LATENT_STRIDE_FRAMES / 2)
     width = 2 * half + 1 + 2 * MARGIN_FEATURES
-    starts = [_start(i, per_frame, half) for i in range(latent_frames(num_frames))]
+    starts = [_start(i, per_frame, half) for i in latents]
     feature_TW = torch.tensor(starts)[:, None] - MARGIN_FEATURES + torch.arange(width)
     inside_TW = (feature_TW >= 0) & (feature_TW < num_features)
     position_TW = torch.argsort((~inside_TW).int(), dim=1, stable=True)

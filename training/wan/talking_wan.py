@@ -13,10 +13,10 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import CommandError, ModelError
 from talkforge.schemas.units import LATENT_CHANNELS, latent_frames
 from talkforge.training.config import AdapterConfig, ModelConfig, TrainConfig
-from talkforge.training.data.batch import Conditions, DatasetInfo
+from talkforge.training.data.batch import Conditions, DatasetInfo, Windows
 from talkforge.training.wan.adapters import (
     AudioProjection,
     Context,
@@ -26,7 +26,7 @@ from talkforge.training.wan.adapters import (
     TalkingProcessor,
     dtype_of,
 )
-from talkforge.training.wan.alignment import Windows, gather_windows, windows
+from talkforge.training.wan.alignment import gather_windows, windows
 from talkforge.training.wan.base import check_wan, load_transformer, random_transformer
 
 MAX_POSITIONS = 32
@@ -173,7 +173,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
                 # There are no windows, but every trained parameter must have a gradient, or DDP waits for it.
                 tokens_BLC = tokens_BLC + 0 * self.window_positions.weight[0]
             return 1, tokens_BLC, None
-        found = windows(tokens_BLC.shape[1], conditions.num_frames)
+        found = conditions.windows or windows(tokens_BLC.shape[1], conditions.num_frames)
         tokens_BTWC = gather_windows(tokens_BLC, found)
         if self.window_positions is not None:
             tokens_BTWC = tokens_BTWC + _position_tokens(self.window_positions, found)
@@ -238,7 +238,7 @@ def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.
 
     Raises:
         ModelError: `model.base` cannot be loaded, or lacks or has other weights than Wan's.
-        CommandError: `adapters` does not fit.
+        CommandError: `adapters` or `data.prefix_frames` does not fit.
     """
     frozen = config.model.trainable != "full"
     base = config.model.base
@@ -246,6 +246,11 @@ def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.
         transformer = random_transformer(config.model.shape)
     else:
         transformer = load_transformer(base, dtype if frozen else torch.float32)
+    if config.data.prefix_frames and transformer.config.in_channels == LATENT_CHANNELS:
+        raise CommandError(
+            f"data.prefix_frames={config.data.prefix_frames}: needs a base that takes a reference image, and"
+            f" {base} takes none"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         model = TalkingWan(

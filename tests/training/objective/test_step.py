@@ -12,7 +12,14 @@ from torch import Tensor
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
 from talkforge.training.data.batch import Conditions
-from talkforge.training.objective.step import EncodedBatch, KeepMask, conditions, encode, training_step
+from talkforge.training.objective.step import (
+    EncodedBatch,
+    KeepMask,
+    Prefix,
+    conditions,
+    encode,
+    training_step,
+)
 from talkforge.training.wan.alignment import latent_masks
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders, ImageEncoder
@@ -192,3 +199,87 @@ def test_stages_draw_the_same_noise() -> None:
         training_step(model, ENCODERS, a_batch(4), config(stage), seeded(3))
         inputs.append(model.calls[0][0])
     assert torch.equal(*inputs)
+
+
+# --------------------------------------------------------------------------- prefixes
+
+
+def prefix_config(prefix_frames: int = 5, **dropout: float) -> TrainConfig:
+    settings = config(**dropout)
+    data = settings.data.model_copy(update={"num_frames": 9, "prefix_frames": prefix_frames})
+    return settings.model_copy(update={"data": data})
+
+
+def test_half_of_the_samples_have_a_prefix_and_its_length_is_drawn() -> None:
+    batch, keep = a_batch(4000, edge_px=2), KeepMask.all(4000)
+    prefix = Prefix.draw(batch, 5, keep, seeded())
+    counts = torch.bincount(prefix.latents_B).tolist()
+    assert len(counts) == 3 and sum(counts) == 4000
+    assert [count / 4000 for count in counts] == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+    jumps = prefix.reference_B[prefix.latents_B == 2]
+    assert set(jumps.tolist()) == set(range(9))
+    assert not prefix.reference_B[prefix.latents_B < 2].any()
+    dropped = replace(keep, image_B=torch.zeros(4000, dtype=torch.bool))
+    assert not Prefix.draw(batch, 5, dropped, seeded()).latents_B.any()
+
+
+def test_a_prefix_is_clean_in_what_the_model_sees() -> None:
+    """Its latents stand in the noisy ones and in the condition, and begin with the reference image's."""
+    batch, model = a_batch(64), Recorder()
+    training_step(model, ENCODERS, batch, prefix_config(), seeded(1))
+    ((x, timestep, found),) = model.calls
+    assert batch.rgb_BFHWC is not None and found.image_BKD is not None
+    codec, kinds = LinearCodec(), set()
+    latents = codec.encode(batch.rgb_BFHWC)
+    images = codec.encode(batch.rgb_BFHWC.flatten(0, 1)[:, None]).unflatten(0, (64, 9))
+    for k in range(64):
+        given = found.condition_BCTHW[k, :4].flatten(2).mean(dim=2)
+        count = int(given[0].sum())
+        assert torch.equal(given, (torch.arange(3) < count).float().expand(4, 3))
+        # Which frame the reference image is, by the CLIP features: a mean of the frame and 1.
+        means = batch.rgb_BFHWC[k].float().mean(dim=(1, 2, 3)) + 1
+        reference = int((means - found.image_BKD[k, 0, 0]).abs().argmin())
+        torch.testing.assert_close(found.condition_BCTHW[k, 4:, 0], images[k, reference, :, 0])
+        assert reference == 0 or count == 2
+        kinds.add((count, reference > 0, bool(timestep[k] > 500)))
+        if count == 2:
+            clean = torch.cat([images[k, reference], latents[k, :, 1:2]], dim=1)
+            torch.testing.assert_close(x[k, :, :2], clean)
+            torch.testing.assert_close(found.condition_BCTHW[k, 4:, :2], clean)
+        assert not torch.allclose(x[k, :, 2], latents[k, :, 2])
+    assert {kind[:2] for kind in kinds} >= {(1, False), (2, True)}
+    grey = codec.condition(batch.rgb_BFHWC[:, 0], 9)
+    torch.testing.assert_close(found.condition_BCTHW[:, :, 2], grey[:, :, 2])
+
+
+def test_a_prefix_has_no_loss() -> None:
+    """A model that errs in the given latent frames alone has none."""
+
+    class ErrsInThePrefix:
+        def __call__(self, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+            given = conditions.condition_BCTHW[:, :1] > 0.5
+            sigma = (timestep / 1000).view(-1, 1, 1, 1, 1)
+            assert batch.rgb_BFHWC is not None
+            latents = LinearCodec().encode(batch.rgb_BFHWC)
+            true = (x - latents) / sigma
+            # Without a prefix, too, the condition has the reference image, which is then to be predicted.
+            prefixed = torch.isclose(x, conditions.condition_BCTHW[:, 4:]).all(dim=(1, 3, 4), keepdim=True)
+            return torch.where(given & prefixed, 1e3, true)
+
+    batch = a_batch(16)
+    settings = prefix_config(image=0.5)
+    loss = training_step(ErrsInThePrefix(), ENCODERS, batch, settings, seeded(2))
+    assert float(loss.total) == pytest.approx(0, abs=1e-6) == pytest.approx(float(loss.unmasked), abs=1e-6)
+    assert float(loss.lips) == pytest.approx(0, abs=1e-6)
+
+
+def test_cached_latents_have_a_prefix_that_begins_with_their_first_frame() -> None:
+    cached, model = a_cache(32), Recorder()
+    batch = a_batch(32, rgb_BFHWC=None, cached=cached)
+    training_step(model, replace(ENCODERS, image=None), batch, prefix_config(), seeded(1))
+    ((x, _, found),) = model.calls
+    given = found.condition_BCTHW[:, 0].flatten(2).mean(dim=2) == 1
+    two = given[:, :2].all(dim=1) & ~given[:, 2]
+    assert int(two.sum()) >= 3
+    torch.testing.assert_close(x[two, :, 0], cached.condition_BCTHW[two, 4:, 0])
+    torch.testing.assert_close(x[two, :, 1], cached.latents_BCTHW[two, :, 1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from talkforge.schemas.units import features_from_frames, latent_frames
-from talkforge.training.wan.alignment import gather_windows, latent_masks, windows
+from talkforge.training.wan.alignment import gather_windows, latent_masks, windows, windows_at
 
 
 def test_windows_of_the_published_setting() -> None:
@@ -98,3 +98,24 @@ def test_invalid_frames_hold_no_lips() -> None:
     valid = torch.tensor([[True, True, False, False, False], [False] * 5])
     mask = latent_masks(lips, valid, (1, 1), "area")
     assert mask[:, 0, :, 0, 0].tolist() == [[1.0, 0.25], [0.0, 0.0]]
+
+
+def test_windows_of_a_whole_video_are_those_of_its_spans() -> None:
+    """Latent frames 12 to 17 of a video hear what a span of theirs heard in training."""
+    span, video = windows(42, 21), windows_at([0, *range(12, 17)], 400, 2.0, 2.0)
+    assert video.index_TW.shape == (6, 17)
+    assert video.index_TW[0, :6].tolist() == span.index_TW[0, :6].tolist() == [*range(6)]
+    # Latent frame 4 of the span that begins with frame 44 is latent frame 15.
+    assert (video.index_TW[4] - 2 * 44).tolist() == span.index_TW[4].tolist()
+    assert video.valid_TW[1:].all()
+    end = windows_at([99, 100], 802, 2.0, 2.0)
+    assert end.valid_TW.sum(1).tolist() == [17, 13]
+    assert end.index_TW[1, :13].tolist() == [*range(789, 802)]
+
+
+def test_the_width_of_a_window_is_the_trained_one() -> None:
+    """At 25.01 frames/s a frame has 1.9992 features. In a span of 81 frames these were rounded to 2."""
+    assert features_from_frames(81, 25.01) == 162
+    assert windows(162, 81).index_TW.shape[1] == 17
+    assert windows_at([0], 999, 50 / 25.01, 162 / 81).index_TW.shape[1] == 17
+    assert windows_at([0], 999, 50 / 25.01, 50 / 25.01).index_TW.shape[1] == 15

@@ -10,7 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import CommandError, ModelError
 from talkforge.training.config import AdapterConfig, ModelConfig
 from talkforge.training.data.batch import Conditions
 from talkforge.training.wan.alignment import windows
@@ -416,3 +416,16 @@ def test_on_a_gpu_it_is_stock_wan_and_recomputes_the_same(stage: str) -> None:
     model(x, timestep, moved).square().mean().backward()
     for name, grad in gradients(model).items():
         torch.testing.assert_close(grad, expected[name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_a_base_that_takes_no_image_cannot_be_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config()
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"base": "wan"}),
+            "data": config.data.model_copy(update={"prefix_frames": 5}),
+        }
+    )
+    monkeypatch.setattr("talkforge.training.wan.talking_wan.load_transformer", lambda *_: wan("text"))
+    with pytest.raises(CommandError, match=r"^data.prefix_frames=5: needs a base that takes a reference"):
+        build(config, INFO)
