@@ -7,7 +7,7 @@ frame is encoded by itself, the others four at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -43,6 +43,13 @@ class Codec(Protocol):
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """Frames, uint8 [B, 4(T - 1) + 1, H, W, 3]."""
+
+    def decode_parts(self, latents_CTHW: Tensor) -> Iterator[Tensor]:
+        """The frames of one video in parts, uint8 [f, H, W, 3], in memory that does not grow with its length.
+
+        Args:
+            latents_CTHW: on any device.
+        """
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """First-frame condition of Wan's image-to-video model, float32 [B, 20, T, H/8, W/8].
@@ -86,6 +93,9 @@ _LUMA_GROUPS = (8, 4, 2)
 """Luma coefficients of the first frame, and of four frames at temporal frequency 0, 1 and 2. Chroma has one
 in each plane. Source: ours. Ranked by energy no temporal one would remain, and a mouth would move only every
 fourth frame."""
+
+_PART_LATENTS = 16
+"""Latent frames that are decoded at once where a video is decoded in parts."""
 
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 """RGB to luma and two chroma planes. Source: ITU-R BT.601."""
@@ -168,6 +178,13 @@ class LinearCodec:
         ycc = torch.cat(found, dim=2)
         to_rgb = torch.linalg.inv(self._ycc)
         return _frames(torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc))
+
+    def decode_parts(self, latents_CTHW: Tensor) -> Iterator[Tensor]:
+        """See `Codec.decode_parts`."""
+        first = latents_CTHW[None, :, :1].to(self._first.device)
+        yield self.decode(first)[0]
+        for part in latents_CTHW[:, 1:].split(_PART_LATENTS, dim=1):
+            yield self.decode(torch.cat([first, part[None].to(first)], dim=2))[0, 1:]
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
@@ -313,6 +330,10 @@ class WanCodec:
             raise ModelError(f"model.base {base}: no usable Wan VAE in its folder vae: {reason}") from None
         return cls(vae)
 
+    def enable_tiling(self) -> None:
+        """Encode and decode frames in tiles that overlap, larger than 256 px."""
+        self._vae.enable_tiling()
+
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:
         """See `Codec.encode`."""
         latent_frames(rgb_BFHWC.shape[1])
@@ -323,6 +344,17 @@ class WanCodec:
         raw = (latents_BCTHW.float() * self._deviation + self._mean).to(self._vae.dtype)
         with torch.no_grad():
             return torch.cat([_frames(self._vae.decode(one).sample) for one in raw.split(1)])
+
+    def decode_parts(self, latents_CTHW: Tensor) -> Iterator[Tensor]:
+        """See `Codec.decode_parts`. A part is a latent frame, decoded with what the VAE kept of those before.
+
+        This is `AutoencoderKLWan._decode` and `tiled_decode` of diffusers 0.42, one latent frame at a time.
+        """
+        parts = _Parts(self._vae)
+        for number, latent_CHW in enumerate(latents_CTHW.unbind(1)):
+            one = latent_CHW[None, :, None].to(self._mean.device).float() * self._deviation + self._mean
+            with torch.no_grad():
+                yield _frames(parts.decoded(one.to(self._vae.dtype), first=number == 0))[0]
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
@@ -342,6 +374,47 @@ class WanCodec:
                 distribution = self._vae.encode(one).latent_dist
                 found.append(distribution.mode() if generator is None else distribution.sample(generator))
         return (torch.cat(found).float() - self._mean) / self._deviation
+
+
+class _Parts:
+    """Decodes latent frames one after the other. Each tile keeps the features of its causal convolutions."""
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self._kept: dict[tuple[int, int], list[Tensor | None]] = {}
+
+    def decoded(self, latent_BC1HW: Tensor, *, first: bool) -> Tensor:
+        """One frame or four, [B, 3, f, H, W]."""
+        vae, (height, width) = self._vae, latent_BC1HW.shape[3:]
+        least = vae.tile_sample_min_height // LATENT_STRIDE_PX, vae.tile_sample_min_width // LATENT_STRIDE_PX
+        if not vae.use_tiling or (height <= least[0] and width <= least[1]):
+            return self._tile(latent_BC1HW, (0, 0), first)
+        step_px = vae.tile_sample_stride_height, vae.tile_sample_stride_width
+        blend_px = vae.tile_sample_min_height - step_px[0], vae.tile_sample_min_width - step_px[1]
+        above: list[Tensor] = []
+        rows = []
+        for top in range(0, height, step_px[0] // LATENT_STRIDE_PX):
+            row: list[Tensor] = []
+            for left in range(0, width, step_px[1] // LATENT_STRIDE_PX):
+                tile = latent_BC1HW[..., top : top + least[0], left : left + least[1]]
+                row.append(self._tile(tile, (top, left), first))
+            for k, tile in enumerate(row):
+                blended = vae.blend_v(above[k], tile, blend_px[0]) if above else tile
+                row[k] = vae.blend_h(row[k - 1], blended, blend_px[1]) if k else blended
+            rows.append(torch.cat([tile[..., : step_px[0], : step_px[1]] for tile in row], dim=-1))
+            above = row
+        whole = torch.cat(rows, dim=-2)
+        return whole[..., : height * LATENT_STRIDE_PX, : width * LATENT_STRIDE_PX]
+
+    def _tile(self, latent: Tensor, place: tuple[int, int], first: bool) -> Tensor:
+        vae = self._vae
+        if first:
+            vae.clear_cache()
+            self._kept[place] = vae._feat_map
+        frames: Tensor = vae.decoder(
+            vae.post_quant_conv(latent), feat_cache=self._kept[place], feat_idx=[0], first_chunk=first
+        )
+        return frames
 
 
 def _weights_sha256(module: Any) -> str:

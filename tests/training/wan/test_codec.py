@@ -47,6 +47,37 @@ def test_geometry(codec: Codec) -> None:
     assert codec.decode(codec.encode(noise(1))).shape == (1, 1, 16, 24, 3)
 
 
+def differ(one: Tensor, other: Tensor) -> int:
+    """Largest difference of two videos, grey levels."""
+    assert one.shape == other.shape
+    return int((one.int() - other.int()).abs().max())
+
+
+@pytest.mark.parametrize("latents", (1, 2, 37))
+def test_a_video_is_decoded_in_parts(codec: Codec, latents: int) -> None:
+    found = codec.encode(noise(9))[:, :, [0, *([1, 2] * 18)]][:, :, :latents]
+    parts = list(codec.decode_parts(found[0]))
+    assert max(len(part) for part in parts) <= 64
+    assert differ(torch.cat(parts), codec.decode(found)[0]) <= 1
+
+
+@pytest.mark.parametrize("edges_px", ((64, 48), (32, 72), (24, 24)))
+def test_tiles_are_decoded_in_parts(edges_px: tuple[int, int]) -> None:
+    """Frames of several tiles, of one row of them, and of a single one."""
+    torch.manual_seed(0)
+    tiled = AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    plain = WanCodec(tiled).decode(latents := torch.randn(1, 16, 3, edges_px[0] // 8, edges_px[1] // 8))
+    found = WanCodec(tiled)
+    found.enable_tiling()
+    tiled.tile_sample_min_height = tiled.tile_sample_min_width = 32
+    tiled.tile_sample_stride_height = tiled.tile_sample_stride_width = 24
+    whole = found.decode(latents)
+    assert differ(torch.cat(list(found.decode_parts(latents[0]))), whole[0]) <= 1
+    assert (differ(whole, plain) <= 1) == (edges_px == (24, 24))
+
+
 def test_lengths_that_are_not_causal_are_refused(codec: Codec) -> None:
     with pytest.raises(ValueError, match=r"4n \+ 1 frames, not 8"):
         codec.encode(noise(8))
