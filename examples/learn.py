@@ -31,7 +31,7 @@ from talkforge.display import Display
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import DatasetError
 from talkforge.training.config import load_train_config
-from talkforge.training.generate import GenerationPipeline
+from talkforge.training.generate.pipeline import GenerationPipeline
 from talkforge.training.train import train
 
 OUT = Path("learn-out")

@@ -15,7 +15,7 @@ from examples.learn_videos import SIZE_PX, UNSEEN, Window, window
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.training.config import DropoutConfig
 from talkforge.training.data.loader import SpanLoader
-from talkforge.training.generate import GenerationPipeline
+from talkforge.training.generate.pipeline import GenerationPipeline
 from talkforge.training.objective.step import training_step
 
 READ_FROM = 10_000

@@ -38,7 +38,7 @@ from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.latent_cache import usable
 from talkforge.training.data.loader import SpanLoader
 from talkforge.training.data.shards import dataset_info, shard_list
-from talkforge.training.generate import preview
+from talkforge.training.generate.preview import preview
 from talkforge.training.run import checkpoint, folder
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result

@@ -64,15 +64,16 @@ class Crop:
     left: int
 
     @classmethod
-    def around(cls, own: Size, size: Size, middle: tuple[float, float]) -> Crop:
+    def around(cls, own: Size, size: Size, middle: tuple[float, float], least_scale: float = 0.0) -> Crop:
         """The smallest scaling that covers a size, cropped as near to a point as the frame allows.
 
         Args:
             own: height and width of the frame, px.
             size: height and width of the crop, px.
             middle: y and x of the point, px of the frame.
+            least_scale: the frame is scaled by at least this.
         """
-        scale = max(size[0] / own[0], size[1] / own[1])
+        scale = max(size[0] / own[0], size[1] / own[1], least_scale)
         scaled = (max(round(own[0] * scale), size[0]), max(round(own[1] * scale), size[1]))
         top, left = (
             int(np.clip(round(at * whole / before - part / 2), 0, whole - part))

@@ -54,8 +54,20 @@ def load_published(model: TalkingWan, path: Path) -> None:
     Raises:
         ModelError: the file is damaged, or a key is missing, unexpected or of another shape.
     """
+    fill(audio_parameters(model), read_published(path), str(path))
+
+
+def read_published(path: Path) -> State:
+    """Published audio weights by their names in `TalkingWan`.
+
+    Args:
+        path: file in one of the three layouts. No code in it is run.
+
+    Raises:
+        ModelError: the file is damaged, or has a weight under two names.
+    """
     found = read_tensors(path) if path.suffix == ".safetensors" else _flat(path, read_pickled(path))
-    fill(audio_parameters(model), from_published(found, str(path)), str(path))
+    return from_published(found, str(path))
 
 
 def export_published(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from talkforge.curation.weights import hub
 from talkforge.schemas.errors import ModelError, one_line
@@ -44,6 +48,7 @@ def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
         ModelError: it cannot be loaded, or has missing or unexpected weights.
     """
     local = hub.is_local(base, "transformer/config.json", "model.base", "'random'")
+    _check_one_model(base, local)
     try:
         transformer, info = WanTransformer3DModel.from_pretrained(
             base,
@@ -63,6 +68,19 @@ def load_transformer(base: str, dtype: torch.dtype) -> WanTransformer3DModel:
         found = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, n))}" for kind, n in wrong.items())
         raise ModelError(f"model.base {base}: expected the weights of its config.json, found {found}")
     return transformer
+
+
+def _check_one_model(base: str, local: bool) -> None:
+    """Raise ModelError for Wan 2.2, which has two transformers: one for each part of the noise levels."""
+    try:
+        path = Path(base, "model_index.json")
+        if not Path(base).is_dir():
+            path = Path(hf_hub_download(base, path.name, local_files_only=local))
+        parts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, HfHubHTTPError):
+        return  # without an index it is judged by its transformer
+    if parts.get("boundary_ratio") is not None or any(parts.get("transformer_2") or ()):
+        raise ModelError(f"model.base {base}: expected a Wan 2.1 model, found Wan 2.2's two transformers")
 
 
 def check_wan(transformer: WanTransformer3DModel) -> None:

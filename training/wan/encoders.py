@@ -71,11 +71,33 @@ class Umt5:
         return embedding
 
 
+class KnownTexts:
+    """The embeddings of a few prompts, in place of the encoder that made them, which takes 11 GB and more."""
+
+    def __init__(self, encoder: TextEncoder, texts: Sequence[str]) -> None:
+        """Embeds the prompts. Nothing of the encoder is kept.
+
+        Args:
+            encoder: makes the embeddings.
+            texts: all prompts that will be asked for, beside the empty one.
+        """
+        known = list(dict.fromkeys(["", *texts]))
+        self._embeddings = dict(zip(known, encoder.encode(known), strict=True))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """See `TextEncoder.encode`."""
+        return torch.stack([self._embeddings[text] for text in texts])
+
+
 class ImageEncoder:
     """CLIP's hidden states before its last layer, of images that CLIP's own processor prepared."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model.requires_grad_(False).eval(), processor
+
+    def to(self, device: torch.device) -> None:
+        """Move it to a device."""
+        self._model.to(device)
 
     def encode(self, rgb_BHWC: Tensor) -> Tensor:
         """Features [B, K, D] float32 of uint8 images. Wan's CLIP has 257 tokens of width 1280."""

@@ -1,0 +1,1 @@
+"""From a portrait and audio to a video. Begin with `job.py`."""
