@@ -1,339 +1,358 @@
-"""Generation of one window of video with audio."""
+"""Whole jobs: portrait and audio in, video out, also after interruptions."""
 
 from __future__ import annotations
 
-import logging
-import wave
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from examples.portraits import frame
-from talkforge.curation.audio.logmel import LogMelEncoder
-from talkforge.schemas.errors import CommandError, MediaError, ModelError
-from talkforge.training import generate
-from talkforge.training.config import SampleConfig, TrainConfig
-from talkforge.training.data import loader
-from talkforge.training.data.batch import DatasetInfo
-from talkforge.training.data.frames import Crop
-from talkforge.training.generate import GenerationPipeline, cropped, preview, stereo, write
-from talkforge.training.run import checkpoint
-from talkforge.training.wan.codec import LinearCodec
-from talkforge.training.wan.encoders import load_encoders
-from talkforge.training.wan.talking_wan import TalkingWan, build
+from talkforge.cli import main
+from talkforge.curation.face import identity
+from talkforge.curation.media.audio import read_audio_file
+from talkforge.schemas.errors import CommandError
+from talkforge.schemas.progress import Progress
+from talkforge.training.config import SampleConfig
+from talkforge.training.data.batch import Conditions
+from talkforge.training.generate import job as jobs
+from talkforge.training.generate.job import Job, generate, write
+from talkforge.training.generate.pipeline import GenerationPipeline, Source
+from talkforge.training.wan.talking_wan import TalkingWan
 from tests.training.batches import some_info
-from tests.training.runs import four_clips, small
-from tests.training.shard_files import Shown, write_set
-
-FRAMES, EDGE_PX, HZ = 9, 32, 48_000
-
-
-def moved(model: TalkingWan) -> TalkingWan:
-    """With no weight left at zero, so that every condition changes the output."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def a_codec() -> LinearCodec:
-    images = torch.randint(
-        0, 256, (4, FRAMES, EDGE_PX, EDGE_PX, 3), generator=torch.Generator().manual_seed(2)
-    )
-    return LinearCodec.fit([images.to(torch.uint8)])
-
-
-def a_run(out: Path, info: DatasetInfo, **changes: Any) -> Path:
-    """A run's folder with one checkpoint of a model that was never trained."""
-    config = small("unused", out, **changes)
-    model = moved(build(config, info))
-    checkpoint.save(
-        out,
-        checkpoint.TrainProgress(1, 1, 0, 1, False, info),
-        config,
-        trained={name: p.detach() for name, p in model.named_parameters() if p.requires_grad},
-        optimizer={},
-        ema=None,
-        codec=a_codec(),
-        keep=1,
-    )
-    return out
+from tests.training.speakers import EDGE_PX, HZ, a_run, portrait, shown, tone
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained on log-mel features, without identities."""
-    return a_run(tmp_path_factory.mktemp("run"), some_info(speech_dim=80, identity_dim=0))
-
-
-def tone(path: Path, duration_s: float, hz: float = 440.0) -> Path:
-    """A WAV file, mono, 16 kHz."""
-    samples = 0.5 * np.sin(2 * np.pi * hz * np.arange(round(duration_s * 16_000)) / 16_000)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return path
-
-
-def portrait(path: Path, size_px: int = 200) -> Path:
-    cv2.imwrite(str(path), frame("hopper", size_px, size_px).picture[..., ::-1])
-    return path
-
-
-def shown(path: Path) -> tuple[np.ndarray, float]:
-    """Pictures [F, H, W, 3] of a video, and its frame rate."""
-    reader = cv2.VideoCapture(str(path))
-    images = []
-    while (found := reader.read())[0]:
-        images.append(found[1][..., ::-1])
-    return np.stack(images), float(reader.get(cv2.CAP_PROP_FPS))
-
-
-# --------------------------------------------------------------------------- GenerationPipeline
-
-
-def test_a_seed_is_one_video_and_every_condition_changes_it(run: Path) -> None:
-    pipeline = GenerationPipeline.load(run, "cpu")
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, EDGE_PX, EDGE_PX, 3), generator=generator).to(torch.uint8)
-    speech = torch.randn(1, 18, 80, generator=generator)
-
-    def video(
-        rgb: torch.Tensor = image, features: torch.Tensor = speech, omega: float = 0.5, seed: int = 0
-    ) -> Any:
-        batch = pipeline.batch(features, (omega, 0.5), (EDGE_PX, EDGE_PX))
-        return pipeline.sample(rgb, batch, SampleConfig(steps=2, text_cfg=1, audio_cfg=1), seed)
-
-    first = video()
-    assert first.shape == (1, FRAMES, EDGE_PX, EDGE_PX, 3) and first.dtype == torch.uint8
-    assert torch.equal(video(), first)
-    others = (video(rgb=255 - image), video(features=-speech), video(omega=1.0), video(seed=1))
-    assert all(not torch.equal(other, first) for other in others)
-
-
-def test_the_average_of_the_weights_is_what_speaks(tmp_path: Path, run: Path) -> None:
-    info = some_info(speech_dim=80, identity_dim=0)
-    a_run(tmp_path, info)
-    found = checkpoint.read(checkpoint.find(tmp_path))
-    average = {name: tensor + 0.1 for name, tensor in found.trained().items()}
-    checkpoint.save(
-        tmp_path, found.progress, found.config, trained=found.trained(), optimizer={}, ema=average,
-        codec=found.codec(), keep=1,
-    )  # fmt: skip
-    weights = dict(GenerationPipeline.load(tmp_path, "cpu").model.named_parameters())
-    assert all(torch.equal(weights[name], tensor) for name, tensor in average.items())
-    weights = dict(GenerationPipeline.load(run, "cpu").model.named_parameters())
-    plain = checkpoint.read(checkpoint.find(run)).trained()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.items())
-
-
-def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
-    pipeline = GenerationPipeline.load(a_run(tmp_path, some_info(speech_dim=80, identity_dim=8)), "cpu")
-    known = np.eye(8, dtype=np.float32)[3]
-    batch = pipeline.batch(
-        torch.zeros(2, 18, 80), (0.2, 0.7), (EDGE_PX, EDGE_PX), identity_D=known, prompt="hello"
+    """Trained on log-mel features, without identities. Its windows have 9 frames, of which 5 may be given."""
+    return a_run(
+        tmp_path_factory.mktemp("run"),
+        some_info(speech_dim=80, identity_dim=0),
+        data__prefix_frames=5,
     )
-    assert batch.identity_BD.tolist() == [known.tolist()] * 2 and batch.has_identity_B.tolist() == [
-        True,
-        True,
-    ]
-    assert batch.texts == ("hello", "hello") and batch.num_frames == FRAMES
-    assert torch.equal(batch.omega_B2, torch.tensor([[0.2, 0.7]] * 2))
-    unknown = pipeline.batch(torch.zeros(1, 18, 80), (0.5, 0.5), (EDGE_PX, EDGE_PX))
-    assert unknown.has_identity_B.tolist() == [False] and not unknown.identity_BD.any()
 
 
-def test_a_device_that_is_none_is_refused(run: Path) -> None:
-    with pytest.raises(ModelError, match="--device quantum: is no torch device"):
-        GenerationPipeline.load(run, "quantum")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A portrait, and a tone of 0.9 s: 23 frames, 7 latent frames, 5 windows of 3."""
+    folder = tmp_path_factory.mktemp("files")
+    portrait(folder / "hopper.png")
+    tone(folder / "tone.wav", 0.9)
+    return folder
 
 
-# --------------------------------------------------------------------------- generate
+def a_job(files: Path, out: Path, **values: Any) -> Job:
+    return Job(files / "hopper.png", files / "tone.wav", out, **values)
 
 
-def test_a_portrait_and_its_sound_become_a_video(run: Path, tmp_path: Path) -> None:
-    image, audio = portrait(tmp_path / "hopper.png"), tone(tmp_path / "tone.wav", 2.0)
-    generate.generate(run, image, audio, tmp_path / "out.mp4", omega_face=0.9, seed=3, device="cpu")
-    images, fps = shown(tmp_path / "out.mp4")
-    assert images.shape == (FRAMES, EDGE_PX, EDGE_PX, 3) and fps == 25
-    written_N2 = generate.read_audio_file(tmp_path / "out.mp4", HZ, 2)
-    assert abs(len(written_N2) / HZ - FRAMES / 25) < 0.03
+@pytest.mark.parametrize("windows", ("overlap", "continue"))
+def test_a_video_is_as_long_as_its_audio(run: Path, files: Path, tmp_path: Path, windows: str) -> None:
+    told: list[Progress] = []
+    job = a_job(files, tmp_path / "out.mp4", omega_face=0.9, seed=3)
+    generate(Source(run), job, {"windows": windows}, device="cpu", show=told.append)
+    images, fps = shown(job.out)
+    assert images.shape == (23, EDGE_PX, EDGE_PX, 3) and fps == 25
+    written_N2 = read_audio_file(job.out, HZ, 2)
+    assert abs(len(written_N2) / HZ - 23 / 25) < 0.03
     peak = np.argmax(np.abs(np.fft.rfft(written_N2[:12_000, 0]))) * HZ / 12_000
     assert abs(peak - 440) <= 4
-    generate.generate(run, image, audio, tmp_path / "again.mp4", omega_face=0.9, seed=3, device="cpu")
-    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
+    assert list(tmp_path.iterdir()) == [job.out]
+    steps = [one for one in told if one.phase == "generating"]
+    assert [(one.done, one.total) for one in steps] == [(k, 5) for k in range(1, 6)]
+    assert steps[0].detail.startswith("step 1 of 1, window 1 of 5, left 0:00:0")
+    assert [one.detail for one in told if one.phase == "decoding"][-1] == "23 of 23 frames"
+    again = a_job(files, tmp_path / "again.mp4", omega_face=0.9, seed=3)
+    generate(Source(run), again, {"windows": windows}, device="cpu")
+    assert again.out.read_bytes() == job.out.read_bytes()
 
 
-def test_what_is_heard_is_what_the_pipeline_would_have_stored(tmp_path: Path) -> None:
-    """Of the window, by the data set's encoder. Audio that is too short is followed by silence."""
-    info = some_info(speech_dim=80, identity_dim=0)
-    audio_N2 = generate.read_audio_file(tone(tmp_path / "tone.wav", 0.2), HZ, 2)
-    features = generate._speech(audio_N2, info, FRAMES)
-    assert features.shape == (1, 18, 80) and features.dtype == torch.float32
-    mono = generate.read_audio_file(tmp_path / "tone.wav")
-    (stored,) = LogMelEncoder().encode([np.pad(mono, (0, 16_000))], [18])
-    loudest = stored[:9].astype(np.float32) > 0.25  # a resampler's leakage is 60 dB below
-    assert loudest.any(axis=1).all()
-    assert np.abs(features[0, :9].numpy() - stored[:9])[loudest].max() < 0.0125
-    assert (features[0, 11:] == np.float32(np.float16((np.log(1e-10) + 9) / 4))).all()
+def calls_of(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[Conditions]:
+    """The conditions of every call of the model, which is interrupted in the given one."""
+    seen: list[Conditions] = []
+    real: Callable[..., Tensor] = TalkingWan.forward
+
+    def forward(self: TalkingWan, x: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        seen.append(conditions)
+        return real(self, x, timestep, conditions)
+
+    monkeypatch.setattr(TalkingWan, "forward", forward)
+    return seen
 
 
-def test_the_face_is_kept_in_view(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wide portrait is cropped around the face in it."""
-    given: list[torch.Tensor] = []
-    real = GenerationPipeline.sample
+@pytest.mark.parametrize("solver", ("euler", "dpm++2m"))
+@pytest.mark.parametrize(("windows", "stop_at", "left"), (("overlap", 8, 20 - 5), ("continue", 6, 20 - 6)))
+def test_an_interrupted_job_goes_on(
+    run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: str, stop_at: int,
+    left: int, solver: str,
+) -> None:  # fmt: skip
+    changes = {"windows": windows, "steps": 4, "solver": solver}
+    whole = a_job(files, tmp_path / "whole.mp4")
+    generate(Source(run), whole, changes, device="cpu")
+    job = a_job(files, tmp_path / "out.mp4")
+    with monkeypatch.context() as patch:
+        calls_of(patch, stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            generate(Source(run), job, changes, device="cpu")
+    assert not job.out.exists() and (tmp_path / ".out.mp4.work").is_dir()
+    kept = shutil.copytree(tmp_path / ".out.mp4.work", tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        seen = calls_of(patch)
+        generate(Source(run), job, changes, device="cpu")
+        assert len(seen) == left
+    assert job.out.read_bytes() == whole.out.read_bytes()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+    # Another job under the same name begins anew, and so does one whose state is damaged.
+    for damage in ({}, {"seed": 1}):
+        shutil.copytree(kept, tmp_path / ".out.mp4.work")
+        if not damage:
+            (tmp_path / ".out.mp4.work" / "latents.safetensors").write_bytes(b"\0" * 9)
+        with monkeypatch.context() as patch:
+            seen = calls_of(patch)
+            generate(Source(run), a_job(files, job.out, **damage), changes, device="cpu")
+            assert len(seen) == 20
 
-    def sample(self: GenerationPipeline, rgb_BHWC: torch.Tensor, *arguments: Any) -> torch.Tensor:
-        given.append(rgb_BHWC)
-        return real(self, rgb_BHWC, *arguments)
 
-    monkeypatch.setattr(GenerationPipeline, "sample", sample)
-    head = frame("hopper", 240, 240).picture
-    wide = np.concatenate([np.full((240, 240, 3), 90, np.uint8), head], axis=1)
-    cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
-    generate.generate(
-        run, tmp_path / "wide.png", tone(tmp_path / "a.wav", 0.5), tmp_path / "o.mp4", device="cpu"
-    )
-    expected = cv2.resize(head, (EDGE_PX, EDGE_PX), interpolation=cv2.INTER_AREA).astype(float)
-    assert given[0].shape == (1, EDGE_PX, EDGE_PX, 3)
-    assert np.abs(given[0][0].numpy() - expected).mean() < 12
-
-
-def test_a_picture_without_a_face_is_said_to_be_one(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_job_that_is_killed_has_kept_its_state(
+    run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cv2.imwrite(str(tmp_path / "grey.png"), np.full((64, 96, 3), 128, np.uint8))
-    with caplog.at_level(logging.WARNING, "talkforge.training.generate"):
-        generate.generate(
-            run, tmp_path / "grey.png", tone(tmp_path / "a.wav", 0.5), tmp_path / "o.mp4", device="cpu"
-        )
-    assert "grey.png: no face was found in it" in caplog.text and (tmp_path / "o.mp4").exists()
+    """The state of every step is written while the job runs, where the interval is zero."""
+    monkeypatch.setattr(jobs, "SAVE_EVERY_S", 0.0)
+    steps: list[int] = []
+
+    def save(self: jobs.WorkFolder) -> None:
+        real(self)
+        if (self.folder / "job.json").exists():
+            steps.append(json.loads((self.folder / "job.json").read_text())["step"])
+
+    real: Callable[[jobs.WorkFolder], None] = jobs.WorkFolder.save
+    monkeypatch.setattr(jobs.WorkFolder, "save", save)
+    generate(Source(run), a_job(files, tmp_path / "out.mp4"), {"steps": 3}, device="cpu")
+    assert steps[:3] == [1, 2, 3]
+
+
+def test_a_job_whose_state_cannot_be_kept_goes_on(
+    run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(jobs, "write_tensors", full)
+    generate(Source(run), a_job(files, tmp_path / "out.mp4"), {"steps": 2}, device="cpu")
+    assert "the job's state cannot be kept (No space left on device)" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+class Unit:
+    """An embedder of faces by one corner of the crop, whose vectors are told to the test."""
+
+    name, dim, sha256 = "mobilefacenet", 8, ""
+
+    def embed(self, crops: np.ndarray) -> np.ndarray:
+        self.crops = crops
+        return np.eye(8, dtype=np.float32)[[int(crops[0, 56, 56].sum()) % 8]]
+
+
+def test_the_identity_of_the_portrait_reaches_the_model(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = a_run(tmp_path / "run", some_info(speech_dim=80, identity_dim=8))
+    unit = Unit()
+    monkeypatch.setattr(identity, "load_embedder", lambda _: unit)
+    seen = calls_of(monkeypatch)
+    job = a_job(files, tmp_path / "out.mp4")
+    generate(Source(known), job, device="cpu")
+    assert unit.crops.shape == (1, 112, 112, 3)
+    expected = Unit().embed(unit.crops)
+    assert all(np.array_equal(one.identity_BD, expected) for one in seen if one.identity_BD is not None)
+    assert [one.face_scale_B.tolist() for one in seen] == [[0.5]] * len(seen)
+    # Another identity gives another video.
+    monkeypatch.setattr(Unit, "embed", lambda *_: np.roll(expected, 1, axis=1))
+    other = a_job(files, tmp_path / "other.mp4")
+    generate(Source(known), other, device="cpu")
+    assert np.abs(shown(other.out)[0].astype(int) - shown(job.out)[0]).mean() > 0.5
+
+
+def test_a_face_that_is_not_there_is_refused(run: Path, files: Path, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"^--face 2: .*hopper\.png has 1 face: 1 middle \(x "):
+        generate(Source(run), a_job(files, tmp_path / "out.mp4", face=2), device="cpu")
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "message"),
+    ("values", "changes", "message"),
     [
-        ({"omega_face": 1.5}, CommandError, r"^--omega-face 1.5: expected 0 to 1$"),
-        ({"omega_body": -0.1}, CommandError, r"^--omega-body -0.1: expected 0 to 1$"),
-        ({"out": "video.avi"}, CommandError, r"video\.avi: expected a \.mp4 file in a folder that is there$"),
-        (
-            {"out": "none/o.mp4"},
-            CommandError,
-            r"none/o\.mp4: expected a \.mp4 file in a folder that is there$",
-        ),
-        ({"image": "none.png"}, CommandError, r"none\.png: cannot be read \(No such file"),
-        ({"image": "a.wav"}, CommandError, r"a\.wav: expected an image, found something else$"),
-        ({"image": "empty.png"}, CommandError, r"empty\.png: expected an image, found something else$"),
-        ({"audio": "hopper.png"}, MediaError, r"hopper\.png"),
-        ({"run": "nowhere"}, CommandError, r"nowhere: expected a run or a checkpoint"),
+        ({"omega_face": 1.5}, {}, r"^--omega-face 1.5: expected 0 to 1$"),
+        ({"omega_body": -0.1}, {}, r"^--omega-body -0.1: expected 0 to 1$"),
+        ({"omega_face": float("nan")}, {}, r"^--omega-face nan: expected 0 to 1$"),
+        ({"out": Path("video.avi")}, {}, r"video\.avi: expected a \.mp4 file in a folder that is there$"),
+        ({"out": Path("none/o.mp4")}, {}, r"none/o\.mp4: expected a \.mp4 file in a folder that is there$"),
+        ({"prompt": "a man"}, {}, r"^--prompt: has no effect, the model has no text encoder$"),
+        ({}, {"steps": 0}, r"^sample: .*steps"),
+        ({}, {"solver": "rk4"}, r"^sample: .*solver"),
+        ({}, {"overlap": 9}, r"^overlap 9: expected at most 1 of a window's 3$"),
     ],
 )
 def test_what_does_not_fit_is_refused(
-    run: Path, tmp_path: Path, changes: dict[str, Any], kind: type[Exception], message: str
+    run: Path, files: Path, tmp_path: Path, values: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
-    portrait(tmp_path / "hopper.png")
-    tone(tmp_path / "a.wav", 0.5)
-    (tmp_path / "empty.png").write_bytes(b"")
-    paths = {
-        "run": run,
-        "image": tmp_path / "hopper.png",
-        "audio": tmp_path / "a.wav",
-        "out": tmp_path / "o.mp4",
-    }
-    paths |= {name: tmp_path / value for name, value in changes.items() if isinstance(value, str)}
-    omegas = {name: value for name, value in changes.items() if not isinstance(value, str)}
-    with pytest.raises(kind, match=message):
-        generate.generate(**paths, **omegas, device="cpu")
-    assert not (tmp_path / "o.mp4").exists()
+    values = {name: tmp_path / v if isinstance(v, Path) else v for name, v in values.items()}
+    job = Job(
+        **{"image": files / "hopper.png", "audio": files / "tone.wav", "out": tmp_path / "o.mp4"} | values
+    )
+    with pytest.raises(CommandError, match=message) as caught:
+        generate(Source(run), job, changes, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_motion_branch_is_not_told_of_motion(files: Path, tmp_path: Path) -> None:
+    info = some_info(speech_dim=80, identity_dim=0)
+    still = a_run(tmp_path / "run", info, adapters__motion=False)
+    job = a_job(files, tmp_path / "o.mp4", omega_body=0.7)
+    with pytest.raises(
+        CommandError, match=r"^--omega-body 0.7: has no effect, the model has no motion branch"
+    ):
+        generate(Source(still), job, device="cpu")
+
+
+def test_a_model_that_was_not_trained_to_continue_does_not(files: Path, tmp_path: Path) -> None:
+    plain = a_run(tmp_path / "run", some_info(speech_dim=80, identity_dim=0))
+    with pytest.raises(
+        CommandError, match=r"^windows=continue: the model was trained without data.prefix_frames"
+    ):
+        generate(Source(plain), a_job(files, tmp_path / "o.mp4"), {"windows": "continue"}, device="cpu")
+
+
+def test_windows_take_no_more_memory_in_a_longer_video(run: Path) -> None:
+    """What the model is given does not grow with the video."""
+    pipeline = GenerationPipeline.load(run, "cpu")
+    shapes = []
+    for num_frames in (101, 1001):
+        speaker = jobs.Speaker(
+            rgb_HWC=torch.zeros(EDGE_PX, EDGE_PX, 3, dtype=torch.uint8),
+            speech_LD=torch.zeros(2 * num_frames, 80),
+            num_frames=num_frames,
+            identity_D=None,
+            omega=(0.5, 0.5),
+            prompt="",
+            seed=0,
+        )
+        video = pipeline.long_video(speaker, SampleConfig(audio_cfg=1))
+        (found,) = video.passes(video.windows[20], None)
+        shapes.append(
+            [tuple(value.shape) for value in vars(found.conditions).values() if hasattr(value, "shape")]
+        )
+    assert shapes[0] == shapes[1]
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *map(str, arguments), "--device", "cpu", "--quiet"])
+    return int(ended.value.code or 0)
+
+
+def test_the_command_makes_a_video(
+    run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.mp4"
+    asked = (run, "--image", files / "hopper.png", "--audio", files / "tone.wav", "-o", out)
+    assert command(*asked, "--steps", 2, "--solver", "dpm++2m", "--windows", "overlap", "--overlap", 0) == 0
+    assert capsys.readouterr() == (f"{out}\n", "")
+    assert len(shown(out)[0]) == 23
+
+
+def test_an_interrupted_command_is_130_and_goes_on(
+    run: Path,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out.mp4"
+    asked = (run, "--image", files / "hopper.png", "--audio", files / "tone.wav", "-o", out, "--steps", 3)
+    with monkeypatch.context() as patch:
+        calls_of(patch, 7)
+        assert command(*asked) == 130
+    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    seen = calls_of(monkeypatch)
+    assert command(*asked) == 0
+    assert len(seen) == 15 - 5 and len(shown(out)[0]) == 23
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"speech_model": ""}, "does not say which speech encoder"),
-        ({"speech_dim": 12}, "^speech encoder logmel-80: expected width 12, found 80$"),
-    ],
+    ("arguments", "message"),
+    (
+        (
+            ["{run}", "--image", "{files}/tone.wav", "--audio", "{files}/tone.wav"],
+            "tone.wav: expected an image",
+        ),
+        (
+            ["{run}", "--image", "{files}/hopper.png", "--audio", "{files}/hopper.png"],
+            "hopper.png: expected audio",
+        ),
+        (
+            ["nowhere", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "nowhere: expected a run",
+        ),
+        (["--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"], "expected a RUN, or --base and"),
+        (
+            ["{run}", "--fps", "30", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "--fps: is for published weights, a RUN knows its own",
+        ),
+        (
+            ["{run}", "--device", "quantum", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "--device quantum: is no torch device",
+        ),
+        (
+            ["{run}", "--omega-face", "2", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "--omega-face 2: expected 0 to 1",
+        ),
+        (
+            [
+                *("--base", "nowhere", "--adapters", "{files}/no.ckpt"),
+                *("--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"),
+            ],
+            "no.ckpt: no such file",
+        ),
+    ),
 )
-def test_other_speech_features_are_refused(changes: dict[str, Any], message: str) -> None:
-    info = DatasetInfo(**{**vars(some_info(speech_dim=80)), **changes})
-    with pytest.raises(ModelError, match=message):
-        generate._speech(np.zeros((100, 2), np.float32), info, FRAMES)
-
-
-# --------------------------------------------------------------------------- preview
-
-
-def previewed(shards: str, out: Path, **changes: Any) -> tuple[list[Path], TalkingWan, TrainConfig]:
-    config = small(shards, out, **changes)
-    info = loader.probe(shards)
-    model = build(config, info).train()
-    encoders = load_encoders(config, model.transformer.config.text_dim, torch.device("cpu"))
-    return preview(model, encoders, config, info, out / "samples"), model, config
-
-
-def test_a_preview_shows_what_was_generated_beside_the_truth(tmp_path: Path) -> None:
-    shards = four_clips(tmp_path / "set")
-    before = torch.get_rng_state()
-    written, model, _ = previewed(shards, tmp_path, run__validation_samples=3)
-    assert [path.name for path in written] == ["clip01.mp4", "clip02.mp4", "clip03.mp4"]
-    assert model.training and torch.equal(torch.get_rng_state(), before)
-    images, fps = shown(written[1])
-    assert images.shape == (FRAMES, EDGE_PX, 2 * EDGE_PX, 3) and fps == 25
-    # Clip 2 of the made set: in frame k red is 24 + 7 k, and blue 48.
-    truth = images[:, 8:24, EDGE_PX + 8 : 2 * EDGE_PX - 8].mean(axis=(1, 2))
-    assert np.abs(truth[:, 0] - (24 + 7 * np.arange(FRAMES))).max() < 6
-    assert np.abs(truth[:, 2] - 48).max() < 6
-    assert len(generate.read_audio_file(written[1], HZ, 2)) > 0
-
-
-def test_held_out_samples_come_first_and_unfit_ones_are_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_bad_input_is_one_line_and_exit_code_2(
+    run: Path,
+    files: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    shards = four_clips(tmp_path / "set")
-    held_out = write_set(tmp_path / "other", [[Shown(5, num_frames=5), Shown(6)]])
-    with caplog.at_level(logging.WARNING, "talkforge.training.generate"):
-        written, _, _ = previewed(
-            shards, tmp_path, run__validation_samples=4, data__validation_shards=held_out
-        )
-    assert [path.name for path in written] == ["clip06.mp4"]
-    assert "no validation sample: clip05: expected 9 frames, found 5" in caplog.text
+    given = [text.format(run=run, files=files) for text in arguments]
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--device", "cpu", "-q", "-o", str(tmp_path / "o.mp4"), *given])
+    found = capsys.readouterr()
+    assert (ended.value.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert message in found.err and not (tmp_path / "o.mp4").exists()
 
 
-# --------------------------------------------------------------------------- frames and audio
+# --------------------------------------------------------------------------- audio of the video
 
 
-def test_a_picture_is_scaled_and_cut() -> None:
-    image = np.zeros((40, 80, 3), np.uint8)
-    image[:, 40:] = 200
-    left = cropped(image, Crop.around((40, 80), (16, 16), (20.0, 0.0)))
-    right = cropped(image, Crop.around((40, 80), (16, 16), (20.0, 79.0)))
-    assert left.shape == right.shape == (16, 16, 3)
-    assert not left.any() and (right == 200).all()
-    assert cropped(image[:8, :8], Crop.around((8, 8), (16, 16), (4.0, 4.0))).shape == (16, 16, 3)
-
-
-def test_sound_is_as_long_as_the_pictures(tmp_path: Path) -> None:
+def test_audio_is_as_long_as_the_frames(tmp_path: Path) -> None:
     images = np.full((10, 32, 32, 3), 120, np.uint8)
     ringing = np.full((HZ * 2, 2), 0.5, np.float32) * np.sin(np.arange(HZ * 2) / 10)[:, None].astype(
         np.float32
     )
     for name, audio_N2 in (("long", ringing), ("short", ringing[: HZ // 10])):
-        write(tmp_path / f"{name}.mp4", images, 25.0, audio_N2)
-    long, short = (generate.read_audio_file(tmp_path / f"{name}.mp4", HZ, 2) for name in ("long", "short"))
+        write(tmp_path / f"{name}.mp4", iter(images), 25.0, audio_N2, 10)
+    long, short = (read_audio_file(tmp_path / f"{name}.mp4", HZ, 2) for name in ("long", "short"))
     assert abs(len(long) - HZ * 0.4) < 1100 and abs(len(short) - HZ * 0.4) < 1100
     assert np.abs(short[HZ // 10 + 2400 :]).max() < 0.01 < 0.3 < np.abs(long[HZ // 10 + 2400 : HZ // 3]).max()
-
-
-def test_speech_of_a_shard_is_raised_to_the_rate_of_a_clip() -> None:
-    slow = np.sin(2 * np.pi * 300 * np.arange(1600) / 16_000).astype(np.float32)
-    audio_N2 = stereo(slow)
-    assert audio_N2.shape == (4800, 2) and np.array_equal(audio_N2[:, 0], audio_N2[:, 1])
-    expected = np.sin(2 * np.pi * 300 * np.arange(4800) / 48_000)
-    assert np.abs(audio_N2[200:-200, 0] - expected[200:-200]).max() < 0.01
