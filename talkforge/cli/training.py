@@ -10,7 +10,6 @@ import typer
 from talkforge.cli.app import TRAIN, command, err, notes, out
 from talkforge.cli.options import (
     DatasetArgument,
-    RunArgument,
     SettingsOption,
     TrainConfigOption,
     VideoOutOption,
