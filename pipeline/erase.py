@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ from talkforge.pipeline import (
     tables,
 )
 from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested, load_plan
+from talkforge.pipeline.exports.folder import EXPORT, Export
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.lists import read_list
 from talkforge.pipeline.parts import Part
@@ -456,26 +457,28 @@ def _filter_latents(store: Store, file: str, keep: Collection[str]) -> dict[str,
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A training run that read what was erased, or may have.
+    """A training run or an export that read what was erased, or may have.
 
     Attributes:
-        folder: of the run.
-        snapshots: numbers of the snapshots that it read; empty where the run does not say what it read.
+        folder: of the run or the export.
+        snapshots: numbers of the snapshots that it read; empty where it does not say what it read.
+        kind: which of the two it is.
     """
 
     folder: str
     snapshots: tuple[int, ...]
+    kind: Literal["training run", "export"] = "training run"
 
 
 def runs(store: Store, folders: Iterable[Path], held_by: Iterable[HeldBy]) -> list[HeldRun]:
-    """Training runs that read a snapshot which held what was erased.
+    """Training runs and exports that read a snapshot which held what was erased.
 
     Runs of earlier versions do not say which snapshot they read, nor do runs on shards without snapshots.
     They are listed, without numbers, where their configuration names shards of this data set.
 
     Args:
         store: the data set.
-        folders: where runs are searched, at any depth.
+        folders: where runs and exports are searched, at any depth.
         held_by: the snapshots, of this erasure or of all earlier ones.
 
     Raises:
@@ -492,7 +495,21 @@ def runs(store: Store, folders: Iterable[Path], held_by: Iterable[HeldBy]) -> li
             is_silent = any(store.root not in start for start in noted)
             if numbers or (is_silent and _names_shards_of(store, path.with_name("config.yaml"))):
                 found.append(HeldRun(str(path.parent), tuple(numbers)))
+        for path in sorted(folder.rglob(EXPORT)):
+            found += _held_export(path, sums, store.root)
     return found
+
+
+def _held_export(path: Path, sums: Mapping[str, int], root: str) -> list[HeldRun]:
+    """The export that a file describes, where it holds such a snapshot; none where it is no export."""
+    try:
+        held = Export.from_json(path.read_bytes(), str(path))
+    except (DatasetError, OSError):
+        return []
+    if held.snapshot_sha256 in sums:
+        return [HeldRun(str(path.parent), (sums[held.snapshot_sha256],), "export")]
+    silent = not held.snapshot_sha256 and held.dataset == root
+    return [HeldRun(str(path.parent), (), "export")] if silent else []
 
 
 def _noted(path: Path) -> list[dict[str, str]]:

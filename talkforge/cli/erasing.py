@@ -42,7 +42,9 @@ def erase(
     ] = [],  # noqa: B006
     runs: Annotated[
         list[Path],
-        typer.Option(metavar="DIR", help="Search training runs below; say which read it; repeatable."),
+        typer.Option(
+            metavar="DIR", help="Search training runs and exports below; say which read it; repeatable."
+        ),
     ] = [],  # noqa: B006
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -98,7 +100,7 @@ def _show(dataset: str, plan: Plan, proof: Proof | None, runs: list[HeldRun], as
     for run in runs:
         numbers = ", ".join(map(str, run.snapshots))
         said = f"read snapshot {numbers}" if numbers else "may have read it, and does not say what it read"
-        say(f"training run {run.folder}: {said}")
+        say(f"{run.kind} {run.folder}: {said}")
     if proof:
         for finding in proof.findings:
             say(f"LEFT {finding.path}: {finding.what}")
@@ -118,7 +120,7 @@ def _document(dataset: str, plan: Plan, proof: Proof | None, runs: list[HeldRun]
         "other_people": sorted(plan.people),
         "snapshots": sorted(plan.snapshots),
         "tags": sorted(plan.tags),
-        "runs": [{"folder": run.folder, "snapshots": list(run.snapshots)} for run in runs],
+        "runs": [{"folder": run.folder, "snapshots": list(run.snapshots), "kind": run.kind} for run in runs],
         "proof": None
         if proof is None
         else {"files": proof.num_files, "num_bytes": proof.num_bytes, "found": found},

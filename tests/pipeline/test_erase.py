@@ -283,9 +283,9 @@ def test_a_list_by_command_and_then_everybody(footage: Footage, tmp_path: Path) 
     assert (code, dry["dry_run"], dry["proof"], dry["clips"], dry["samples"]) == (0, True, None, 2, 2)
     assert dry["inputs"] == sorted(names.read_text().split())
     assert dry["runs"] == [
-        {"folder": str(runs / "old"), "snapshots": []},
-        {"folder": str(runs / "plain"), "snapshots": []},
-        {"folder": str(runs / "read"), "snapshots": [1]},
+        {"folder": str(runs / "old"), "snapshots": [], "kind": "training run"},
+        {"folder": str(runs / "plain"), "snapshots": [], "kind": "training run"},
+        {"folder": str(runs / "read"), "snapshots": [1], "kind": "training run"},
     ]
     assert {name: store.read(name) for name in store.list()} == before
 
