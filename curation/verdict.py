@@ -5,7 +5,9 @@ codes belong to a `Rule`, which compares one measured ledger column with one thr
 `schemas.config.Thresholds`. Codes are stored in data sets, so they are never renamed.
 
 A clip whose measuring was stopped at a gate is judged by what is known of it. The code of the gate is
-then always among its reasons, so such a clip is never accepted.
+then always among its reasons, so such a clip is never accepted. A clip that was not traced, because the
+thresholds of then rejected it, is judged likewise; where they would now accept it, its reason is
+"not_traced".
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import Reason, Verdict
 
-Stage = Literal["list", "probe", "vad", "scan", "trace", "transcribe", "select"]
+Stage = Literal["list", "probe", "vad", "scan", "audio", "trace", "transcribe", "select"]
 """What measures a column: the list of inputs, the probe of the file, voice activity detection, the sparse
-pass, the dense pass, speech recognition, or the selection over all clips."""
+pass, audio quality, the dense pass, speech recognition, or the selection over all clips."""
+
+EARLY: tuple[Stage, ...] = ("probe", "vad", "scan", "audio")
+"""Stages before the dense pass."""
 
 
 LIKELY_FROM = 0.8
@@ -130,12 +135,12 @@ RULES: tuple[Rule, ...] = (
     Rule("nsfw", "nsfw_probability", "trace",
          "Sexual content in the frame", "No sexual content, where looked for",
          "max_nsfw_probability", "at_most", needed=False),
-    Rule("noisy", "snr_db", "trace",
+    Rule("noisy", "snr_db", "audio",
          "Speech is noisy", "Little noise, where measured", "min_snr_db", "at_least", needed=False),
-    Rule("sound_poor", "dnsmos_overall", "trace",
+    Rule("sound_poor", "dnsmos_overall", "audio",
          "Audio quality is poor", "Audio quality good, where scored",
          "min_dnsmos_overall", "at_least", needed=False),
-    Rule("music", "music_fraction", "trace",
+    Rule("music", "music_fraction", "audio",
          "There is music", "Little music, where measured", "max_music_fraction", "at_most", needed=False),
     Rule("out_of_sync", "sync_offset_frames", "trace",
          "Audio and mouth are out of sync", "In sync, where the offset is known",
@@ -197,6 +202,11 @@ SPEAKER_UNCLEAR = Rejection(
 )  # fmt: skip
 """Given to a crop that leaves other people out. It must then be known who speaks: the crop of a listener
 shows a single face, like that of a speaker."""
+NOT_TRACED = Rejection(
+    "not_traced", "lip_valid_fraction", "trace",
+    "Not traced yet, which the next `talkforge curate` does", "Traced, or rejected before",
+)  # fmt: skip
+"""Given to a clip that the dense pass has left out, and that no rule rejects any more, see `is_open`."""
 NEAR_DUPLICATE = Rejection(
     "near_duplicate", "duplicate_of", "select",
     "Shows the same moment as a better clip", "Not a copy of a better clip",
@@ -211,7 +221,7 @@ REVIEWED_DROP = Rejection(
 
 REJECTIONS: tuple[Rejection, ...] = (
     *RULES, NO_CONSENT, OTHER_LICENCE, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING,
-    SPEAKER_UNCLEAR, NEAR_DUPLICATE, REVIEWED_DROP,
+    SPEAKER_UNCLEAR, NOT_TRACED, NEAR_DUPLICATE, REVIEWED_DROP,
 )  # fmt: skip
 """Every reason for a rejection, in the order of the funnel."""
 
@@ -237,6 +247,18 @@ def gate(duration_s: float, speech_fraction: float, face_px: float, config: Meas
     if face_px < config.gates.min_face_px:
         return "face_small"
     return None
+
+
+def is_open(row: Mapping[str, Any], thresholds: Thresholds) -> bool:
+    """Whether a clip that was not traced may still be accepted: no rule rejects it by what is known.
+
+    Known is what costs little: probe, voice activity, sparse pass and, where it was measured, audio quality.
+
+    Args:
+        row: the clip's ledger row; columns that were not measured are missing or None.
+        thresholds: limits of the rules.
+    """
+    return not any(_broken(rule, row, thresholds, NOT_TRACED.code) for rule in RULES if rule.stage in EARLY)
 
 
 def repair_s(row: Mapping[str, Any], thresholds: Thresholds) -> float:
@@ -269,7 +291,8 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
 
     Args:
         row: the clip's ledger row, from column name to value (None: not measured). Besides the columns of
-            the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring),
+            the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring, or
+            "not_traced"),
             `active_speaker` (False where another face in view speaks), `crop_width_px`, `language`,
             `num_forbidden_words`, `audio_shift_s`, `consent` and `licence` (None: not joined from the list
             yet). A clip whose audio is moved is judged by what its sync is then: its offset is none, and its
@@ -280,7 +303,9 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
         row = {**row, "sync_offset_frames": 0, "sync_probability": row["sync_offset_probability"]}
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
-    if stopped and all(reason.code != stopped for reason in reasons):
+    if stopped == NOT_TRACED.code:
+        reasons += [] if reasons else [_reason(NOT_TRACED, row)]
+    elif stopped and all(reason.code != stopped for reason in reasons):
         reasons.append(_reason(next(rule for rule in RULES if rule.code == stopped), row))
     reasons += _governance_reasons(row, thresholds)
     if not stopped:

@@ -15,7 +15,18 @@ import numpy as np
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.verdict import judge
 from talkforge.curation.weights import download
-from talkforge.pipeline import annotate, attempts, audit, cut, inspect_clip, ledger, review, snapshots, tables
+from talkforge.pipeline import (
+    annotate,
+    attempts,
+    audit,
+    cut,
+    inspect_clip,
+    ledger,
+    review,
+    snapshots,
+    tables,
+    untraced,
+)
 from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
 from talkforge.pipeline.dataset import (
     check_base,
@@ -43,7 +54,7 @@ from talkforge.pipeline.standing import measured_columns
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
-from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, config_hash
+from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, Thresholds, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
@@ -181,6 +192,7 @@ def _go_on(
             ingested, plan = _ingest(found, store, config, executor, on_progress)
             settled = config.model_copy(update={"measure": gathered.config})
             measure(plan, store, settled, executor, on_progress)
+            trace_untraced(plan, store, settled, executor, on_progress)
             on_progress(Progress("selecting"))
             selection = calibrate_and_select(store, dataset, ingested)
             return shard(store, load_dataset(store), selection, ingested, executor, on_progress)
@@ -231,8 +243,9 @@ def measure(
     left = remaining(plan, store)
     ingested = load_ingested(store)
     stamps, videos = stamps_by_id(ingested), videos_by_id(ingested)
+    thresholds = _deciding(config)
     todo = [
-        part.model_copy(update={"stamps": _stamps_of(part, stamps)})
+        part.model_copy(update={"stamps": _stamps_of(part, stamps), "thresholds": thresholds})
         for part in left
         if tried.get(part.name, 0) < config.run.max_attempts
     ]
@@ -256,6 +269,36 @@ def measure(
                 measured_s=state.measured_s + done.measured_s,
             )
         on_progress(state.shown())
+
+
+def trace_untraced(
+    plan: Sequence[Part],
+    store: Store,
+    config: Config,
+    executor: Executor,
+    on_progress: ProgressCallback = no_progress,
+) -> None:
+    """Trace the clips that were left out, and that the thresholds in force may accept, see `untraced.py`.
+
+    Raises:
+        RunError: the run cannot go on, or infrastructure fails too many of them, see `attempts.Tripwire`.
+    """
+    stamps = stamps_by_id(load_ingested(store))
+    todo = [
+        part.model_copy(update={"stamps": _stamps_of(part, stamps)})
+        for part in untraced.supplements(store, plan, _deciding(config))
+    ]
+    tripwire = attempts.Tripwire(config.run.max_failed_share)
+    total, num_done = sum(len(part.clips) for part in todo), 0
+    for done in executor.run(todo, config, store):
+        tripwire.note(len(done.part.windows), done.put_off)
+        num_done += len(done.part.clips)
+        on_progress(counted("tracing what was left out", min(num_done, total), total, "clips"))
+
+
+def _deciding(config: Config) -> Thresholds | None:
+    """The thresholds that decide on what is traced; None: everything is."""
+    return None if config.run.trace == "all" else config.thresholds
 
 
 def _stamps_of(part: Part, stamps: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from talkforge.curation import words
 from talkforge.curation.body.motion import intensity
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
-from talkforge.curation.verdict import NEAR_DUPLICATE, judge, repair_s
+from talkforge.curation.verdict import NEAR_DUPLICATE, NOT_TRACED, judge, repair_s
 from talkforge.pipeline import attempts, review, shards, tables
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
@@ -120,7 +120,7 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
             stored.
     """
     found = Committed()
-    seen: set[str] = set()
+    clips: dict[str, CommittedClip] = {}
     for part in committed_parts(store):
         found.parts += 1
         folder = f"parts/{part}"
@@ -129,15 +129,14 @@ def read_committed(store: Store, arrays: Collection[str] | None = None) -> Commi
         features = _features(store, f"{folder}/features.npz", arrays)
         for measures in tables.read(store, f"{folder}/clips.parquet", ClipMeasures):
             key = measures.clip.clip_id
-            if key in seen:  # a window that was measured twice, because its part was cut up anew
-                continue
-            seen.add(key)
-            found.clips.append(CommittedClip(part, measures, features.get(key, {}), by_key.get(key)))
+            # Twice: a window whose part was cut up anew, or a clip that was traced after its part.
+            if key not in clips or clips[key].measures.stopped_by == NOT_TRACED.code:
+                clips[key] = CommittedClip(part, measures, features.get(key, {}), by_key.get(key))
         found.outcomes += tables.read(store, f"{folder}/outcomes.parquet", Outcome)
         found.failures += failures
     found.failures += attempts.waiting(store, load_plan(store)).values()
     found.outcomes = _each_once(found.outcomes)
-    found.clips.sort(key=lambda clip: clip.measures.clip.clip_id)
+    found.clips = [clips[key] for key in sorted(clips)]
     found.failures.sort(key=lambda failure: (failure.uri, failure.key))
     return found
 

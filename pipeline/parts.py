@@ -18,6 +18,7 @@ from pydantic import Field
 
 from talkforge.pipeline import tables
 from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Thresholds
 from talkforge.schemas.records import Record, Video
 
 MIN_FILL_S, MANY_PARTS = 20.0, 64
@@ -66,8 +67,15 @@ class Part(Record):
     name: str
     windows: tuple[Window, ...]
     stamps: dict[str, str] = Field(default_factory=dict, exclude=True)
-    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it.
-    The plan does not hold it."""
+    """State of the videos' files when they were hashed, by video id, see `ingest.stamp_of`. A run adds it and
+    what follows. The plan does not hold them."""
+    thresholds: Thresholds | None = Field(default=None, exclude=True)
+    """Clips that these reject before the dense pass are not traced; None: all are."""
+    of: str = Field(default="", exclude=True)
+    """Name of the committed part of which this is a supplement: it holds the traces of some of its clips, see
+    `pipeline.untraced`. Empty for any other part."""
+    clips: tuple[str, ...] = Field(default=(), exclude=True)
+    """Ids of these clips."""
 
     @property
     def duration_s(self) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from talkforge.curation import clips, scan
 from talkforge.curation.audio import vad
@@ -22,12 +24,18 @@ Spans = Sequence[clips.Segment]
 
 
 @dataclass(frozen=True)
-class ScannedWindow:
-    """A window after the cheap questions: its audio, where speech is in it, and what was scanned."""
+class HeardWindow:
+    """A window's audio, and where speech is in it."""
 
     video: Video
     audio: Audio
     segments: Spans
+
+
+@dataclass(frozen=True)
+class ScannedWindow(HeardWindow):
+    """A window after the cheap questions, with what was scanned."""
+
     seen: scan.Scan
 
 
@@ -59,6 +67,33 @@ def _face(clip: Clip, track: FaceTrack, scanned: ScannedWindow) -> Face:
         # The clip's own face counts where two samples in a row never show it.
         faces_max=max(1, scan.faces_visible(detections, clip.start_s, clip.end_s, clip.crop)),
         faces_frame_max=max(1, scan.faces_visible(detections, clip.start_s, clip.end_s)),
+    )
+
+
+def track_arrays(clip: Clip, track: FaceTrack) -> dict[str, NDArray[Any]]:
+    """What tracing a clip later needs of its track: the samples inside it, and one on either side.
+
+    Returns:
+        `track_times` float64 [T], source seconds, and `track_boxes` float32 [T, 4], source pixels.
+    """
+    first = max(int(np.searchsorted(track.times_s, clip.start_s, "right")) - 1, 0)
+    last = int(np.searchsorted(track.times_s, clip.end_s, "left"))
+    inside = slice(first, last + 1)
+    return {"track_times": track.times_s[inside], "track_boxes": track.boxes[inside]}
+
+
+def stored_track(clip: Clip, arrays: Mapping[str, NDArray[Any]]) -> FaceTrack:
+    """The track of a clip from its `track_arrays`: its boxes within the clip are what they were."""
+    times_s = arrays["track_times"]
+    return FaceTrack(
+        scene=clip.scene,
+        track=clip.track,
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        times_s=times_s,
+        boxes=arrays["track_boxes"],
+        scores=np.ones(len(times_s), np.float32),
+        detector="",
     )
 
 

@@ -7,10 +7,10 @@
 
     1  vad      voice activity detection in the window's audio
     2  scan     the sparse pass: shot boundaries and faces, on small frames
-    3  split    face tracks become candidate clips; cheap measures and gates
-    4  trace    the dense pass over every frame of the clips left: landmarks, lips, joints, face crops,
-                frame quality, active speaker
-    5  sync     sync of mouth and audio, audio quality, audio fingerprint
+    3  split    face tracks become candidate clips; cheap measures and gates, audio quality
+    4  trace    the dense pass over every frame of the clips that may still be accepted, see `untraced.py`:
+                landmarks, lips, joints, face crops, frame quality, active speaker
+    5  sync     sync of mouth and audio, audio fingerprint
     6  embed    speech and face embeddings, in batches; on a GPU where there is one
     7  commit   tables, then `part.json`: from then on the part exists
 """
@@ -38,24 +38,28 @@ from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
 from talkforge.curation.sync import contrastive, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
+from talkforge.curation.verdict import NOT_TRACED
 from talkforge.curation.weights import registry
-from talkforge.pipeline import attempts, tables
+from talkforge.pipeline import attempts, tables, untraced
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.rows import (
+    HeardWindow,
     ScannedWindow,
     cheap_measures,
     clip_audio,
     failure_row,
     outcome_row,
     seconds,
+    stored_track,
+    track_arrays,
     track_row,
 )
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Audio, Bytes
-from talkforge.schemas.config import MeasureConfig, ScanConfig
+from talkforge.schemas.config import MeasureConfig, ScanConfig, Thresholds
 from talkforge.schemas.errors import FailureKind, ModelError, RunError, kind_of
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import (
@@ -158,7 +162,10 @@ def measure(
         found = PartResult(part)
         try:
             with local_video(store, window.video, part.stamps.get(window.video.video_id)) as path:
-                _measure_window(path, window, config, models, store, found, show)
+                if part.of:
+                    _trace_window(path, window, config, models, store, found, show)
+                else:
+                    _measure_window(path, window, config, models, store, found, show)
         except (RunError, ModelError):
             raise
         except Exception as error:
@@ -193,11 +200,8 @@ def _measure_window(
         result.outcomes.append(outcome_row(window, "hdr"))
         return
 
-    with result.clock("vad"):
-        audio = Audio(window.start_s, read_audio(path, video, window.start_s, window.end_s))
-        segments = vad.segments(audio.samples, audio.start_s)
-        if models.singing_detector is not None:
-            segments = vad.joined(segments, models.singing_detector.singing(audio.samples, audio.start_s))
+    heard = _heard(path, window, models, result)
+    segments = heard.segments
     if seconds(segments) < config.gates.skip_video_below_speech_fraction * window.duration_s:
         result.outcomes.append(outcome_row(window, "no_speech", segments))
         return
@@ -213,38 +217,108 @@ def _measure_window(
             models.shot_network,
             lambda time_s: on_progress(SCAN_FRACTION * (time_s - window.start_s)),
         )
-    scanned = ScannedWindow(video, audio, segments, seen)
+    scanned = ScannedWindow(video, heard.audio, segments, seen)
 
     candidates = clips.candidates(video, seen.tracks, segments, config.clip)
     rows = [cheap_measures(clip, track, scanned, config) for clip, track in candidates]
+    rows = [_with_sound(row, scanned, models, result, result.part.thresholds) for row in rows]
+    rows = untraced.mark(rows, result.part.thresholds)
     survivors = [candidate for candidate, row in zip(candidates, rows, strict=True) if row.stopped_by is None]
 
-    with result.clock("trace"):
-        score_speaker = _speaker_callback(scanned, models.face_audio_scorer, result)
-        traced = trace.trace(
-            path,
-            video,
-            survivors,
-            models.landmarker,
-            models.pose_estimator,
-            config,
-            score_speaker,
-            models.picture_scorer,
-            models.mouth_classifier,
-            lambda time_s: on_progress(
-                SCAN_FRACTION * window.duration_s + (1 - SCAN_FRACTION) * (time_s - window.start_s)
-            ),
-        )
+    traced = _traced(
+        path,
+        survivors,
+        scanned,
+        config,
+        models,
+        result,
+        lambda time_s: on_progress(
+            SCAN_FRACTION * window.duration_s + (1 - SCAN_FRACTION) * (time_s - window.start_s)
+        ),
+    )
+
+    def image_of(candidate: clips.Candidate) -> bytes:
+        image = seen.images[candidate.track.track]
+        return thumbnail(image.rgb, box=image.box)
 
     spans = [(track.start_s, track.end_s) for track in seen.tracks]
     result.outcomes.append(outcome_row(window, "candidates" if candidates else "no_face", segments, spans))
     result.scenes += seen.scenes
     result.tracks += [track_row(video, track) for track in seen.tracks]
-    _keep(candidates, rows, traced, scanned, models, store, result)
+    _keep(candidates, rows, traced, image_of, scanned, models, store, result)
+
+
+def _trace_window(
+    path: Path,
+    window: Window,
+    config: MeasureConfig,
+    models: Models,
+    store: Store,
+    result: PartResult,
+    on_progress: OnSeconds,
+) -> None:
+    """Trace clips of a window that was measured without: those of a supplement, see `untraced.py`."""
+    rows, arrays, images = untraced.read_clips(result.part, window, store)
+    heard = _heard(path, window, models, result)
+    candidates = [clips.Candidate(row.clip, stored_track(row.clip, arrays[row.clip.clip_id])) for row in rows]
+    rows = [_with_sound(row, heard, models, result) for row in rows]
+    traced = _traced(
+        path, candidates, heard, config, models, result, lambda time_s: on_progress(time_s - window.start_s)
+    )
+    _keep(candidates, rows, traced, lambda one: images[one.clip.clip_id], heard, models, store, result)
+
+
+def _heard(path: Path, window: Window, models: Models, result: PartResult) -> HeardWindow:
+    with result.clock("vad"):
+        audio = Audio(window.start_s, read_audio(path, window.video, window.start_s, window.end_s))
+        segments = vad.segments(audio.samples, audio.start_s)
+        if models.singing_detector is not None:
+            segments = vad.joined(segments, models.singing_detector.singing(audio.samples, audio.start_s))
+        return HeardWindow(window.video, audio, segments)
+
+
+def _with_sound(
+    row: ClipMeasures,
+    heard: HeardWindow,
+    models: Models,
+    result: PartResult,
+    thresholds: Thresholds | None = None,
+) -> ClipMeasures:
+    """The row with the quality of its audio, where that is not known and the clip may still be accepted."""
+    if row.sound is not None or not untraced.may_be_accepted(row, thresholds):
+        return row
+    with result.clock("audio quality"):
+        samples = clip_audio(heard.audio, row.clip)
+        sound = models.audio_scorer.measure(samples, heard.segments, row.clip.start_s)
+    return row.model_copy(update={"sound": sound})
+
+
+def _traced(
+    path: Path,
+    candidates: Sequence[clips.Candidate],
+    heard: HeardWindow,
+    config: MeasureConfig,
+    models: Models,
+    result: PartResult,
+    on_frame: OnSeconds,
+) -> dict[str, trace.Trace | Exception]:
+    with result.clock("trace"):
+        return trace.trace(
+            path,
+            heard.video,
+            candidates,
+            models.landmarker,
+            models.pose_estimator,
+            config,
+            _speaker_callback(heard, models.face_audio_scorer, result),
+            models.picture_scorer,
+            models.mouth_classifier,
+            on_frame,
+        )
 
 
 def _speaker_callback(
-    scanned: ScannedWindow, networks: speaker_scorer.SpeakerScorer | None, result: PartResult
+    scanned: HeardWindow, networks: speaker_scorer.SpeakerScorer | None, result: PartResult
 ) -> trace.ScoreSpeaker | None:
     """Scores a face's crops beside its audio with the speaker networks; None where none is enabled."""
     if networks is None:
@@ -261,13 +335,15 @@ def _keep(
     candidates: Sequence[clips.Candidate],
     rows: Sequence[ClipMeasures],
     traced: dict[str, trace.Trace | Exception],
-    scanned: ScannedWindow,
+    image_of: Callable[[clips.Candidate], bytes],
+    scanned: HeardWindow,
     models: Models,
     store: Store,
     result: PartResult,
 ) -> None:
-    """Every candidate into the result: finished, stopped at its gate, or failed."""
-    for (clip, track), row in zip(candidates, rows, strict=True):
+    """Every candidate into the result: finished, stopped before the dense pass, or failed."""
+    for candidate, row in zip(candidates, rows, strict=True):
+        clip, track = candidate
         found = traced.get(clip.clip_id)
         if isinstance(found, trace.Trace):
             result.clips.append(_finish(row, found, scanned, models, store, result))
@@ -276,19 +352,20 @@ def _keep(
             raise found
         if found is not None:
             result.failures.append(failure_row("trace", clip.clip_id, scanned.video, found))
-        image = scanned.seen.images[track.track]
-        result.clips.append(MeasuredClip(row, thumbnail(image.rgb, box=image.box)))
+        waits = row.stopped_by == NOT_TRACED.code
+        features = track_arrays(clip, track) if waits else {}
+        result.clips.append(MeasuredClip(row, image_of(candidate), features=features))
 
 
 def _finish(
     row: ClipMeasures,
     found: trace.Trace,
-    scanned: ScannedWindow,
+    scanned: HeardWindow,
     models: Models,
     store: Store,
     result: PartResult,
 ) -> MeasuredClip:
-    """Score the sync and the audio of a traced clip, and write its arrays."""
+    """Score the sync of a traced clip, and write its arrays."""
     clip = row.clip
     samples = clip_audio(scanned.audio, clip)
     with result.clock("sync"):
@@ -297,8 +374,6 @@ def _finish(
         scored = contrastive.score(mouth, bands, clip.fps, models.sync_scorer)
     speaking = mouth_motion.frames_with_speech(scanned.segments, clip.start_s, clip.num_frames, clip.fps)
     still = mouth_motion.still_fraction(mouth_motion.opening(found.landmarks), speaking, clip.fps)
-    with result.clock("audio quality"):
-        sound = models.audio_scorer.measure(samples, scanned.segments, clip.start_s)
     with result.clock("fingerprint"):
         audio_hashes = fingerprint.hash_audio(samples)
     with result.clock("store"):
@@ -317,7 +392,7 @@ def _finish(
     traced = found.measures(row.face)
     traced["motion"] = found.motion_row.model_copy(update={"mouth_still_fraction": still})
     return MeasuredClip(
-        measures=row.model_copy(update={**traced, "sound": sound, "sync": scored}),
+        measures=row.model_copy(update={**traced, "sync": scored}),
         thumbnail=found.thumbnail,
         face=thumbnail(found.face_rgb) if len(found.crops) else b"",
         samples=samples,
@@ -369,13 +444,17 @@ def commit(result: PartResult, store: Store) -> tuple[Failure, ...]:
     """
     # Noted first: a part that is committed without a window must have the note that the window is left.
     put_off = tuple(
-        attempts.put_off(result.part, window, result.put_off[window.key], store)
+        result.put_off[window.key]
+        if result.part.of  # its clips still wait for their traces
+        else attempts.put_off(result.part, window, result.put_off[window.key], store)
         for window in result.part.windows
         if window.key in result.put_off
     )
     windows = tuple(window for window in result.part.windows if window.key not in result.put_off)
     if not windows:
         return put_off
+    if result.part.of:
+        windows = ()  # the part that it supplements has them
     folder = f"parts/{result.part.name}"
     files = dict(result.files)
     rows: dict[str, tuple[type[Record], Sequence[Record]]] = {
@@ -430,7 +509,12 @@ def give_up(
     result = PartResult(part)
     failures = [failure_row("measure", w.key, w.video, error) for w in part.windows]
     failures = [failure.model_copy(update={"kind": kind}) for failure in failures]
-    if kind == "video":
+    if kind == "video" and part.of:
+        for window in part.windows:
+            rows, _, images = untraced.read_clips(part, window, store)
+            result.clips += [MeasuredClip(row, images[row.clip.clip_id]) for row in rows]
+            result.failures += [failure_row("trace", row.clip.clip_id, window.video, error) for row in rows]
+    elif kind == "video":
         result.failures = failures
     else:
         result.put_off = {failure.key: failure for failure in failures}

@@ -125,7 +125,7 @@ def _unselected(
     store: Store, parts: Iterable[str], thresholds: Thresholds
 ) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
     """Inputs and clips of what is committed, each clip judged by itself."""
-    from talkforge.curation.verdict import judge
+    from talkforge.curation.verdict import NOT_TRACED, judge
 
     ingested = load_ingested(store)
     planned = Planned(ingested)
@@ -137,8 +137,10 @@ def _unselected(
         outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
         for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
-            if entry := planned.of_clip(row.clip):
-                clips.setdefault(row.clip.clip_id, (row, entry))
+            key = row.clip.clip_id
+            known = clips[key][0].stopped_by if key in clips else NOT_TRACED.code
+            if known == NOT_TRACED.code and (entry := planned.of_clip(row.clip)):
+                clips[key] = (row, entry)
     broken = {failure.key: failure.error for failure in failures}
     counted: list[tuple[ClipStatus, str | None]] = []
     for key, (measures, entry) in sorted(clips.items()):

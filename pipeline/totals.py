@@ -14,6 +14,9 @@ from talkforge.schemas.records import LedgerRow, SourceStatus
 STATUSES: tuple[SourceStatus, ...] = ("measured", "no_candidates", "pending", "duplicate", "failed")
 """What can become of an input."""
 
+UNTRACED = "not_traced"
+"""Code of `curation.verdict.NOT_TRACED`, which takes long to import."""
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -25,6 +28,8 @@ class Totals:
         accepted, rejected, failed: candidate clips.
         kept_s: accepted clips, s.
         reasons: rejected clips by reason; a clip counts for each of its reasons.
+        untraced: rejected clips that may be accepted once they are traced, see `pipeline.untraced`.
+        untraced_s: these clips, s.
     """
 
     inputs: Mapping[SourceStatus, int]
@@ -34,6 +39,8 @@ class Totals:
     failed: int
     kept_s: float
     reasons: Mapping[str, int] = field(default_factory=dict)
+    untraced: int = 0
+    untraced_s: float = 0.0
 
     @property
     def candidates(self) -> int:
@@ -60,6 +67,7 @@ def count(inputs: Iterable[tuple[SourceStatus, float]], clips: Iterable[ClipStat
     inputs, clips = list(inputs), list(clips)
     by_status = Counter(status for status, _ in inputs)
     rejected = [clip for clip in clips if not clip.accepted and clip.failure is None]
+    untraced = [clip for clip in rejected if UNTRACED in clip.reasons]
     return Totals(
         inputs={status: by_status[status] for status in STATUSES},
         input_s=sum(duration_s for _, duration_s in inputs),
@@ -67,5 +75,7 @@ def count(inputs: Iterable[tuple[SourceStatus, float]], clips: Iterable[ClipStat
         rejected=len(rejected),
         failed=sum(clip.failure is not None for clip in clips),
         kept_s=sum(clip.duration_s for clip in clips if clip.accepted),
+        untraced=len(untraced),
+        untraced_s=sum(clip.duration_s for clip in untraced),
         reasons=dict(Counter(code for clip in rejected for code in clip.reasons)),
     )

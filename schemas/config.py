@@ -519,7 +519,7 @@ class ShardConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """How the work is done; never changes what comes out."""
+    """How the work is done; never changes the shards that come out."""
 
     part_s: float = Field(
         600.0, gt=0, description="Most footage in one part, and longest window of a video, s."
@@ -530,6 +530,10 @@ class ExecutionConfig(Section):
         ge=0,
         le=1,
         description="Fraction of a GPU that an embedding task takes, where the cluster has any.",
+    )
+    trace: Literal["needed", "all"] = Field(
+        "needed",
+        description="Clips that the dense pass traces. needed: those that the thresholds in force may accept, by what the passes before it found, and faces in view beside them; all: every clip that passes the gates, for statistics of rejected footage. A later `curate` traces what was left out and is needed then.",
     )
     deadline_factor: float = Field(
         60.0, gt=0, description="A part may take this many seconds for each second of its footage..."

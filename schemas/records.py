@@ -546,7 +546,7 @@ class FrameQuality(Record):
 class ClipMeasures(Record):
     """A clip with every measurement made of it; None means not measured.
 
-    `stopped_by` names the gate that ended measuring early: the rest is unknown, not bad.
+    `stopped_by` names the gate that ended measuring early, or is "not_traced": the rest is unknown, not bad.
     """
 
     clip: Clip
@@ -722,7 +722,8 @@ class LedgerRow(Record):
     failure: str | None
     """The error, where measuring or cutting went wrong."""
     stopped_by: str | None
-    """Code of the gate that ended measuring early."""
+    """Code of the gate that ended measuring early; `not_traced` where thresholds rejected the clip before the
+    dense pass."""
     duplicate_of: str | None
     """Clip that shows the same face at the same moment and is kept in this one's place; None for
     every clip that is no near duplicate."""
@@ -732,7 +733,7 @@ class LedgerRow(Record):
     overruled: tuple[str, ...] = ()
     """Codes of the rules that it breaks, and that the reviewer's `keep` overrules."""
     person_id: str | None
-    """Clips with the same one show one person; None without a face embedding. Thresholds do not change it."""
+    """Clips with the same one show one person; None without a face embedding. `select` does not change it."""
     split: str | None
     """`train` or `validation`; None where the clip is not accepted."""
     shard: str | None

@@ -38,6 +38,7 @@ from talkforge.cli.output import (
     snapshots_table,
     summary,
     totals_document,
+    untraced_line,
 )
 from talkforge.display import Display
 from talkforge.schemas.config import Config, apply_settings, differences, load_config
@@ -194,6 +195,8 @@ def status(dataset: DatasetArgument, as_json: JsonOption = False) -> None:
     out.print(inputs_line(found.totals), highlight=False)
     out.print(f"measured {measured}, parts {found.parts_done}/{found.parts}", highlight=False)
     out.print(clips_line(found.totals, "" if found.exact else "about "), highlight=False)
+    if line := untraced_line(found.totals):
+        out.print(line, highlight=False, soft_wrap=True)
     if not found.exact:
         out.print("not selected since: speakers and near duplicates are not counted yet", highlight=False)
     if found.waiting:
@@ -218,6 +221,9 @@ def select(
     as_json: JsonOption = False,
 ) -> None:
     """Apply other thresholds to what was measured; decodes nothing.
+
+    Clips that only a looser threshold lets through may never have been traced. They are counted, and the next
+    `talkforge curate` traces them.
 
     What neither --config nor --set names stays as it was selected last. --dry-run shows now, then, and
     the difference for each reason.
@@ -264,6 +270,8 @@ def select(
         return
     if dry_run:
         comparison(out, before, totals)
+        if line := untraced_line(totals):
+            out.print(line, highlight=False, soft_wrap=True)
     else:
         summary(out, selection, dataset)
     if waiting:

@@ -63,6 +63,16 @@ def clips_line(totals: Totals, about: str = "") -> str:
     )
 
 
+def untraced_line(totals: Totals) -> str:
+    """Which clips wait to be traced; empty where none does."""
+    if not totals.untraced:
+        return ""
+    return (
+        f"{totals.untraced} of the rejected clips ({hours(totals.untraced_s)}) may be accepted by these "
+        "thresholds, but were never traced: `talkforge curate` with the same thresholds traces them"
+    )
+
+
 def totals_document(totals: Totals) -> dict[str, Any]:
     """The figures for `--json`."""
     return {
@@ -76,6 +86,7 @@ def totals_document(totals: Totals) -> dict[str, Any]:
         },
         "kept_s": round(totals.kept_s, 3),
         "reasons": dict(sorted(totals.reasons.items())),
+        "not_traced": {"clips": totals.untraced, "seconds": round(totals.untraced_s, 3)},
     }
 
 
@@ -299,6 +310,8 @@ def summary(console: Console, selection: Selection, dataset: str) -> None:
     console.print(inputs_line(totals), highlight=False)
     console.print(clips_line(totals), highlight=False)
     reasons_table(console, totals.reasons)
+    if line := untraced_line(totals):
+        console.print(line, highlight=False, soft_wrap=True)
     if selection.failures:
         console.print(failures_line(selection.failures), highlight=False, soft_wrap=True)
     for source in selection.sources:

@@ -120,8 +120,8 @@ def test_each_rule_has_its_reason(field: str, value: float | str | None, code: s
 
 def test_the_codes_are_those_that_can_occur() -> None:
     transcript, sync = ["other_language", "forbidden_words"], ["sync_unscored", "not_speaking"]
-    special = ["no_consent", "other_licence", *transcript, *sync, "speaker_unclear", "near_duplicate"]
-    special += ["reviewed_drop"]
+    special = ["no_consent", "other_licence", *transcript, *sync, "speaker_unclear", "not_traced"]
+    special += ["near_duplicate", "reviewed_drop"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
 
