@@ -1,11 +1,13 @@
 """Cutting: accepted clips are cut out of their videos and written into shards, the only pass that encodes.
 
-A shard is one task. Its clips are cut video by video, so that each video is fetched once, and then written in
-the shard's order. A clip that cannot be cut is a failure row; its sample in an earlier shard is kept where
-there is one, and otherwise the shard is written without it.
+Where several workers cut, a task is a piece of a shard, a few clips, and the shard is put together when all
+its pieces are cut. A single worker cuts whole shards. Clips are cut video by video, so that each video is
+fetched once a task, and then written in the shard's order: how it was divided does not show. A clip that
+cannot be cut is a failure row; its sample in an earlier shard is kept where there is one, and otherwise the
+shard is written without it.
 
-A task that hangs or crashes is divided until the offending clip stands alone. What its pieces have cut
-waits in `shards.next/pieces` until the shard is put together.
+A task that hangs or crashes is divided until the offending clip stands alone. What pieces have cut waits in
+`shards.next/pieces` until the shard is put together.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import functools
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -49,6 +51,13 @@ OnProgress = Callable[[int, Mapping[str, float]], None]
 
 TRACED = ("landmarks", "contour", "lip_valid", "joints", "face_rgb")
 """Arrays that every version stored of a traced clip. The others of `ClipArrays` may be missing."""
+
+PIECE_S = 20.0
+"""Footage of the clips in a piece, s. Source: ours, some 5 CPU seconds of cutting; a task costs some 0.01."""
+
+PIECES_PER_WORKER = 32
+"""Pieces for each worker after which shards are put together. Until then pieces lie on the disk, and at the
+end of each round workers wait for the last one, which costs up to a piece in so many."""
 
 AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
 """Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""
@@ -143,6 +152,31 @@ class CutTask:
             if "://" in self.store.input_uri(o.video.uri)
         }
         return sum(o.meta.clip.duration_s for o in self.orders) + sum(fetched.values())
+
+    def pieces(self) -> tuple[CutTask, ...]:
+        """The task in pieces of `PIECE_S`, video by video. Clips of a video that is fetched stay together."""
+        by_video: dict[str, list[Order]] = {}
+        for order in self.orders:
+            by_video.setdefault(order.video.video_id, []).append(order)
+        groups = [
+            group
+            for orders in by_video.values()
+            for group in (
+                [orders] if "://" in self.store.input_uri(orders[0].video.uri) else [[o] for o in orders]
+            )
+        ]
+        pieces: list[list[Order]] = []
+        held_s = PIECE_S
+        for group in groups:
+            group_s = sum(order.meta.clip.duration_s for order in group)
+            if held_s + group_s > PIECE_S:
+                pieces.append([])
+                held_s = 0.0
+            pieces[-1] += group
+            held_s += group_s
+        if len(pieces) < 2:
+            return (self,)
+        return tuple(replace(self, orders=tuple(orders), whole=False) for orders in pieces)
 
     def halves(self) -> tuple[CutTask, ...]:
         """The task in two pieces; empty where it is one clip."""
@@ -265,8 +299,8 @@ def cut_shards(
     there, missing = _look(store, plan)
     last = snapshots.current(store)
     earlier = {key: last.tar(manifest) for manifest in last.shards for key in manifest.keys}
-    tasks = {
-        shard.name: CutTask(
+    tasks = [
+        CutTask(
             store,
             shard,
             tuple(orders[key] for key in shard.keys),
@@ -274,7 +308,7 @@ def cut_shards(
             {key: earlier[key] for key in shard.keys if key in earlier},
         )
         for shard in missing
-    }
+    ]
     done = [CutShard(manifest.name, manifest) for manifest in there]
     planned = {shard.name: len(shard.keys) for shard in plan}
     divided: dict[str, list[CutPiece]] = {}
@@ -286,15 +320,37 @@ def cut_shards(
 
     if plan:
         show({})
-    for result in executor.isolate(cut_task, tasks.values(), give_up, show):
-        if isinstance(result, CutPiece):
-            divided.setdefault(result.name, []).append(result)
-        else:
-            done.append(result)
-        show({})
-    calls = [(_put_together(tasks[name], pieces),) for name, pieces in sorted(divided.items())]
-    done += [result for result in executor.map(cut_task, calls) if isinstance(result, CutShard)]
+    for batch in _batches(tasks, executor.num_workers):
+        whole = {task.name: task for task in batch}
+        todo = [piece for task in batch for piece in (task.pieces() if executor.num_workers > 1 else (task,))]
+        for result in executor.isolate(cut_task, todo, give_up, show):
+            if isinstance(result, CutPiece):
+                divided.setdefault(result.name, []).append(result)
+            else:
+                done.append(result)
+            show({})
+        calls = [(_put_together(whole[f"shard {name}"], divided[name]),) for name in sorted(divided)]
+        done += [result for result in executor.map(cut_task, calls) if isinstance(result, CutShard)]
+        for file in {
+            file for of_shard in divided.values() for piece in of_shard for file in piece.ready.values()
+        }:
+            store.delete(file)
+        divided.clear()
     return sorted(done, key=lambda result: result.name)
+
+
+def _batches(tasks: Iterable[CutTask], num_workers: int) -> Iterator[list[CutTask]]:
+    """Shards that are cut before the next ones are begun: few, so that few pieces lie about."""
+    batch: list[CutTask] = []
+    num_pieces = 0
+    for task in tasks:
+        batch.append(task)
+        num_pieces += len(task.pieces())
+        if num_pieces >= PIECES_PER_WORKER * num_workers:
+            yield batch
+            batch, num_pieces = [], 0
+    if batch:
+        yield batch
 
 
 def _look(store: Store, plan: Sequence[ShardPlan]) -> tuple[list[ShardManifest], list[ShardPlan]]:

@@ -153,6 +153,11 @@ class Executor(ABC):
 
     where = "this process"
 
+    @property
+    def num_workers(self) -> int:
+        """Items that are worked on at a time."""
+        return 1
+
     def ingest(
         self, inputs: Iterable[Input], base: str = "", limits: FetchLimits = DEFAULT_LIMITS
     ) -> Iterator[IngestRow]:
@@ -357,6 +362,11 @@ class RayExecutor(Executor):
         self._idle_since_s: float | None = None
         self._num_submitted = 0
 
+    @property
+    def num_workers(self) -> int:
+        """Items that are worked on at a time; a cluster may grow."""
+        return max(1, self._settings.workers or self._cluster.num_cpus())
+
     def close(self) -> None:
         """Stop the Ray that was started here, or leave the cluster."""
         self._cluster.close()
@@ -371,8 +381,7 @@ class RayExecutor(Executor):
         try:
             while waiting or running:
                 self._cluster.check()
-                most = max(1, self._settings.workers or self._cluster.num_cpus())
-                while waiting and len(running) < most:
+                while waiting and len(running) < self.num_workers:
                     running.append(self._submit(work, waiting.popleft()))
                 for task, result in self._collect(running):
                     if isinstance(result, BaseException):

@@ -395,6 +395,70 @@ def test_a_source_is_opened_once_for_all_its_clips(
     assert dict(found)[key] == cut.cut(store, order, other, ShardConfig())
 
 
+class Several(InlineExecutor):
+    """An executor that says it has two workers, and notes what it is given."""
+
+    num_workers = 2
+
+    def __init__(self) -> None:
+        self.names: list[list[str]] = []
+
+    def isolate(self, function: Any, pieces: Any, give_up: Any, on_running: Any = None) -> Iterator[Any]:
+        pieces = list(pieces)
+        self.names.append([piece.name for piece in pieces])
+        yield from super().isolate(function, pieces, give_up, on_running)
+
+
+def test_several_workers_share_a_shard_and_write_the_bytes_of_one(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, video = film
+    one, several = Store(str(tmp_path / "one")), Store(str(tmp_path / "several"))
+    orders = {}
+    for start_s in (0.0, 0.2, 0.4, 0.6, 0.8):
+        clip = clip_of(video, start_s, start_s + 1, 25.0)
+        for store in (one, several):
+            store_arrays(store, clip)
+        orders[clip.clip_id] = order_of(video, clip)
+    keys = tuple(orders)
+    plan = [ShardPlan("train-000000", keys[2::-1], "f"), ShardPlan("train-000001", keys[3:], "g")]
+    monkeypatch.setattr(cut, "PIECE_S", 2.0)
+    for per_worker, expected in (
+        (1, [[f"{keys[2]}-2", f"{keys[0]}-1"], ["shard train-000001"]]),
+        (2, [[f"{keys[2]}-2", f"{keys[0]}-1", "shard train-000001"]]),
+    ):
+        several.delete_folder("shards.next")
+        monkeypatch.setattr(cut, "PIECES_PER_WORKER", per_worker)
+        executor = Several()
+        told: list[int] = []
+        found = cut.cut_shards(
+            several, plan, orders, ShardConfig(), executor, lambda done, _, told=told: told.append(done)
+        )
+        assert executor.names == expected
+        assert found == cut.cut_shards(one, plan, orders, ShardConfig(), InlineExecutor())
+        for number in (0, 1):
+            name = f"shards.next/train-00000{number}.tar"
+            assert several.read(name) == one.read(name)
+        assert [name for name in several.list("shards.next") if "pieces" in name] == []
+        assert sorted(set(told)) == [0, 2, 3, 5]
+
+
+def test_clips_of_a_video_that_is_fetched_are_cut_by_one_task(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, video = film
+    remote = video.model_copy(update={"uri": "s3://bucket/a.mkv"})
+    monkeypatch.setattr(cut, "PIECE_S", 1.0)
+    plan, store = ShardPlan("train-000000", (), "f"), Store(str(tmp_path))
+    for source, expected in ((video, [1, 1, 1]), (remote, [3])):
+        orders = tuple(
+            order_of(source, clip_of(source, start_s, start_s + 1, 25.0)) for start_s in (0.0, 0.4, 0.8)
+        )
+        pieces = cut.CutTask(store, plan, orders, ShardConfig()).pieces()
+        assert [len(piece.orders) for piece in pieces] == expected
+        assert [piece.whole for piece in pieces] == [len(pieces) == 1] * len(pieces)
+
+
 # ----------------------------------------------------------------------- what hangs or crashes
 
 
