@@ -38,9 +38,12 @@ def main() -> int:
     begin_s = time.monotonic()
     console.print(f"1. generating talking videos with known truth in {videos}, beside four real ones")
     demo_videos.make(videos)
-    console.print(f"2. talkforge curate {videos} --out {dataset} --config {CONFIG}")
+    everything = ("--set", "run.trace=all")  # to see every reason, where one would do
+    console.print(f"2. talkforge curate {videos} --out {dataset} --config {CONFIG} {' '.join(everything)}")
     talkforge = Path(sys.executable).with_name("talkforge")
-    subprocess.run([talkforge, "curate", videos, "--out", dataset, "--config", CONFIG], check=True)
+    subprocess.run(
+        [talkforge, "curate", videos, "--out", dataset, "--config", CONFIG, *everything], check=True
+    )
     console.print("3. what was expected of each file, and what came out")
     truth = json.loads((videos / "truth.json").read_text())
     found = outcomes(dataset)

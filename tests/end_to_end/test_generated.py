@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 TALKFORGE = Path(sys.executable).with_name("talkforge")
 CONFIG = Path(__file__).parents[2] / "configs" / "offline.yaml"
-SMALL_PARTS = ("--set", "run.part_s=12", "--config", str(CONFIG))
+SMALL_PARTS = ("--set", "run.part_s=12", "--set", "run.trace=all", "--config", str(CONFIG))
 
 FEW = ("speaker_one.mp4", "the same again.mp4", "no_audio.mp4", "broken.mp4", *demo_videos.real())
 """Files of the demo that runs which are disturbed measure; with --full they measure all."""
