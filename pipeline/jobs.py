@@ -284,9 +284,10 @@ def trace_untraced(
         RunError: the run cannot go on, or infrastructure fails too many of them, see `attempts.Tripwire`.
     """
     stamps = stamps_by_id(load_ingested(store))
+    kept = {key for key, row in review.read(store).items() if row.decision == "keep"}
     todo = [
         part.model_copy(update={"stamps": _stamps_of(part, stamps)})
-        for part in untraced.supplements(store, plan, _deciding(config))
+        for part in untraced.supplements(store, plan, _deciding(config), kept)
     ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
     total, num_done = sum(len(part.clips) for part in todo), 0

@@ -52,13 +52,16 @@ def mark(rows: Sequence[ClipMeasures], thresholds: Thresholds | None) -> list[Cl
     ]
 
 
-def supplements(store: Store, plan: Iterable[Part], thresholds: Thresholds | None) -> list[Part]:
+def supplements(
+    store: Store, plan: Iterable[Part], thresholds: Thresholds | None, kept: Collection[str] = ()
+) -> list[Part]:
     """One part for each committed part with clips that are to be traced now; none where there are none.
 
     Args:
         store: the data set.
         plan: its parts; clips of videos that it does not name any more are left as they are.
         thresholds: those in force; None: every clip that was not traced is.
+        kept: ids of clips that a reviewer keeps, whatever the rules say.
 
     Raises:
         DatasetError: a committed part cannot be read.
@@ -67,7 +70,7 @@ def supplements(store: Store, plan: Iterable[Part], thresholds: Thresholds | Non
     if not waiting:
         return []
     rows = _rows(store, {row["video_id"] for found in waiting.values() for row in found})
-    wanted = _wanted(rows, thresholds)
+    wanted = _wanted(rows, thresholds, kept)
     planned: dict[str, list[Window]] = {}
     for part in plan:
         for window in part.windows:
@@ -119,12 +122,12 @@ def read_clips(
     return order, arrays, {key: image.tobytes() for key, image in images.items()}
 
 
-def _wanted(rows: Sequence[Row], thresholds: Thresholds | None) -> set[str]:
+def _wanted(rows: Sequence[Row], thresholds: Thresholds | None, kept: Collection[str] = ()) -> set[str]:
     """Ids of the clips to trace: those that may be accepted, and those in view beside one of them."""
     passed = [row for row in rows if row[_STOPPED] in (None, NOT_TRACED.code)]
     by_video: dict[str, list[tuple[bool, Row]]] = {}
     for row in sorted(passed, key=lambda row: float(row["start_s"])):
-        is_wanted = thresholds is None or is_open(row, thresholds)
+        is_wanted = thresholds is None or row["clip_id"] in kept or is_open(row, thresholds)
         by_video.setdefault(row["video_id"], []).append((is_wanted, row))
     wanted: set[str] = set()
     for ordered in by_video.values():

@@ -164,7 +164,11 @@ def test_a_clip_whose_trace_fails_says_so_and_waits_no_more(rejected: Path, tmp_
     dataset = tmp_path / "set"
     shutil.copytree(rejected, dataset)
     store = Store(str(dataset))
-    assert untraced.supplements(store, load_plan(store), load_config("offline", CURATE).thresholds) == []
+    strict = load_config("offline", CURATE).thresholds
+    assert untraced.supplements(store, load_plan(store), strict) == []
+    (key, _) = sorted(row.clip_id for row in rows_of(dataset))
+    (reviewed,) = untraced.supplements(store, load_plan(store), strict, {key})
+    assert reviewed.clips == (key,)
     config = load_config("offline", SETTINGS)
     (part,) = untraced.supplements(store, load_plan(store), config.thresholds)
     assert untraced.supplements(store, load_plan(store), None) == [part]
