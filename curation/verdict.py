@@ -119,7 +119,7 @@ RULES: tuple[Rule, ...] = (
     Rule("face_overexposed", "face_bright_fraction", "trace",
          "Face is overexposed", "Face not overexposed", "max_face_bright_fraction", "at_most", needed=False),
     Rule("black_bars", "black_bar_fraction", "trace",
-         "Frame has black bars", "No black bars", "max_black_bar_fraction", "at_most", needed=False),
+         "Frame has bars", "No bars", "max_black_bar_fraction", "at_most", needed=False),
     Rule("picture_poor", "face_brisque", "trace",
          "Image quality is poor", "Image quality good, where scored",
          "max_face_brisque", "at_most", needed=False),

@@ -172,7 +172,7 @@ class SpeakerConfig(OptionalSection):
 
 
 class FrameQualityConfig(OptionalSection):
-    """How good the frames are. Blur, exposure and black bars are always measured: they cost next to nothing."""
+    """How good the frames are. Blur, exposure and bars are always measured: they cost next to nothing."""
 
     brisque: bool = Field(
         False,
@@ -431,7 +431,7 @@ class Thresholds(Section):
         0.05,
         "fraction",
         "ours: bars are learnt with the frame; a sliver that a codec or a scanner leaves is below 0.02",
-        "largest fraction of the frame under black bars",
+        "largest fraction of the frame under bars: black, of one colour, or blurred",
     )
     max_face_brisque: float | None = _rule(
         None,

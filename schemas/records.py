@@ -524,8 +524,9 @@ class FrameQuality(Record):
     """Image quality of the whole frame, from some of the clip's frames."""
 
     black_bar_fraction: float | None
-    """Fraction of the frame under black bars that stay through the clip. A bar beside a frame that is
-    itself black there is not seen, nor one of another colour."""
+    """Fraction of the frame under bars, black, of one colour, or filled with the blurred image, that stay
+    through the clip. A bar beside a frame that has its colour there is not seen, nor one that comes and
+    goes."""
     face_brisque: float | None
     """Median BRISQUE of the face and what is next to it, 0 good to 100 bad and beyond: answers to
     blur, compression and strong noise; a little noise on a soft image lowers it. None where

@@ -85,7 +85,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("face_luma", "Brightness of the face"),
     Measure("face_dark_fraction", "Fraction of the face in the dark"),
     Measure("face_bright_fraction", "Fraction of the face that is overexposed"),
-    Measure("black_bar_fraction", "Fraction of the frame under black bars"),
+    Measure("black_bar_fraction", "Fraction of the frame under bars"),
     Measure("face_brisque", "BRISQUE of the face (low is good)"),
     Measure("text_fraction", "Fraction of the frame under text"),
     Measure("mouth_text_fraction", "Fraction of frames with text over the mouth"),
