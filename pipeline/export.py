@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive, load_dataset, tool_version
-from talkforge.pipeline.exports import huggingface, shard_indexes, stableavatar, trainers
+from talkforge.pipeline.exports import huggingface, shard_indexes, stableavatar, trainers, viewers
 from talkforge.pipeline.exports.clips import Source, open_source, write_clips
 from talkforge.pipeline.exports.folder import Export, ExportFolder
 from talkforge.pipeline.store import Store
+from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 
@@ -39,6 +40,8 @@ FORMATS = {
     "diffsynth": Format("DiffSynth-Studio", "mp4, wav and metadata.csv"),
     "musubi": Format("musubi-tuner", "mp4 with wav and txt beside it, and dataset.toml"),
     "stableavatar": Format("StableAvatar", "frames, masks of face and lips, wav"),
+    "rerun": Format("Rerun's viewer", "a recording of each clip"),
+    "lance": Format("Lance", "a table with video and audio"),
 }
 """Formats of data sets, by the name that `--as` takes."""
 
@@ -102,6 +105,8 @@ def export(
         raise CommandError(f"--as {name}: expected a folder to write to (--out DIR)")
     if options.out is not None and "://" in str(options.out):
         raise CommandError(f"--out {options.out}: expected a folder on this machine")
+    if name in ("rerun", "lance"):
+        extras.require(name, f"--as {name}")
     load_dataset(store)
     source = open_source(store, options.snapshot, options.split)
     wanted = Export(
@@ -170,6 +175,12 @@ def _write(
     if name == "huggingface":
         on_progress(Progress("linking"))
         return huggingface.write(source, folder), ()
+    if name == "lance":
+        files = viewers.write_lance(source, folder, on_progress)
+        return folder.close(files, {split: len(keys) for split, keys in source.keys.items()}, {}), ()
+    if name == "rerun":
+        write_clips(source, folder, viewers.RecordingFolder(folder).write, options.workers, on_progress)
+        return folder.finish(source.keys, {}), ()
     if name == "stableavatar":
         write_clips(source, folder, stableavatar.AvatarFolder(folder).write, options.workers, on_progress)
         return folder.finish(source.keys, stableavatar.path_lists(folder, source.keys)), ()

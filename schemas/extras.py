@@ -14,6 +14,8 @@ PACKAGES = {
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
     "sql": ("duckdb",),
+    "rerun": ("rerun",),
+    "lance": ("lance",),
 }
 """Extra -> the modules that must be there for its use."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,11 +86,18 @@ class Source:
 
     def clip_rows(self) -> pa.Table:
         """Rows of the ledger of all clips that are exported, in the order of the shards."""
-        wanted = [key for of_split in self.keys.values() for key in of_split]
-        for key in wanted:
+        return self.rows_of([key for of_split in self.keys.values() for key in of_split])
+
+    def rows_of(self, keys: Sequence[str]) -> pa.Table:
+        """Rows of the ledger of some clips, in this order.
+
+        Raises:
+            DatasetError: a clip has none.
+        """
+        for key in keys:
             if key not in self._rows:
                 self.row(key)  # says which
-        return self.ledger.take(pa.array([self._rows[key] for key in wanted], pa.int64()))
+        return self.ledger.take(pa.array([self._rows[key] for key in keys], pa.int64()))
 
 
 def open_source(store: Store, which: int | str | None = None, split: str | None = None) -> Source:

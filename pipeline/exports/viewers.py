@@ -1,0 +1,178 @@
+"""Exports to look at clips with: a Rerun recording for each clip, and one Lance table of all.
+
+    recordings/<clip id>.rrd     the video with landmarks, lips, joints, loudness and the opening of the mouth
+    clips.lance/                 a row for each clip: the row of the ledger, split, text, video and audio
+
+Both formats note the time at which they are written, so two exports differ in their bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from talkforge.curation.media import decode_flac
+from talkforge.pipeline.exports.clips import ClipMembers, Source, Written
+from talkforge.pipeline.exports.folder import ExportFolder, StoredFile
+from talkforge.pipeline.store import sha256_of
+from talkforge.schemas import extras, sample, tar
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.progress import ProgressCallback, counted
+from talkforge.schemas.units import AUDIO_HZ
+
+TABLE = "clips.lance"
+
+UPPER_LIP, LOWER_LIP, EYES = 13, 14, (33, 263)
+"""Landmarks in the middle of the inner lips, and at the outer corners of the eyes. Source: MediaPipe."""
+
+
+@dataclass(frozen=True)
+class RecordingFolder:
+    """Writes clips as recordings that Rerun's viewer opens.
+
+    Attributes:
+        folder: of the export.
+    """
+
+    folder: ExportFolder
+
+    def write(self, clip: ClipMembers) -> Written:
+        """Write the recording of one clip."""
+        import rerun
+
+        found = sample.decode(clip.key, clip.members)
+        name = f"{clip.split}/recordings/{clip.key}.rrd"
+        with (
+            self.folder.store.writing(name) as path,
+            rerun.RecordingStream("talkforge", recording_id=clip.key) as recording,
+        ):
+            recording.save(str(path))
+            _record(rerun, recording, clip, found)
+            recording.flush()
+            recording.disconnect()
+        target = self.folder.path / name
+        return {name: StoredFile(bytes=target.stat().st_size, sha256=sha256_of(target))}, {}
+
+
+def _record(rerun: Any, recording: Any, clip: ClipMembers, found: sample.ShardSample) -> None:
+    frames = found.meta.clip.num_frames
+    at = np.arange(frames)
+    times = _at(rerun, at, found.meta.clip.fps)
+    video = rerun.AssetVideo(contents=found.mp4, media_type="video/mp4")
+    recording.log("clip/video", video, static=True)
+    stamps = video.read_frame_timestamps_nanos()
+    recording.send_columns("clip/video", times, rerun.VideoFrameReference.columns_nanos(stamps[:frames]))
+    for name, points in (("landmarks", found.landmarks), ("joints", found.joints)):
+        _points(rerun, recording, f"clip/{name}", times, points[..., :2])
+    _outlines(rerun, recording, "clip/lips", times, found.contour)
+    loudness = loudness_of(decode_flac(found.flac), frames, found.meta.clip.fps)
+    for name, values in (("mouth_opening", opening_of(found.landmarks)), ("loudness_dbfs", loudness)):
+        seen = np.isfinite(values)
+        recording.send_columns(
+            name, _at(rerun, at[seen], found.meta.clip.fps), rerun.Scalars.columns(scalars=values[seen])
+        )
+    text = json.dumps(clip.ledger, indent=1, ensure_ascii=False, default=str)
+    recording.log("ledger", rerun.TextDocument(text, media_type="text/plain"), static=True)
+
+
+def _at(rerun: Any, frames: np.ndarray, fps: float) -> list[Any]:
+    return [rerun.TimeColumn("frame", sequence=frames), rerun.TimeColumn("time", duration=frames / fps)]
+
+
+def _points(rerun: Any, recording: Any, entity: str, times: list[Any], points: Floats) -> None:
+    """Points of every frame; those that were not seen are left out."""
+    seen = np.isfinite(points).all(axis=-1)
+    columns = rerun.Points2D.columns(positions=points[seen]).partition(seen.sum(axis=1))
+    recording.send_columns(entity, times, columns)
+
+
+def _outlines(rerun: Any, recording: Any, entity: str, times: list[Any], contour: Floats) -> None:
+    """A closed line in every frame that has one."""
+    seen = np.isfinite(contour).all(axis=(1, 2))
+    lines = [np.vstack([one, one[:1]]) for one in contour[seen]]
+    columns = rerun.LineStrips2D.columns(strips=lines).partition(seen.astype(int))
+    recording.send_columns(entity, times, columns)
+
+
+def opening_of(landmarks: Floats) -> Floats:
+    """Distance of the inner lips over that of the eyes' outer corners, [F]; NaN where the face was not seen.
+
+    Args:
+        landmarks: [F, 478, 3] in pixels.
+    """
+    gap = np.linalg.norm(landmarks[:, UPPER_LIP, :2] - landmarks[:, LOWER_LIP, :2], axis=1)
+    eyes = np.linalg.norm(landmarks[:, EYES[0], :2] - landmarks[:, EYES[1], :2], axis=1)
+    opening: Floats = np.divide(gap, eyes, out=np.full(len(landmarks), np.nan, np.float32), where=eyes > 0)
+    return opening
+
+
+def loudness_of(audio: Floats, frames: int, fps: float) -> Floats:
+    """RMS level of the audio of each frame in dBFS, [F]; -120 is digital silence.
+
+    Args:
+        audio: [N] at 16 kHz.
+        frames: F.
+        fps: frames per second.
+    """
+    edges = np.round(np.arange(frames + 1) / fps * AUDIO_HZ).astype(int)
+    power = np.array([np.mean(np.square(audio[a:b], dtype=np.float64)) for a, b in pairwise(edges)])
+    level_dbfs: Floats = (10 * np.log10(np.maximum(power, 1e-12))).astype(np.float32)
+    return level_dbfs
+
+
+def write_lance(source: Source, folder: ExportFolder, on_progress: ProgressCallback) -> dict[str, StoredFile]:
+    """Write the Lance table shard by shard, and go on behind the last one that is whole.
+
+    Returns:
+        Name -> what is there.
+
+    Raises:
+        DatasetError: the table has other clips than the snapshot.
+    """
+    extras.require("lance", "--as lance")
+    import lance
+
+    path, total = str(folder.path / TABLE), sum(map(len, source.keys.values()))
+    done: set[str] = set()
+    if (folder.path / TABLE).is_dir():
+        done = set(lance.dataset(path).to_table(columns=["clip_id"]).column("clip_id").to_pylist())
+    for split, shards in source.shards.items():
+        for shard in shards:
+            on_progress(counted("exporting", len(done), total, "clips"))
+            if done.issuperset(shard.keys):
+                continue
+            with source.store.open(source.snapshot.tar(shard)) as stream:
+                held = dict(tar.read_samples(stream, ("mp4", "flac", "txt")))
+            lance.write_dataset(
+                _rows(source, split, shard.keys, held), path, mode="append" if done else "create"
+            )
+            done |= set(shard.keys)
+    found = lance.dataset(path).to_table(columns=["clip_id"]).column("clip_id").to_pylist()
+    expected = [key for of_split in source.keys.values() for key in of_split]
+    if sorted(found) != sorted(expected):
+        raise DatasetError(f"{path}: expected {len(expected)} clips, found {len(found)} others")
+    return {
+        file.relative_to(folder.path).as_posix(): StoredFile(
+            bytes=file.stat().st_size, sha256=sha256_of(file)
+        )
+        for file in sorted((folder.path / TABLE).rglob("*"))
+        if file.is_file()
+    }
+
+
+def _rows(source: Source, split: str, keys: tuple[str, ...], held: dict[str, dict[str, bytes]]) -> pa.Table:
+    """One shard's rows; a further column of the user's lists, `source.show`, is called `source_show`."""
+    rows = source.rows_of(keys)
+    names = [name.replace(".", "_") for name in rows.column_names]
+    table = rows.rename_columns(names).replace_schema_metadata(None)
+    table = table.set_column(names.index("split"), "split", pa.array([split] * len(keys), pa.string()))
+    for name, member in (("video_mp4", "mp4"), ("audio_flac", "flac")):
+        table = table.append_column(name, pa.array([held[key][member] for key in keys], pa.large_binary()))
+    texts = [sample.read_text(key, held[key]["txt"]) for key in keys]
+    return table.append_column("text", pa.array(texts, pa.string()))
