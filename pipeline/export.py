@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive, load_dataset, tool_version
-from talkforge.pipeline.exports import huggingface, shard_indexes, stableavatar, trainers, viewers
+from talkforge.pipeline.exports import huggingface, latents, shard_indexes, stableavatar, trainers, viewers
 from talkforge.pipeline.exports.clips import Source, open_source, write_clips
 from talkforge.pipeline.exports.folder import Export, ExportFolder
 from talkforge.pipeline.store import Store
@@ -40,6 +40,8 @@ FORMATS = {
     "diffsynth": Format("DiffSynth-Studio", "mp4, wav and metadata.csv"),
     "musubi": Format("musubi-tuner", "mp4 with wav and txt beside it, and dataset.toml"),
     "stableavatar": Format("StableAvatar", "frames, masks of face and lips, wav"),
+    "fastvideo": Format("FastVideo", "latents and embeddings as Parquet"),
+    "automodel": Format("NeMo Automodel", "latents and embeddings as .meta files"),
     "rerun": Format("Rerun's viewer", "a recording of each clip"),
     "lance": Format("Lance", "a table with video and audio"),
 }
@@ -175,6 +177,13 @@ def _write(
     if name == "huggingface":
         on_progress(Progress("linking"))
         return huggingface.write(source, folder), ()
+    if name == "fastvideo":
+        files, clips = latents.write_fastvideo(source, folder, on_progress)
+        return folder.close(files, clips, {}), _without_latents(source, clips)
+    if name == "automodel":
+        keys = latents.write_automodel(source, folder, on_progress)
+        finished = folder.finish(keys, latents.automodel_lists(folder, keys))
+        return finished, _without_latents(source, finished.clips)
     if name == "lance":
         files = viewers.write_lance(source, folder, on_progress)
         return folder.close(files, {split: len(keys) for split, keys in source.keys.items()}, {}), ()
@@ -190,3 +199,8 @@ def _write(
     filled = trainers.prompts_filled(folder.done.values())
     notes = (f"{filled} clips have no text: their prompt is {options.prompt!r} (--prompt)",) if filled else ()
     return finished, notes
+
+
+def _without_latents(source: Source, clips: Mapping[str, int]) -> tuple[str, ...]:
+    left = sum(map(len, source.keys.values())) - sum(clips.values())
+    return (f"{left} clips have no latents (talkforge encode left them out)",) if left else ()
