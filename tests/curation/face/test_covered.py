@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -168,3 +169,48 @@ def test_a_surgical_mask_of_another_making(
 ) -> None:
     (fraction,) = frames_covered(cases_dir / f"{name}.mp4", classifier)
     assert least <= fraction <= most
+
+
+def pixelated(rgb: np.ndarray, points: np.ndarray, cells: int, quality: int | None) -> np.ndarray:
+    """With square pixels over the mouth, so many to its width, and compressed."""
+    mouth, out = mouth_of(points), rgb.copy()
+    block = round(mouth.width / cells)
+    rows = slice(round(mouth.y - 0.7 * mouth.width), round(mouth.y + 0.7 * mouth.width))
+    columns = slice(round(mouth.x - mouth.width), round(mouth.x + mouth.width))
+    part = rgb[rows, columns]
+    small = cv2.resize(part, None, fx=1 / block, fy=1 / block, interpolation=cv2.INTER_AREA)
+    large = np.repeat(np.repeat(small, block, axis=0), block, axis=1)[: part.shape[0], : part.shape[1]]
+    out[rows, columns][: large.shape[0], : large.shape[1]] = large
+    if quality is None:
+        return out
+    data = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+@pytest.mark.parametrize(("cells", "quality"), [(4, None), (7, None), (7, 90)])
+def test_a_mosaic_is_found_by_its_grid(
+    faces: list[tuple[np.ndarray, np.ndarray]], cells: int, quality: int | None
+) -> None:
+    for rgb, points in faces:
+        assert covered.mosaic_score(pixelated(rgb, points, cells, quality), points) >= covered.MOSAIC_SCORE
+        assert covered.mosaic_score(rgb, points) < covered.MOSAIC_SCORE
+
+
+def test_a_plain_a_small_and_an_unseen_mouth_have_no_grid() -> None:
+    plain = np.full((90, 120, 3), 128, np.uint8)
+    assert covered.mosaic_score(plain, points_at(60, 45, 40)) == 0.0
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    assert covered.mosaic_score(noise, points_at(60, 45, 10)) == 0.0
+    assert covered.mosaic_score(noise, points_at(-200, -200, 40)) == 0.0
+
+
+def test_a_mosaic_covers_the_frames_until_the_next_look(
+    faces: list[tuple[np.ndarray, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covered, "MOSAIC_EVERY_FRAMES", 3)
+    rgb, points = faces[0]
+    tracer = covered.CoverTracer(ToldClassifier(), 12)
+    for k in range(12):
+        tracer.push(range(k, k + 1), pixelated(rgb, points, 7, None) if 3 <= k < 9 else rgb, points)
+    monkeypatch.setattr(ToldClassifier, "logits", lambda _, crops: np.full(len(crops), -5.0, np.float32))
+    assert tracer.finish(np.zeros(12, np.float32)).tolist() == [False] * 3 + [True] * 6 + [False] * 3
