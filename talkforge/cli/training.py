@@ -9,13 +9,16 @@ import typer
 
 from talkforge.cli.app import TRAIN, command, err, notes, out
 from talkforge.cli.options import (
+    AddressOption,
     DatasetArgument,
+    ExecutorOption,
     SettingsOption,
     TrainConfigOption,
-    VideoOutOption,
+    check_executor,
 )
 from talkforge.display import Display
 from talkforge.schemas import extras
+from talkforge.schemas.errors import CommandError
 from talkforge.schemas.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,9 +83,17 @@ def train(
     "--image face.png --audio speech.wav -o out.mp4",
 )
 def generate(
-    to: VideoOutOption,
-    image: Annotated[Path, typer.Option(metavar="FILE", help="Portrait.")],
-    audio: Annotated[Path, typer.Option(metavar="FILE", help="What it should say: any audio or video file.")],
+    to: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.mp4", help="Video to write; with --batch, a folder.")
+    ],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Portrait.")] = None,
+    audio: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What it should say: any audio or video file.")
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="Jobs in .csv, .tsv or .parquet, one a row: docs/generate.md."),
+    ] = None,
     run: Annotated[
         Path | None,
         typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint."),
@@ -131,10 +142,16 @@ def generate(
     offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
     vae_tiling: Annotated[bool, typer.Option("--vae-tiling", help="Decode large frames in tiles.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or a torch device.")] = "auto",
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, metavar="N", help="Processes of --batch; one for each GPU."),
+    ] = None,
 ) -> None:
     """Make a portrait speak: video as long as the audio. Goes on where it was interrupted."""
     extras.require("train", "generate")
-    from talkforge.training.generate import job
+    from talkforge.training.generate import job, table
     from talkforge.training.generate.pipeline import source_of
     from talkforge.training.generate.savings import Savings
 
@@ -148,13 +165,37 @@ def generate(
         "overlap": overlap,
         "cache": cache,
     }
+    source = source_of(run, base, adapters, speech_model, fps)
+    saving = Savings(dtype, fp8, offload, vae_tiling, tuple(lora))
+    given = {key: value for key, value in changes.items() if value is not None}
+    if batch is not None:
+        others: dict[str, object] = {
+            "--image": image,
+            "--audio": audio,
+            "--prompt": prompt,
+            "--face": face,
+            "--seed": seed,
+        }
+        others |= {"--omega-face": omega_face - 0.5, "--omega-body": omega_body - 0.5}
+        if named := [name for name, value in others.items() if value]:
+            raise CommandError(f"{', '.join(named)}: is a column of the table of --batch")
+        check_executor(executor, address, workers)
+        with Display(notes) as display:
+            found = table.run_table(
+                batch,
+                to,
+                lambda prompts: table.Making(source, given, device, saving, prompts),
+                workers=workers,
+                address=address,
+                inline=executor == "inline",
+                show=display.show,
+            )
+        counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in found.items())
+        out.print(f"{to / 'jobs.parquet'}: {counts}", soft_wrap=True, highlight=False)
+        return
+    if image is None or audio is None:
+        raise CommandError("expected --image and --audio, or --batch")
+    one = job.Job(image, audio, to, prompt, omega_face, omega_body, seed, face)
     with Display(notes) as display:
-        job.generate(
-            source_of(run, base, adapters, speech_model, fps),
-            job.Job(image, audio, to, prompt, omega_face, omega_body, seed, face),
-            {key: value for key, value in changes.items() if value is not None},
-            device=device,
-            saving=Savings(dtype, fp8, offload, vae_tiling, tuple(lora)),
-            show=display.show,
-        )
+        job.generate(source, one, given, device=device, saving=saving, show=display.show)
     out.print(str(to), soft_wrap=True)

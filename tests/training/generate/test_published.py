@@ -1,4 +1,4 @@
-"""The whole command on published weights: every key of the real files, and a Wan of their depth, but narrow."""
+"""The whole command on published weights: every key of the real files, a Wan of their depth, but narrow."""
 
 from __future__ import annotations
 
