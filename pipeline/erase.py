@@ -226,7 +226,7 @@ def _described(store: Store, plan: Plan) -> Plan:
                 digest_of(array.tobytes())
                 for key, array in read_npz(store.read(name), name).items()
                 if key[:ID_LENGTH] in ids
-                and (name.endswith("thumbnails.npz") or key.endswith("/identity"))
+                and (name.endswith("thumbnails.npz") or key.endswith(("/identity", "/voice")))
                 and array.nbytes
             }
     return plan.model_copy(

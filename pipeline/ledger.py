@@ -23,7 +23,7 @@ from talkforge.curation.body.motion import intensity
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import NEAR_DUPLICATE, NOT_TRACED, judge, repair_s
-from talkforge.pipeline import attempts, review, shards, tables
+from talkforge.pipeline import attempts, review, shards, tables, voices
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.near_duplicates import find_near_duplicates
@@ -52,11 +52,14 @@ from talkforge.schemas.records import (
 OPENING = "opening"
 """Name of the first column of the small array `mouth`, which is a thirtieth of it."""
 
-SELECTING = ("identity", "pictures", "faces", "sound", OPENING)
+SELECTING = ("identity", "voice", "pictures", "faces", "sound", OPENING)
 """Small arrays that selection looks at; the others serve to score sync again."""
 
 LISTED = "source."
 """Begins the names of ledger columns that come from further columns of the inputs' lists."""
+
+Named = tuple[list[FaceClip], dict[str, shards.ClipGroup]]
+"""Faces of all clips, and person and group of each clip by its id."""
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -182,6 +185,8 @@ def select(
     pairs = [(clip, entry.input) for clip, entry in found]
     clips = [clip for clip, _ in pairs]
     flat = [_flat(clip, entry) for clip, entry in found]
+    named = _face_groups(clips, flat, config)
+    _compare_voices(clips, flat)
     _name_speakers(clips, flat)
     for clip, row in zip(clips, flat, strict=True):
         row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
@@ -201,7 +206,7 @@ def select(
     for row in flat:
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
-    people, groups = _name_people(clips, flat, config)
+    people, groups = _describe_people(named, flat, config)
     candidates = (clip.measures.clip for clip in committed.clips)
     names = sorted({column.name for _, given in pairs for column in given.columns})
     return Selection(
@@ -309,10 +314,8 @@ def _quantiles(values: Iterable[float | None]) -> list[float]:
     return [float(q) for q in np.quantile(known, np.linspace(0, 1, QUANTILES))]
 
 
-def _name_people(
-    clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config
-) -> tuple[list[PersonRow], dict[str, str]]:
-    """Person and split of every row, and the group of every clip.
+def _face_groups(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config) -> Named:
+    """The faces of all clips with their people and groups; the person goes into every row.
 
     All measured clips decide on people, so thresholds move no name.
     """
@@ -329,12 +332,33 @@ def _name_people(
     ]
     model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
     named = shards.split_groups(faces, identity.same_person_threshold(config.shards, model))
-    groups = {key: group for key, (_, group) in named.items()}
-    splits = shards.assign_splits(groups, config.shards)
     for row in flat:
         row["person_id"] = named[row["clip_id"]].person_id
+    return faces, named
+
+
+def _compare_voices(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]]) -> None:
+    """Voice of every row, and its similarity to the usual voice of the face, or of the person of the list."""
+    person_of = {row["clip_id"]: row["person_id"] or row["person"] for row in flat}
+    vectors = {
+        clip.measures.clip.clip_id: clip.features["voice"] for clip in clips if "voice" in clip.features
+    }
+    heard = voices.compare(vectors, person_of)
+    for row in flat:
+        if found := heard.get(row["clip_id"]):
+            row |= {"voice_person": found.person, "voice_similarity": found.similarity}
+
+
+def _describe_people(
+    named: Named, flat: Sequence[dict[str, Any]], config: Config
+) -> tuple[list[PersonRow], dict[str, str]]:
+    """The people, and the group of every clip. The split goes into every row."""
+    faces, found = named
+    groups = {key: group for key, (_, group) in found.items()}
+    splits = shards.assign_splits(groups, config.shards)
+    for row in flat:
         row["split"] = splits[row["clip_id"]] if row["accepted"] else None
-    return describe_people(faces, {key: who for key, (who, _) in named.items() if who}), groups
+    return describe_people(faces, {key: who for key, (who, _) in found.items() if who}), groups
 
 
 def _notes(flat: Sequence[Mapping[str, Any]], groups: Mapping[str, str], config: Config) -> Iterator[str]:

@@ -26,7 +26,13 @@ BODY_MODELS = {"mediapipe": ("pose_detector", "pose_landmark_full"), "dwpose": (
 """What each choice of `measure.motion.body` needs, by name in the model registry."""
 
 
-EXTRA_OF = {"transnetv2": "torch", "light_asd": "torch", "syncnet_v2": "torch", "dlib": "dlib"}
+EXTRA_OF = {
+    "transnetv2": "torch",
+    "light_asd": "torch",
+    "syncnet_v2": "torch",
+    "resemblyzer": "torch",
+    "dlib": "dlib",
+}
 """Extra of Talkforge that brings the package by which a model is run."""
 
 
@@ -82,6 +88,8 @@ def needs(config: MeasureConfig) -> list[Need]:
     if (embedder := identity.embedder_name(config.identity)) is not None:
         either = config.identity.optional or config.identity.model == "auto"
         found.append(Need(embedder, "identity", (("model", "none"),), either))
+    if config.voice.embedding:
+        found.append(Need("resemblyzer", "voice", (("embedding", False),), config.voice.optional))
     speaker = config.speaker
     if speaker.active_speaker:
         found.append(Need("light_asd", "speaker", (("active_speaker", False),), speaker.optional))

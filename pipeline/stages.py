@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation import clips, fingerprint, scan, trace
-from talkforge.curation.audio import music, quality, speech_encoders, vad
+from talkforge.curation.audio import music, quality, speech_encoders, vad, voice
 from talkforge.curation.body import joints, pose
 from talkforge.curation.crop import detection_edge_px
 from talkforge.curation.draw import thumbnail
@@ -58,8 +58,8 @@ from talkforge.pipeline.rows import (
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import extras
-from talkforge.schemas.arrays import Audio, Bytes
-from talkforge.schemas.config import MeasureConfig, ScanConfig, Thresholds
+from talkforge.schemas.arrays import Audio, Bytes, Floats
+from talkforge.schemas.config import MeasureConfig, ScanConfig, Thresholds, VoiceConfig
 from talkforge.schemas.errors import FailureKind, ModelError, RunError, kind_of
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import (
@@ -92,6 +92,7 @@ class Models:
     audio_scorer: quality.AudioScorer
     picture_scorer: scorer.PictureScorer
     face_audio_scorer: speaker_scorer.SpeakerScorer | None
+    voice_encoder: voice.VoiceEncoder | None
 
 
 @functools.lru_cache(maxsize=1)
@@ -110,6 +111,7 @@ def load_models(config_json: str) -> Models:
         audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
         face_audio_scorer=speaker_scorer.load(config.speaker),
+        voice_encoder=_voice_encoder(config.voice),
     )
 
 
@@ -121,6 +123,14 @@ def _shot_network(config: ScanConfig) -> network.ShotNetwork | None:
     from talkforge.curation.shots.transnet import TransNet  # imports torch, which takes seconds
 
     return TransNet(registry.weights(TransNet.name))
+
+
+def _voice_encoder(config: VoiceConfig) -> voice.VoiceEncoder | None:
+    """The voice encoder, None where it is off."""
+    if not config.embedding:
+        return None
+    extras.require("torch", "voice.embedding")
+    return voice.VoiceEncoder(registry.weights(voice.NAME))
 
 
 @functools.lru_cache(maxsize=1)
@@ -374,6 +384,11 @@ def _finish(
         scored = contrastive.score(mouth, bands, clip.fps, models.sync_scorer)
     speaking = mouth_motion.frames_with_speech(scanned.segments, clip.start_s, clip.num_frames, clip.fps)
     still = mouth_motion.still_fraction(mouth_motion.opening(found.landmarks), speaking, clip.fps)
+    heard: dict[str, Floats] = {}
+    if models.voice_encoder is not None:
+        with result.clock("voice"):
+            vector = models.voice_encoder.embed(voice.speech_of(samples, scanned.segments, clip.start_s))
+        heard = {} if vector is None else {"voice": vector}
     with result.clock("fingerprint"):
         audio_hashes = fingerprint.hash_audio(samples)
     with result.clock("store"):
@@ -403,6 +418,7 @@ def _finish(
             "pictures": found.frame_hashes,
             "faces": found.face_boxes,
             "sound": audio_hashes,
+            **heard,
         },
     )
 

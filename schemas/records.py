@@ -735,6 +735,11 @@ class LedgerRow(Record):
     """Codes of the rules that it breaks, and that the reviewer's `keep` overrules."""
     person_id: str | None
     """Clips with the same one show one person; None without a face embedding. `select` does not change it."""
+    voice_person: str | None
+    """Clips with the same one have one voice; None without a voice embedding, see `measure.voice`."""
+    voice_similarity: float | None
+    """Similarity of the voice to the usual one of the face: median over the person's other clips. Low where
+    another voice was laid over the picture. None with fewer than three clips of the person."""
     split: str | None
     """`train` or `validation`; None where the clip is not accepted."""
     shard: str | None

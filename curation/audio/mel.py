@@ -19,6 +19,7 @@ def mel_filters(
     low_hz: float = 0.0,
     high_hz: float = AUDIO_HZ / 2,
     linear_in: Literal["hz", "bins", "mel"] = "hz",
+    scale: Literal["htk", "slaney"] = "htk",
 ) -> NDArray[np.float64]:
     """Triangular filters with a peak of 1, whose corners are evenly spaced on the mel scale.
 
@@ -32,6 +33,8 @@ def mel_filters(
         high_hz: last corner, Hz, at most 8000.
         linear_in: "hz": over frequency, as in HTK. "bins": over FFT bins, with each corner rounded down
             to a bin, as in python_speech_features. "mel": over the mel scale, as in Kaldi.
+        scale: the mel scale on which corners are evenly spaced: HTK's, or Slaney's from 0 to 8000 Hz with
+            `linear_in` "hz", as in librosa.
 
     Returns:
         float64 [B, N // 2 + 1], the weight of each FFT bin in each band, 0 to 1. Read-only, because
@@ -41,6 +44,8 @@ def mel_filters(
     `compute-fbank-feats`.
     """
     bins_hz = np.asarray(np.fft.rfftfreq(fft_samples, 1.0 / AUDIO_HZ), np.float64)
+    if scale == "slaney":
+        return _triangles(slaney_corners_hz(num_bands), bins_hz)
     if linear_in == "mel":
         corners = np.linspace(_kaldi_mel(low_hz), _kaldi_mel(high_hz), num_bands + 2)
         return _triangles(corners, _kaldi_mel(bins_hz))
@@ -50,6 +55,17 @@ def mel_filters(
         return _triangles(corners_hz, bins_hz)
     corners = np.floor((fft_samples + 1) * corners_hz / AUDIO_HZ)
     return _triangles(corners, np.arange(len(bins_hz), dtype=np.float64))
+
+
+def slaney_corners_hz(num_bands: int) -> NDArray[np.float64]:
+    """Corners of `num_bands` filters, evenly spaced on Slaney's mel scale from 0 to 8000 Hz: [num_bands + 2].
+
+    The scale is linear up to 1000 Hz and logarithmic from there on. Source: Slaney, Auditory Toolbox (1998).
+    """
+    step_hz, knee_hz, octave = 200 / 3, 1000.0, np.log(6.4) / 27
+    knee = knee_hz / step_hz
+    mels = np.linspace(0, knee + np.log(AUDIO_HZ / 2 / knee_hz) / octave, num_bands + 2)
+    return np.asarray(np.where(mels < knee, mels * step_hz, knee_hz * np.exp((mels - knee) * octave)))
 
 
 def _triangles(corners: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:

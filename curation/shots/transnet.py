@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from talkforge.curation.shots.network import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
-from talkforge.curation.weights.torch import inference, load_weights
+from talkforge.curation.weights.torch import inference, load_file
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 WINDOW_FRAMES = 100
@@ -44,7 +44,7 @@ class TransNet:
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
         self._network = _TransNetV2()
-        load_weights(self._network, path, self.name)
+        load_file(self._network, path, self.name)
         self._network.eval().to(self._device)
 
     def boundaries(self, frames: Bytes) -> Floats:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from talkforge.curation.audio.cepstra import HOP_SAMPLES, WINDOW_SAMPLES, mfcc
 from talkforge.curation.face.crops import ASD_INPUT_PX, FPS, nearest_frames, resample_crops
 from talkforge.curation.sync import SPEAKING_FRACTION
-from talkforge.curation.weights.torch import inference, load_weights
+from talkforge.curation.weights.torch import inference, load_file
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
 _CHUNK_FRAMES = 100
@@ -56,7 +56,7 @@ class LightAsd:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._network = _light_asd()
-        load_weights(self._network, path, self.name)
+        load_file(self._network, path, self.name)
         self._network.eval().to(device)
         self._device = device
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from talkforge.curation.audio.cepstra import NUM_CEPSTRA, mfcc
 from talkforge.curation.face.crops import FACE_CROP_PX, FPS, resample_crops
-from talkforge.curation.weights.torch import inference, load_weights
+from talkforge.curation.weights.torch import inference, load_file
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 from talkforge.schemas.units import samples_from_frames
 
@@ -66,7 +66,7 @@ class SyncNet:
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._network = _layers()
-        load_weights(self._network, path, self.name)
+        load_file(self._network, path, self.name)
         self._network.eval().to(device)
         self._device = device
 

@@ -263,6 +263,17 @@ _ENTRIES = (
         note="FireRedVAD's detector of speech, singing and music (FireRedTeam), for the runtime ncnn",
     ),
     Model(
+        name="resemblyzer",
+        file="resemblyzer.pt",
+        sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
+        num_bytes=17_090_379,
+        needed_by="trace: voices (measure.voice.embedding)",
+        licence="Apache-2.0; trained on LibriSpeech, VoxCeleb1 and VoxCeleb2",
+        commercial_use=True,
+        package="Resemblyzer==0.1.4",
+        member="resemblyzer/pretrained.pt",
+    ),
+    Model(
         name="silero_vad",
         file="silero_vad_16k_sequence.onnx",
         sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",

@@ -57,11 +57,8 @@ def read_torch_file(path: Path, label: str) -> dict[str, Any]:
     return found
 
 
-def load_weights(network: Any, path: Path, name: str) -> None:
-    """Fill a network with the tensors of a torch file, whose names and shapes must be exactly its own.
-
-    Only `num_batches_tracked` of batch normalisation may be missing: files older than torch 0.4.1 have
-    none, and inference does not use it.
+def load_file(network: Any, path: Path, name: str) -> None:
+    """Fill a network with the tensors of a torch file, see `load_weights`.
 
     Args:
         network: the torch module to fill.
@@ -71,10 +68,26 @@ def load_weights(network: Any, path: Path, name: str) -> None:
     Raises:
         ModelError: not a file of tensors by name, or other tensors than the network's; one line.
     """
+    label = f"{name}: {path}"
+    load_weights(network, read_torch_file(path, label), label)
+
+
+def load_weights(network: Any, state: dict[str, Any], label: str) -> None:
+    """Fill a network with tensors whose names and shapes must be exactly its own.
+
+    Only `num_batches_tracked` of batch normalisation may be missing: files older than torch 0.4.1 have
+    none, and inference does not use it.
+
+    Args:
+        network: the torch module to fill.
+        state: its state dict.
+        label: names the model and its file, for the error.
+
+    Raises:
+        ModelError: other values than tensors, or other tensors than the network's; one line.
+    """
     import torch
 
-    label = f"{name}: {path}"
-    state = read_torch_file(path, label)
     if not all(torch.is_tensor(value) for value in state.values()):
         raise ModelError(f"{label}: expected a torch state dict, found other values than tensors in it")
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}

@@ -90,6 +90,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("text_fraction", "Fraction of the frame under text"),
     Measure("mouth_text_fraction", "Fraction of frames with text over the mouth"),
     Measure("mouth_hand_fraction", "Fraction of frames with a hand over the mouth"),
+    Measure("voice_similarity", "Similarity to the usual voice of the face"),
     Measure("nsfw_probability", "Largest probability of sexual content"),
     Measure("gaze_yaw_deg", "Median yaw of the gaze (to the viewer's right)"),
     Measure("gaze_pitch_deg", "Median pitch of the gaze (up)"),

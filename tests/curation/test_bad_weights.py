@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from talkforge.curation.audio import quality
 from talkforge.curation.audio.speech_encoders import TransformersEncoder
+from talkforge.curation.audio.voice import VoiceEncoder
 from talkforge.curation.body.dwpose import DwPose
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.face import detect, identity
@@ -74,6 +75,7 @@ ONNX: dict[str, tuple[Callable[[Path], object], str]] = {
 
 TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
     "light_asd": (LightAsd, "expected a torch state dict"),
+    "resemblyzer": (VoiceEncoder, "expected a torch state dict"),
     "syncnet_v2": (syncnet.SyncNet, "expected a torch state dict"),
     "transnetv2": (transnet.TransNet, "expected a torch state dict"),
 }

@@ -36,6 +36,7 @@ GOOD: dict[str, Any] = {
     "mouth_text_fraction": 0.0,
     "mouth_hand_fraction": 0.0,
     "nsfw_probability": 0.01,
+    "voice_similarity": 0.8,
     "snr_db": 30.0,
     "dnsmos_overall": 3.2,
     "music_fraction": 0.0,
@@ -95,6 +96,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("black_bar_fraction", 0.06, "black_bars"),
         ("face_brisque", 50.1, "picture_poor"),
         ("nsfw_probability", 0.81, "nsfw"),
+        ("voice_similarity", 0.64, "other_voice"),
         ("text_fraction", 0.03, "text_in_picture"),
         ("mouth_text_fraction", 0.11, "text_over_mouth"),
         ("mouth_hand_fraction", 0.11, "hand_over_mouth"),
@@ -350,6 +352,7 @@ def test_a_clip_is_judged_by_its_sync_once_the_audio_is_moved(
         "mouth_text_fraction",
         "mouth_hand_fraction",
         "nsfw_probability",
+        "voice_similarity",
     ],
 )
 def test_what_was_optional_and_is_missing_passes(field: str) -> None:

@@ -510,3 +510,18 @@ def test_people_carry_the_names_of_lists_and_one_name_is_on_one_side() -> None:
     assert len({row.split for row in selection.rows[3:]}) == 1
     without = select(committed(*clips), [planned(n) for n in range(1, 24)], config)
     assert len({row.split for row in without.rows[3:]}) == 2
+
+
+def test_a_face_with_another_voice_than_its_usual_one_is_rejected() -> None:
+    """Three clips of a person, of which one was dubbed; the person is known by its face, or by the list."""
+    anna, ben = np.eye(2, dtype=np.float32)
+    clips = [measured(1, start_s=10.0 * k, identity=[1.0, 0.0]) for k in range(4)]
+    for clip, heard in zip(clips, (anna, anna, ben, anna), strict=True):
+        clip.features["voice"] = heard  # type: ignore[index]
+    found = select(committed(*clips), [planned(1)], Config())
+    assert [row.reasons for row in found.rows] == [(), (), ("other_voice",), ()]
+    assert [row.voice_similarity for row in found.rows] == [1.0, 1.0, 0.0, 1.0]
+    voices = [row.voice_person for row in found.rows]
+    assert voices[0] == voices[1] == voices[3] != voices[2]
+    off = apply_settings(Config().model_dump(mode="json"), ["thresholds.min_voice_similarity=null"])
+    assert all(row.accepted for row in select(committed(*clips), [planned(1)], off).rows)
