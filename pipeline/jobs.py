@@ -449,7 +449,9 @@ def _cut(
 
 def report(store: Store) -> str:
     """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
-    from talkforge.pipeline.report import write_report  # loads matplotlib, which nothing before it needs
+    from talkforge.pipeline.report import (
+        write_report,
+    )  # loads pandas and jinja2, which nothing before it needs
 
     dataset = load_dataset(store)
     write_report(

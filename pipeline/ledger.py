@@ -317,7 +317,7 @@ def _quantiles(values: Iterable[float | None]) -> list[float]:
 def _face_groups(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config) -> Named:
     """The faces of all clips with their people and groups; the person goes into every row.
 
-    All measured clips decide on people, so thresholds move no name.
+    All traced clips decide on people, so `select` moves no name.
     """
     faces = [
         FaceClip(
@@ -363,7 +363,7 @@ def _describe_people(
 
 def _notes(flat: Sequence[Mapping[str, Any]], groups: Mapping[str, str], config: Config) -> Iterator[str]:
     """Where a gate ended measuring of clips, and where nothing is held out for validation, a line each."""
-    stopped = Counter(row["stopped_by"] for row in flat if row["stopped_by"])
+    stopped = Counter(row["stopped_by"] for row in flat if row["stopped_by"] not in (None, NOT_TRACED.code))
     if stopped:
         told = ", ".join(f"{code} {number}" for code, number in sorted(stopped.items()))
         yield (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import find_peaks
 
 from talkforge.schemas.arrays import BLENDSHAPES, Doubles, Landmarks
 from talkforge.schemas.records import Eyes
@@ -73,6 +72,8 @@ def blinks(landmarks: Landmarks, fps: float) -> NDArray[np.int64]:
     """
     # Where the face is not seen, the eyes are taken to be open: a gap is no blink.
     closed = np.nan_to_num(_closed(landmarks), nan=0.0)
+    from scipy.signal import find_peaks  # takes 0.3 s, because it imports scipy.stats
+
     found, _ = find_peaks(
         closed, height=BLINK_HEIGHT, prominence=BLINK_PROMINENCE, width=(None, BLINK_MAX_S * fps)
     )

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from scipy.signal import savgol_filter
 
 from talkforge.schemas.arrays import (
     INTERPOLATED,
@@ -113,6 +112,8 @@ def _smooth(points: NDArray[np.float64], window_frames: int) -> NDArray[np.float
     window = min(window_frames | 1, (len(points) - 1) | 1)
     if window > len(points) or window <= SMOOTHING_ORDER + 1:
         return points
+    from scipy.signal import savgol_filter  # takes 0.3 s, because it imports scipy.stats
+
     return np.asarray(savgol_filter(points, window, SMOOTHING_ORDER, axis=0, mode="interp"))
 
 

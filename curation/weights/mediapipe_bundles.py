@@ -4,15 +4,18 @@
 and 4-byte aligned so that it can be mapped. TFLite metadata in each model give the range of its input. The
 wheel's landmark model of the pose has none, because the older graph set the range itself.
 
-MediaPipe is imported where it is used: it takes a second, and brings matplotlib along.
+MediaPipe is imported where it is used, because it takes a second.
 """
 
 from __future__ import annotations
 
 import ctypes
 import io
+import sys
+import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,9 @@ def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
     Raises:
         ModelError: the file is not a bundle of this kind.
     """
-    import mediapipe as mp
-    from mediapipe.tasks.python import BaseOptions, vision
+    with _without_pyplot():
+        import mediapipe as mp
+        from mediapipe.tasks.python import BaseOptions, vision
 
     try:
         task = getattr(vision, name).create_from_options(
@@ -66,6 +70,27 @@ def load_task(name: str, path: Path, **options: Any) -> Callable[[Bytes], Any]:
         return task.detect(mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
 
     return detect
+
+
+@contextmanager
+def _without_pyplot() -> Iterator[None]:
+    """Keep matplotlib from being imported: MediaPipe's drawing helpers do, which takes 0.5 CPU seconds.
+
+    Their `plot_landmarks`, which alone uses it, does not work in this process afterwards.
+    """
+    name = "matplotlib.pyplot"
+    if name in sys.modules:
+        yield
+        return
+    package, before = types.ModuleType("matplotlib"), sys.modules.get("matplotlib")
+    sys.modules |= {"matplotlib": package, name: types.ModuleType(name)}
+    package.pyplot = sys.modules[name]  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del sys.modules[name], sys.modules["matplotlib"]
+        if before is not None:
+            sys.modules["matplotlib"] = before
 
 
 def build_bundle(detector: bytes, landmarks: bytes) -> bytes:

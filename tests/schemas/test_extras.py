@@ -113,7 +113,7 @@ def test_curating_loads_neither_torch_nor_matplotlib() -> None:
         "import sys\n"
         "from talkforge.pipeline import cut, executor, jobs, shards, stages\n"
         "print(sorted({'torch', 'transformers', 'matplotlib', 'mediapipe', 'scenedetect', 'webdataset',"
-        " 'sklearn', 'pandas'} & set(sys.modules)))"
+        " 'sklearn', 'pandas', 'scipy.signal', 'scipy.stats', 'ray', 'rtmlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
