@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from talkforge.curation.face.detail import detail_px, face_crop
+from talkforge.curation.face.detail import _repeated, detail_px, face_crop
 
 SHARP_PX = 240
 
@@ -80,3 +80,22 @@ def test_a_crop_that_is_cut_off_by_the_frame_is_measured() -> None:
     crop = face_crop(rgb, points)
     assert crop.shape == (SHARP_PX - 142, SHARP_PX - 137, 3)
     assert np.array_equal(crop, rgb[142:, 137:])
+
+
+@pytest.mark.parametrize("from_px", [48, 64, 77, 120])
+@pytest.mark.parametrize("quality", [None, 80])
+def test_repeated_pixels_are_no_detail(from_px: int, quality: int | None) -> None:
+    found = detail_px([compressed(enlarged(face, from_px, cv2.INTER_NEAREST), quality) for face in FACES])
+    assert found == pytest.approx(from_px, rel=0.03)
+
+
+@pytest.mark.parametrize("quality", [None, 80, 40])
+def test_a_sharp_face_has_no_repeated_pixels(quality: int | None) -> None:
+    assert _repeated([compressed(face, quality) for face in FACES]) == np.inf
+
+
+def compressed(face: np.ndarray, quality: int | None) -> np.ndarray:
+    if quality is None:
+        return face
+    _, data = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
