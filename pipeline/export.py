@@ -42,6 +42,7 @@ FORMATS = {
     "stableavatar": Format("StableAvatar", "frames, masks of face and lips, wav"),
     "fastvideo": Format("FastVideo", "latents and embeddings as Parquet"),
     "automodel": Format("NeMo Automodel", "latents and embeddings as .meta files"),
+    "fiftyone": Format("FiftyOne", "mp4 with labels of every frame"),
     "rerun": Format("Rerun's viewer", "a recording of each clip"),
     "lance": Format("Lance", "a table with video and audio"),
 }
@@ -187,6 +188,9 @@ def _write(
     if name == "lance":
         files = viewers.write_lance(source, folder, on_progress)
         return folder.close(files, {split: len(keys) for split, keys in source.keys.items()}, {}), ()
+    if name == "fiftyone":
+        write_clips(source, folder, viewers.LabelsFolder(folder).write, options.workers, on_progress)
+        return folder.finish(source.keys, viewers.fiftyone_manifests(source.keys)), ()
     if name == "rerun":
         write_clips(source, folder, viewers.RecordingFolder(folder).write, options.workers, on_progress)
         return folder.finish(source.keys, {}), ()

@@ -1,14 +1,16 @@
-"""Exports to look at clips with: a Rerun recording for each clip, and one Lance table of all.
+"""Exports to look at clips with: FiftyOne's labels, a Rerun recording for each clip, a Lance table of all.
 
-    recordings/<clip id>.rrd     the video with landmarks, lips, joints, loudness and the opening of the mouth
-    clips.lance/                 a row for each clip: the row of the ledger, split, text, video and audio
+    <split>/data/<clip id>.mp4, labels/<clip id>.json, manifest.json    for FiftyOne
+    <split>/recordings/<clip id>.rrd     the video with landmarks, lips, joints, and curves below it
+    clips.lance/                         the row of the ledger, split, text, video and audio of each clip
 
-Both formats note the time at which they are written, so two exports differ in their bytes.
+Rerun's and Lance's files note the time at which they are written, so two exports differ in their bytes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -124,6 +126,97 @@ def loudness_of(audio: Floats, frames: int, fps: float) -> Floats:
     power = np.array([np.mean(np.square(audio[a:b], dtype=np.float64)) for a, b in pairwise(edges)])
     level_dbfs: Floats = (10 * np.log10(np.maximum(power, 1e-12))).astype(np.float32)
     return level_dbfs
+
+
+@dataclass(frozen=True)
+class LabelsFolder:
+    """Writes clips as FiftyOne's `FiftyOneVideoLabelsDataset`.
+
+    Attributes:
+        folder: of the export.
+    """
+
+    folder: ExportFolder
+
+    def write(self, clip: ClipMembers) -> Written:
+        """Write video and labels of one clip."""
+        found = sample.decode(clip.key, clip.members)
+        labels = json.dumps(fiftyone_labels(found, clip.ledger, clip.text), ensure_ascii=False)
+        files = self.folder.write(f"{clip.split}/data/{clip.key}.mp4", found.mp4)
+        return files | self.folder.write(f"{clip.split}/labels/{clip.key}.json", labels.encode()), {}
+
+
+ATTRIBUTES = {
+    bool: "BooleanAttribute",
+    int: "NumericAttribute",
+    float: "NumericAttribute",
+    str: "CategoricalAttribute",
+}
+"""Type of a value of the ledger -> class of ETA's attribute."""
+
+
+def fiftyone_labels(found: sample.ShardSample, row: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Labels of a clip in the format `eta.core.video.VideoLabels`.
+
+    The clip has the ledger's columns that are not null. Each frame has the face's box, the outline of the
+    lips and the joints that were seen, in fractions of the frame. Source: FiftyOneVideoLabelsDataset in
+    FiftyOne's user guide.
+
+    Args:
+        found: the clip.
+        row: of the ledger.
+        text: transcript or caption, may be empty.
+    """
+    values = {**row, "text": text or None}
+    attributes = [
+        {"type": f"eta.core.data.{ATTRIBUTES[type(value)]}", "name": name, "value": value}
+        for name, value in values.items()
+        if type(value) in ATTRIBUTES and value != ""
+    ]
+    clip = found.meta.clip
+    scale = np.array([clip.width_px, clip.height_px], np.float64)
+    frames: dict[str, dict[str, Any]] = {}
+    for k in range(clip.num_frames):
+        frame: dict[str, Any] = {"frame_number": k + 1}
+        points = found.landmarks[k, :, :2] / scale
+        if np.isfinite(points).all():
+            low, high = np.clip(points.min(axis=0), 0, 1), np.clip(points.max(axis=0), 0, 1)
+            box = {"top_left": _xy(low), "bottom_right": _xy(high)}
+            face = {"type": "eta.core.objects.DetectedObject", "label": "face", "bounding_box": box}
+            frame["objects"] = {"objects": [face | {"frame_number": k + 1}]}
+        outline = found.contour[k] / scale
+        if np.isfinite(outline).all():
+            lips = {"name": "lips", "closed": True, "filled": False, "points": [outline.round(5).tolist()]}
+            frame["polylines"] = {"polylines": [lips]}
+        joints = found.joints[k, :, :2] / scale
+        if len(seen := joints[np.isfinite(joints).all(axis=1)]):
+            frame["keypoints"] = {"keypoints": [{"name": "joints", "points": seen.round(5).tolist()}]}
+        frames[str(k + 1)] = frame
+    return {"attrs": {"attrs": attributes}, "frames": frames}
+
+
+def _xy(point: np.ndarray) -> dict[str, float]:
+    return {"x": round(float(point[0]), 5), "y": round(float(point[1]), 5)}
+
+
+def fiftyone_manifests(keys: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+    """`manifest.json` of each split.
+
+    Args:
+        keys: split -> ids of its clips in order.
+    """
+    return {
+        f"{split}/manifest.json": json.dumps(
+            {
+                "type": "eta.core.datasets.LabeledVideoDataset",
+                "description": "",
+                "index": [{"data": f"data/{key}.mp4", "labels": f"labels/{key}.json"} for key in of_split],
+            },
+            indent=1,
+        ).encode()
+        + b"\n"
+        for split, of_split in keys.items()
+    }
 
 
 def write_lance(source: Source, folder: ExportFolder, on_progress: ProgressCallback) -> dict[str, StoredFile]:

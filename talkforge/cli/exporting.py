@@ -46,7 +46,7 @@ def export(
             "--as",
             metavar="FORMAT",
             help="weights (of a run), or of a data set: energon, wids, huggingface, videox, diffsynth, "
-            "musubi, stableavatar, fastvideo, automodel, rerun, lance; see docs/exports.md.",
+            "musubi, stableavatar, fastvideo, automodel, fiftyone, rerun, lance; see docs/exports.md.",
         ),
     ] = WEIGHTS,
     to: Annotated[

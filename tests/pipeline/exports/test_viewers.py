@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,46 @@ import pytest
 
 from talkforge.pipeline.export import Options, export
 from talkforge.pipeline.exports.viewers import loudness_of, opening_of
+from talkforge.schemas.npz import npz_bytes
 from tests.pipeline.exports.published_set import CLIPS, members, publish
 from tests.pipeline.exports.test_trainers import check_sums
 
 TRAIN = [clip for shard in CLIPS["train"] for clip in shard]
+
+
+def test_fiftyone_has_labels_of_every_frame(tmp_path: Path) -> None:
+    clip = CLIPS["validation"][0][0]
+    landmarks = np.full((clip.num_frames, 478, 3), np.nan, np.float32)
+    landmarks[1:] = 16, 8, 0
+    landmarks[1:, 0] = 48, 40, 0
+    store = publish(tmp_path / "set", changes={clip.key: {"landmarks.npz": npz_bytes(points=landmarks)}})
+    done = export(store, "fiftyone", Options(tmp_path / "out"))
+    assert done.export.clips == {"train": 3, "validation": 1}
+    root = tmp_path / "out" / "validation"
+    (entry,) = json.loads((root / "manifest.json").read_text())["index"]
+    assert (root / entry["data"]).read_bytes() == members(clip)["mp4"]
+    labels = json.loads((root / entry["labels"]).read_text())
+    attributes = {
+        one["name"]: (one["type"].rpartition(".")[2], one["value"]) for one in labels["attrs"]["attrs"]
+    }
+    assert attributes["clip_id"] == ("CategoricalAttribute", clip.key)
+    assert attributes["accepted"] == ("BooleanAttribute", True)
+    assert attributes["num_frames"] == ("NumericAttribute", clip.num_frames)
+    assert attributes["text"] == ("CategoricalAttribute", "good\nday")
+    assert "sync_probability" not in attributes
+    assert list(labels["frames"]) == [str(k + 1) for k in range(clip.num_frames)]
+    for k, frame in enumerate(labels["frames"].values()):
+        assert frame["frame_number"] == k + 1
+        assert ("objects" in frame) == (k > 0)
+        assert ("polylines" in frame) == bool(clip.valid()[k])
+    (face,) = labels["frames"]["2"]["objects"]["objects"]
+    assert face["bounding_box"] == {
+        "top_left": {"x": 0.25, "y": 0.125},
+        "bottom_right": {"x": 0.75, "y": 0.625},
+    }
+    (lips,) = labels["frames"]["2"]["polylines"]["polylines"]
+    assert lips["points"] == [[[0.5, 0.5]] * 4] and lips["closed"]
+    assert check_sums(tmp_path / "out") == 2 * 4 + 2 + 2
 
 
 def test_lance_reads_every_clip(tmp_path: Path) -> None:
