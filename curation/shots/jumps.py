@@ -78,15 +78,15 @@ REGION_MARGIN = 0.25
 
 MOTION_GOES_ON = 1.18
 """In motion the face differs over three steps by more than this times what it differs over the step in the
-middle, because the motion goes on. In a cut both are alike. Source: ours. Eighteen nods, blinks and dropped
-frames of real speakers have 1.21 to 1.85, 13 true cuts 0.92 to 1.15 (docs/scenes.md)."""
+middle, because the motion goes on. In a cut both are alike. Source: ours. Twenty nods, blinks and dropped
+frames of real speakers have 1.21 and more, 13 true cuts 0.92 to 1.15 (docs/scenes.md)."""
 
 SURE_SPIKE = 4.0
 """A spike from this ratio on is too abrupt for a camera that shakes. Source: ours; shakes have up to 2.4."""
 
 MOTION_UNEXPLAINED = 2.0
 """Where a weaker spike is motion, what optical flow leaves of it is less than this times what flow leaves of
-the steps around. Source: ours. A camera that shakes has 1.2 to 1.6, the same true cuts 3.0 and more."""
+the steps around. Source: ours. A camera that shakes has 1.2 to 1.5, the same true cuts 2.9 and more."""
 
 ONE_PLACE = 0.9
 """Least intersection of the histograms of grey, six frames before and after, of one place. Source: ours.
