@@ -399,7 +399,7 @@ def _finish(
             lip_valid=found.lips.valid,
             joints=found.joints,
             face_rgb=found.face_rgb,
-            blendshapes=found.landmarks.blendshapes.astype(np.float16),
+            blendshapes=found.landmarks.blendshapes.clip(0, 1).astype(np.float16),
             face_motion=found.motion.face,
             body_motion=found.motion.body,
         )

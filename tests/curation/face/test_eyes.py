@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import skimage.data
@@ -115,12 +117,24 @@ def test_blinks_are_counted_and_closed_eyes_are_none() -> None:
     assert len(eyes.blinks(one, FPS)) == 3
 
 
+def seen_in(frames: Iterable[np.ndarray], landmarker: FaceLandmarker) -> Landmarks:
+    found = [one for rgb in frames if (one := landmarker.detect(np.ascontiguousarray(rgb)))]
+    names = ("points", "blendshapes", "angles_deg")
+    return Landmarks(*(np.stack([getattr(one, name) for one in found]) for name in names))
+
+
+def test_blinks_of_a_speaker_are_those_that_one_sees(landmarker: FaceLandmarker, real_clip: RealClip) -> None:
+    with av.open(str(real_clip("grid_id2_swwp2s.mpg"))) as container:
+        images = [image.to_ndarray(format="rgb24") for image in container.decode(video=0)]
+    seen = seen_in(images, landmarker)
+    assert len(seen.points) == 75
+    assert eyes.blinks(seen, FPS).tolist() == pytest.approx([28, 44, 72], abs=1)
+
+
 def test_blinks_of_a_generated_head_are_found_when_they_are(landmarker: FaceLandmarker) -> None:
     take = talk(frame("collins", 320, 320), speak("we went home after the rain", duration_s=8.0), FPS, seed=3)
-    found = [one for rgb in take.frames() if (one := landmarker.detect(rgb))]
-    assert len(found) == take.num_frames
-    names = ("points", "blendshapes", "angles_deg")
-    seen = Landmarks(*(np.stack([getattr(one, name) for one in found]) for name in names))
+    seen = seen_in(take.frames(), landmarker)
+    assert len(seen.points) == take.num_frames
     shut, _ = find_peaks(take.faces[0].lids, height=0.5)
     assert len(shut) >= 2
     assert eyes.blinks(seen, FPS).tolist() == pytest.approx(shut.tolist(), abs=2)
