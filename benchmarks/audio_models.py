@@ -15,7 +15,7 @@ from talkforge.curation.audio import quality, speech_encoders, vad
 from talkforge.curation.audio.music import MusicDetector
 from talkforge.curation.face.crops import to_asd
 from talkforge.curation.media.encode import encode_flac
-from talkforge.curation.sync import active_speaker, contrastive
+from talkforge.curation.sync import active_speaker, contrastive, phones
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.weights import registry
 from talkforge.curation.words import words_of
@@ -82,7 +82,8 @@ def speech_features(material: Material) -> Iterator[Row]:
 
 
 def mouth_and_sound(material: Material) -> Iterator[Row]:
-    scorer, spent = contrastive.Scorer.load(), Spent()
+    scorer, recogniser = contrastive.Scorer.load(), phones.PhoneRecogniser()
+    spent, recognising = Spent(), Spent()
     true: list[bool] = []
     moved: list[bool] = []
     near: list[bool] = []
@@ -90,11 +91,11 @@ def mouth_and_sound(material: Material) -> Iterator[Row]:
         clip = shot.clip
         mouth = mouth_measures(shot.found.landmarks)
         bands = audio_bands(shot.samples, clip.num_frames, clip.fps)
+        recognise = functools.partial(recogniser.measure, shot.samples, clip.num_frames, clip.fps)
+        spoken = recognising.on(shot.length_s, recognise)
         for late in (0, *SHIFTS_FRAMES):
-            late_bands = np.roll(bands, late, axis=0)
-            found = spent.on(
-                shot.length_s, functools.partial(contrastive.score, mouth, late_bands, clip.fps, scorer)
-            )
+            heard = (np.roll(bands, late, axis=0), clip.fps, scorer, np.roll(spoken, late, axis=0))
+            found = spent.on(shot.length_s, functools.partial(contrastive.score, mouth, *heard))
             if found.sync_probability is None or found.sync_offset_frames is None:
                 continue
             (moved if late else true).append(found.sync_probability >= 0.5)
@@ -105,6 +106,7 @@ def mouth_and_sound(material: Material) -> Iterator[Row]:
         "(strangers: sync.md)"
     )
     yield Row((scorer.name,), figures, spent.rate)
+    yield Row((phones.NAME,), "phones, for sync", recognising.rate, phones.LICENCE)
 
 
 def who_speaks(material: Material) -> Iterator[Row]:

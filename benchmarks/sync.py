@@ -3,27 +3,34 @@
     python -m benchmarks.sync FOLDER            # FOLDER has index.csv: file, folder, person_id, may_fit
 
 Every true clip whose row says `may_fit` = no is cut into pieces of 2, 3, 6 and 10 s. Each is scored as it
-is, with its audio moved either way, with the voices of other people, and with a picture that stands still.
-Files in the folder `fake` are scored as they are.
+is, with its audio moved either way, with the voices of other people (from anywhere, and in the rhythm of its
+own audio), and with a picture that stands still. Longer pieces are scored with audio that drifts, and with
+another's voice for a part of the time. Files in the folder `fake` are scored as they are. With `--covers N`
+the mouths of N people are covered, too.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import typer
 
+from benchmarks import judgement
 from benchmarks.sync_fit import footage, talks_of
+from talkforge.curation.face import landmarks
 from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, Scorer
-from talkforge.curation.sync.features import SYNC_HZ
-from talkforge.curation.sync.fitting import SHIFTS, Case, cases
+from talkforge.curation.sync.features import SYNC_HZ, audio_bands, mouth_measures
+from talkforge.curation.sync.fitting import SHIFTS, Case, Talk, at_instants, cases
+from talkforge.curation.sync.phones import PhoneRecogniser
 from talkforge.curation.verdict import repair_s
-from talkforge.schemas.arrays import Doubles
+from talkforge.curation.weights import registry
+from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Doubles, Floats, Landmarks
 from talkforge.schemas.config import Thresholds
+from talkforge.schemas.records import Sync
 
 LENGTHS_S = (2.0, 3.0, 6.0, 10.0)
 FAR_SHIFT = 6
@@ -35,6 +42,7 @@ def main(
     cache: Path | None = None,
     pictures: Path | None = None,
     weights: Path = contrastive.WEIGHTS_PATH,
+    covers: int = 0,
 ) -> None:
     """Print the tables, and draw the pictures.
 
@@ -43,6 +51,7 @@ def main(
         cache: folder that keeps the measured features between runs.
         pictures: folder for the pictures; None draws none.
         weights: scorer to measure.
+        covers: number of people whose mouths are covered: their videos are read and measured anew.
     """
     with (folder / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -61,7 +70,10 @@ def main(
     by_shift(found, scorer)
     by_threshold(found, scorer)
     by_repair(found, scorer)
+    by_drift(talks, scorer)
+    by_turn(talks, scorer, np.random.default_rng(0))
     by_person(found, scorer)
+    by_cover(folder, covers, scorer)
     reliable = reliability(found, scorer)
     fakes(folder, [row for row in rows if row["folder"] == "fake"], scorer, cache)
     if pictures:
@@ -102,17 +114,22 @@ def by_length(found: Sequence[Case], scorer: Scorer) -> None:
     """AUC, false rejects and false accepts at the shipped threshold, and how well offsets are recovered."""
     least = Thresholds().min_sync_probability or 0.0
     typer.echo(
-        "| pieces of | number | AUC: other voice | 240 ms and more off | frozen | true kept |"
-        " other voice accepted | 240 ms off accepted | frozen accepted |"
+        "| pieces of | number | AUC: other voice | in the same rhythm | 240 ms and more off | frozen |"
+        " true kept | other voice accepted | in the same rhythm | 240 ms off accepted | frozen accepted |"
         " shifts found within 1 frame of the piece's own zero |"
     )
-    typer.echo("|---|---|---|---|---|---|---|---|---|---|")
+    typer.echo("|---" * 12 + "|")
     for length_s in LENGTHS_S:
         own = [case for case in found if case.length_s == length_s]
         true = _of(own, scorer, lambda case: case.kind == "true")
         wrong = [
             _of(own, scorer, test)
-            for test in (lambda c: c.kind == "voice", _far, lambda c: c.kind == "frozen")
+            for test in (
+                lambda c: c.kind == "voice",
+                lambda c: c.kind == "rhythm",
+                _far,
+                lambda c: c.kind == "frozen",
+            )
         ]
         shown = [f"{auc(true, one):.3f}" for one in wrong] + [f"{(true >= least).mean():.0%}"]
         shown += [f"{(one >= least).mean():.1%}" for one in wrong]
@@ -188,6 +205,127 @@ def by_repair(found: Sequence[Case], scorer: Scorer) -> None:
         typer.echo(f"| {length_s:g} s | {off} | {sum(wrong)} of {len(wrong)} | {' | '.join(others)} |")
 
 
+def _long_pieces(talks: Sequence[Talk], length_s: float) -> Iterator[tuple[Talk, int, int]]:
+    """Clip, first frame and number of frames of every piece."""
+    frames = round(length_s * SYNC_HZ)
+    for talk in talks:
+        for part in range(len(talk.mouth) // frames):
+            yield talk, part * frames, frames
+
+
+def by_drift(talks: Sequence[Talk], scorer: Scorer) -> None:
+    """How well drift is measured: the pieces that tell one, and its error."""
+    typer.echo(
+        "\n| pieces of | number | drift | true, frames | told | median error, frames | 90 % within, frames |"
+        "\n|---|---|---|---|---|---|---|"
+    )
+    for length_s in (6.0, 10.0, 15.0):
+        for rate in (0.0, 0.01, 0.02):
+            errors, number, true = [], 0, rate * length_s / 2 * SYNC_HZ
+            for talk, first, frames in _long_pieces(talks, length_s):
+                heard = np.arange(frames) + rate * (np.arange(frames) - frames / 2)
+                instants = np.clip(first + heard, 0, len(talk.bands) - 1)
+                mouth, bands = talk.mouth[first : first + frames], at_instants(talk.bands, instants)
+                spoken = (
+                    None if talk.phones is None else at_instants(talk.phones, instants).astype(np.float16)
+                )
+                one = contrastive.score(mouth, bands.astype(np.float32), SYNC_HZ, scorer, spoken)
+                number += 1
+                if one.sync_drift_frames is not None:
+                    errors.append(abs(one.sync_drift_frames - true))
+            if errors:
+                typer.echo(
+                    f"| {length_s:g} s | {number} | {rate:.0%} | {true:.2f} | {len(errors) / number:.0%} |"
+                    f" {np.median(errors):.2f} | {np.percentile(errors, 90):.2f} |"
+                )
+
+
+def by_turn(talks: Sequence[Talk], scorer: Scorer, rng: np.random.Generator) -> None:
+    """Pieces of which a part has another's voice, over a mouth that talks on or that is still."""
+    limits = Thresholds()
+    typer.echo(
+        "\n| pieces of | other voice for | number | `sync_probability` high enough |"
+        " and `sync_worst_probability` | the same, mouth still meanwhile |\n|---|---|---|---|---|---|"
+    )
+    for length_s in (6.0, 10.0):
+        for other_s in (0.0, 2.0, 3.0, 4.0, 5.0):
+            passed: list[tuple[bool, ...]] = []
+            for talk, first, frames in _long_pieces(talks, length_s):
+                strangers = [one for one in talks if one.person != talk.person and len(one.bands) >= frames]
+                stranger = strangers[int(rng.integers(len(strangers)))]
+                own, others = talk.heard(first, frames), stranger.heard(0, frames)
+                begin = frames - round(other_s * SYNC_HZ)
+                bands, spoken = (
+                    np.concatenate([a[:begin], b[begin:]])
+                    for a, b in zip(own, others, strict=True)
+                    if a is not None and b is not None
+                )
+                mouth = talk.mouth[first : first + frames]
+                still = mouth.copy()
+                noise = 1e-3 * rng.normal(size=mouth[begin:].shape)
+                still[begin:] = np.nanmedian(mouth, axis=0) + noise
+                one, silent = (
+                    contrastive.score(shown, bands, SYNC_HZ, scorer, spoken) for shown in (mouth, still)
+                )
+                passed.append((_likely(one, limits), *(_whole(s, limits) for s in (one, silent))))
+            shown_as = " | ".join(f"{value:.0%}" for value in np.mean(passed, axis=0))
+            typer.echo(f"| {length_s:g} s | {other_s:g} s | {len(passed)} | {shown_as} |")
+
+
+def _likely(sync: Sync, limits: Thresholds) -> bool:
+    return (sync.sync_probability or 0.0) >= (limits.min_sync_probability or 0.0)
+
+
+def _whole(sync: Sync, limits: Thresholds) -> bool:
+    worst = sync.sync_worst_probability
+    return _likely(sync, limits) and (worst is None or worst >= (limits.min_sync_worst_probability or 0.0))
+
+
+def by_cover(folder: Path, number: int, scorer: Scorer) -> None:
+    """Pieces of 3 s whose mouths are under a drawn cover, landmarks measured anew."""
+    if not number:
+        return
+    landmarker, recogniser = (
+        landmarks.FaceLandmarker(registry.weights("face_landmarker")),
+        PhoneRecogniser(),
+    )
+    typer.echo("\n| mouth under | pieces | accepted | mean probability |\n|---|---|---|---|")
+    pieces, least = judgement.people(folder, number, 3.0), Thresholds().min_sync_probability or 0.0
+    covers = ("surgical mask", "mosaic", "rectangle", "microphone", "fingers")
+    for kind in ("nothing", *covers):
+        told = []
+        for piece in pieces:
+            make = judgement.clean if kind == "nothing" else judgement.under(kind)
+            frames, samples = make(piece, piece)
+            mouth = mouth_measures(_landmarks(frames, piece.points, landmarker))
+            heard = (samples, len(mouth), judgement.FPS)
+            one = contrastive.score(
+                mouth, audio_bands(*heard), judgement.FPS, scorer, recogniser.measure(*heard)
+            )
+            told.append(one.sync_probability or 0.0)
+        accepted = np.mean(np.array(told) >= least)
+        typer.echo(f"| {kind} | {len(told)} | {accepted:.0%} | {np.mean(told):.2f} |")
+
+
+def _landmarks(
+    frames: Iterable[Bytes], places: Sequence[Floats | None], landmarker: landmarks.FaceLandmarker
+) -> Landmarks:
+    """Landmarks of the frames, looked for around where the face is known to be."""
+    points, shapes = [np.full((NUM_LANDMARKS, 3), np.nan)], [np.full(52, np.nan)]
+    place = next(at for at in places if at is not None)
+    for rgb, at in zip(frames, places, strict=True):
+        place = place if at is None else at
+        low, high = place[:, :2].min(0), place[:, :2].max(0)
+        left, top = np.maximum(low - (high - low) / 2, 0).astype(int)
+        right, bottom = (high + (high - low) / 2).astype(int)
+        found = landmarker.detect(np.ascontiguousarray(rgb[top:bottom, left:right]))
+        points.append(points[0] if found is None else found.points)
+        shapes.append(shapes[0] if found is None else found.blendshapes)
+    rows = len(points) - 1
+    arrays = (np.stack(points[1:]), np.stack(shapes[1:]), np.full((rows, 3), np.nan))
+    return Landmarks(*(array.astype(np.float32) for array in arrays))
+
+
 def by_person(found: Sequence[Case], scorer: Scorer) -> None:
     """Whose true pieces of 3 s are not kept."""
     least = Thresholds().min_sync_probability or 0.0
@@ -235,7 +373,7 @@ def fakes(folder: Path, rows: Sequence[dict[str, str]], scorer: Scorer, cache: P
     )
     for row in rows:
         for talk in talks_of(folder / "fake" / row["file"], row["person_id"], cache):
-            one = contrastive.score(talk.mouth, talk.bands, SYNC_HZ, scorer)
+            one = contrastive.score(talk.mouth, talk.bands, SYNC_HZ, scorer, talk.phones)
             if one.sync_probability is not None:
                 typer.echo(
                     f"| {talk.name} | {row['note']} | {len(talk.mouth) / SYNC_HZ:.1f} |"

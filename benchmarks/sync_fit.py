@@ -1,11 +1,11 @@
-"""Fits the sync scorer that comes with the package, `curation/sync/contrastive.npz`, and its calibration.
+"""Fits the sync scorer that comes with the package, `curation/sync/phonetic.npz`, and its calibration.
 
     python -m benchmarks.sync_fit FOLDER FOLDER     # folders that hold the files of FITTED
 
-Needs torch. Mouth measures and audio bands come from the detector, landmarker and sync code of the pipeline.
-Networks are fitted by folds of people first. What they say of the people that they were not fitted on tells
-how far the audio of each file is off at its source, and gives the calibration. Those that ship are then
-fitted on all people, with the offsets put right.
+Needs torch. Mouth measures, audio bands and phones come from the code of the pipeline. Networks are fitted
+by folds of people first. What they say of the people that they were not fitted on tells how far the audio of
+each file is off at its source. With that put right, networks are fitted by folds once more, which gives the
+calibration, and those that ship are fitted on all people.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from talkforge.curation import clips, media, scan
 from talkforge.curation.face import detect, landmarks
@@ -25,8 +27,8 @@ from talkforge.curation.sync import contrastive, fitting
 from talkforge.curation.sync.contrastive import LAGS, Scorer
 from talkforge.curation.sync.features import SYNC_HZ, audio_bands, mouth_measures
 from talkforge.curation.sync.fitting import Talk
+from talkforge.curation.sync.phones import PhoneRecogniser
 from talkforge.curation.weights import registry
-from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Input
@@ -55,11 +57,14 @@ FITTED = {
 }
 """File -> person of the footage whose licence lets weights fitted on it be shipped, see docs/sync.md."""
 
-NAME = "contrastive-v1"
+NAME = "phonetic-v1"
 FOLDS, NETWORKS = 4, 3
 
 CLEAR, MOST_OFF = 4.0, 6
 """Least height of a file's best lag, in deviations of the null, and the largest lag, that are believed."""
+
+DOUBTFUL_S = 6.0
+"""Seconds from which a file whose best lag is not believed is left out."""
 
 
 def talks_of(path: Path, person: str, cache: Path | None = None) -> list[Talk]:
@@ -73,27 +78,31 @@ def talks_of(path: Path, person: str, cache: Path | None = None) -> list[Talk]:
     kept = cache / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.npz" if cache else None
     if kept and kept.is_file():
         with np.load(kept) as file:
-            found = [(file[f"{i}/mouth"], file[f"{i}/bands"]) for i in range(len(file.files) // 2)]
+            found = [tuple(file[f"{i}/{name}"] for name in _KEPT) for i in range(len(file.files) // 3)]
     else:
         found = _measure(path)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {
-                f"{i}/{n}": a
-                for i, both in enumerate(found)
-                for n, a in zip(("mouth", "bands"), both, strict=True)
+            arrays: dict[str, NDArray[Any]] = {
+                f"{i}/{name}": array
+                for i, one in enumerate(found)
+                for name, array in zip(_KEPT, one, strict=True)
             }
             kept.write_bytes(npz_bytes(**arrays))
-    return [Talk(f"{path.stem} {i}", person, mouth, bands) for i, (mouth, bands) in enumerate(found)]
+    return [Talk(f"{path.stem} {i}", person, *one) for i, one in enumerate(found)]
 
 
-def _measure(path: Path) -> list[tuple[Floats, Floats]]:
+_KEPT = ("mouth", "bands", "phones")
+
+
+def _measure(path: Path) -> list[tuple[NDArray[Any], ...]]:
     config = MeasureConfig()
     video = probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
     detector = detect.load_detector(config.scan)
     seen = scan.scan(path, video, video.start_s, video.end_s, config.scan, detector)
     landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
-    found = []
+    recogniser = PhoneRecogniser()
+    found: list[tuple[NDArray[Any], ...]] = []
     for clip, track in clips.candidates(video, seen.tracks, (), config.clip):
         if clip.num_frames < 2 * SYNC_HZ:
             continue
@@ -103,12 +112,16 @@ def _measure(path: Path) -> list[tuple[Floats, Floats]]:
             if shown:
                 tracer.push(shown, frame.of_clip(clip))
         samples = media.read_audio(path, video, clip.start_s, clip.end_s)
-        found.append((mouth_measures(tracer.finish()), audio_bands(samples, clip.num_frames, clip.fps)))
+        heard = (samples, clip.num_frames, clip.fps)
+        found.append((mouth_measures(tracer.finish()), audio_bands(*heard), recogniser.measure(*heard)))
     return found
 
 
 def aligned(held: Sequence[Talk], scorer: Scorer) -> list[Talk]:
     """The clips with the offset of their file put right: its best lag over all clips, where that is clear.
+
+    A file is left out that is long enough to show its lag and does not: nobody knows that its audio belongs
+    to the mouth.
 
     Args:
         held: clips of people that the scorer was not fitted on.
@@ -117,15 +130,19 @@ def aligned(held: Sequence[Talk], scorer: Scorer) -> list[Talk]:
     found = []
     for name in sorted({_file(talk) for talk in held}):
         own = [talk for talk in held if _file(talk) == name]
-        seen = [e for talk in own if (e := scorer.evidence(talk.mouth, talk.bands, SYNC_HZ)) is not None]
+        seen = [
+            e
+            for talk in own
+            if (e := scorer.evidence(talk.mouth, talk.bands, SYNC_HZ, talk.phones)) is not None
+        ]
         total = np.sum([e.by_lag * e.seen_s for e in seen], axis=0) if seen else np.zeros(len(LAGS))
         null = np.sqrt(sum((e.deviation * e.seen_s) ** 2 for e in seen))
         lag, height = int(LAGS[total.argmax()]), float(total.max() / max(null, 1e-9))
-        clear = height >= CLEAR and abs(lag) <= MOST_OFF
-        typer.echo(
-            f"{name:20s} {lag:+3d} frames, {height:4.1f} deviations{'' if clear else ', kept as it is'}"
-        )
-        found += [replace(talk, offset=lag if clear else 0) for talk in own]
+        clear, doubtful = height >= CLEAR and abs(lag) <= MOST_OFF, sum(e.seen_s for e in seen) >= DOUBTFUL_S
+        said = "" if clear else ", left out" if doubtful else ", kept as it is"
+        typer.echo(f"{name:20s} {lag:+3d} frames, {height:4.1f} deviations{said}")
+        if clear or not doubtful:
+            found += [replace(talk, offset=lag if clear else 0) for talk in own]
     return found
 
 
@@ -141,8 +158,9 @@ def main(folders: list[Path], cache: Path | None = None, out: Path = contrastive
         cache: folder that keeps the measured features between runs.
         out: file to write.
     """
-    folds = fitting.by_folds(footage(folders, FITTED, cache), FOLDS)
-    write([(aligned(held, scorer), scorer) for held, scorer in folds], out)
+    began = fitting.by_folds(footage(folders, FITTED, cache), FOLDS)
+    talks = [talk for held, scorer in began for talk in aligned(held, scorer)]
+    write(fitting.by_folds(talks, FOLDS), out)
 
 
 def write(folds: Sequence[tuple[list[Talk], Scorer]], out: Path) -> None:
@@ -159,7 +177,8 @@ def write(folds: Sequence[tuple[list[Talk], Scorer]], out: Path) -> None:
     typer.echo(f"{len(unseen)} cases of people not fitted on: {calibration}")
     networks = tuple(fitting.fit(talks, 100 + number) for number in range(NETWORKS))
     seconds = sum(len(talk.mouth) for talk in talks) / SYNC_HZ
-    about = {"files": sorted(FITTED), "people": len({t.person for t in talks}), "seconds": round(seconds, 1)}
+    files = sorted(name for name in FITTED if any(_file(talk) == Path(name).stem for talk in talks))
+    about = {"files": files, "people": len({t.person for t in talks}), "seconds": round(seconds, 1)}
     out.write_bytes(Scorer(NAME, networks, calibration).to_bytes(about))
     typer.echo(f"{out}: {about['people']} people, {seconds:.0f} s, {out.stat().st_size / 1e3:.0f} kB")
 

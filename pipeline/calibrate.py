@@ -72,13 +72,19 @@ def rescore(store: Store, committed: Committed, config: Config) -> list[Rescored
         committed: as `calibrate`.
         config: as `calibrate`.
     """
-    shipped = Scorer.load()
+    shipped, bands_only = Scorer.load(), Scorer.load(contrastive.BANDS_ONLY_PATH)
     traced = [clip for clip in committed.clips if "mouth" in clip.features]
-    found = [_by_shipped(clip, shipped) for clip in traced]
+    found = [_by_shipped(clip, shipped if "phones" in clip.features else bands_only) for clip in traced]
     person_of = _people(traced, config)
-    if adapted := _adapted(store, list(zip(traced, found, strict=True)), person_of, shipped, config):
-        scorers = (adapted.scorer(person_of[clip.measures.clip.clip_id]) for clip in traced)
-        found = [_score(clip, scorer) for clip, scorer in zip(traced, scorers, strict=True)]
+    # What an earlier version measured has no phones, and keeps the scorer of then.
+    with_phones = [(c, sync) for c, sync in zip(traced, found, strict=True) if "phones" in c.features]
+    if adapted := _adapted(store, with_phones, person_of, shipped, config):
+        found = [
+            _score(clip, adapted.scorer(person_of[clip.measures.clip.clip_id]))
+            if "phones" in clip.features
+            else sync
+            for clip, sync in zip(traced, found, strict=True)
+        ]
     return [
         Rescored(clip_id=clip.measures.clip.clip_id, sync=sync)
         for clip, sync in zip(traced, found, strict=True)
@@ -92,7 +98,8 @@ def _by_shipped(clip: CommittedClip, shipped: Scorer) -> Sync:
 
 
 def _score(clip: CommittedClip, scorer: Scorer) -> Sync:
-    return contrastive.score(clip.features["mouth"], clip.features["bands"], clip.measures.clip.fps, scorer)
+    features, fps = clip.features, clip.measures.clip.fps
+    return contrastive.score(features["mouth"], features["bands"], fps, scorer, features.get("phones"))
 
 
 def _people(traced: Sequence[CommittedClip], config: Config) -> dict[str, str]:
@@ -174,6 +181,7 @@ def scored_state(store: Store) -> str | None:
 def _state(store: Store, config: Config) -> str:
     """Changes with the committed parts, the shipped weights, and the settings that matter here."""
     digest = hashlib.sha256(contrastive.WEIGHTS_PATH.read_bytes())
+    digest.update(contrastive.BANDS_ONLY_PATH.read_bytes())
     if config.thresholds.adapt_sync:
         digest.update(f"adapt {config.shards.same_person} {extras.missing('torch')}\n".encode())
     for part in committed_parts(store):

@@ -15,6 +15,7 @@ from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import covered, identity
 from talkforge.curation.picture import scorer
 from talkforge.curation.sync import contrastive as sync
+from talkforge.curation.sync import phones
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.schemas import extras
@@ -235,6 +236,8 @@ def _own(encoder: speech_encoders.SpeechEncoder, config: MeasureConfig) -> list[
     """What is not in the registry: the user's own speech encoder, and what comes with Talkforge."""
     sync_sha256 = hashlib.sha256(sync.WEIGHTS_PATH.read_bytes()).hexdigest()
     shipped = [_shipped(sync.Scorer.load().name, SYNC_SCORER, sync_sha256)]
+    heard = _shipped(phones.NAME, SYNC_SCORER, phones.weights_sha256())
+    shipped.append(heard.model_copy(update={"licence": phones.LICENCE}))
     if config.lips.covered:
         weights_sha256 = hashlib.sha256(covered.WEIGHTS.read_bytes()).hexdigest()
         shipped.append(_shipped(covered.NAME, "trace: covered mouths", weights_sha256))

@@ -24,8 +24,8 @@ class MeasuredClip:
         thumbnail: JPEG bytes for the contact sheet; face: of the aligned face, empty where there is none.
         samples: its 16 kHz audio [N]; None where it was stopped at a gate, or failed.
         crops: aligned faces [n, 112, 112, 3]; likewise.
-        features: small arrays that selection needs: mouth [F, M], bands [F, B], identity [D], and
-            frame hashes, faces and audio hashes of its `Fingerprint`.
+        features: small arrays that selection needs: mouth [F, M], bands [F, B], phones [F, P], identity
+            [D], and frame hashes, faces and audio hashes of its `Fingerprint`.
     """
 
     measures: ClipMeasures

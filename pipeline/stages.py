@@ -36,7 +36,7 @@ from talkforge.curation.face import covered, detect, identity, landmarks, mouth_
 from talkforge.curation.media import read_audio
 from talkforge.curation.picture import scorer
 from talkforge.curation.shots import network
-from talkforge.curation.sync import contrastive, speaker_scorer
+from talkforge.curation.sync import contrastive, phones, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.verdict import NOT_TRACED
 from talkforge.curation.weights import registry
@@ -88,6 +88,7 @@ class Models:
     mouth_classifier: covered.MouthClassifier | None
     pose_estimator: joints.PoseEstimator | None
     sync_scorer: contrastive.Scorer
+    phone_recogniser: phones.PhoneRecogniser
     singing_detector: music.MusicDetector | None
     audio_scorer: quality.AudioScorer
     picture_scorer: scorer.PictureScorer
@@ -107,6 +108,7 @@ def load_models(config_json: str) -> Models:
         mouth_classifier=covered.MouthClassifier() if config.lips.covered else None,
         pose_estimator=pose.load_estimator(config.motion),
         sync_scorer=contrastive.Scorer.load(),
+        phone_recogniser=phones.PhoneRecogniser(),
         singing_detector=music.MusicDetector() if config.speech.singing else None,
         audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
@@ -381,7 +383,8 @@ def _finish(
     with result.clock("sync"):
         mouth = mouth_measures(found.landmarks)
         bands = audio_bands(samples, clip.num_frames, clip.fps)
-        scored = contrastive.score(mouth, bands, clip.fps, models.sync_scorer)
+        spoken = models.phone_recogniser.measure(samples, clip.num_frames, clip.fps)
+        scored = contrastive.score(mouth, bands, clip.fps, models.sync_scorer, spoken)
     speaking = mouth_motion.frames_with_speech(scanned.segments, clip.start_s, clip.num_frames, clip.fps)
     still = mouth_motion.still_fraction(mouth_motion.opening(found.landmarks), speaking, clip.fps)
     heard: dict[str, Floats] = {}
@@ -415,6 +418,7 @@ def _finish(
         features={
             "mouth": mouth,
             "bands": bands,
+            "phones": spoken,
             "pictures": found.frame_hashes,
             "faces": found.face_boxes,
             "sound": audio_hashes,

@@ -22,7 +22,6 @@ from talkforge.curation.sync.features import SYNC_HZ, at_sync_rate
 from talkforge.curation.sync.fitting import Case, Talk
 from talkforge.pipeline.ledger import CommittedClip
 from talkforge.pipeline.near_duplicates import find_near_duplicates
-from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.records import Sync, ledger_columns
 
@@ -108,9 +107,12 @@ def teachers(clips: Sequence[tuple[CommittedClip, Sync]], person_of: Mapping[str
         if key in copies or min(most, len(mouth)) < fitting.PIECE_FRAMES:
             continue
         used = min(most, len(mouth))
+        spoken = clip.features.get("phones")
+        if spoken is not None:
+            spoken = at_sync_rate(spoken, clip.measures.clip.fps).astype(np.float16)[:used]
         by_video[video] = by_video.get(video, 0) + used
         given[person] += used
-        found.append(Talk(key, person, mouth[:used], bands[:used]))
+        found.append(Talk(key, person, mouth[:used], bands[:used], spoken))
     return sorted(found, key=lambda talk: talk.name)
 
 
@@ -171,9 +173,9 @@ def digest(talks: Sequence[Talk], shipped: Scorer) -> str:
     state = hashlib.sha256(shipped.to_bytes())
     for talk in talks:
         state.update(f"{talk.name} {talk.person}\n".encode())
-        arrays: tuple[Floats, Floats] = (talk.mouth, talk.bands)
-        for array in arrays:
-            state.update(np.ascontiguousarray(array).tobytes())
+        for array in (talk.mouth, talk.bands, talk.phones):
+            if array is not None:
+                state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from talkforge.schemas.units import AUDIO_HZ
 
+Halves = NDArray[np.float16]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bytes = NDArray[np.uint8]

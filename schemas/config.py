@@ -329,6 +329,12 @@ class Thresholds(Section):
         "ours: of strangers' pieces of 6 s 98 % are kept, and 0.8 % of those with another's voice (docs/sync.md)",
         "least probability that mouth and audio belong together, within 120 ms, where scored",
     )
+    min_sync_worst_probability: float | None = _rule(
+        0.02,
+        "0..1",
+        "ours: docs/sync.md",
+        "least probability that mouth and audio belong together in any 3 s with voice, at the clip's own offset, where scored: two people who take turns",
+    )
     min_sync_confidence: float | None = _rule(
         None, "standard deviations", "ours", "least confidence of the sync peak, where scored"
     )

@@ -463,6 +463,9 @@ class Sync(Record):
     sync_drift_frames: float | None = None
     """Offset of the clip's second half minus that of its first, in frames; None also in clips shorter than
     6 s and where a half does not tell its offset."""
+    sync_worst_probability: float | None = None
+    """Least probability, over windows of 3 s with voice, that mouth and audio belong together at the clip's
+    own offset; None also in clips of 3 s and less, and without such a window."""
 
 
 class Speaker(Record):
@@ -776,6 +779,7 @@ class LedgerRow(Record):
     sync_offset_probability: float | None
     sync_offset_sd_frames: float | None
     sync_drift_frames: float | None
+    sync_worst_probability: float | None
     sync_method: str | None
     audio_shift_s: float | None
     """Seconds by which the audio is moved when the clip is cut (positive: delayed), see

@@ -30,7 +30,8 @@ from talkforge.curation.sync.features import (
     audio_input,
     mouth_input,
 )
-from talkforge.schemas.arrays import Doubles, Floats, expect_shape
+from talkforge.curation.sync.phones import NUM_PHONES
+from talkforge.schemas.arrays import Doubles, Floats, Halves, expect_shape
 from talkforge.schemas.errors import DatasetError, ModelError, one_line
 from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.records import Sync
@@ -50,6 +51,16 @@ MIN_FRAMES = 38
 DRIFT_MIN_S = 6.0
 """Least seconds of a clip whose two halves are compared for drift. Source: ours, each half is then 3 s."""
 
+WINDOW_S, WINDOW_STEP_S = 3.0, 0.5
+"""Length and step of the windows of which the least likely one is told. Source: ours, docs/sync.md."""
+
+VOICE_RANGE = 4.6
+"""Largest distance of a frame with voice from the loud frames of the clip (95th percentile), in natural log
+power (20 dB). Source: ours."""
+
+VOICED_FRACTION = 0.6
+"""Least fraction of a window with voice: a pause is no evidence against a mouth. Source: ours."""
+
 PRIOR_TOGETHER, PRIOR_IN_SYNC = 0.5, 0.8
 """Before anything is measured: the probability that audio and mouth belong together at all, and of those that
 do, the fraction within `IN_SYNC` of zero. The other lags share the rest evenly."""
@@ -58,7 +69,12 @@ SPEAKER_FROM, SPEAKER_MARGIN = 0.5, 3.0
 """Least probability of a speaker, and the least lead over the next face in natural log odds (odds of 20 to
 1). Source: ours, docs/sync.md."""
 
-WEIGHTS_PATH = Path(__file__).with_name("contrastive.npz")
+WEIGHTS_PATH = Path(__file__).with_name("phonetic.npz")
+"""The scorer of what is measured now."""
+
+BANDS_ONLY_PATH = Path(__file__).with_name("contrastive.npz")
+"""The scorer of clips that an earlier version measured, which have no phones."""
+
 _FORMAT = 1
 
 
@@ -109,6 +125,29 @@ class Evidence(NamedTuple):
     seen_s: float
 
 
+class Pairs(NamedTuple):
+    """What the networks say of every pair of frames.
+
+    Attributes:
+        similarity: [F, F] of each frame of the mouth with each frame of the audio, mean of the networks.
+        seen: [F], where a face was found.
+        voiced: [F], where the audio is about as loud as the loud frames of the clip.
+    """
+
+    similarity: Doubles
+    seen: NDArray[np.bool_]
+    voiced: NDArray[np.bool_]
+
+    def cut(self, begin: int, end: int) -> Pairs:
+        """The frames from `begin` to before `end`."""
+        part = slice(begin, end)
+        return Pairs(self.similarity[part, part], self.seen[part], self.voiced[part])
+
+    def evidence(self) -> Evidence | None:
+        """Similarity at every lag; None with less than 1.5 s of face."""
+        return _evidence(self.similarity, self.seen) if self.seen.sum() >= MIN_FRAMES else None
+
+
 class Posterior(NamedTuple):
     """What the evidence says. `lags` [L] are probabilities, which with `unrelated` add up to 1."""
 
@@ -129,6 +168,11 @@ class Scorer:
     name: str
     networks: tuple[Network, ...]
     calibration: Calibration
+
+    @property
+    def phonetic(self) -> bool:
+        """Whether the networks take phones beside the audio bands."""
+        return any(one.audio[0].weight.shape[1] > NUM_BANDS for one in self.networks)
 
     @classmethod
     def load(cls, path: Path = WEIGHTS_PATH) -> Scorer:
@@ -204,25 +248,50 @@ class Scorer:
         }
         return npz_bytes(about=np.array(json.dumps({**(about or {}), **header})), **arrays)
 
-    def evidence(self, mouth: Floats, bands: Floats, fps: float) -> Evidence | None:
+    def evidence(
+        self, mouth: Floats, bands: Floats, fps: float, phones: Halves | None = None
+    ) -> Evidence | None:
         """Similarity of mouth and audio at every lag.
 
         Args:
             mouth: [frames, M] of `features.mouth_measures`.
             bands: [frames, B] of `features.audio_bands`.
-            fps: frame rate of both.
+            fps: frame rate of all.
+            phones: [frames, P] of `phones.PhoneRecogniser`; a scorer that is not phonetic leaves them out.
 
         Returns:
             The evidence; None with less than 1.5 s of face, or without any audio or motion.
         """
+        pairs = self.pairs(mouth, bands, fps, phones)
+        return pairs.evidence() if pairs else None
+
+    def pairs(self, mouth: Floats, bands: Floats, fps: float, phones: Halves | None = None) -> Pairs | None:
+        """Similarity of every frame of the mouth with every frame of the audio.
+
+        Args:
+            mouth: as of `evidence`.
+            bands: likewise.
+            fps: likewise.
+            phones: likewise.
+
+        Returns:
+            The similarities; None with less than 1.5 s of face, or without any audio or motion.
+        """
         expect_shape("mouth", mouth, (None, NUM_MEASURES))
         expect_shape("bands", bands, (len(mouth), NUM_BANDS))
+        spoken = None
+        if self.phonetic:
+            expect_shape("phones", np.zeros(0) if phones is None else phones, (len(mouth), NUM_PHONES))
+            spoken = at_sync_rate(np.asarray(phones, np.float32), fps)
         seeing, seen = mouth_input(at_sync_rate(mouth, fps))
-        hearing = audio_input(at_sync_rate(bands, fps))
+        heard = at_sync_rate(bands, fps)
+        hearing = audio_input(heard, spoken)
         if seen.sum() < MIN_FRAMES or not seeing.any() or not hearing.any():
             return None
-        pairs = [_run(one.mouth, seeing) @ _run(one.audio, hearing).T for one in self.networks]
-        return _evidence(np.mean(pairs, axis=0), seen)
+        found = [_run(one.mouth, seeing) @ _run(one.audio, hearing).T for one in self.networks]
+        loudness = np.logaddexp.reduce(heard, axis=1)
+        voiced = loudness > np.percentile(loudness, 95) - VOICE_RANGE
+        return Pairs(np.mean(found, axis=0), seen, voiced)
 
     def log_ratios(self, evidence: Evidence) -> Doubles:
         """Log likelihood ratio [L] of "in sync at this lag" over "unrelated".
@@ -262,25 +331,30 @@ def _prior() -> Doubles:
 _PRIOR = _prior()
 
 
-def score(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> Sync:
+def score(mouth: Floats, bands: Floats, fps: float, scorer: Scorer, phones: Halves | None = None) -> Sync:
     """Whether audio and mouth belong together, and how far they are apart.
 
     Args:
         mouth: [frames, M] of `features.mouth_measures`.
         bands: [frames, B] of `features.audio_bands`.
-        fps: frame rate of both.
+        fps: frame rate of all.
         scorer: weights and calibration.
+        phones: [frames, P] of `phones.PhoneRecogniser`, for a phonetic scorer.
 
     Returns:
         Every number but the drift is None only with less than 1.5 s of face, or without any audio or motion.
     """
-    evidence = scorer.evidence(mouth, bands, fps)
-    if evidence is None:
+    pairs = scorer.pairs(mouth, bands, fps, phones)
+    evidence = pairs.evidence() if pairs else None
+    if pairs is None or evidence is None:
         return Sync(
             sync_method=scorer.name, sync_offset_frames=None, sync_confidence=None, sync_zero_confidence=None
         )
     return by_evidence(evidence, fps, scorer).model_copy(
-        update={"sync_drift_frames": _drift(mouth, bands, fps, scorer)}
+        update={
+            "sync_drift_frames": _drift(pairs, fps, scorer),
+            "sync_worst_probability": _worst(pairs, evidence, scorer),
+        }
     )
 
 
@@ -345,18 +419,18 @@ def _offset(lags: Doubles) -> tuple[float, float]:
     return offset, float(np.sqrt((lags * (LAGS - offset) ** 2).sum() / lags.sum()))
 
 
-def _drift(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> float | None:
+def _drift(pairs: Pairs, fps: float, scorer: Scorer) -> float | None:
     """Offset of the second half minus that of the first, in frames of the clip.
 
     None in clips shorter than `DRIFT_MIN_S`, and unless both halves are likely to be in sync somewhere and
     their offsets are known to a frame.
     """
-    if len(mouth) < DRIFT_MIN_S * fps:
+    count = len(pairs.seen)
+    if count < DRIFT_MIN_S * SYNC_HZ:
         return None
-    middle = len(mouth) // 2
     offsets = []
-    for half in (slice(None, middle), slice(middle, None)):
-        evidence = scorer.evidence(mouth[half], bands[half], fps)
+    for half in (pairs.cut(0, count // 2), pairs.cut(count // 2, count)):
+        evidence = half.evidence()
         if evidence is None:
             return None
         found = posterior(scorer.log_ratios(evidence))
@@ -365,6 +439,23 @@ def _drift(mouth: Floats, bands: Floats, fps: float, scorer: Scorer) -> float | 
             return None
         offsets.append(offset)
     return round((offsets[1] - offsets[0]) * fps / SYNC_HZ, 2)
+
+
+def _worst(pairs: Pairs, evidence: Evidence, scorer: Scorer) -> float | None:
+    """Least probability, over windows of `WINDOW_S` with voice, of the clip's own offset within `IN_SYNC`.
+
+    None in clips that are not longer than a window, and without a window with enough voice and face.
+    """
+    count, width = len(pairs.seen), round(WINDOW_S * SYNC_HZ)
+    own = round(_offset(posterior(scorer.log_ratios(evidence)).lags)[0])
+    found = []
+    for begin in range(0, count - width + 1, round(WINDOW_STEP_S * SYNC_HZ)):
+        window = pairs.cut(begin, begin + width)
+        inside = window.evidence()
+        if inside is not None and (window.voiced & window.seen).mean() >= VOICED_FRACTION:
+            lags = posterior(np.roll(scorer.log_ratios(inside), -own)).lags
+            found.append(float(lags[np.abs(LAGS) <= IN_SYNC].sum()))
+    return round(min(found), 4) if found and count > width else None
 
 
 # ---------------------------------------------------------------------------- the network

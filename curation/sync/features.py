@@ -20,6 +20,9 @@ posture of the head and the resting face of the speaker."""
 NUM_BANDS = 26
 """Mel bands of the audio."""
 
+PHONE_SPREAD = 2.5
+"""About the standard deviation of a phone's log probability: brings phones to the scale of the bands."""
+
 POWER_FLOOR = 1e-6
 """Added to the band power before the logarithm, so that digital silence is a constant."""
 
@@ -157,12 +160,24 @@ def mouth_input(measures: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
     return columns / np.where(power > 1e-6, power, np.inf), seen
 
 
-def audio_input(bands: Doubles) -> Doubles:
-    """Audio bands [F, B] minus their means, all together of unit power; 0 in constant audio.
+def audio_input(bands: Doubles, phones: Doubles | None = None) -> Doubles:
+    """Audio as the network takes it: bands minus their means, all together of unit power, and phones.
 
     Args:
         bands: [F, B] at `SYNC_HZ`.
+        phones: [F, P] of `phones.PhoneRecogniser` at `SYNC_HZ`; None for networks that know only bands.
+
+    Returns:
+        [F, B], or [F, B + P] with the phones minus their means, over `PHONE_SPREAD`; 0 in constant audio.
     """
     centred = bands - bands.mean(axis=0) if len(bands) else bands
     power = float(np.sqrt((centred**2).mean())) if centred.size else 0.0
-    return np.asarray(centred / (power if power > 1e-6 else np.inf))
+    found = np.asarray(centred / (power if power > 1e-6 else np.inf))
+    if phones is None:
+        return found
+    return np.concatenate([found, phone_input(phones) * (power > 1e-6)], axis=1)
+
+
+def phone_input(phones: Doubles) -> Doubles:
+    """Log probabilities of phones [F, P] minus their means, over `PHONE_SPREAD`."""
+    return (phones - phones.mean(axis=0)) / PHONE_SPREAD if len(phones) else phones

@@ -19,10 +19,18 @@ from scipy.optimize import minimize
 
 from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import LAGS, Calibration, Conv, Evidence, Network, Scorer
-from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES, SYNC_HZ, audio_input, mouth_input
-from talkforge.schemas.arrays import Doubles, Floats
+from talkforge.curation.sync.features import (
+    NUM_BANDS,
+    NUM_MEASURES,
+    SYNC_HZ,
+    audio_input,
+    mouth_input,
+    phone_input,
+)
+from talkforge.curation.sync.phones import NUM_PHONES
+from talkforge.schemas.arrays import Doubles, Floats, Halves
 
-STEPS, PIECES, PIECE_FRAMES = 600, 20, 75
+STEPS, PIECES, PIECE_FRAMES = 400, 20, 75
 """Steps of a fit from nothing, pieces in a batch, and their length (3 s). Source: docs/sync.md."""
 
 RATE, RATE_FROM_SHIPPED = 2e-3, 5e-4
@@ -47,6 +55,7 @@ class Talk:
         person: who is seen.
         mouth: [frames, M], NaN where no face was found.
         bands: [frames, B].
+        phones: [frames, P]; None where networks are fitted that know only bands.
         offset: by how many frames the audio must be delayed, as far as is known.
     """
 
@@ -54,7 +63,16 @@ class Talk:
     person: str
     mouth: Floats
     bands: Floats
+    phones: Halves | None = None
     offset: int = 0
+
+    def heard(self, first: int, count: int, late: int = 0) -> tuple[Floats, Halves | None]:
+        """Bands and phones of `count` frames from `first` on, the offset put right, and `late` frames late.
+
+        Where the audio ends, it begins again.
+        """
+        frames = (np.arange(first, first + count) - self.offset - late) % len(self.bands)
+        return self.bands[frames], None if self.phones is None else self.phones[frames]
 
 
 # ---------------------------------------------------------------------------- the networks
@@ -67,7 +85,7 @@ def fit(talks: Sequence[Talk], seed: int, start: Network | None = None, steps: i
     piece its own audio among the pieces of a batch.
 
     Args:
-        talks: footage; `offset` is put right.
+        talks: footage; `offset` is put right. The network takes phones where all of it has them.
         seed: of the weights, the pieces and their augmentation.
         start: weights to begin with; None begins from nothing, with batch norm.
         steps: batches.
@@ -77,7 +95,10 @@ def fit(talks: Sequence[Talk], seed: int, start: Network | None = None, steps: i
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    inputs = (2 * NUM_MEASURES, NUM_BANDS)
+    phonetic = all(talk.phones is not None for talk in talks)
+    if start:
+        phonetic = start.audio[0].weight.shape[1] > NUM_BANDS
+    inputs = (2 * NUM_MEASURES, NUM_BANDS + (NUM_PHONES if phonetic else 0))
     mouth_net, audio_net = map(_begun, (start.mouth, start.audio)) if start else map(_new, inputs)
     log_scale = torch.nn.Parameter(torch.tensor(float(np.log(10.0))))
     learned = [*mouth_net.parameters(), *audio_net.parameters(), log_scale]
@@ -89,7 +110,7 @@ def fit(talks: Sequence[Talk], seed: int, start: Network | None = None, steps: i
     ignored = (apart > 0) & (apart <= NEIGHBOURS)
     own, own_piece = time.expand(PIECES, PIECE_FRAMES), torch.arange(PIECES)
     for _ in range(steps):
-        seeing, hearing = (torch.from_numpy(one).float() for one in _batch(talks, rng))
+        seeing, hearing = (torch.from_numpy(one).float() for one in _batch(talks, rng, phonetic))
         mouth = functional.normalize(mouth_net(seeing), dim=1)
         audio = functional.normalize(audio_net(hearing), dim=1)
         scale = log_scale.exp()
@@ -165,7 +186,7 @@ def _folded(stack: Any) -> tuple[Conv, ...]:
     return tuple(found)
 
 
-def _batch(talks: Sequence[Talk], rng: Rng) -> tuple[Doubles, Doubles]:
+def _batch(talks: Sequence[Talk], rng: Rng, phonetic: bool) -> tuple[Doubles, Doubles]:
     """Pieces of random clips, augmented.
 
     A clip is drawn by the root of its length, so that one speaker with much footage does not crowd out
@@ -174,23 +195,34 @@ def _batch(talks: Sequence[Talk], rng: Rng) -> tuple[Doubles, Doubles]:
     chance = np.sqrt([min(len(talk.mouth), 500) for talk in talks])
     mouths, audios = [], []
     for index in rng.choice(len(talks), PIECES, p=chance / chance.sum()).tolist():
-        mouth, bands = _piece(talks[index], rng)
+        mouth, bands, phones = _piece(talks[index], rng, phonetic)
         mouths.append(_spoilt_mouth(mouth, rng).T)
-        audios.append(_spoilt_audio(bands, talks[int(rng.integers(len(talks)))].bands, rng).T)
+        heard = _spoilt_audio(bands, talks[int(rng.integers(len(talks)))].bands, rng)
+        audios.append((heard if phones is None else _with_phones(heard, phones, rng)).T)
     return np.stack(mouths), np.stack(audios)
 
 
-def _piece(talk: Talk, rng: Rng) -> tuple[Doubles, Doubles]:
-    """A piece at a speed of 0.84 to 1.2."""
+def _piece(talk: Talk, rng: Rng, phonetic: bool = False) -> tuple[Doubles, Doubles, Doubles | None]:
+    """Mouth, bands and, for a phonetic network, phones of a piece at a speed of 0.84 to 1.2."""
     speed, last = np.exp(rng.uniform(-0.18, 0.18)), len(talk.mouth) - 1
     start = rng.uniform(0, max(last - (PIECE_FRAMES - 1) * speed, 0))
     instants = np.clip(start + np.arange(PIECE_FRAMES) * speed, 0, last)
     seen = np.asarray(np.isfinite(talk.mouth).all(axis=1))
     mouth = np.where(seen[:, None], talk.mouth, np.nanmean(talk.mouth, axis=0))
-    return _at(mouth, instants), _at(talk.bands, np.clip(instants - talk.offset, 0, last))
+    heard = np.clip(instants - talk.offset, 0, last)
+    phones = (
+        at_instants(talk.phones.astype(np.float64), heard) if phonetic and talk.phones is not None else None
+    )
+    return at_instants(mouth, instants), at_instants(talk.bands, heard), phones
 
 
-def _at(rows: NDArray[np.floating], instants: Doubles) -> Doubles:
+def at_instants(rows: NDArray[np.floating], instants: Doubles) -> Doubles:
+    """Rows [F, n] at instants between frames, interpolated linearly.
+
+    Args:
+        rows: one a frame.
+        instants: [T], 0 to F - 1.
+    """
     before = np.floor(instants).astype(int)
     weight = (instants - before)[:, None]
     return np.asarray(
@@ -216,7 +248,7 @@ def _spoilt_audio(bands: Doubles, other: Floats, rng: Rng) -> Doubles:
         tilt = np.linspace(0, 2 * rng.normal(), NUM_BANDS)
         bands = np.logaddexp(bands, level + tilt + 0.7 * rng.normal(size=bands.shape))
     places = np.clip(np.arange(NUM_BANDS) * np.exp(rng.uniform(-0.1, 0.1)), 0, NUM_BANDS - 1)
-    found = audio_input(_at(bands.T, places).T)
+    found = audio_input(at_instants(bands.T, places).T)
     found += 0.2 * rng.normal(size=found.shape)
     for axis, longest in ((0, 12), (1, 5)):
         length = rng.integers(0, longest + 1)
@@ -224,6 +256,20 @@ def _spoilt_audio(bands: Doubles, other: Floats, rng: Rng) -> Doubles:
         hole = (slice(start, start + length), slice(None))
         found[hole[::-1] if axis else hole] = 0
     return found
+
+
+def _with_phones(heard: Doubles, phones: Doubles, rng: Rng) -> Doubles:
+    """Spoilt bands beside phones of which each is louder or softer, a tenth missing, with noise and a hole.
+
+    Now and then one of the two is missing altogether, so that the network can do with either.
+    """
+    spoken = phone_input(phones) + 0.3 * rng.uniform(0, 1.5) * rng.normal(size=phones.shape)
+    spoken *= np.exp(0.3 * rng.normal(size=NUM_PHONES)) * (rng.random(NUM_PHONES) > 0.1)
+    length = rng.integers(0, 13)
+    start = rng.integers(0, len(spoken) - length + 1)
+    spoken[start : start + length] = 0
+    chance = rng.random()
+    return np.concatenate([heard * (chance >= 0.15), spoken * (not 0.15 <= chance < 0.3)], axis=1)
 
 
 # ---------------------------------------------------------------------------- pieces of known truth
@@ -252,6 +298,10 @@ def cases(
 ) -> list[Case]:
     """Every piece as it is, shifted, with the voices of other people, and with a picture that stands still.
 
+    The voices are taken from anywhere ("voice"), and from where their loudness is most like that of the
+    piece's own audio, at one of three speeds ("rhythm"): speech and pauses come at the same times then, as in
+    a dub.
+
     Args:
         talks: clips whose audio belongs to the mouth.
         scorer: gives the evidence.
@@ -261,8 +311,8 @@ def cases(
     """
     frames, found = round(length_s * SYNC_HZ), []
 
-    def add(kind: str, lag: int | None, mouth: Floats, bands: Floats) -> None:
-        evidence = scorer.evidence(mouth, bands, SYNC_HZ)
+    def add(kind: str, lag: int | None, mouth: Floats, heard: tuple[Floats, Halves | None]) -> None:
+        evidence = scorer.evidence(mouth, heard[0], SYNC_HZ, heard[1])
         if evidence is not None:
             found.append(Case(talk.person, kind, length_s, lag, evidence))
 
@@ -274,20 +324,48 @@ def cases(
         ]
         for part in range(parts):
             start = part * count // parts
-            piece = slice(start, min(start + frames, count))
-            mouth = talk.mouth[piece]
-            bands = np.roll(talk.bands, talk.offset, axis=0)
-            add("true", 0, mouth, bands[piece])
+            mouth = talk.mouth[start : min(start + frames, count)]
+            add("true", 0, mouth, talk.heard(start, len(mouth)))
             for late in SHIFTS:
                 sign = int(rng.choice((-1, 1)))
-                add(f"shift {late}", -sign * late, mouth, np.roll(bands, sign * late, axis=0)[piece])
+                add(f"shift {late}", -sign * late, mouth, talk.heard(start, len(mouth), sign * late))
             for index in rng.choice(len(strangers), min(STRANGERS, len(strangers)), replace=False):
-                voice = strangers[index].bands
-                first = rng.integers(0, max(len(voice) - len(mouth), 0) + 1)
-                add("voice", None, mouth, np.resize(voice[first : first + len(mouth)], bands[piece].shape))
+                voice = strangers[index]
+                first = rng.integers(0, max(len(voice.bands) - len(mouth), 0) + 1)
+                add("voice", None, mouth, voice.heard(int(first), len(mouth)))
+                add("rhythm", None, mouth, _in_rhythm(talk.heard(start, len(mouth))[0], voice))
             still = np.nanmedian(mouth, axis=0) + 1e-3 * rng.normal(size=mouth.shape)
-            add("frozen", None, still.astype(np.float32), bands[piece])
+            add("frozen", None, still.astype(np.float32), talk.heard(start, len(mouth)))
     return found
+
+
+SPEEDS = (0.85, 1.0, 1.18)
+"""Speeds at which a strange voice is tried for the rhythm of the piece's own audio. Source: ours."""
+
+
+def _in_rhythm(own: Floats, voice: Talk) -> tuple[Floats, Halves | None]:
+    """Bands and phones of as many frames of a voice as `own` [F, B] has, in its rhythm as far as it goes."""
+    wanted, best = _loudness(own), (-np.inf, np.zeros(len(own)))
+    for speed in SPEEDS:
+        instants = np.arange(0, len(voice.bands) - 1, speed)
+        if len(instants) < len(own):
+            instants = np.resize(instants, len(own))
+        windows = np.lib.stride_tricks.sliding_window_view(
+            _loudness(at_instants(voice.bands, instants)), len(own)
+        )
+        spread = np.maximum(windows.std(axis=1) * wanted.std(), 1e-9)
+        alike = ((windows - windows.mean(axis=1, keepdims=True)) * wanted).mean(axis=1) / spread
+        place = int(alike.argmax())
+        if alike[place] > best[0]:
+            best = (float(alike[place]), instants[place : place + len(own)])
+    bands = at_instants(voice.bands, best[1]).astype(np.float32)
+    return bands, None if voice.phones is None else at_instants(voice.phones, best[1]).astype(np.float16)
+
+
+def _loudness(bands: NDArray[np.floating]) -> Doubles:
+    """Log power over all bands [F], minus its mean."""
+    found = np.logaddexp.reduce(bands.astype(np.float64), axis=1)
+    return np.asarray(found - found.mean())
 
 
 def calibrate(found: Sequence[Case]) -> Calibration:
@@ -304,7 +382,7 @@ def calibrate(found: Sequence[Case]) -> Calibration:
     for row, case in zip(truth, found, strict=True):
         row[:-1] = case.lag is not None and np.abs(LAGS - (case.lag or 0)) <= 1
         row[-1] = case.lag is None
-    groups = {"true": 0.4, "shift": 0.1, "voice": 0.4, "frozen": 0.1}
+    groups = {"true": 0.4, "shift": 0.1, "voice": 0.2, "rhythm": 0.2, "frozen": 0.1}
     kinds = np.array([case.kind.split()[0] for case in found])
     weight = sum((kinds == kind) * share / max((kinds == kind).sum(), 1) for kind, share in groups.items())
     prior = np.append(np.log(contrastive._PRIOR), np.log(1 - contrastive.PRIOR_TOGETHER))

@@ -60,6 +60,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("sync_offset_probability", "The same once the audio is moved by its offset"),
     Measure("sync_offset_sd_frames", "Standard deviation of the audio offset"),
     Measure("sync_drift_frames", "Audio offset of the second half minus the first"),
+    Measure("sync_worst_probability", "Probability that mouth and audio belong together, worst 3 s"),
     Measure("audio_shift_s", "By how much the audio is moved (positive: delayed)"),
     Measure("sync_confidence", "Significance of the sync peak"),
     Measure("sync_zero_confidence", "Significance of sync at zero lag"),

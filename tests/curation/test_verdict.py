@@ -106,6 +106,7 @@ def test_a_good_clip_is_accepted_without_reasons() -> None:
         ("sync_offset_frames", -4, "out_of_sync"),
         ("sync_confidence", 1.9, "sync_weak"),
         ("sync_probability", 0.1, "sync_unlikely"),
+        ("sync_worst_probability", 0.01, "sync_lost"),
         ("speaking_fraction", 0.49, "mouth_idle"),
         ("sync_c", 2.9, "sync_c_low"),
         ("words_per_s", 0.9, "speech_slow"),

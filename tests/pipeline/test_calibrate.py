@@ -9,6 +9,7 @@ import pytest
 
 from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES
+from talkforge.curation.sync.phones import NUM_PHONES
 from talkforge.pipeline import stages
 from talkforge.pipeline.calibrate import MARKER, TABLE, calibrate, read_calibrated
 from talkforge.pipeline.ledger import read_committed
@@ -37,6 +38,8 @@ def traced(number: int, method: str) -> tuple[Window, MeasuredClip]:
         "mouth": rng.normal(size=(FRAMES, NUM_MEASURES)).astype(np.float32),
         "bands": rng.normal(size=(FRAMES, NUM_BANDS)).astype(np.float32),
     }
+    if method != OLD:
+        features["phones"] = rng.normal(size=(FRAMES, NUM_PHONES)).astype(np.float16)
     window = Window(video=of, start_s=0.0, end_s=4.0)
     return window, MeasuredClip(measures, b"", features=features)
 
@@ -50,7 +53,8 @@ def store_of(path: Path, *methods: str) -> Store:
 
 
 def test_clips_of_an_earlier_version_are_scored_by_this_one(tmp_path: Path) -> None:
-    scorer = contrastive.Scorer.load()
+    """They have no phones, and so are scored from what they have."""
+    scorer = contrastive.Scorer.load(contrastive.BANDS_ONLY_PATH)
     store = store_of(tmp_path, OLD, OLD)
     assert calibrate(store, read_committed(store), Config())
     for clip in read_committed(store).clips:
@@ -63,8 +67,13 @@ def test_clips_of_an_earlier_version_are_scored_by_this_one(tmp_path: Path) -> N
         assert found == expected and found.sync_probability is not None
 
 
-def test_clips_of_this_version_keep_their_scores(tmp_path: Path) -> None:
-    store = store_of(tmp_path, contrastive.Scorer.load().name)
+@pytest.mark.parametrize("path", [contrastive.WEIGHTS_PATH, contrastive.BANDS_ONLY_PATH])
+def test_clips_with_a_score_of_their_scorer_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    if path == contrastive.BANDS_ONLY_PATH:
+        monkeypatch.setattr(f"{__name__}.OLD", contrastive.Scorer.load(path).name)
+    store = store_of(tmp_path, contrastive.Scorer.load(path).name)
     assert not calibrate(store, read_committed(store), Config())
     assert not store.exists(TABLE)
     assert [

@@ -110,7 +110,7 @@ def test_what_is_optional_and_absent_is_switched_off_and_told(place: Path) -> No
     registered = ["scrfd", "face_landmarker", "silero_vad", "dwpose", "dnsmos", "fireredvad_aed"]
     registered += ["brisque", "pp_ocr_v4_det", "palm_detector", "hand_landmark_full"]
     registered += ["wav2vec2-base-960h", "w600k_r50", "syncnet_v2"]
-    assert list(used) == [*registered, "contrastive-v1", "covered-mouth-v1"]
+    assert list(used) == [*registered, "phonetic-v1", "hama_asr", "covered-mouth-v1"]
     assert {name: used[name] for name in registered} == {n: registry.MODELS[n].sha256 for n in registered}
 
 

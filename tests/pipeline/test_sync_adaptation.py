@@ -14,6 +14,7 @@ import pytest
 from talkforge.curation.sync import contrastive, fitting
 from talkforge.curation.sync.contrastive import Conv, Network, Scorer
 from talkforge.curation.sync.features import NUM_BANDS
+from talkforge.curation.sync.phones import NUM_PHONES
 from talkforge.pipeline import stages, sync_adaptation
 from talkforge.pipeline.calibrate import MARKER, TABLE, WEIGHTS, calibrate, read_calibrated
 from talkforge.pipeline.ledger import CommittedClip, read_committed
@@ -42,7 +43,7 @@ def weak() -> Scorer:
 def patched(patch: pytest.MonkeyPatch) -> None:
     """The weak scorer as the shipped one, and fits that suit stacks of one layer."""
     scorer = weak()
-    patch.setattr(Scorer, "load", lambda: scorer)
+    patch.setattr(Scorer, "load", lambda *_: scorer)
     patch.setattr(fitting, "RATE_FROM_SHIPPED", 2e-2)
     patch.setattr(sync_adaptation, "STEPS", 30)
 
@@ -64,7 +65,8 @@ def measured(number: int, late: int = 0, voice: int | None = None, like: int | N
     )  # fmt: skip
     face = Face(source_fps=25.0, face_px=200.0, face_confidence=0.9, face_confidence_min=0.9, faces_max=1)
     measures = ClipMeasures(clip=clip, stopped_by=None, face=face)
-    features = {"mouth": mouth, "bands": np.roll(bands, late, axis=0)}
+    phones = np.zeros((len(mouth), NUM_PHONES), np.float16)
+    features = {"mouth": mouth, "bands": np.roll(bands, late, axis=0), "phones": phones}
     return CommittedClip("000000", measures, features, None)
 
 
@@ -280,12 +282,15 @@ def test_networks_of_footage_that_is_gone_are_removed_without_torch_too(
     assert not store.exists(WEIGHTS) and scores(store, 1).sync_method == "copying"
 
 
-@pytest.mark.parametrize("change", ["off", "few"])
+@pytest.mark.parametrize("change", ["off", "few", "of an earlier version"])
 def test_nothing_is_fitted_unless_it_is_wanted_and_there_is_enough(
     tmp_path: Path, mixed: list[CommittedClip], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.setattr(fitting, "fit", lambda *_: pytest.fail("fitted"))
-    store = store_of(tmp_path, mixed if change == "off" else mixed[:9])
+    clips = mixed[:9] if change == "few" else mixed
+    if change == "of an earlier version":  # there were no phones
+        clips = [replace(c, features={k: v for k, v in c.features.items() if k != "phones"}) for c in clips]
+    store = store_of(tmp_path, clips)
     calibrate(store, read_committed(store), Config() if change == "off" else ADAPT)
     assert not store.exists(WEIGHTS)
     assert scores(store, 0).sync_method == "copying"

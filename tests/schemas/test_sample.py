@@ -620,6 +620,7 @@ def test_what_was_not_measured_is_a_number_that_nothing_measures() -> None:
         "sync_offset_probability": -9999.0,
         "sync_offset_sd_frames": -9999.0,
         "sync_drift_frames": -9999.0,
+        "sync_worst_probability": -9999.0,
     }
     assert (stored["omega_face"], stored["person_id"], stored["measures"]["stopped_by"]) == (-9999.0, "", "")
     assert stored["provenance"]["models"] == [{"name": "m2", "sha256": "ab"}]

@@ -14,12 +14,16 @@ from talkforge.curation.media import probe
 from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, SEARCH, Calibration, Conv, Network, Scorer
 from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES, audio_bands, mouth_measures
-from talkforge.schemas.arrays import FaceTrack, Floats
+from talkforge.curation.sync.phones import NUM_PHONES, PhoneRecogniser
+from talkforge.schemas.arrays import FaceTrack, Floats, Halves
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Clip, Input, Sync
 from talkforge.schemas.units import frames_from_seconds
 from tests.conftest import SHARED, Packaged, RealClip
+
+Talked = tuple[Floats, Floats, Halves]
+"""Mouth measures, audio bands and phones of a clip."""
 
 MADE = Calibration(similarity=30.0, significance=0.5, second=2.0, constant=1.0)
 
@@ -188,8 +192,8 @@ STRANGERS = ("grid_s34.mpg", "misc_ian.mp4", "vidtimit_fadg0.mp4", "vox_62.mp4",
 """People that nothing was fitted on."""
 
 
-def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[Floats, Floats]:
-    """Mouth measures and bands of a clip with one face, which fills the picture, at 25 frames/s."""
+def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> Talked:
+    """Mouth measures, bands and phones of a clip with one face, which fills the picture, at 25 frames/s."""
     video = probe.probe(path, Input(uri=str(path)), probe.content_hash(path))
     first = landmarker.detect(next(media.read_frames(path, video)).rgb())
     assert first is not None
@@ -205,32 +209,35 @@ def talk(path: Path, landmarker: landmarks.FaceLandmarker) -> tuple[Floats, Floa
     for frame in media.read_frames(path, video):
         tracer.push(media.clip_indices(frame, 0.0, 25.0, frames), frame.rgb())
     samples = media.read_audio(path, video, 0.0, frames / 25.0)
-    return mouth_measures(tracer.finish()), audio_bands(samples, frames, 25.0)
+    heard = (samples, frames, 25.0)
+    return mouth_measures(tracer.finish()), audio_bands(*heard), PhoneRecogniser().measure(*heard)
 
 
-def probabilities(talks: dict[str, tuple[Floats, Floats]]) -> tuple[list[float], list[float], list[float]]:
+def probabilities(talks: dict[str, Talked]) -> tuple[list[float], list[float], list[float]]:
     """Of every clip as it is, with its audio moved by 400 ms either way, and with every other's voice."""
     scorer = Scorer.load()
 
-    def of(mouth: Floats, bands: Floats) -> float:
-        found = contrastive.score(mouth, np.resize(bands, (len(mouth), NUM_BANDS)), 25.0, scorer)
+    def of(a: str, b: str, late: int = 0) -> float:
+        mouth, (_, bands, phones) = talks[a][0], talks[b]
+        frames = (np.arange(len(mouth)) - late) % len(bands)
+        found = contrastive.score(mouth, bands[frames], 25.0, scorer, phones[frames])
         assert found.sync_probability is not None
         return found.sync_probability
 
-    true = [of(mouth, bands) for mouth, bands in talks.values()]
-    moved = [of(mouth, np.roll(bands, late, axis=0)) for mouth, bands in talks.values() for late in (-10, 10)]
-    strange = [of(talks[a][0], talks[b][1]) for a in talks for b in talks if a != b]
+    true = [of(a, a) for a in talks]
+    moved = [of(a, a, late) for a in talks for late in (-10, 10)]
+    strange = [of(a, b) for a in talks for b in talks if a != b]
     return true, moved, strange
 
 
 @pytest.fixture(scope="module")
-def grid(real_clip: RealClip, packaged: Packaged) -> dict[str, tuple[Floats, Floats]]:
+def grid(real_clip: RealClip, packaged: Packaged) -> dict[str, Talked]:
     landmarker = landmarks.FaceLandmarker(packaged("face_landmarker"))
     return {name: talk(real_clip(name), landmarker) for name in GRID}
 
 
 @pytest.fixture(scope="module")
-def strangers(packaged: Packaged) -> dict[str, tuple[Floats, Floats]]:
+def strangers(packaged: Packaged) -> dict[str, Talked]:
     paths = [SHARED / "people" / "real" / name for name in STRANGERS]
     if not all(path.is_file() for path in paths):
         pytest.skip(f"people that the weights were not fitted on are not here: {SHARED.name}/people")
@@ -240,15 +247,48 @@ def strangers(packaged: Packaged) -> dict[str, tuple[Floats, Floats]]:
 
 def test_the_shipped_weights_are_small_and_say_what_they_are() -> None:
     scorer = Scorer.load()
-    assert scorer.name == "contrastive-v1"
+    assert scorer.name == "phonetic-v1" and scorer.phonetic
     assert contrastive.WEIGHTS_PATH.stat().st_size < 2_000_000
     with np.load(contrastive.WEIGHTS_PATH, allow_pickle=False) as file:
         about = json.loads(file["about"].item())
     assert set(GRID) < set(about["files"]) and about["people"] == len(about["files"])
     assert not set(STRANGERS) & set(about["files"])
+    earlier = Scorer.load(contrastive.BANDS_ONLY_PATH)
+    assert earlier.name == "contrastive-v1" and not earlier.phonetic
 
 
-def test_grid_speakers_fit_their_own_audio_best(grid: dict[str, tuple[Floats, Floats]]) -> None:
+def test_a_phonetic_scorer_wants_phones_and_another_leaves_them_out() -> None:
+    mouth, bands = made(8, 100)
+    with pytest.raises(ValueError, match=r"phones: expected shape \[100, 45\], found \[0\]"):
+        contrastive.score(mouth, bands, 25.0, Scorer.load())
+    phones = np.random.default_rng(0).normal(size=(100, NUM_PHONES)).astype(np.float16)
+    without = contrastive.score(mouth, bands, 25.0, copying())
+    assert contrastive.score(mouth, bands, 25.0, copying(), phones) == without
+
+
+def test_a_while_of_another_voice_shows_in_the_worst_window() -> None:
+    mouth, bands = made(9, 300, 0.5)
+    strange = bands.copy()
+    strange[100:200] = made(900, 100)[1]
+    own, turned = (contrastive.score(mouth, heard, 25.0, copying()) for heard in (bands, strange))
+    assert own.sync_probability is not None and own.sync_probability > 0.99
+    assert turned.sync_probability is not None and turned.sync_probability > 0.99
+    assert own.sync_worst_probability is not None and own.sync_worst_probability > 0.9
+    assert turned.sync_worst_probability is not None and turned.sync_worst_probability < 0.1
+    # A constant offset is no turn; a clip of one window has nothing to compare.
+    off = contrastive.score(mouth, np.roll(bands, 8, axis=0), 25.0, copying())
+    assert off.sync_worst_probability is not None and off.sync_worst_probability > 0.9
+    assert contrastive.score(mouth[:75], bands[:75], 25.0, copying()).sync_worst_probability is None
+
+
+def test_a_pause_is_no_turn() -> None:
+    mouth, bands = made(10, 300, 0.5)
+    bands[100:200] -= 9.0  # 39 dB
+    found = contrastive.score(mouth, bands, 25.0, copying())
+    assert found.sync_worst_probability is not None and found.sync_worst_probability > 0.5
+
+
+def test_grid_speakers_fit_their_own_audio_best(grid: dict[str, Talked]) -> None:
     """Sentences of GRID have one rhythm, so that another speaker's fits too well for any threshold."""
     true, moved, strange = probabilities(grid)
     assert min(true) > 0.99 and max(moved) < 0.1
@@ -256,7 +296,7 @@ def test_grid_speakers_fit_their_own_audio_best(grid: dict[str, tuple[Floats, Fl
     assert (np.array(true)[:, None] > others).sum() >= 11  # of 12
 
 
-def test_strangers_are_told_apart(strangers: dict[str, tuple[Floats, Floats]]) -> None:
+def test_strangers_are_told_apart(strangers: dict[str, Talked]) -> None:
     """Clips of 3 to 6.3 s."""
     true, moved, strange = probabilities(strangers)
     least = Thresholds().min_sync_probability

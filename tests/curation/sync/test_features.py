@@ -10,6 +10,7 @@ import pytest
 from talkforge.curation.sync.features import (
     NUM_BANDS,
     NUM_MEASURES,
+    PHONE_SPREAD,
     POWER_FLOOR,
     at_sync_rate,
     audio_bands,
@@ -93,3 +94,13 @@ def test_audio_input_ignores_loudness_and_is_nothing_in_silence() -> None:
     np.testing.assert_allclose(audio_input(bands + 3.0), found, atol=1e-12)
     assert not audio_input(np.full((100, NUM_BANDS), -13.8)).any()
     assert audio_input(bands[:0]).shape == (0, NUM_BANDS)
+
+
+def test_phones_stand_beside_the_bands_without_their_means() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    bands, phones = rng.normal(size=(100, NUM_BANDS)), rng.normal(size=(100, 5))
+    found = audio_input(bands, phones)
+    np.testing.assert_array_equal(found[:, :NUM_BANDS], audio_input(bands))
+    np.testing.assert_allclose(found[:, NUM_BANDS:], (phones - phones.mean(axis=0)) / PHONE_SPREAD)
+    assert not audio_input(np.full((100, NUM_BANDS), -13.8), phones).any(), "silence says nothing"
+    assert audio_input(bands[:0], phones[:0]).shape == (0, NUM_BANDS + 5)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d
 
 from talkforge.curation.sync import contrastive, fitting
 from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, Calibration, Evidence, Scorer
 from talkforge.curation.sync.features import NUM_BANDS, NUM_MEASURES, mouth_input
 from talkforge.curation.sync.fitting import Case, Talk
+from talkforge.curation.sync.phones import NUM_PHONES
 from tests.curation.sync.test_contrastive import copying, made
 
 torch = pytest.importorskip("torch")
@@ -49,7 +53,7 @@ def test_a_network_learns_from_others_what_it_needs_to_place_a_stranger() -> Non
 def test_a_piece_is_spoilt_without_losing_its_shape() -> None:
     rng = np.random.default_rng(3)
     talk = Talk("a", "a", *made(3, 60))  # shorter than a piece
-    mouth, bands = fitting._piece(talk, rng)
+    mouth, bands, _ = fitting._piece(talk, rng)
     assert mouth.shape == (fitting.PIECE_FRAMES, NUM_MEASURES)
     assert bands.shape == (fitting.PIECE_FRAMES, NUM_BANDS)
     spoilt = fitting._spoilt_audio(bands, talk.bands, rng)
@@ -60,9 +64,47 @@ def test_a_piece_is_spoilt_without_losing_its_shape() -> None:
 def test_an_offset_that_is_known_is_put_right_in_the_pieces() -> None:
     ramp = np.arange(100.0)[:, None]
     talk = Talk("a", "a", np.repeat(ramp, NUM_MEASURES, 1), np.repeat(ramp, NUM_BANDS, 1), offset=4)
-    mouth, bands = fitting._piece(talk, np.random.default_rng(0))
+    mouth, bands, _ = fitting._piece(talk, np.random.default_rng(0))
     inside = (bands[:, 0] > 0) & (bands[:, 0] < 99)
     np.testing.assert_allclose((mouth[:, 0] - bands[:, 0])[inside], 4.0)
+
+
+def spoken(talk: Talk) -> Talk:
+    """The clip with phones that say what the bands say, and bands that say nothing."""
+    rng = np.random.default_rng(int(talk.name))
+    phones = np.zeros((len(talk.bands), NUM_PHONES), np.float16)
+    phones[:, :NUM_BANDS] = talk.bands
+    return replace(talk, phones=phones, bands=rng.normal(size=talk.bands.shape).astype(np.float32))
+
+
+def test_a_network_learns_from_phones_where_all_of_the_footage_has_them() -> None:
+    seen = [spoken(talk) for talk in talks(6, 200)]
+    scorer = Scorer("made", (fitting.fit(seen, seed=0, steps=40),), fitting.NOT_CALIBRATED)
+    assert scorer.phonetic
+    (stranger,) = [spoken(talk) for talk in talks(7, 150)[6:]]
+    for late in (-6, 0, 9):
+        bands, phones = stranger.heard(0, 150, late)
+        evidence = scorer.evidence(stranger.mouth, bands, 25.0, phones)
+        assert evidence is not None
+        assert LAGS[evidence.by_lag.argmax()] == -late
+    begun = fitting.fit([replace(talk, phones=None) for talk in seen], seed=0, steps=1)
+    assert not Scorer("made", (begun,), fitting.NOT_CALIBRATED).phonetic
+    # What begins with other weights takes what they take.
+    assert not Scorer("made", (fitting.fit(seen, 0, begun, steps=1),), fitting.NOT_CALIBRATED).phonetic
+
+
+def test_a_voice_in_the_rhythm_of_another_is_where_and_as_fast_as_it_fits_best() -> None:
+    rng = np.random.default_rng(1)
+    loudness = gaussian_filter1d(rng.normal(size=400), 4.0) * 20
+    bands = (loudness[:, None] + 0.01 * rng.normal(size=(400, NUM_BANDS))).astype(np.float32)
+    voice = Talk("v", "v", np.zeros((400, NUM_MEASURES), np.float32), bands)
+    for speed in fitting.SPEEDS:
+        own = fitting.at_instants(bands, 120 + speed * np.arange(75)).astype(np.float32)
+        found, phones = fitting._in_rhythm(own, voice)
+        assert phones is None and found.shape == own.shape
+        assert np.corrcoef(found.mean(axis=1), own.mean(axis=1))[0, 1] > 0.95
+    short = replace(voice, bands=bands[:40])
+    assert fitting._in_rhythm(bands[:75], short)[0].shape == (75, NUM_BANDS)
 
 
 def test_cases_know_their_truth() -> None:
@@ -70,7 +112,7 @@ def test_cases_know_their_truth() -> None:
     found = fitting.cases(people[:1], copying(), 3.0, people, np.random.default_rng(0))
     kinds = [case.kind for case in found]
     assert kinds.count("true") == 2 and kinds.count("voice") == 2 * fitting.STRANGERS
-    assert kinds.count("frozen") == 2
+    assert kinds.count("rhythm") == 2 * fitting.STRANGERS and kinds.count("frozen") == 2
     for case in found:
         best = int(LAGS[case.evidence.by_lag.argmax()])
         if case.lag is not None:
