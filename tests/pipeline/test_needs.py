@@ -189,5 +189,5 @@ def test_the_models_of_a_run_and_its_speech_encoder_are_named(place: Path) -> No
     assert place.is_dir()
     gathered = gather(measuring("sound.music=true", "motion.body=none", "identity.model=none"))
     expected = ["centerface", "face_landmarker", "silero_vad", "fireredvad_aed", "logmel-80"]
-    assert [use.name for use in gathered.used][:-2] == expected  # then sync and covered mouths
+    assert [use.name for use in gathered.used][:-3] == expected  # then sync, its phones, covered mouths
     assert (gathered.encoder.name, gathered.encoder.dim) == ("logmel-80", 80)
