@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive, load_dataset, tool_version
@@ -17,36 +16,21 @@ from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 
-
-class Format(NamedTuple):
-    """A format.
-
-    Attributes:
-        reader: what reads it.
-        content: what is written.
-    """
-
-    reader: str
-    content: str
-
-
 FORMATS = {
-    "energon": Format("Megatron-Energon", "`.nv-meta/` and offsets beside the shards"),
-    "wids": Format("wids, webdataset's random access", "an index beside the shards"),
-    "huggingface": Format(
-        "datasets, the Hugging Face Hub", "shards, data card, croissant.json, table of clips"
-    ),
-    "videox": Format("VideoX-Fun (audio-driven)", "mp4, wav and metadata.json"),
-    "diffsynth": Format("DiffSynth-Studio", "mp4, wav and metadata.csv"),
-    "musubi": Format("musubi-tuner", "mp4 with wav and txt beside it, and dataset.toml"),
-    "stableavatar": Format("StableAvatar", "frames, masks of face and lips, wav"),
-    "fastvideo": Format("FastVideo", "latents and embeddings as Parquet"),
-    "automodel": Format("NeMo Automodel", "latents and embeddings as .meta files"),
-    "fiftyone": Format("FiftyOne", "mp4 with labels of every frame"),
-    "rerun": Format("Rerun's viewer", "a recording of each clip"),
-    "lance": Format("Lance", "a table with video and audio"),
+    "energon": "Megatron-Energon",
+    "wids": "wids",
+    "huggingface": "the Hugging Face Hub",
+    "videox": "VideoX-Fun",
+    "diffsynth": "DiffSynth-Studio",
+    "musubi": "musubi-tuner",
+    "stableavatar": "StableAvatar",
+    "fastvideo": "FastVideo",
+    "automodel": "NeMo Automodel",
+    "fiftyone": "FiftyOne",
+    "rerun": "Rerun",
+    "lance": "Lance",
 }
-"""Formats of data sets, by the name that `--as` takes."""
+"""What `--as` takes -> what reads it."""
 
 BESIDE = ("energon", "wids")
 """Formats that are written beside the shards unless another folder is given."""

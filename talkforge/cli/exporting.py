@@ -95,7 +95,8 @@ def export(
     for note in done.notes:
         notes.print(note, soft_wrap=True, markup=False, highlight=False)
     counts = ", ".join(f"{count} {name}" for name, count in done.export.clips.items())
-    out.print(f"{done.place}: {counts} clips as {layout}", soft_wrap=True, markup=False, highlight=False)
+    said = f"{done.place}: {counts} clips for {job.FORMATS[layout]}"
+    out.print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 @command(
