@@ -118,6 +118,22 @@ def near_duplicates(
     return {clips[a][0]: clips[b][0] for a, b in sorted(repeats.items())}
 
 
+def repeated_pairs(
+    clips: Sequence[tuple[str, Fingerprint]], thresholds: DuplicateThresholds
+) -> list[tuple[str, str]]:
+    """All pairs of duplicates, in the order in which `near_duplicates` takes them.
+
+    Whatever clips are taken out, it comes to the same by the pairs that are left; but for clips of which more
+    than `COMPARED_CLIPS` share a token.
+
+    Args:
+        clips: (id, fingerprint) of every clip, the better ones first.
+        thresholds: when two clips are duplicates.
+    """
+    pairs = _candidates([fingerprint.audio_hashes for _, fingerprint in clips])
+    return [(clips[a][0], clips[b][0]) for a, b in pairs if repeated(clips[a][1], clips[b][1], thresholds)]
+
+
 def repeated(first: Fingerprint, second: Fingerprint, thresholds: DuplicateThresholds) -> bool:
     """Whether the second clip shows the face of the first, at the same moment, for long enough."""
     agreeing_s, shift = _best_shift(first.audio_hashes, second.audio_hashes)

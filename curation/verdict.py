@@ -12,7 +12,7 @@ thresholds of then rejected it, is judged likewise; where they would now accept 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -235,6 +235,21 @@ BINDING = frozenset({NO_CONSENT.code, OTHER_LICENCE.code, FORBIDDEN_WORDS.code})
 """Codes of what the owner of the data set does not allow: a reviewer's `keep` does not overrule them."""
 
 CODES: tuple[str, ...] = tuple(rejection.code for rejection in REJECTIONS)
+
+
+_WITH_A_NUMBER = frozenset(rule.code for rule in RULES) | {NEAR_DUPLICATE.code}
+
+
+def hangs_on_numbers(failure: str | None, stopped_by: str | None, reasons: Iterable[str]) -> bool:
+    """Whether thresholds with a number decide on a clip: it was measured to the end, and is not rejected for
+    anything else, such as its licence, another speaker, or a reviewer's `drop`.
+
+    Args:
+        failure: column of the ledger.
+        stopped_by: likewise.
+        reasons: likewise.
+    """
+    return failure is None and stopped_by is None and _WITH_A_NUMBER.issuperset(reasons)
 
 
 def gate(duration_s: float, speech_fraction: float, face_px: float, config: MeasureConfig) -> str | None:

@@ -5,7 +5,8 @@ The sample is stratified: clips that the rules accept, and rejected ones by the 
 clip and not of the verdict. Labels lie in `review.parquet`.
 
 What is judged are the rules. Decisions of reviewers are left out of account, and so are clips that failed,
-near duplicates, and clips that are rejected for what nobody can see (consent, licence, forbidden words).
+near duplicates, clips that wait to be traced, and clips that are rejected for what nobody can see (consent,
+licence, forbidden words).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from talkforge.curation.verdict import BINDING, CODES, NEAR_DUPLICATE, REVIEWED_DROP
+from talkforge.curation.verdict import BINDING, CODES, NEAR_DUPLICATE, NOT_TRACED, REVIEWED_DROP
 from talkforge.pipeline import review, snapshots, tables
 from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.store import Store
@@ -36,7 +37,7 @@ NUM_CLIPS = 100
 LEAST_OF_STRATUM = 2
 """Clips that every stratum gives where there is room, so that none is unknown. Source: ours."""
 
-UNSEEN = BINDING | {NEAR_DUPLICATE.code}
+UNSEEN = BINDING | {NEAR_DUPLICATE.code, NOT_TRACED.code}
 """Reasons that say nothing about how a clip looks and sounds."""
 
 CONFIDENCE = 0.95

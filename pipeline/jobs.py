@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.verdict import judge
+from talkforge.curation.verdict import hangs_on_numbers, judge
 from talkforge.curation.weights import download
 from talkforge.pipeline import (
     annotate,
@@ -46,6 +46,7 @@ from talkforge.pipeline.dataset import (
 from talkforge.pipeline.executor import Executor, InlineExecutor
 from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of, without_erased
 from talkforge.pipeline.ledger import Committed, Selection
+from talkforge.pipeline.near_duplicates import MAX_CLIPS, Repeats, all_repeats
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.shards import ShardPlan
@@ -418,7 +419,7 @@ def shard(
     ledger.check_conservation(selection, ingested)
     publish(store, [result.manifest for result in results if result.manifest], selection, dataset.config.run)
     on_progress(Progress("report"))
-    report(store)
+    report(store, selection)
     return selection
 
 
@@ -447,24 +448,46 @@ def _cut(
     return cut.cut_shards(store, plan, orders, config, executor, show)
 
 
-def report(store: Store) -> str:
-    """Write `report/index.html` and `statistics.json` from what the data set holds; their folder."""
-    from talkforge.pipeline.report import (
-        write_report,
-    )  # loads pandas and jinja2, which nothing before it needs
+def report(store: Store, selection: Selection | None = None) -> str:
+    """Write the pages of `report/` and `statistics.json` from what the data set holds; their folder.
+
+    Args:
+        store: the data set.
+        selection: the last one, where it is at hand: the parts are then not read once more.
+    """
+    # It loads pandas and jinja2, which nothing before it needs.
+    from talkforge.pipeline.report import write_report
 
     dataset = load_dataset(store)
+    frame = _frame(store, "ledger.parquet")
     write_report(
         store,
-        ledger=_frame(store, "ledger.parquet"),
+        ledger=frame,
         sources=_frame(store, "sources.parquet"),
         failures=_frame(store, "failures.parquet"),
         dataset=dataset,
         thumbnails=ledger.thumbnails(store),
         people=_people(store),
         audit=audit.result(store).document() if audit.is_labelled(store) else None,
+        repeats=selection.repeats if selection else _repeats(store, frame, dataset.config),
     )
     return "report"
+
+
+def _repeats(store: Store, clips: pd.DataFrame, config: Config) -> Repeats | None:
+    """Near duplicates among all clips on which thresholds decide, as `Selection.repeats`."""
+    rows = {
+        row["clip_id"]: row
+        for row in clips.astype(object).where(clips.notna(), None).to_dict("records")
+        if hangs_on_numbers(row["failure"], row["stopped_by"], row["reasons"])
+    }
+    if len(rows) > MAX_CLIPS:
+        return None
+    found = ledger.read_committed(store, ledger.SELECTING).clips
+    features = {clip.measures.clip.clip_id: clip.features for clip in found}
+    return all_repeats(
+        [(row, features[key]) for key, row in rows.items() if key in features], config.thresholds
+    )
 
 
 def _frame(store: Store, name: str) -> pd.DataFrame:

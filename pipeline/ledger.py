@@ -22,11 +22,11 @@ from talkforge.curation import words
 from talkforge.curation.body.motion import intensity
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
-from talkforge.curation.verdict import NEAR_DUPLICATE, NOT_TRACED, judge, repair_s
+from talkforge.curation.verdict import NEAR_DUPLICATE, NOT_TRACED, hangs_on_numbers, judge, repair_s
 from talkforge.pipeline import attempts, review, shards, tables, voices
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.near_duplicates import find_near_duplicates
+from talkforge.pipeline.near_duplicates import Repeats, all_repeats, find_near_duplicates
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip, describe_people
 from talkforge.pipeline.standing import measured_columns, source_rows, terms
@@ -107,6 +107,8 @@ class Selection:
     listed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a user may miss: one line each, see `_notes`."""
+    repeats: Repeats | None = None
+    """Near duplicates among all clips on which thresholds decide, see `all_repeats`."""
 
     @property
     def totals(self) -> Totals:
@@ -207,6 +209,11 @@ def select(
         for name in OMEGAS:
             row[name] = intensity(row[f"{name}_raw"], quantiles[name])
     people, groups = _describe_people(named, flat, config)
+    on_numbers = [
+        (row, clip.features)
+        for clip, row in zip(clips, flat, strict=True)
+        if hangs_on_numbers(row["failure"], row["stopped_by"], row["reasons"])
+    ]
     candidates = (clip.measures.clip for clip in committed.clips)
     names = sorted({column.name for _, given in pairs for column in given.columns})
     return Selection(
@@ -218,6 +225,7 @@ def select(
         verdicts=verdicts,
         clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
         notes=tuple(_notes(flat, groups, config)),
+        repeats=all_repeats(on_numbers, config.thresholds),
         listed={
             clip.measures.clip.clip_id: dict.fromkeys(names, "")
             | {column.name: column.value for column in given.columns}
@@ -421,12 +429,16 @@ def with_failures(selection: Selection, failures: Sequence[Failure], kept: Colle
 
 
 def parts_of_clips(store: Store) -> dict[str, str]:
-    """Name of the part that holds each candidate clip."""
+    """Name of the part that holds each candidate clip, as `read_committed` takes it."""
     where: dict[str, str] = {}
+    waiting: set[str] = set()
     for part in committed_parts(store):
         name = f"parts/{part}/clips.parquet"
-        for clip in tables.from_bytes(store.read(name), name).column("clip").to_pylist():
-            where.setdefault(clip["clip_id"], part)
+        rows = tables.from_bytes(store.read(name), name).select(["clip", "stopped_by"]).to_pylist()
+        for key, stopped in ((row["clip"]["clip_id"], row["stopped_by"]) for row in rows):
+            if key not in where or key in waiting:
+                where[key] = part
+                (waiting.add if stopped == NOT_TRACED.code else waiting.discard)(key)
     return where
 
 

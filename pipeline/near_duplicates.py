@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from talkforge.curation.duplicates import DuplicateThresholds, near_duplicates
+from talkforge.curation.duplicates import DuplicateThresholds, near_duplicates, repeated_pairs
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.curation.sync.features import at_sync_rate
 from talkforge.schemas.config import Thresholds
+
+MAX_CLIPS = 100_000
+"""Clips up to which all pairs are looked for, for the what-if page of the report. Source: ours; the page then
+has 13 MB."""
+
+Repeats = tuple[tuple[str, str], ...]
+"""(clip, clip that repeats it) of near duplicates."""
 
 Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 """A row of the ledger, and the small arrays of its clip."""
@@ -27,8 +34,28 @@ def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds
 
     A candidate without a fingerprint repeats nothing.
     """
-    if not thresholds.near_duplicates:
-        return {}
+    return near_duplicates(*_ranked(candidates, thresholds)) if thresholds.near_duplicates else {}
+
+
+def all_repeats(candidates: Sequence[Candidate], thresholds: Thresholds) -> Repeats | None:
+    """Every pair of near duplicates, the better one first, in the order in which they are decided.
+
+    Args:
+        candidates: rows of the ledger on which thresholds decide, with the small arrays of their clips.
+        thresholds: when two are duplicates.
+
+    Returns:
+        None where there are more than `MAX_CLIPS` candidates.
+    """
+    if len(candidates) > MAX_CLIPS:
+        return None
+    return tuple(repeated_pairs(*_ranked(candidates, thresholds))) if thresholds.near_duplicates else ()
+
+
+def _ranked(
+    candidates: Iterable[Candidate], thresholds: Thresholds
+) -> tuple[list[tuple[str, Fingerprint]], DuplicateThresholds]:
+    """Fingerprints of the candidates that have one, the better ones first, and when two are duplicates."""
     limits = DuplicateThresholds(
         min_hash_fraction=thresholds.duplicate_landmarks,
         max_frame_bits=thresholds.duplicate_picture_bits,
@@ -36,7 +63,7 @@ def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds
     )
     known = [(row, arrays) for row, arrays in candidates if "sound" in arrays]
     known.sort(key=lambda candidate: rank(candidate[0]))
-    return near_duplicates([(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], limits)
+    return [(row["clip_id"], _fingerprint(row, arrays)) for row, arrays in known], limits
 
 
 def rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float, float, str]:

@@ -14,7 +14,7 @@ snapshots      every file of each has its checksum; `shards/` shows the current 
 samples        members, shapes and clocks; the MP4 decodes to all its frames at its rate, and its
                audio lies where the FLAC's does
 latents        checksum and size of every tar file
-report         its numbers are JSON, and its page is whole
+report         its numbers are JSON, and its pages are whole
 ledger         its `shard` column and the shards agree, both ways
 """
 
@@ -235,14 +235,15 @@ def _check_latents(store: Store) -> Iterator[Problem]:
 
 
 def _check_report(store: Store) -> Iterator[Problem]:
-    numbers, page = "report/statistics.json", "report/index.html"
+    numbers = "report/statistics.json"
     if store.exists(numbers):
         try:
             _read_object(store, numbers)
         except DatasetError as error:
             yield Problem(numbers, str(error), (numbers,))
-    if store.exists(page) and not store.read(page).rstrip().endswith(b"</html>"):
-        yield Problem(page, "cut short", (page,))
+    for page in ("report/index.html", "report/what_if.html"):
+        if store.exists(page) and not store.read(page).rstrip().endswith(b"</html>"):
+            yield Problem(page, "cut short", (page,))
 
 
 # ------------------------------------------------------------------------------- parts

@@ -3,6 +3,7 @@
 statistics.py   the numbers, from the tables
 people.py       who gives how much, who may be one, and who may be two
 quantities.py   each measured quantity: distribution, threshold, what if
+what_if.py      a second page: all thresholds at once, live
 charts.py       histograms as inline SVG
 page.html.j2    the page
 """
@@ -28,6 +29,7 @@ from talkforge.pipeline.report.statistics import (
     sources_table,
     statistics,
 )
+from talkforge.pipeline.report.what_if import Repeats, what_if_page
 from talkforge.pipeline.store import Store
 from talkforge.schemas.dataset import Dataset
 
@@ -78,8 +80,9 @@ def write_report(
     thumbnails: Thumbnails,
     people: pd.DataFrame | None = None,
     audit: Mapping[str, Any] | None = None,
+    repeats: Repeats | None = None,
 ) -> dict[str, Any]:
-    """Write `report/statistics.json` and `report/index.html`; returns the statistics.
+    """Write `report/statistics.json`, `report/index.html` and `report/what_if.html`; returns the statistics.
 
     Args:
         store: the data set.
@@ -90,14 +93,20 @@ def write_report(
         thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
         people: one row per person; None where the data set has no such table yet.
         audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
+        repeats: near duplicates among the clips that thresholds decide on; None: there is no what-if page.
 
     Raises:
         DatasetError: the tables do not add up; nothing is written then.
     """
     numbers = statistics(ledger, sources, failures, dataset, people, audit)
-    page = render(numbers, ledger, sources, failures, thumbnails)
+    page = render(numbers, ledger, sources, failures, thumbnails, has_what_if=repeats is not None)
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())
+    if repeats is None:
+        store.delete("report/what_if.html")
+    else:
+        what_if = what_if_page(clips_table(ledger), dataset.config, repeats)
+        store.write("report/what_if.html", what_if.encode())
     store.write("report/index.html", page.encode())
     return numbers
 
@@ -108,6 +117,7 @@ def render(
     sources: pd.DataFrame,
     failures: pd.DataFrame,
     thumbnails: Thumbnails,
+    has_what_if: bool = False,
 ) -> str:
     """The report as one self-contained HTML page; the same arguments give the same text.
 
@@ -117,6 +127,7 @@ def render(
         sources: one row per input.
         failures: one row per error.
         thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
+        has_what_if: whether `what_if.html` lies beside it.
     """
     template = importlib.resources.files("talkforge.pipeline.report").joinpath("page.html.j2")
     environment = jinja2.Environment(
@@ -144,6 +155,7 @@ def render(
         failures=_failure_rows(failures),
         rows_shown=ROWS_SHOWN,
         num_failures=len(failures),
+        has_what_if=has_what_if,
     )
 
 

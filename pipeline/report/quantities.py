@@ -144,7 +144,7 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
     """
     others = broken.drop(columns=rule.code).any(axis=1)
     open_ = clips[~others & clips["failure"].isna() & clips["stopped_by"].isna()]
-    values = _judged(rule.field, open_)
+    values = judged(rule.field, open_)
     values = values.abs() if rule.absolute else values
     if rule.likely:
         values = values.where(~(open_[rule.likely] < LIKELY_FROM))
@@ -166,7 +166,7 @@ def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Confi
     }
 
 
-def _judged(field: str, clips: pd.DataFrame) -> pd.Series:
+def judged(field: str, clips: pd.DataFrame) -> pd.Series:
     """What a rule compares: the measurement, or what it is once the audio is moved (see `verdict.judge`)."""
     if field == "sync_offset_frames":
         return clips[field].where(clips["audio_shift_s"].isna(), 0.0)

@@ -252,7 +252,7 @@ def select(
                 changed = described.model_copy(update={"config": chosen})
                 selection = job.select(store, changed, load_ingested(store))
                 display.show(Progress("report"))
-                job.report(store)
+                job.report(store, selection)
     stale, totals = job.stale_shards(store, selection), selection.totals
     waiting = sum(row.accepted and row.shard is None for row in selection.rows)
     if as_json:
@@ -348,7 +348,7 @@ def _note_snapshots(dataset: str) -> None:
 
 @command(LOOK, "talkforge report set")
 def report(dataset: DatasetArgument) -> None:
-    """Write report/index.html and report/statistics.json again."""
+    """Write the pages of report/ and report/statistics.json again."""
     from talkforge.pipeline import jobs as job
     from talkforge.pipeline.store import Store
 

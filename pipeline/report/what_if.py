@@ -1,0 +1,133 @@
+"""The page `report/what_if.html`: all thresholds at once, and what would be kept, while they are moved.
+
+It holds the judged values of every clip that thresholds decide on, so that the browser applies the rules as
+`talkforge select` does, near duplicates too, and comes to the same numbers. One file, which opens without a
+network and runs no script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import importlib.resources
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule, hangs_on_numbers
+from talkforge.pipeline.report.quantities import judged, threshold_of
+from talkforge.schemas.config import Config, Thresholds
+
+Repeats = Sequence[tuple[str, str]]
+"""(clip, clip that repeats it) of near duplicates, the better one first, see `all_repeats`."""
+
+
+def decided_by_thresholds(clips: pd.DataFrame) -> pd.Series:
+    """Which clips thresholds decide on, see `verdict.hangs_on_numbers`.
+
+    Args:
+        clips: answer of `clips_table`.
+    """
+    told = zip(clips["failure"], clips["stopped_by"], clips["reasons"], strict=True)
+    return pd.Series([hangs_on_numbers(*row) for row in told], clips.index, dtype=bool)
+
+
+def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats) -> str:
+    """The page; the same arguments give the same text.
+
+    Args:
+        clips: answer of `clips_table`.
+        config: of the last selection.
+        repeats: near duplicates among the clips that thresholds decide on.
+    """
+    script = _resource("what_if.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    data = json.dumps(document(clips, config, repeats), allow_nan=False).replace("<", "\\u003c")
+    return environment.from_string(_resource("what_if.html.j2")).render(
+        script=Markup(script), digest=digest, data=Markup(data)
+    )
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files("talkforge.pipeline.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str, Any]:
+    """What the page knows, for JSON."""
+    open_ = clips[decided_by_thresholds(clips)].reset_index(drop=True)
+    rules = [rule for rule in RULES if _is_offered(rule, open_, config)]
+    columns = [
+        open_["duration_s"],
+        *(_numbered(open_[name]) for name in ("video_id", "person_id", "language")),
+        *(_values(rule, open_) for rule in rules),
+    ]
+    table = np.stack([np.asarray(column, "<f8") for column in columns])
+    place = {key: n for n, key in enumerate(open_["clip_id"])}
+    return {
+        "num_clips": len(open_),
+        "num_fixed": len(clips) - len(open_),
+        # One column after the other: duration, source, person, language, then those of the rules.
+        "table": base64.b64encode(gzip.compress(table.tobytes(), 6, mtime=0)).decode(),
+        "rules": [
+            _described(rule, values, config)
+            for rule, values in zip(rules, table[len(columns) - len(rules) :], strict=True)
+        ],
+        "kept": np.flatnonzero(open_["reviewed"].eq("keep")).tolist(),
+        "repeats": [[place[a], place[b]] for a, b in repeats if a in place and b in place]
+        if config.thresholds.near_duplicates
+        else [],
+        "config": {
+            "thresholds": config.thresholds.model_dump(mode="json"),
+            "shards": config.shards.model_dump(mode="json"),
+        },
+    }
+
+
+def _is_offered(rule: Rule, clips: pd.DataFrame, config: Config) -> bool:
+    """Whether the page can move a threshold. Where audio is moved, its offsets hang on the threshold."""
+    if rule.field == "sync_offset_frames" and config.thresholds.repair_sync:
+        return False
+    is_on = getattr(config.thresholds, rule.threshold) is not None
+    return bool(is_on or _values(rule, clips).notna().any())
+
+
+def _values(rule: Rule, clips: pd.DataFrame) -> pd.Series:
+    """What the rule compares in each clip; NaN where it has no value."""
+    values = judged(rule.field, clips)
+    values = values.abs() if rule.absolute else values
+    return values.where(~(clips[rule.likely] < LIKELY_FROM)) if rule.likely else values
+
+
+def _numbered(names: pd.Series) -> pd.Series:
+    """Each name as a number from 0; NaN where there is none."""
+    codes, _ = pd.factorize(names, sort=True)
+    return pd.Series(codes, names.index, dtype=float).where(codes >= 0)
+
+
+def _described(rule: Rule, values: Any, config: Config) -> dict[str, Any]:
+    about = threshold_of(rule, config)
+    known = values[np.isfinite(values)]
+    ends = [*known[[known.argmin(), known.argmax()]]] if len(known) else []
+    if about["threshold"] is not None:
+        ends.append(about["threshold"])
+    return {
+        "code": rule.code,
+        "meaning": rule.meaning,
+        "name": rule.threshold,
+        "description": about["description"],
+        "unit": about["unit"],
+        "at_least": rule.side == "at_least",
+        "needed": rule.needed,
+        "threshold": about["threshold"],
+        "whole": int in typing.get_args(Thresholds.model_fields[rule.threshold].annotation),
+        "low": float(min(ends)),
+        "high": float(max(ends)),
+    }
