@@ -148,10 +148,10 @@ def measure(
         rgb = decode_mp4(job.out.read_bytes())
         windows = pipeline.windows(-(-(len(rgb) - 1) // LATENT_STRIDE_FRAMES) + 1, settings)
         found, jumps = drift(rgb, round(pipeline.info.fps)), seams(rgb, borders(windows, windows[-1][-1] + 1))
+        changes = (f"{mean:.1f} / {high:.1f}" for mean, high in (jumps.at_borders, jumps.elsewhere))
         cells = (
             way, str(seed), f"{len(rgb)}", f"{found.colour:.1f}", f"{found.last_colour:.1f}",
-            f"{found.sharpness:.2f}", f"{found.likeness:.3f}",
-            *(f"{mean:.1f} / {high:.1f}" for mean, high in (jumps.at_borders, jumps.elsewhere)), f"{spent_s:.0f}",
+            f"{found.sharpness:.2f}", f"{found.likeness:.3f}", *changes, f"{spent_s:.0f}",
         )  # fmt: skip
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
         videos.append(rgb)

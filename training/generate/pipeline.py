@@ -122,7 +122,7 @@ class GenerationPipeline:
         config: of its run.
         info: of the data set it was trained on.
         device: where the model computes.
-        offloaded: whether `use` moves models.
+        offload: see `Savings`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class GenerationPipeline:
         self.model, self.encoders = model, encoders
         self.config, self.info = config, info
         self.device = device or next(model.parameters()).device
-        self.offloaded = False
+        self.offload = "none"
 
     @classmethod
     def load(
@@ -181,21 +181,22 @@ class GenerationPipeline:
         cast(model, dtype)
         savings.apply(model, encoders.codec, saving, where)
         pipeline = cls(model.eval(), encoders, config, info, where)
-        pipeline.offloaded = saving.offload == "model"
+        pipeline.offload = saving.offload
         return pipeline
 
     def use(self, part: str) -> None:
         """Bring the 'transformer' or the 'codec' to the device, and take the other one off it.
 
-        Only where models are offloaded.
+        Only where models are offloaded. A transformer whose blocks come and go by themselves stays.
         """
-        if not self.offloaded:
+        if self.offload == "none":
             return
         there, away = self.device, torch.device("cpu")
         self.encoders.codec.to(there if part == "codec" else away)
         if self.encoders.image is not None:
             self.encoders.image.to(there if part == "codec" else away)
-        self.model.to(there if part == "transformer" else away)
+        if self.offload == "model":
+            self.model.to(there if part == "transformer" else away)
 
     def sample(self, rgb_BHWC: Tensor, batch: Batch, settings: SampleConfig, seed: int) -> Tensor:
         """Videos of one window, uint8 [B, F, H, W, 3].

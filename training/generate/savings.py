@@ -27,7 +27,7 @@ class Savings:
         dtype: of the weights: 'float32', 'bfloat16', or 'auto', which is bfloat16 on CUDA, else float32.
         fp8: store the weights of the transformer's blocks in 8 bits, and compute in `dtype`.
         offload: 'none'; 'model': the transformer is on the device only while it is used, and so are the
-            other models; 'group': one block of the transformer is on the device at a time.
+            other models; 'group': the same, and of the transformer one block at a time.
         vae_tiling: decode frames larger than 256 px in tiles.
         lora: files of low-rank updates that are added to the transformer's weights, such as those of models
             that were distilled to a few steps.

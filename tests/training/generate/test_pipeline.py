@@ -12,7 +12,9 @@ import torch
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import SampleConfig
 from talkforge.training.generate.pipeline import GenerationPipeline
+from talkforge.training.generate.savings import Savings
 from talkforge.training.run import checkpoint
+from talkforge.training.wan.codec import LinearCodec
 from tests.training.batches import some_info
 from tests.training.speakers import EDGE_PX, FRAMES, a_run
 
@@ -77,3 +79,23 @@ def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
 def test_a_device_that_is_none_is_refused(run: Path) -> None:
     with pytest.raises(ModelError, match="--device quantum: is no torch device"):
         GenerationPipeline.load(run, "quantum")
+
+
+@pytest.mark.parametrize("offload", ("none", "model", "group"))
+def test_only_what_is_used_is_on_the_device(run: Path, offload: str) -> None:
+    """On a device without memory, which shows where everything is."""
+    pipeline = GenerationPipeline.load(run, "cpu", Savings(offload=offload), prompts=[])
+    pipeline.device = torch.device("meta")
+
+    def places() -> tuple[str, str]:
+        codec = pipeline.encoders.codec
+        assert isinstance(codec, LinearCodec)
+        return next(pipeline.model.parameters()).device.type, codec._first.device.type
+
+    assert places() == ("cpu", "cpu")
+    pipeline.use("transformer")
+    assert places() == (("meta" if offload == "model" else "cpu"), "cpu")
+    pipeline = GenerationPipeline.load(run, "cpu", Savings(offload=offload), prompts=[])
+    pipeline.device = torch.device("meta")
+    pipeline.use("codec")
+    assert places() == ("cpu", "cpu" if offload == "none" else "meta")
