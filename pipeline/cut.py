@@ -59,8 +59,8 @@ PIECES_PER_WORKER = 32
 """Pieces for each worker after which shards are put together. Until then pieces lie on the disk, and at the
 end of each round workers wait for the last one, which costs up to a piece in so many."""
 
-AUDIO_HZ, AUDIO_CHANNELS = 48_000, 2
-"""Sound of the mp4 member; the 16 kHz mono that models hear is the flac member."""
+AUDIO_HZ = 48_000
+"""Rate of the sound in the mp4 member, Hz; the 16 kHz mono that models hear is the flac member."""
 
 
 @dataclass(frozen=True)
@@ -531,13 +531,14 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
     clip, video, shift_s = order.meta.clip, order.video, order.meta.audio_shift_s
     arrays = read_arrays(store, order.part, clip.clip_id, order.identity)
     begin_s, end_s = clip.start_s - shift_s, clip.end_s - shift_s
-    stereo = media.read_audio(path, video, begin_s, end_s, AUDIO_HZ, AUDIO_CHANNELS)
+    channels = 1 if video.audio_channels == 1 or video.audio_channel != "mix" else 2
+    sound = media.read_audio(path, video, begin_s, end_s, AUDIO_HZ, channels).reshape(-1, channels)
     mono = media.read_audio(path, video, begin_s, end_s)
     if order.speech is not None:
         arrays = replace(arrays, speech=_embedded(mono, order, order.speech))
     with scratch.folder() as folder:
         out = folder / "clip.mp4"
-        media.encode_mp4(out, _frames(path, video, clip), clip.fps, stereo, config.crf, config.preset)
+        media.encode_mp4(out, _frames(path, video, clip), clip.fps, sound, config.crf, config.preset)
         mp4 = out.read_bytes()
     masks = (
         lips.rasterise(contour, clip.height_px, clip.width_px)

@@ -113,6 +113,26 @@ def test_frames_and_samples_are_those_of_the_source(
     assert clicks_heard(sound, 48_000) == pytest.approx([0.2, 0.9], abs=0.002)
 
 
+@pytest.mark.parametrize(
+    ("layout", "channel", "expected"), [("stereo", "mix", 2), ("mono", "mix", 1), ("stereo", "left", 1)]
+)
+def test_the_clip_has_as_many_channels_as_are_used_of_its_source(
+    tmp_path: Path, layout: str, channel: str, expected: int
+) -> None:
+    path = write_media(tmp_path / "a.mkv", Pictures(steady(25)), Sounds([(0, 1)], [0.5], layout=layout))
+    video = probe(path, Input(uri=str(path)), content_hash(path)).model_copy(
+        update={"audio_channel": channel}
+    )
+    store, clip = Store(str(tmp_path / "set")), clip_of(video, 0.0, 1.0, 25.0)
+    store_arrays(store, clip)
+    members = cut.cut(store, order_of(video, clip), path, ShardConfig())
+    (tmp_path / "clip.mp4").write_bytes(sample.decode(clip.clip_id, members).mp4)
+    again = probe(tmp_path / "clip.mp4", Input(uri="clip.mp4"), "0" * 64)
+    assert (again.audio_codec, again.audio_hz, again.audio_channels) == ("aac", 48_000, expected)
+    sound = media.read_audio(tmp_path / "clip.mp4", again, 0, 1, hz=48_000)
+    assert clicks_heard(sound, 48_000) == pytest.approx([0.5], abs=0.002)
+
+
 @pytest.mark.parametrize("shift_s", [0.2, -0.2])
 def test_moved_audio_is_cut_from_elsewhere_and_embedded_again(
     film: tuple[Path, Video], tmp_path: Path, shift_s: float
