@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from talkforge.curation.verdict import FORBIDDEN_WORDS, GOVERNANCE
 from talkforge.pipeline.exports.clips import Source
 from talkforge.pipeline.report.statistics import statistics
 from talkforge.schemas.dataset import Dataset
@@ -241,3 +242,57 @@ def _text(value: str) -> str:
 def _table(columns: list[str], rows: list[list[Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+OPEN = "*to be filled in by the provider of the model*"
+"""Stands in the summary of training content where Talkforge cannot know the answer."""
+
+
+def training_summary(facts: Facts) -> str:
+    """What is known of this data for the public summary of training content that the EU AI Act asks for.
+
+    Follows the sections of the Commission's template. What belongs to the model, or was never said in the
+    lists of inputs, is left open. Source: European Commission, Template for the Public Summary of Training
+    Content for general-purpose AI models, July 2025; Regulation (EU) 2024/1689, Article 53(1)(d).
+    """
+    found, total = facts.statistics, sum(facts.hours.values())
+    licences = [_text(name) or "not stated" for name in facts.licences]
+    sources = [
+        [_text(row["licence"]) or "not stated", _text(row["consent"]) or "not stated", row["sources"],
+         _hours(row["accepted"]["hours"])]
+        for row in found["provenance"][:FIRST_SHOWN]
+    ]  # fmt: skip
+    thresholds = facts.dataset.config.thresholds
+    consent = "required; clips without one were rejected" if thresholds.require_consent else "not required"
+    removed = [
+        f"{rule['any']['clips']} clips by `{rule['code']}`"
+        for rule in found["rules"]
+        if rule["code"] in (*GOVERNANCE, FORBIDDEN_WORDS.code) and rule["any"]["clips"]
+    ]
+    parts = [
+        "# Summary of training content",
+        f"Of the data set {_text(facts.name)}, snapshot {facts.snapshot}, for the summary of a model that is "
+        "trained on it. Read every line before you publish it.",
+        "## 1. General information",
+        f"- Provider, model, date of placing on the market: {OPEN}\n"
+        f"- Modalities: video, audio{', text' if found['languages'] else ''}\n"
+        f"- Size: {_hours(total)} of video with audio, {sum(facts.clips.values())} clips\n"
+        f"- Languages: {', '.join(map(_text, facts.languages)) or 'not measured'}\n"
+        f"- Latest date of acquisition: {OPEN}",
+        "## 2. Data sources",
+        "Video files that the maker of the data set named. Which of them are public data sets, licensed from "
+        f"third parties, crawled, collected from users or synthetic: {OPEN}",
+        _table(["licence", "consent of the people shown", "files", "length that was kept"], sources),
+        f"Licences: {', '.join(licences)}.",
+        "## 3. Data processing",
+        f"- Reservations of rights (text and data mining): {OPEN}. "
+        + (
+            f"Only these licences were kept: {_text(', '.join(thresholds.licences))}."
+            if thresholds.licences
+            else "No licence was filtered out."
+        )
+        + f"\n- Consent: {consent}."
+        f"\n- Removal of illegal content: {OPEN}. "
+        f"Removed by the rules of this data set: {'; '.join(removed) or 'nothing'}.",
+    ]
+    return "\n\n".join(parts) + "\n"

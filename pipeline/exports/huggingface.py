@@ -1,6 +1,7 @@
 """Export as a repository of the Hugging Face Hub: the shards, a table of the clips, a card and Croissant.
 
     README.md                 data card; its head has the files of each split and the type of every column
+    TRAINING_SUMMARY.md       what is known for the summary of training content of the EU AI Act
     croissant.json            the same for machines, see `exports.croissant`
     data/<shard>.tar          the shards as they are, linked where the disk allows it
     clips.parquet             a row of the ledger for each clip
@@ -54,6 +55,7 @@ def write(source: Source, folder: ExportFolder) -> Export:
     lists["croissant.json"] = croissant.document(source, facts, files, TABLE, table)
     head = yaml.safe_dump(_head(source, facts, features, sizes), sort_keys=False, allow_unicode=True)
     lists["README.md"] = f"---\n{head}---\n\n{card.page(facts)}".encode()
+    lists["TRAINING_SUMMARY.md"] = card.training_summary(facts).encode()
     return folder.close(files, clips, lists)
 
 

@@ -101,7 +101,7 @@ def test_croissant_names_every_file_with_its_sum(repository: Path) -> None:
         assert one["contentSize"] == f"{(repository / name).stat().st_size} B"
     assert document["license"] == "https://creativecommons.org/publicdomain/zero/1.0/"
     assert "rai:personalSensitiveInformation" in document
-    assert check_sums(repository) == len(files) + 3
+    assert check_sums(repository) == len(files) + 4
 
 
 def test_the_card_says_what_there_is(repository: Path) -> None:
@@ -128,6 +128,16 @@ def test_what_users_wrote_stays_text_in_the_card(tmp_path: Path) -> None:
     assert yaml.safe_load(head)["license"] == "other"
     assert "<script>" not in text and "](http" not in text
     assert r"\<script\>alert\(1\)\</script\> \| \[x\]\(http://y\) --- license: mit" in text
+
+
+def test_the_summary_for_the_ai_act_says_what_is_known(repository: Path) -> None:
+    text = (repository / "TRAINING_SUMMARY.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## 1. General information", "## 2. Data sources", "## 3. Data processing",
+    ]  # fmt: skip
+    assert "- Size: 0.1 min of video with audio, 4 clips" in text
+    assert "| CC0 | signed | 1 | 0.1 min |" in text and "- Consent: not required." in text
+    assert "- Modalities: video, audio\n" in text and text.count("to be filled in by the provider") == 5
 
 
 def test_types_follow_from_a_sample() -> None:
