@@ -324,9 +324,9 @@ class Thresholds(Section):
         "largest absolute audio offset, where the audio is likely to belong to the mouth",
     )
     min_sync_probability: float | None = _rule(
-        0.8,
+        0.2,
         "0..1",
-        "ours: of strangers' pieces of 6 s 98 % are kept, and 0.8 % of those with another's voice (docs/sync.md)",
+        "ours: of strangers' pieces of 3 s 89 % are kept, and 1.1 % of those with another's voice; of 6 s 98 % and none (docs/sync.md)",
         "least probability that mouth and audio belong together, within 120 ms, where scored",
     )
     min_sync_worst_probability: float | None = _rule(
