@@ -59,7 +59,7 @@ STRICT = Thresholds(
     min_sync_confidence=2.0, min_speaking_fraction=0.5, min_sync_c=3.0, require_sync_score=True,
     min_words_per_s=1.0, max_words_per_s=6.0, languages=("en", "de"), forbidden_words=("damn",),
     max_face_dark_fraction=0.2, max_face_bright_fraction=0.2, max_face_brisque=50.0, max_text_fraction=0.02,
-    max_nsfw_probability=0.8,
+    max_nsfw_probability=0.8, min_voice_similarity=0.65,
 )  # fmt: skip
 
 
