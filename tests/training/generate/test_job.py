@@ -87,8 +87,10 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
     return seen
 
 
-@pytest.mark.parametrize("solver", ("euler", "dpm++2m"))
-@pytest.mark.parametrize(("windows", "stop_at", "left"), (("overlap", 8, 20 - 5), ("continue", 6, 20 - 6)))
+@pytest.mark.parametrize(
+    ("windows", "stop_at", "left", "solver"),
+    (("overlap", 8, 20 - 5, "dpm++2m"), ("continue", 6, 20 - 6, "euler")),
+)
 def test_an_interrupted_job_goes_on(
     run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: str, stop_at: int,
     left: int, solver: str,
