@@ -33,6 +33,10 @@ LIKELY_FROM = 0.8
 """Least probability from which what a measurement presumes is taken to be so. Source: ours."""
 
 
+BANDS_ONLY, BANDS_ONLY_FROM = "contrastive-v1", 0.8
+"""The sync scorer of earlier versions, and the least `sync_probability` of a clip that it scored, whatever
+the threshold: below it, it accepts too many other voices. Source: ours, docs/sync.md."""
+
 REPAIR_FROM = 0.95
 """Least `sync_offset_probability` of audio that is moved. Source: ours, docs/sync.md."""
 
@@ -322,6 +326,9 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
     """
     if row.get("audio_shift_s"):
         row = {**row, "sync_offset_frames": 0, "sync_probability": row["sync_offset_probability"]}
+    least = thresholds.min_sync_probability
+    if (row.get("sync_method") or "").startswith(BANDS_ONLY) and least is not None:
+        thresholds = thresholds.model_copy(update={"min_sync_probability": max(least, BANDS_ONLY_FROM)})
     stopped = row.get("stopped_by")
     reasons = [reason for rule in RULES if (reason := _broken(rule, row, thresholds, stopped))]
     if stopped == NOT_TRACED.code:

@@ -274,6 +274,27 @@ def test_unscored_sync_passes_unless_a_score_is_required() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "probability", "least", "rejected"),
+    [
+        ("phonetic-v1", 0.2, 0.2, False),
+        ("phonetic-v1", 0.19, 0.2, True),
+        ("contrastive-v1", 0.79, 0.2, True),
+        ("contrastive-v1+own", 0.79, 0.2, True),
+        ("contrastive-v1", 0.8, 0.2, False),
+        ("contrastive-v1", 0.85, 0.9, True),
+        ("contrastive-v1", 0.1, None, False),
+    ],
+)
+def test_a_probability_of_an_earlier_scorer_must_be_as_high_as_it_had_to_be_then(
+    method: str, probability: float, least: float | None, rejected: bool
+) -> None:
+    found = codes(
+        {"sync_method": method, "sync_probability": probability}, Thresholds(min_sync_probability=least)
+    )
+    assert ("sync_unlikely" in found) == rejected
+
+
+@pytest.mark.parametrize(
     ("probability", "expected"), [(0.79, []), (0.8, ["out_of_sync"]), (None, ["out_of_sync"])]
 )
 def test_an_offset_counts_where_the_audio_is_likely_to_belong_to_the_mouth(
@@ -324,7 +345,7 @@ def test_audio_is_moved_by_an_offset_that_is_large_sure_and_constant(
     [
         ({"audio_shift_s": 0.24}, []),
         ({"audio_shift_s": None}, ["out_of_sync", "sync_unlikely"]),
-        ({"audio_shift_s": 0.24, "sync_offset_probability": 0.7}, ["sync_unlikely"]),
+        ({"audio_shift_s": 0.24, "sync_offset_probability": 0.19}, ["sync_unlikely"]),
         ({"audio_shift_s": 0.24, "snr_db": 14.9}, ["noisy"]),
     ],
 )
