@@ -26,7 +26,7 @@ Candidate = tuple[Mapping[str, Any], Mapping[str, NDArray[Any]]]
 
 
 SURELY_IN_SYNC = 0.95
-"""Least `sync_probability` of a clip that is not in doubt. Source: ours; it is well above the rule's 0.8."""
+"""Least `sync_probability` of a clip that is not in doubt. Source: ours, well above the threshold."""
 
 
 def find_near_duplicates(candidates: Iterable[Candidate], thresholds: Thresholds) -> dict[str, str]:
