@@ -9,11 +9,13 @@ audio therefore have no duplicates here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from talkforge.curation.fingerprint import (
@@ -27,8 +29,11 @@ from talkforge.curation.fingerprint import (
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.units import AUDIO_HZ
 
-SHARED_TOKENS = 3
-"""Tokens that two clips must share to be compared; see `_tokens`."""
+Name = TypeVar("Name", int, str)
+
+GAPS, FEW_GAPS, MANY_CLIPS = 4, 2, 200_000
+"""Each audio hash makes keys with the next `GAPS`, in a set of more than `MANY_CLIPS` with the next
+`FEW_GAPS`. Source: ours, docs/duplicates.md."""
 
 COMPARED_CLIPS = 50
 """Clips that share a token are compared with the first so many of them. This bounds the work where very many
@@ -55,17 +60,27 @@ MIN_MOUTH_FRAMES, MIN_MOUTH_DEVIATION = 38, 0.02
 """Openings are compared over this many frames and more (1.5 s), and where both vary by this standard
 deviation, distances of the eyes. A mouth at rest says nothing."""
 
-BLOCK_CLIPS = 4096
-"""Clips whose candidate pairs are held in memory at once."""
+COMPARED_PAIRS = 50_000
+"""Most pairs that one key makes before even fewer than `COMPARED_CLIPS` clips are compared with the rest."""
+
+BLOCK_PAIRS = 1 << 22
+"""Pairs of entries that are held in memory at once."""
+
+CLIPS_IN_FILE = 4096
+"""Clips for each file of an `Index`, up to 256 files."""
+
+MOST_INDEXED = 1 << 22
+"""Most clips that an `Index` tells apart."""
 
 _TIME, _HASH = np.uint64(HASH_BITS), np.uint64(2**HASH_BITS - 1)
 """Shift to the time of an audio hash, and mask of the rest."""
 
-_ANCHOR, _REST = np.uint64(12), np.uint64(2**12 - 1)
-"""Shift to the first peak of an audio hash (its bin and time), and mask of what describes the second peak."""
+_ANCHOR = np.uint64(12)
+"""Shift to the first peak of an audio hash: its bin and time."""
 
-_CLIP, _TOKEN = np.uint64(2**32 - 1), np.uint64(32)
-"""Mask of the clip in a sorting key, and shift to its token."""
+_KEY, _CLIP_BITS, _CLIP_MASK = np.uint64(36), np.uint64(22), np.uint64(MOST_INDEXED - 1)
+_TIME_MASK, _SHIFT_BITS = np.uint64(2**14 - 1), np.uint64(15)
+"""Parts of the numbers that stand for a key of a clip, and for a pair of clips; see `_packed`."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +111,7 @@ def near_duplicates(
     """Find the clips that repeat another.
 
     Of two duplicates the one named first is kept. A clip repeats only a clip that is itself kept, and that
-    it resembles directly: there are no chains.
-
-    With T audio hashes in all, sorting takes T log T steps, and then each hash at most `COMPARED_CLIPS`.
-    Only clips that share tokens are compared, never all with all.
+    it resembles directly: there are no chains. Only clips that share keys are compared, see `Index`.
 
     Args:
         clips: (id, fingerprint) of every clip, the better ones first.
@@ -109,53 +121,105 @@ def near_duplicates(
         Id of every clip that repeats another -> id of the clip that is kept.
     """
     thresholds = thresholds or DuplicateThresholds()
-    repeats: dict[int, int] = {}
-    for first, second in _candidates([fingerprint.audio_hashes for _, fingerprint in clips]):
-        if first in repeats or second in repeats:
-            continue
-        if repeated(clips[first][1], clips[second][1], thresholds):
-            repeats[second] = first
-    return {clips[a][0]: clips[b][0] for a, b in sorted(repeats.items())}
+    with tempfile.TemporaryDirectory() as folder:
+        index = Index(Path(folder), len(clips))
+        for number, (_, fingerprint) in enumerate(clips):
+            index.add(np.full(len(fingerprint.audio_hashes), number), fingerprint.audio_hashes)
+        pairs = index.pairs()
+    alike = (pair for pair in pairs.tolist() if repeated(clips[pair[0]][1], clips[pair[1]][1], thresholds))
+    return {clips[a][0]: clips[b][0] for a, b in sorted(kept_of(alike).items())}
 
 
-def repeated_pairs(
-    clips: Sequence[tuple[str, Fingerprint]], thresholds: DuplicateThresholds
-) -> list[tuple[str, str]]:
-    """All pairs of duplicates, in the order in which `near_duplicates` takes them.
-
-    Whatever clips are taken out, it comes to the same by the pairs that are left; but for clips of which more
-    than `COMPARED_CLIPS` share a token.
+def kept_of(pairs: Iterable[Sequence[Name]]) -> dict[Name, Name]:
+    """Clip that is left out -> clip that is kept in its place.
 
     Args:
-        clips: (id, fingerprint) of every clip, the better ones first.
-        thresholds: when two clips are duplicates.
+        pairs: (better, worse) clips of which the second repeats the first, by the rank of the better one
+            and then of the worse.
     """
-    pairs = _candidates([fingerprint.audio_hashes for _, fingerprint in clips])
-    return [(clips[a][0], clips[b][0]) for a, b in pairs if repeated(clips[a][1], clips[b][1], thresholds)]
+    repeats_of: dict[Name, Name] = {}
+    for first, second in pairs:
+        if first not in repeats_of and second not in repeats_of:
+            repeats_of[second] = first
+    return repeats_of
+
+
+class Agreement(NamedTuple):
+    """How far a second clip repeats a first, at the shift in time at which most of their audio agrees.
+
+    It depends on the two clips alone, and `repeats` compares it with thresholds.
+
+    Attributes:
+        num_hashes: audio hashes that agree.
+        hash_fraction: the same, as a fraction of the hashes in the overlap of the clip that has fewer.
+        stretch: fraction of the overlap that the hashes which agree span.
+        overlap: fraction of the second clip that the first one shows too.
+        frame_bits: mean distance of the frame hashes, of 64 bits; NaN where no frame is common.
+        face_shift: median distance of the faces, as a fraction of their width; NaN likewise.
+        mouth: correlation of the lips' openings; NaN where they are not known to move in both.
+    """
+
+    num_hashes: float
+    hash_fraction: float
+    stretch: float
+    overlap: float
+    frame_bits: float
+    face_shift: float
+    mouth: float
 
 
 def repeated(first: Fingerprint, second: Fingerprint, thresholds: DuplicateThresholds) -> bool:
     """Whether the second clip shows the face of the first, at the same moment, for long enough."""
+    found = agreement(first, second, thresholds.min_hashes)
+    return found is not None and bool(repeats(found, thresholds))
+
+
+def repeats(found: Any, thresholds: DuplicateThresholds) -> Any:
+    """Whether an agreement, or each of a table of them, is enough.
+
+    Args:
+        found: an `Agreement`, or anything with arrays under the same names.
+        thresholds: when two clips are duplicates.
+    """
+    return (
+        (found.num_hashes >= thresholds.min_hashes)
+        & (found.overlap >= thresholds.min_overlap_fraction)
+        & (found.stretch >= MIN_STRETCH)
+        & (found.hash_fraction >= thresholds.min_hash_fraction)
+        & (found.frame_bits <= thresholds.max_frame_bits)
+        & (found.face_shift <= MAX_FACE_SHIFT)
+        & np.logical_not(found.mouth < MIN_MOUTH_CORRELATION)
+    )
+
+
+def agreement(first: Fingerprint, second: Fingerprint, min_hashes: int = 8) -> Agreement | None:
+    """How far the second clip repeats the first; None where fewer than `min_hashes` hashes agree, or nothing
+    overlaps."""
     agreeing_s, shift = _best_shift(first.audio_hashes, second.audio_hashes)
-    if len(agreeing_s) < thresholds.min_hashes:
-        return False
+    if len(agreeing_s) < min_hashes:
+        return None
     # Second s of the second clip is second s + shift_s of the first: where both show something, in the
     # clock of the first.
     shift_s = shift * HOP_SAMPLES / AUDIO_HZ
     start_s, end_s = max(0.0, shift_s), min(first.duration_s, second.duration_s + shift_s)
-    if end_s - start_s < thresholds.min_overlap_fraction * second.duration_s:
-        return False
+    if end_s <= start_s:
+        return None
     # Four fifths of the agreeing hashes lie between these, so that a stray one does not count.
     low_s, high_s = np.percentile(agreeing_s, (10, 90))
-    if (high_s - low_s) / 0.8 < MIN_STRETCH * (end_s - start_s):
-        return False
     fewest = min(
         _count(first.audio_hashes, start_s, end_s),
         _count(second.audio_hashes, start_s - shift_s, end_s - shift_s),
     )
-    if len(agreeing_s) < thresholds.min_hash_fraction * fewest:
-        return False
-    return _frames_agree(first, second, shift_s, thresholds) and _mouths_agree(first, second, shift_s)
+    frame_bits, face_shift = _frames(first, second, shift_s)
+    return Agreement(
+        num_hashes=len(agreeing_s),
+        hash_fraction=len(agreeing_s) / max(fewest, 1),
+        stretch=float((high_s - low_s) / 0.8 / (end_s - start_s)),
+        overlap=(end_s - start_s) / second.duration_s,
+        frame_bits=frame_bits,
+        face_shift=face_shift,
+        mouth=_mouths(first, second, shift_s),
+    )
 
 
 def _best_shift(a: AudioHashes, b: AudioHashes) -> tuple[NDArray[np.float64], int]:
@@ -195,11 +259,11 @@ def _count(hashes: AudioHashes, start_s: float, end_s: float) -> int:
     return int(np.count_nonzero((times_s >= start_s) & (times_s < end_s)))
 
 
-def _frames_agree(a: Fingerprint, b: Fingerprint, shift_s: float, thresholds: DuplicateThresholds) -> bool:
-    """Whether frames of the same moment look alike and have the face in one place.
+def _frames(a: Fingerprint, b: Fingerprint, shift_s: float) -> tuple[float, float]:
+    """Mean distance in bits of frames of the same moment, and median distance of the faces in them.
 
     A sampled frame of `b` falls between two of `a`, possibly with a cut on one side, so the more similar of
-    both counts. Clips without a common frame do not agree.
+    both counts. NaN where the clips have no common frame.
     """
     positions = np.arange(len(b.frame_hashes)) + shift_s * HASHED_FRAMES_HZ
     inside = np.flatnonzero((positions >= 0) & (positions <= len(a.frame_hashes) - 1))
@@ -209,13 +273,12 @@ def _frames_agree(a: Fingerprint, b: Fingerprint, shift_s: float, thresholds: Du
     shifts = np.fmin(*(_face_shift(a.face_boxes[i], b.face_boxes[j]) for i, j in pairs))
     known = np.isfinite(shifts)
     if not known.any():
-        return False
-    mean_bits = np.minimum(*bits)[known].mean()
-    return bool(mean_bits <= thresholds.max_frame_bits and np.median(shifts[known]) <= MAX_FACE_SHIFT)
+        return float("nan"), float("nan")
+    return float(np.minimum(*bits)[known].mean()), float(np.median(shifts[known]))
 
 
-def _mouths_agree(a: Fingerprint, b: Fingerprint, shift_s: float) -> bool:
-    """Whether the lips move alike, where both are known to move."""
+def _mouths(a: Fingerprint, b: Fingerprint, shift_s: float) -> float:
+    """Largest correlation of the lips' openings near the shift; NaN where they are not known to move."""
     found = []
     for more in range(-MOUTH_SHIFT_FRAMES, MOUTH_SHIFT_FRAMES + 1):
         shift = round(shift_s * MOUTH_HZ) + more
@@ -228,7 +291,7 @@ def _mouths_agree(a: Fingerprint, b: Fingerprint, shift_s: float) -> bool:
         one, other = one[known], other[known]
         if min(one.std(), other.std()) >= MIN_MOUTH_DEVIATION:
             found.append(float(np.corrcoef(one, other)[0, 1]))
-    return not found or max(found) >= MIN_MOUTH_CORRELATION
+    return max(found, default=float("nan"))
 
 
 def _face_shift(a: Floats, b: Floats) -> Floats:
@@ -239,58 +302,134 @@ def _face_shift(a: Floats, b: Floats) -> Floats:
     return shifts
 
 
-def _candidates(hashes: Sequence[AudioHashes]) -> Iterator[tuple[int, int]]:
-    """Pairs (i, j), i < j, in order, of clips that share at least `SHARED_TOKENS` tokens.
+# ---------------------------------------------------------------------- which clips are compared
 
-    With a matrix E [tokens, clips] that is 1 where a clip has a token, entry (i, j) of E^T E is the number of
-    tokens that clips i and j share. The left factor keeps only the first `COMPARED_CLIPS` clips of each
-    token, which bounds the number of products per token.
+
+@dataclass
+class Index:
+    """Keys of the audio of many clips, and the pairs of clips that share some; files in a folder.
+
+    A key is two audio hashes that follow each other and begin with different peaks, and the time between
+    them. Every clip is added, in any order. Keys are kept in files by their value, so that no more than one
+    of these is ever held in memory.
+
+    Attributes:
+        folder: an empty folder.
+        num_clips: clips that will be added.
     """
-    clips, begins = _shared_tokens(hashes)
-    shape = (len(begins) - 1, len(hashes))
-    counts = np.diff(begins)
-    early = np.arange(len(clips)) - np.repeat(begins[:-1], counts) < COMPARED_CLIPS
-    early_begins = np.append(0, np.cumsum(np.minimum(counts, COMPARED_CLIPS)))
-    ones = np.ones(len(clips), np.int32)
-    everyone = scipy.sparse.csr_array((ones, clips, begins), shape)
-    firsts = scipy.sparse.csr_array((ones[early], clips[early], early_begins), shape).T.tocsr()
-    for start in range(0, len(hashes), BLOCK_CLIPS):
-        shared = (firsts[start : start + BLOCK_CLIPS] @ everyone).tocoo()
-        left, right = shared.coords[0] + start, shared.coords[1]
-        enough = (shared.data >= SHARED_TOKENS) & (left < right)
-        yield from sorted(zip(left[enough].tolist(), right[enough].tolist(), strict=True))
+
+    folder: Path
+    num_clips: int
+
+    def __post_init__(self) -> None:
+        self._gaps = GAPS if self.num_clips <= MANY_CLIPS else FEW_GAPS
+        bits = min(8, (self.num_clips // CLIPS_IN_FILE).bit_length())
+        self._keys = _Files(self.folder, "keys", bits, 64)
+        self._pairs = _Files(self.folder, "pairs", bits, 37 + max(self.num_clips - 1, 1).bit_length())
+
+    def add(self, clips: NDArray[np.int64], hashes: AudioHashes) -> None:
+        """Add the hashes of some clips.
+
+        Args:
+            clips: number of the clip [L] that each hash is of, those of one clip next to each other.
+            hashes: audio hashes [L], ascending in each clip.
+        """
+        found = [np.zeros(0, np.uint64)]
+        for apart in range(1, self._gaps + 1):
+            first, second = hashes[:-apart], hashes[apart:]
+            used = (clips[:-apart] == clips[apart:]) & ((first >> _ANCHOR) != (second >> _ANCHOR))
+            first, second = first[used], second[used]
+            between = np.minimum((second >> _TIME) - (first >> _TIME), np.uint64(255))
+            key = ((first & _HASH) << np.uint64(28)) | ((second & _HASH) << np.uint64(8)) | between
+            times = (first >> _TIME) & _TIME_MASK
+            found.append(_packed(key, clips[:-apart][used].astype(np.uint64), times))
+        self._keys.write(np.concatenate(found))
+
+    def pairs(self) -> NDArray[np.int64]:
+        """Pairs (i, j) of clips [P, 2], i < j, in order, that share two keys at one shift in time."""
+        for entries in self._keys.read():
+            for codes in _shared(entries):
+                self._pairs.write(codes)
+        found = [np.zeros(0, np.uint64)]
+        for codes in self._pairs.read():
+            codes.sort()  # by pair, then by shift
+            same = (codes[1:] >> _SHIFT_BITS) == (codes[:-1] >> _SHIFT_BITS)
+            near = codes[1:] - codes[:-1] <= 1
+            found.append(np.unique(codes[1:][same & near] >> _SHIFT_BITS))
+        merged = np.concatenate(found)
+        return np.asarray(np.stack([merged >> _CLIP_BITS, merged & _CLIP_MASK], axis=1), np.int64)
 
 
-def _shared_tokens(hashes: Sequence[AudioHashes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The clips that have each token, for the tokens that at least two clips have.
+class _Files:
+    """Numbers in 2 ** `split_bits` files, by the highest of their `num_bits` bits."""
 
-    Returns:
-        Clips of the first token, ascending, then those of the second, and so on [C]; and where the clips of
-        each token begin [tokens + 1].
+    def __init__(self, folder: Path, name: str, split_bits: int, num_bits: int) -> None:
+        self._files = [(folder / f"{name}-{number}").open("wb") for number in range(1 << split_bits)]
+        edges = np.arange(1, 1 << split_bits, dtype=np.uint64)
+        self._edges = edges << np.uint64(max(num_bits - split_bits, 0) % 64)
+
+    def write(self, numbers: NDArray[np.uint64]) -> None:
+        """Add some, in any order."""
+        if len(self._files) > 1:
+            numbers.sort()
+        pieces = (
+            np.split(numbers, np.searchsorted(numbers, self._edges)) if len(self._files) > 1 else [numbers]
+        )
+        for file, piece in zip(self._files, pieces, strict=True):
+            file.write(piece.tobytes())
+
+    def read(self) -> Iterator[NDArray[np.uint64]]:
+        """What is in each file, which is gone then."""
+        for file in self._files:
+            file.close()
+            yield np.fromfile(file.name, np.uint64)
+            Path(file.name).unlink()
+
+
+def _packed(
+    keys: NDArray[np.uint64], clips: NDArray[np.uint64], times: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """One number for each key: 28 bits of its value, spread evenly, 22 of its clip and 14 of its time."""
+    spread = (keys * np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFF000000000)
+    return spread | (clips << np.uint64(14)) | times
+
+
+def _shared(entries: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
+    """Pairs of clips and the shift in time at which they share a key, a number for each.
+
+    A clip is paired with the first `COMPARED_CLIPS` that have the key, fewer where very many have it.
     """
-    tokens = [_tokens(of_clip) for of_clip in hashes]
-    keys = np.concatenate([*tokens, np.zeros(0, np.uint64)]) << _TOKEN
-    keys |= np.repeat(np.arange(len(tokens), dtype=np.uint64), [len(t) for t in tokens])
-    del tokens
-    keys.sort()  # by token, then by clip; in place, because there may be a hundred million
-    # A token begins where a key differs from the one before in more than its clip.
-    begins_token = np.ones(len(keys), bool)
-    begins_token[1:] = (keys[1:] ^ keys[:-1]) > _CLIP
-    counts = np.diff(np.flatnonzero(begins_token), append=len(keys))
-    kept = np.repeat(counts > 1, counts)
-    begins = np.append(0, np.cumsum(counts[counts > 1]))
-    return (keys[kept] & _CLIP).astype(np.int32), begins
+    entries.sort()  # by key, clip and time
+    begins = np.append(0, np.flatnonzero((entries[1:] >> _KEY) != (entries[:-1] >> _KEY)) + 1)
+    counts = np.diff(begins, append=len(entries))
+    several = counts > 1
+    begins, counts = begins[several], counts[several]
+    firsts = np.minimum(counts - 1, np.clip(COMPARED_PAIRS // np.maximum(counts, 1), 1, COMPARED_CLIPS))
+    # One row for each of the first entries of a key: all entries after it are its partners.
+    left = np.repeat(begins, firsts) + _within(firsts)
+    partners = np.repeat(begins + counts, firsts) - left - 1
+    for start, end in _blocks(partners, BLOCK_PAIRS):
+        one = np.repeat(left[start:end], partners[start:end])
+        other = one + 1 + _within(partners[start:end])
+        a, b = entries[one], entries[other]
+        clip_a, clip_b = (a >> np.uint64(14)) & _CLIP_MASK, (b >> np.uint64(14)) & _CLIP_MASK
+        shift = ((a & _TIME_MASK) - (b & _TIME_MASK)) & np.uint64(2**15 - 1)
+        code = (((clip_a << _CLIP_BITS) | clip_b) << _SHIFT_BITS) | shift
+        yield code[clip_a != clip_b]
 
 
-def _tokens(hashes: AudioHashes) -> AudioHashes:
-    """Tokens of a clip: pairs of hashes that begin with the same peak, without their time.
+def _within(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... counts[0] - 1, 0, 1, ... counts[1] - 1, and so on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
-    A token has 32 bits (first peak 8, both second peaks 12 each) and is far rarer than a hash of 20.
-    """
-    found = []
-    for apart in (1, 2):  # at most three hashes begin with one peak, and they follow each other
-        first, second = hashes[:-apart], hashes[apart:]
-        same = (first >> _ANCHOR) == (second >> _ANCHOR)
-        pairs = ((first & _HASH) << _ANCHOR) | (second & _REST)
-        found.append(pairs[same])
-    return np.unique(np.concatenate(found))
+
+def _blocks(counts: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Spans of entries whose counts add up to about `most`."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + most, "right")))
+        yield start, end
+        start = end

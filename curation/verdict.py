@@ -12,10 +12,14 @@ thresholds of then rejected it, is judged likewise; where they would now accept 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.schemas.config import MeasureConfig, Thresholds
@@ -324,8 +328,7 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
             probability is `sync_offset_probability`.
         thresholds: limits of the rules. None switches a rule off.
     """
-    if row.get("audio_shift_s"):
-        row = {**row, "sync_offset_frames": 0, "sync_probability": row["sync_offset_probability"]}
+    row = _as_moved(row)
     least = thresholds.min_sync_probability
     if (row.get("sync_method") or "").startswith(BANDS_ONLY) and least is not None:
         thresholds = thresholds.model_copy(update={"min_sync_probability": max(least, BANDS_ONLY_FROM)})
@@ -335,11 +338,195 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
         reasons += [] if reasons else [_reason(NOT_TRACED, row)]
     elif stopped and all(reason.code != stopped for reason in reasons):
         reasons.append(_reason(next(rule for rule in RULES if rule.code == stopped), row))
-    reasons += _governance_reasons(row, thresholds)
-    if not stopped:
-        reasons += _transcript_reasons(row, thresholds)
-        reasons += _sync_reasons(row, thresholds)
+    reasons += _further_reasons(row, thresholds)
     return Verdict(clip_id=row["clip_id"], accepted=not reasons, reasons=tuple(reasons))
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """The reasons of many clips, in the order of the clips and, of each, of the funnel.
+
+    Attributes:
+        rows: int64 [R], number of the clip that each reason is of.
+        codes: [R], code of each.
+        details: [R], the same with measured value and threshold, for people.
+    """
+
+    rows: NDArray[np.int64]
+    codes: list[str]
+    details: list[str]
+
+    def with_more(self, rows: Sequence[int], codes: Sequence[str], details: Sequence[str]) -> Reasons:
+        """The same and further reasons, each the last of its clip."""
+        if not len(rows):
+            return self
+        merged = np.append(self.rows, np.asarray(rows, np.int64))
+        order = np.argsort(merged, kind="stable").tolist()
+        codes, details = [*self.codes, *codes], [*self.details, *details]
+        return Reasons(merged[order], [codes[i] for i in order], [details[i] for i in order])
+
+    def without(self, rows: NDArray[np.int64]) -> Reasons:
+        """The same without any reason of some clips."""
+        if not len(rows):
+            return self
+        left = np.flatnonzero(~np.isin(self.rows, rows)).tolist()
+        return Reasons(self.rows[left], [self.codes[i] for i in left], [self.details[i] for i in left])
+
+
+def judge_columns(columns: Columns, thresholds: Thresholds) -> Reasons:
+    """What `judge` says of many clips at once; a clip without a reason is accepted.
+
+    Args:
+        columns: those of the ledger that `judge` reads.
+        thresholds: limits of the rules. None switches a rule off.
+    """
+    found: list[tuple[NDArray[np.int64], int, Sequence[str], Sequence[str]]] = []
+    stopped = np.array([bool(code) for code in columns.values("stopped_by")], bool)
+    codes = np.array(columns.values("stopped_by"), object)
+    moved = np.nan_to_num(columns.floats("audio_shift_s")) != 0
+    for order, rule in enumerate(RULES):
+        broken, values = _broken_rows(rule, columns, thresholds, stopped, moved)
+        rows = np.flatnonzero(broken)
+        limits = _limits(rule, columns, thresholds)
+        found.append((rows, order, *_told(rule, values[rows], None if limits is None else limits[rows])))
+        # The code of the gate that ended measuring is always among the reasons.
+        rows = np.flatnonzero((codes == rule.code) & ~broken)
+        found.append((rows, len(RULES), *_told(rule, values[rows], None)))
+    unbroken = np.ones(columns.num_rows, bool)
+    unbroken[np.concatenate([one[0] for one in found])] = False
+    rows = np.flatnonzero(unbroken & (codes == NOT_TRACED.code))
+    found.append((rows, len(RULES), *_told(NOT_TRACED, columns.floats(NOT_TRACED.field)[rows], None)))
+    for row, further in columns.further(lambda view: _further_reasons(_as_moved(view), thresholds)):
+        rows = np.full(len(further), row)
+        found.append((rows, len(RULES) + 1, [one.code for one in further], list(map(str, further))))
+    rows = np.concatenate([one[0] for one in found])
+    orders = np.concatenate([np.full(len(one[0]), one[1]) for one in found])
+    by_row = np.lexsort((np.arange(len(rows)), orders, rows))
+    flat_codes = [code for one in found for code in one[2]]
+    flat_details = [detail for one in found for detail in one[3]]
+    return Reasons(rows[by_row], [flat_codes[i] for i in by_row], [flat_details[i] for i in by_row])
+
+
+def _broken_rows(
+    rule: Rule,
+    columns: Columns,
+    thresholds: Thresholds,
+    stopped: NDArray[np.bool_],
+    moved: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which clips break a rule, and what was measured of each, NaN where nothing was."""
+    values = columns.floats(rule.field)
+    if rule.field == "sync_offset_frames":
+        values = np.where(moved, 0.0, values)
+    elif rule.field == "sync_probability":
+        values = np.where(moved, columns.floats("sync_offset_probability"), values)
+    threshold = _limits(rule, columns, thresholds)
+    if threshold is None:
+        return np.zeros(len(values), bool), values
+    size, unknown = np.abs(values) if rule.absolute else values, np.isnan(values)
+    fails = size < threshold if rule.side == "at_least" else size > threshold
+    if rule.needed:
+        fails = fails | (unknown & ~stopped)
+    if rule.likely:
+        fails = fails & ~(columns.floats(rule.likely) < LIKELY_FROM)
+    return fails, values
+
+
+def _limits(rule: Rule, columns: Columns, thresholds: Thresholds) -> NDArray[np.float64] | None:
+    """Threshold of a rule for each clip; None where it is off."""
+    threshold = getattr(thresholds, rule.threshold)
+    if threshold is None:
+        return None
+    limits = np.full(columns.num_rows, threshold, np.float64)
+    if rule.threshold == "min_sync_probability":
+        of_bands = [(method or "").startswith(BANDS_ONLY) for method in columns.values("sync_method")]
+        limits[of_bands] = max(threshold, BANDS_ONLY_FROM)
+    return limits
+
+
+def _told(
+    rule: Rejection, values: NDArray[np.float64], thresholds: NDArray[np.float64] | None
+) -> tuple[list[str], list[str]]:
+    """Code and details of a rule for each of some clips that break it."""
+    limits = [None] * len(values) if thresholds is None else thresholds.tolist()
+    before = {limit: _around(rule, limit) for limit in set(limits)}
+    shown = []
+    for value, limit in zip(values.tolist(), limits, strict=True):
+        first, last = before[limit]
+        shown.append(f"{first}not measured{last}" if np.isnan(value) else f"{first}{value:.4g}{last}")
+    return [rule.code] * len(values), shown
+
+
+def _around(rule: Rejection, threshold: float | None) -> list[str]:
+    """What a reason says before and after the measured value."""
+    reason = Reason(code=rule.code, field=rule.field, value=None, threshold=threshold, found="{}")
+    return str(reason).split("{}")
+
+
+class Columns:
+    """Columns of the ledger, as `judge_columns` reads them.
+
+    Args:
+        num_rows: how many clips there are.
+        read: gives the values of a column by its name, None where there is none; raises KeyError for a column
+            that there is not.
+    """
+
+    def __init__(self, num_rows: int, read: Callable[[str], list[Any]]) -> None:
+        self.num_rows = num_rows
+        self._read = read
+        self._values: dict[str, list[Any]] = {}
+
+    def values(self, name: str) -> list[Any]:
+        """Values of a column [n], None where there is none."""
+        if name not in self._values:
+            try:
+                self._values[name] = self._read(name)
+            except KeyError:
+                self._values[name] = [None] * self.num_rows
+        return self._values[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Columns that were read so far."""
+        return list(self._values)
+
+    def forget(self, name: str) -> None:
+        """Read a column again, because it has changed."""
+        self._values.pop(name, None)
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        """The same as float64 [n], NaN where there is none."""
+        return np.array(self.values(name), np.float64)
+
+    def further(
+        self, reasons: Callable[[Mapping[str, Any]], list[Reason]]
+    ) -> Iterator[tuple[int, list[Reason]]]:
+        """Number and reasons of each clip that has any, by a function of a row."""
+        view = _Row(self)
+        for view.number in range(self.num_rows):
+            if found := reasons(view):
+                yield view.number, found
+
+
+class _Row(Mapping[str, Any]):
+    """One row of some columns, which is not copied."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns, self.number = columns, 0
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns.values(name)[self.number]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.columns.values(name)[self.number]
+        return default if value is None else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns.names)
+
+    def __len__(self) -> int:
+        return len(self.columns.names)
 
 
 def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped: str | None) -> Reason | None:
@@ -374,6 +561,23 @@ def _reason(
     """The reason with the value of the column `field` as evidence, by default the rejection's own column."""
     field = field or rejection.field
     return Reason(code=rejection.code, field=field, value=row.get(field), threshold=threshold)
+
+
+def _as_moved(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the sync that it has once its audio is moved, where it is."""
+    if not row.get("audio_shift_s"):
+        return row
+    then = {"sync_offset_frames": 0, "sync_probability": row["sync_offset_probability"]}
+    return ChainMap(then, cast(dict[str, Any], row))
+
+
+def _further_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
+    """Reasons that are no `Rule`."""
+    reasons = _governance_reasons(row, thresholds)
+    if not row.get("stopped_by"):
+        reasons += _transcript_reasons(row, thresholds)
+        reasons += _sync_reasons(row, thresholds)
+    return reasons
 
 
 def _governance_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
+
+from talkforge.curation import words
 from talkforge.pipeline import shards, snapshots, tables
 from talkforge.pipeline.ledger import Committed, CommittedClip
+from talkforge.pipeline.measured import Measured
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError
-from talkforge.schemas.records import Annotation, CaptionRow, Failure, TranscriptRow
+from talkforge.schemas.records import Annotation, CaptionRow, Failure, LedgerRow, Transcript, TranscriptRow
 
 PIECE_CLIPS = 64
 """Clips that are committed together, and most that a killed run annotates again."""
@@ -143,15 +147,45 @@ def settle(store: Store, kind: Kind[Row]) -> None:
 
 
 def annotated(store: Store, committed: Committed) -> Committed:
-    """The same with what was said of each clip; failures are rows."""
+    """The same with what was said of each clip."""
     transcripts, captions = read(store, TRANSCRIPTS), read(store, CAPTIONS)
-    clips, failures = [], list(committed.failures)
-    for clip in committed.clips:
-        key = clip.measures.clip.clip_id
-        failures += _failure(clip, TRANSCRIPTS, transcripts.get(key))
-        failures += _failure(clip, CAPTIONS, captions.get(key))
-        clips.append(_joined(clip, transcripts.get(key), captions.get(key)))
-    return replace(committed, clips=clips, failures=failures)
+    keys = ((clip, clip.measures.clip.clip_id) for clip in committed.clips)
+    clips = [_joined(clip, transcripts.get(key), captions.get(key)) for clip, key in keys]
+    return replace(committed, clips=clips)
+
+
+def joined(store: Store, measured: Measured, forbidden: Sequence[str]) -> Measured:
+    """The same with columns of what was said of each clip; failures are rows.
+
+    Args:
+        store: the data set.
+        measured: what the parts say.
+        forbidden: words to count.
+    """
+    transcripts, captions = read(store, TRANSCRIPTS), read(store, CAPTIONS)
+    if not transcripts and not captions:
+        return measured
+    clips, failures = measured.clips, list(measured.failures)
+    columns: dict[str, list[Any]] = {
+        name: [None] * len(clips) for name in (*Transcript.model_fields, FORBIDDEN)
+    }
+    keys = zip(*(clips.column(name).to_pylist() for name in ("clip_id", "video_id", "uri")), strict=True)
+    for number, (key, video_id, uri) in enumerate(keys):
+        failures += _failures(key, video_id, uri, TRANSCRIPTS, transcripts.get(key))
+        failures += _failures(key, video_id, uri, CAPTIONS, captions.get(key))
+        said = transcripts.get(key)
+        if said is not None and said.transcript is not None:
+            for name in Transcript.model_fields:
+                columns[name][number] = getattr(said.transcript, name)
+        if said is not None and said.failure is None and forbidden:
+            columns[FORBIDDEN][number] = words.occurrences(said.text, forbidden)
+    types = {f.name: f.type for f in tables.arrow_schema(LedgerRow)}
+    for name, values in columns.items():
+        clips = clips.append_column(name, pa.array(values, types[name]))
+    return replace(measured, clips=clips, failures=failures)
+
+
+FORBIDDEN = "num_forbidden_words"
 
 
 def _joined(
@@ -163,13 +197,10 @@ def _joined(
     return replace(clip, caption=caption)
 
 
-def _failure(clip: CommittedClip, kind: Kind[Row], row: Annotation | None) -> list[Failure]:
+def _failures(
+    clip_id: str, video_id: str, uri: str, kind: Kind[Row], row: Annotation | None
+) -> list[Failure]:
     if row is None or row.failure is None:
         return []
     error, _, message = row.failure.partition(": ")
-    of = clip.measures.clip
-    return [
-        Failure(
-            stage=kind.stage, key=of.clip_id, video_id=of.video_id, uri=of.uri, error=error, message=message
-        )
-    ]
+    return [Failure(stage=kind.stage, key=clip_id, video_id=video_id, uri=uri, error=error, message=message)]

@@ -11,16 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from talkforge.curation.face import identity
 from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import Scorer
-from talkforge.pipeline import shards, sync_adaptation, tables
-from talkforge.pipeline.ledger import SELECTING, Committed, CommittedClip, read_committed
+from talkforge.pipeline import shards, small_arrays, sync_adaptation, tables
+from talkforge.pipeline.ledger import Committed, CommittedClip, read_committed
+from talkforge.pipeline.measured import Measured
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip
+from talkforge.pipeline.small_arrays import SCORED
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.sync_adaptation import Adapted
 from talkforge.schemas import extras
@@ -150,9 +155,54 @@ def _adapted(
     return sync_adaptation.from_bytes(data, WEIGHTS, shipped, of)[1]
 
 
-def read_calibrated(store: Store) -> Committed:
-    """Everything that selection needs of what is committed, with sync as it was scored last."""
-    return calibrated(store, read_committed(store, SELECTING))
+def settle(store: Store, measured: Measured, config: Config) -> None:
+    """Calibrate, and read no more of the parts for that than needs be.
+
+    With `thresholds.adapt_sync` everything is read, because any clip may teach. Otherwise only parts are that
+    hold clips of another scorer.
+
+    Args:
+        store: the data set.
+        measured: what its parts say.
+        config: says whether the data set's own footage is used, and how people are told apart.
+    """
+    if scored_state(store) == _state(store, config):
+        return
+    if config.thresholds.adapt_sync:
+        calibrate(store, read_committed(store), config)
+        return
+    methods = measured.clips.column("sync_method")
+    scored_otherwise = pc.fill_null(pc.not_equal(methods, Scorer.load().name), False)
+    old = measured.clips.select(["part", "clip_id"]).filter(scored_otherwise)
+    parts: dict[str, set[str]] = {}
+    for row in old.to_pylist():
+        parts.setdefault(row["part"], set()).add(row["clip_id"])
+    calibrate(store, read_committed(store, SCORED, parts), config)
+
+
+def read_calibrated(
+    store: Store, arrays: Collection[str] | None = None, parts: Mapping[str, Collection[str]] | None = None
+) -> Committed:
+    """What `read_committed` reads, with sync as it was scored last."""
+    return calibrated(store, read_committed(store, arrays, parts))
+
+
+def with_calibration(store: Store, measured: Measured) -> Measured:
+    """What the parts say, with sync as it was scored last."""
+    if not (store.exists(MARKER) and store.exists(TABLE)):
+        return measured
+    own, clips = tables.from_bytes(store.read(TABLE), TABLE), measured.clips
+    found = pc.index_in(clips.column("clip_id"), value_set=own.column("clip_id").combine_chunks())
+    is_own = found.is_valid()
+    for name in Sync.model_fields:
+        number = clips.column_names.index(name)
+        column = clips.column(number)
+        if own.schema.field("sync").type.get_field_index(name) >= 0:
+            scored = pc.struct_field(own.column("sync"), name).take(found).cast(column.type)
+        else:
+            scored = pa.nulls(len(clips), column.type)
+        clips = clips.set_column(number, name, pc.if_else(is_own, scored, column))
+    return replace(measured, clips=clips)
 
 
 def calibrated(store: Store, committed: Committed) -> Committed:
@@ -186,5 +236,6 @@ def _state(store: Store, config: Config) -> str:
         digest.update(f"adapt {config.shards.same_person} {extras.missing('torch')}\n".encode())
     for part in committed_parts(store):
         files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
-        digest.update(f"{part} {files['features.npz']}\n".encode())
+        inputs = files.get(small_arrays.SYNC) or files[small_arrays.OLD]
+        digest.update(f"{part} {inputs}\n".encode())
     return digest.hexdigest()

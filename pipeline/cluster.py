@@ -52,6 +52,7 @@ class Cluster:
     Attributes:
         ray: the module.
         where: what the run runs on, in words.
+        grows: whether nodes may be added while it runs: it is a cluster that was joined.
 
     Raises:
         RunError: Ray does not start, or there is no cluster.
@@ -66,6 +67,7 @@ class Cluster:
         self.ray = ray
         self.where = ""
         self._ours = not ray.is_initialized()
+        self.grows = address is not None
         self._exit = ExitStack()
         self._closed = threading.Event()
         self._lost_since_s: float | None = None

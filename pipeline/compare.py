@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 
 from talkforge.pipeline import jobs, ledger, snapshots, tables
-from talkforge.pipeline.calibrate import read_calibrated
 from talkforge.pipeline.dataset import load_dataset, load_ingested
+from talkforge.pipeline.measured import read_measured
 from talkforge.pipeline.report.quantities import MEASURES
 from talkforge.pipeline.store import Store
 from talkforge.schemas.columns import unit_of
@@ -89,7 +89,7 @@ def choose_side(name: str, config: Config) -> Side:
         config: with other thresholds.
     """
     store = Store(name)
-    selection = jobs.choose(store, config, load_ingested(store), read_calibrated(store))
+    selection = jobs.choose(store, config, load_ingested(store), read_measured(store, writes=False))
     return _side(f"{name} with other thresholds", ledger.ledger_tables(selection), config)
 
 

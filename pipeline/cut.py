@@ -29,7 +29,7 @@ from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import lips, oval
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
-from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.ledger import CommittedClip, Selection
 from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
 from talkforge.pipeline.store import Store
@@ -39,7 +39,7 @@ from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, SpeechConfig, TextSource
 from talkforge.schemas.errors import DatasetError, MissingExtraError, ModelError, RunError, one_line
 from talkforge.schemas.npz import read_npz
-from talkforge.schemas.records import Clip, Failure, LedgerRow, Video
+from talkforge.schemas.records import Clip, Failure, LedgerRow, Verdict, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, ShardManifest
 from talkforge.schemas.units import features_from_frames
 
@@ -191,6 +191,7 @@ class CutTask:
 
 def orders(
     selection: Selection,
+    clips: Iterable[CommittedClip],
     videos: Mapping[str, Video],
     stamps: Mapping[str, str],
     models: Mapping[str, str],
@@ -203,6 +204,7 @@ def orders(
 
     Args:
         selection: says what is accepted, and by how much audio is moved.
+        clips: the accepted ones as they were committed, with their identity vector.
         videos: by id.
         stamps: state of each video's file, by the video's id.
         models: name -> sha256 of what measured.
@@ -212,10 +214,9 @@ def orders(
         text: that of the `ShardConfig`.
     """
     found = {}
-    for row in selection.rows:
-        if not row.accepted:
-            continue
-        clip, video = selection.clips[row.clip_id], videos[row.video_id]
+    by_id, listed = {clip.measures.clip.clip_id: clip for clip in clips}, selection.listed
+    for row in selection.accepted_rows:
+        clip, video = by_id[row.clip_id], videos[row.video_id]
         chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
         said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
         provenance = Provenance(
@@ -233,10 +234,10 @@ def orders(
             omega_face=row.omega_face,
             omega_body=row.omega_body,
             person_id=row.person_id,
-            verdict=selection.verdicts[row.clip_id],
+            verdict=Verdict(clip_id=row.clip_id, accepted=True, reasons=()),
             provenance=provenance,
             audio_shift_s=row.audio_shift_s or 0.0,
-            source=selection.listed.get(row.clip_id, {}),
+            source=listed.get(row.clip_id, {}),
         )
         identity = clip.features.get("identity", np.zeros(0, np.float32))
         found[row.clip_id] = Order(

@@ -25,9 +25,11 @@ from talkforge.pipeline import (
     calibrate,
     jobs,
     ledger,
+    measured,
     parts,
     proof,
     review,
+    small_arrays,
     snapshots,
     tables,
 )
@@ -220,15 +222,12 @@ def _described(store: Store, plan: Plan) -> Plan:
             named.add(snapshot.number)
     for file in {snapshot.tar(shard): None for snapshot in kept for shard in snapshot.shards}:
         sums |= _sums_of_samples(store, file, ids)
-    for name in store.list("parts"):
-        if name.endswith(("features.npz", "thumbnails.npz")):
-            sums |= {
-                digest_of(array.tobytes())
-                for key, array in read_npz(store.read(name), name).items()
-                if key[:ID_LENGTH] in ids
-                and (name.endswith("thumbnails.npz") or key.endswith(("/identity", "/voice")))
-                and array.nbytes
-            }
+    for part in parts.committed_parts(store):
+        folder = f"parts/{part}"
+        found = small_arrays.read(store, folder, ("identity", "voice"))
+        arrays = [(key, array) for key, one in found.items() for array in one.values()]
+        arrays += read_npz(store.read(f"{folder}/thumbnails.npz"), f"{folder}/thumbnails.npz").items()
+        sums |= {digest_of(a.tobytes()) for key, a in arrays if key[:ID_LENGTH] in ids and a.nbytes}
     return plan.model_copy(
         update={
             "needles": plan.needles.model_copy(update={"sha256": frozenset(sums)}),
@@ -310,6 +309,7 @@ def _begun(store: Store) -> Plan | None:
 def _erase_measured(store: Store, plan: Plan) -> None:
     """Inputs, parts, timelines, notes of attempts, sync, transcripts and captions."""
     ids = plan.needles.video_ids
+    measured.forget(store)
     for folder in sorted({name.split("/")[1] for name in store.list("parts")}):
         _clean_part(store, folder, plan)
     for name in store.list(TIMELINES):
@@ -389,7 +389,7 @@ def _erase_published(store: Store, plan: Plan) -> None:
     """Ledger, shards, snapshots and latents."""
     ingested, dataset = load_ingested(store), load_dataset(store)
     selection = jobs.calibrate_and_select(store, dataset, ingested)
-    accepted = {row.clip_id for row in selection.rows if row.accepted}
+    accepted = set(selection.accepted)
     store.delete_folder(snapshots.NEXT)
     last = snapshots.current(store)
     manifests = _copied(store, last, accepted)

@@ -68,6 +68,9 @@ IDLE_S = 10.0
 """Longest time between two looks at a running task that counts towards its deadline, s. While the driver
 itself stands still (stopped, busy), nobody sees whether a task is at work."""
 
+DEMAND_PER_CORE, LEAST_DEMAND = 2, 8
+"""Tasks for each core of a cluster, and in all where it has few or none. Source: ours."""
+
 PATIENCE_S = 60.0
 """A run says so when nothing could be started for this long, s."""
 
@@ -346,6 +349,23 @@ class _Task(Generic[Item]):
     deadline_s: float = float("inf")
 
 
+def most_at_once(workers: int, num_cpus: int, grows: bool) -> int:
+    """Most items that are submitted to Ray at a time.
+
+    An autoscaler adds nodes for tasks that find no core. A cluster that may have one therefore gets
+    `DEMAND_PER_CORE` tasks for each core, and `LEAST_DEMAND` while it has none. So it can double with each
+    step, and what waits stays bounded.
+
+    Args:
+        workers: `run.workers`; 0 leaves it to the cluster.
+        num_cpus: cores that the cluster has now.
+        grows: whether nodes may be added to it.
+    """
+    if workers:
+        return workers
+    return max(LEAST_DEMAND, DEMAND_PER_CORE * num_cpus) if grows else max(1, num_cpus)
+
+
 class RayExecutor(Executor):
     """Chains of Ray tasks on this machine, or on the cluster at `address`."""
 
@@ -381,7 +401,8 @@ class RayExecutor(Executor):
         try:
             while waiting or running:
                 self._cluster.check()
-                while waiting and len(running) < self.num_workers:
+                most = most_at_once(self._settings.workers, self._cluster.num_cpus(), self._cluster.grows)
+                while waiting and len(running) < most:
                     running.append(self._submit(work, waiting.popleft()))
                 for task, result in self._collect(running):
                     if isinstance(result, BaseException):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import logging
+import math
 import mimetypes
 import os
 from collections import Counter
@@ -16,6 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import model_validator
 
 from talkforge.curation.media.probe import content_hash, probe
@@ -25,7 +29,7 @@ from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, at_base, local
 from talkforge.schemas import extras
 from talkforge.schemas.config import ExecutionConfig
 from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, kind_of, one_line
-from talkforge.schemas.records import Clip, Failure, Input, InputKey, Record, Video
+from talkforge.schemas.records import Failure, Input, InputKey, Record, Video
 
 log = logging.getLogger(__name__)
 
@@ -401,10 +405,12 @@ class Planned:
     """The inputs that are measured, looked up by content and time."""
 
     def __init__(self, ingested: Iterable[IngestRow]) -> None:
-        self._rows: dict[str, list[IngestRow]] = {}
-        for row in ingested:
-            if row.video and row.status == "planned":
-                self._rows.setdefault(row.video.video_id, []).append(row)
+        self.rows = [row for row in ingested if row.video and row.status == "planned"]
+        """The inputs that are measured."""
+        self._numbers: dict[str, list[int]] = {}
+        for number, row in enumerate(self.rows):
+            if row.video:
+                self._numbers.setdefault(row.video.video_id, []).append(number)
 
     def at(self, video_id: str, span_s: tuple[float, float] | None) -> IngestRow | None:
         """The input in whose span the middle of a span of a video lies; None: of no input (any more).
@@ -413,11 +419,38 @@ class Planned:
             video_id: key of the video.
             span_s: source seconds; None where it is not known, which gives the first input of the video.
         """
-        for row in self._rows.get(video_id, ()):
-            if span_s is None or row.input.span_s[0] <= sum(span_s) / 2 < row.input.span_s[1]:
-                return row
-        return None
+        number = self._number(video_id, span_s)
+        return None if number < 0 else self.rows[number]
 
-    def of_clip(self, clip: Clip) -> IngestRow | None:
-        """The input that a clip comes from; None: its file has changed, or is no input any more."""
-        return self.at(clip.video_id, (clip.start_s, clip.end_s))
+    def _number(self, video_id: str, span_s: tuple[float, float] | None) -> int:
+        for number in self._numbers.get(video_id, ()):
+            first_s, last_s = self.rows[number].input.span_s
+            if span_s is None or first_s <= sum(span_s) / 2 < last_s:
+                return number
+        return -1
+
+    def of_clips(self, video_ids: pa.ChunkedArray, *spans_s: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Number in `rows` of the input that each of many clips comes from; -1 where there is none any more.
+
+        Args:
+            video_ids: of the clips.
+            spans_s: starts and ends of the clips, source seconds.
+        """
+        videos = video_ids.combine_chunks().dictionary_encode()
+        starts_s, ends_s = (column.to_numpy() for column in spans_s)
+        names = videos.dictionary.to_pylist()
+        whole = [self._whole(name) for name in names]
+        found = np.array([-1 if number is None else number for number in whole], np.int64)
+        found = found[videos.indices.to_numpy()]
+        divided = np.array([number is None for number in whole], bool)[videos.indices.to_numpy()]
+        for row in np.flatnonzero(divided).tolist():
+            found[row] = self._number(names[videos.indices[row].as_py()], (starts_s[row], ends_s[row]))
+        return np.asarray(found, np.int64)
+
+    def _whole(self, video_id: str) -> int | None:
+        """The input that is all of a video, -1 where it is of no input; None where inputs are spans of it."""
+        numbers = self._numbers.get(video_id, ())
+        if not numbers:
+            return -1
+        is_whole = len(numbers) == 1 and self.rows[numbers[0]].input.span_s == (-math.inf, math.inf)
+        return numbers[0] if is_whole else None

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.verdict import hangs_on_numbers, judge
 from talkforge.curation.weights import download
 from talkforge.pipeline import (
     annotate,
@@ -27,7 +27,7 @@ from talkforge.pipeline import (
     tables,
     untraced,
 )
-from talkforge.pipeline.calibrate import calibrate, calibrated, read_calibrated
+from talkforge.pipeline.calibrate import read_calibrated, settle, with_calibration
 from talkforge.pipeline.dataset import (
     check_base,
     check_target,
@@ -45,13 +45,13 @@ from talkforge.pipeline.dataset import (
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
 from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of, without_erased
-from talkforge.pipeline.ledger import Committed, Selection
-from talkforge.pipeline.near_duplicates import MAX_CLIPS, Repeats, all_repeats
+from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.measured import Measured, kept_s, part_clips, read_measured
+from talkforge.pipeline.near_duplicates import Repeats
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, committed_parts, remaining
 from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.snapshots import Snapshot
-from talkforge.pipeline.standing import measured_columns
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
@@ -59,7 +59,7 @@ from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, Thres
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
-from talkforge.schemas.records import ClipMeasures, Input, Video
+from talkforge.schemas.records import Input, Video
 from talkforge.schemas.sample import ShardManifest
 
 if TYPE_CHECKING:
@@ -318,16 +318,14 @@ def _progress(
         parts=len(done) + len(todo),
         done_s=total_s - sum(part.duration_s for part in todo),
         total_s=total_s,
-        kept_s=sum(_kept_s(name, store, config, videos) for name in done),
+        kept_s=kept_s(read_measured(store).clips, videos, config.thresholds) if done else 0.0,
         measured_s=0.0,
         wall_s=0.0,
     )
 
 
 def _kept_s(part: str, store: Store, config: Config, videos: Mapping[str, Video]) -> float:
-    rows = tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures)
-    flat = [measured_columns(row, videos.get(row.clip.video_id)) for row in rows]
-    return float(sum(row["duration_s"] for row in flat if judge(row, config.thresholds).accepted))
+    return kept_s(part_clips(store, part), videos, config.thresholds)
 
 
 def calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[IngestRow]) -> Selection:
@@ -335,24 +333,26 @@ def calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[Inge
 
     Nothing of it is held afterwards but what is cut.
     """
-    committed = ledger.read_committed(store)
-    calibrate(store, committed, dataset.config)
-    return select(store, dataset, ingested, calibrated(store, committed))
+    measured = read_measured(store)
+    settle(store, measured, dataset.config)
+    return select(store, dataset, ingested, measured)
 
 
-def choose(store: Store, config: Config, ingested: Sequence[IngestRow], committed: Committed) -> Selection:
+def choose(store: Store, config: Config, ingested: Sequence[IngestRow], measured: Measured) -> Selection:
     """What `select` would write with this configuration; nothing is written.
 
     Shard names are carried over for clips whose shard still holds them.
     """
-    selection = ledger.select(annotate.annotated(store, committed), ingested, config, review.read(store))
+    measured = with_calibration(store, measured)
+    measured = annotate.joined(store, measured, config.thresholds.forbidden_words)
+    selection = ledger.select(measured, ingested, config, review.read(store))
     selection = ledger.with_shards(selection, shards_of(store))
     ledger.check_conservation(selection, ingested)
     return selection
 
 
 def select(
-    store: Store, dataset: Dataset, ingested: Sequence[IngestRow], committed: Committed | None = None
+    store: Store, dataset: Dataset, ingested: Sequence[IngestRow], measured: Measured | None = None
 ) -> Selection:
     """Apply the data set's thresholds to everything committed, and write the ledger.
 
@@ -360,13 +360,13 @@ def select(
         store: the data set.
         dataset: its description, with the thresholds to apply.
         ingested: every input.
-        committed: answer of `read_calibrated`, where it was read already; None reads it.
+        measured: answer of `read_measured`, where it was read already; None reads it.
     """
-    committed = committed or read_calibrated(store)
-    selection = choose(store, dataset.config, ingested, committed)
+    measured = measured or read_measured(store)
+    selection = choose(store, dataset.config, ingested, measured)
     ledger.write_ledger(store, selection)
     quantiles = {name: tuple(values) for name, values in selection.quantiles.items()}
-    selected = {"quantiles": quantiles, "parts_selected": committed.parts}
+    selected = {"quantiles": quantiles, "parts_selected": measured.num_parts}
     save_dataset(store, dataset.model_copy(update=selected))
     return selection
 
@@ -378,7 +378,7 @@ def shards_of(store: Store) -> dict[str, str]:
 
 def stale_shards(store: Store, selection: Selection) -> dict[str, int]:
     """Shards that hold clips which are not accepted any more, and how many each holds."""
-    accepted = {row.clip_id for row in selection.rows if row.accepted}
+    accepted = set(selection.accepted)
     lost = Counter(name for key, name in shards_of(store).items() if key not in accepted)
     return dict(sorted(lost.items()))
 
@@ -394,8 +394,10 @@ def shard(
     """Cut what is accepted, publish a snapshot of the shards and the ledger that names them, and report."""
     check_base(store, (row.input for row in ingested))
     store = _limited(store, dataset.config)
+    clips = read_calibrated(store, ("identity",), selection.accepted_by_part)
     orders = cut.orders(
         selection,
+        annotate.annotated(store, clips).clips,
         videos_by_id(ingested),
         stamps_by_id(ingested),
         {use.name: use.sha256 for use in dataset.models},
@@ -405,7 +407,7 @@ def shard(
         dataset.config.shards.text,
     )
     config = dataset.config.shards
-    plan = cut.plan(selection.rows, orders, config)
+    plan = cut.plan(selection.accepted_rows, orders, config)
     results = _cut(store, plan, orders, config, executor or InlineExecutor(), on_progress)
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
@@ -459,42 +461,33 @@ def report(store: Store, selection: Selection | None = None) -> str:
     from talkforge.pipeline.report import write_report
 
     dataset = load_dataset(store)
-    frame = _frame(store, "ledger.parquet")
+    table = _table(store, "ledger.parquet")
     write_report(
         store,
-        ledger=frame,
+        ledger=table.to_pandas(),
         sources=_frame(store, "sources.parquet"),
         failures=_frame(store, "failures.parquet"),
         dataset=dataset,
         thumbnails=ledger.thumbnails(store),
         people=_people(store),
         audit=audit.result(store).document() if audit.is_labelled(store) else None,
-        repeats=selection.repeats if selection else _repeats(store, frame, dataset.config),
+        repeats=selection.repeats if selection else _repeats(store, table, dataset.config),
     )
     return "report"
 
 
-def _repeats(store: Store, clips: pd.DataFrame, config: Config) -> Repeats | None:
-    """Near duplicates among all clips on which thresholds decide, as `Selection.repeats`."""
-    rows = {
-        row["clip_id"]: row
-        for row in clips.astype(object).where(clips.notna(), None).to_dict("records")
-        if hangs_on_numbers(row["failure"], row["stopped_by"], row["reasons"])
-    }
-    if len(rows) > MAX_CLIPS:
-        return None
-    found = ledger.read_committed(store, ledger.SELECTING).clips
-    features = {clip.measures.clip.clip_id: clip.features for clip in found}
-    return all_repeats(
-        [(row, features[key]) for key, row in rows.items() if key in features], config.thresholds
-    )
+def _repeats(store: Store, table: pa.Table, config: Config) -> Repeats | None:
+    """Near duplicates among all clips of a ledger on which thresholds decide, as `Selection.repeats`."""
+    return ledger.all_repeats(table, read_measured(store, writes=False), config.thresholds)
 
 
 def _frame(store: Store, name: str) -> pd.DataFrame:
-    found: pd.DataFrame = tables.from_bytes(
-        store.read(snapshots.current_table(store, name)), name
-    ).to_pandas()
+    found: pd.DataFrame = _table(store, name).to_pandas()
     return found
+
+
+def _table(store: Store, name: str) -> pa.Table:
+    return tables.from_bytes(store.read(snapshots.current_table(store, name)), name)
 
 
 def _people(store: Store) -> pd.DataFrame | None:
@@ -516,9 +509,9 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
     load_dataset(store)
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
         raise CommandError(f"--out {out}: expected a .mp4 file in a folder that is there")
-    by_id = {clip.measures.clip.clip_id: clip for clip in read_calibrated(store).clips}
-    clip_id = review.find_clip(by_id, clip_id, store)
-    clip = by_id[clip_id]
+    part_of = ledger.parts_of_clips(store)
+    clip_id = review.find_clip(part_of, clip_id, store)
+    (clip,) = read_calibrated(store, (), {part_of[clip_id]: (clip_id,)}).clips
     if clip.measures.lips is None:
         why = clip.failure.message if clip.failure else clip.measures.stopped_by
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")

@@ -8,7 +8,6 @@ sorted order, so the ledger's bytes depend on nothing else.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -16,20 +15,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from talkforge.curation import words
-from talkforge.curation.body.motion import intensity
+from talkforge.curation.body.motion import intensities
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
-from talkforge.curation.verdict import NEAR_DUPLICATE, NOT_TRACED, hangs_on_numbers, judge, repair_s
-from talkforge.pipeline import attempts, review, shards, tables, voices
+from talkforge.curation.verdict import (
+    NEAR_DUPLICATE,
+    NOT_TRACED,
+    Reasons,
+    hangs_on_numbers,
+    judge,
+    judge_columns,
+    repair_s,
+)
+from talkforge.pipeline import attempts, near_duplicates, review, shards, small_arrays, tables, voices
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.near_duplicates import Repeats, all_repeats, find_near_duplicates
+from talkforge.pipeline.measured import ClipRows, Measured, read_clips, rows_of_inputs
 from talkforge.pipeline.parts import committed_parts
-from talkforge.pipeline.people import FaceClip, describe_people
-from talkforge.pipeline.standing import measured_columns, source_rows, terms
+from talkforge.pipeline.standing import source_rows
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Config, Thresholds
@@ -42,24 +48,14 @@ from talkforge.schemas.records import (
     LedgerRow,
     Outcome,
     PersonRow,
-    Reason,
     ReviewRow,
     SourceRow,
+    Sync,
     TranscriptRow,
-    Verdict,
 )
-
-OPENING = "opening"
-"""Name of the first column of the small array `mouth`, which is a thirtieth of it."""
-
-SELECTING = ("identity", "voice", "pictures", "faces", "sound", OPENING)
-"""Small arrays that selection looks at; the others serve to score sync again."""
 
 LISTED = "source."
 """Begins the names of ledger columns that come from further columns of the inputs' lists."""
-
-Named = tuple[list[FaceClip], dict[str, shards.ClipGroup]]
-"""Faces of all clips, and person and group of each clip by its id."""
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -91,49 +87,114 @@ class Committed:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of `select`: rows in the order of their ids, and what they were scaled by.
+    """The outcome of `select`, and what it was scaled by.
 
-    `clips` are the accepted ones as they were committed, with their identity vector only. `listed` are the
-    further columns of the inputs' lists, by clip id: the same names for every clip.
+    Attributes:
+        table: the ledger: the columns of `LedgerRow` and, as `source.<name>`, the further columns of the
+            inputs' lists; in the order of the clips' ids.
+        parts: name of the part that holds each clip.
+        people_table: rows of `PersonRow`, by id.
+        sources: what became of every input.
+        failures: everything that failed.
+        quantiles: of the motions of the accepted clips.
     """
 
-    rows: tuple[LedgerRow, ...]
-    people: tuple[PersonRow, ...]
+    table: pa.Table
+    parts: pa.ChunkedArray
+    people_table: pa.Table
     sources: tuple[SourceRow, ...]
     failures: tuple[Failure, ...]
     quantiles: dict[str, list[float]]
-    verdicts: dict[str, Verdict]
-    clips: dict[str, CommittedClip]
-    listed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a user may miss: one line each, see `_notes`."""
-    repeats: Repeats | None = None
-    """Near duplicates among all clips on which thresholds decide, see `all_repeats`."""
+    repeats: near_duplicates.Repeats | None = None
+    """Near duplicates among all clips on which thresholds decide, see `near_duplicates.all_repeats`."""
+
+    @functools.cached_property
+    def rows(self) -> tuple[LedgerRow, ...]:
+        """Every row of the ledger as an object: not for a million clips."""
+        return tuple(tables.from_table(LedgerRow, self.table))
+
+    @functools.cached_property
+    def accepted_rows(self) -> tuple[LedgerRow, ...]:
+        """The accepted ones."""
+        return tuple(tables.from_table(LedgerRow, self.table.filter(self.table.column("accepted"))))
+
+    @property
+    def people(self) -> tuple[PersonRow, ...]:
+        """Who is who, by id."""
+        return tuple(tables.from_table(PersonRow, self.people_table))
+
+    @property
+    def accepted(self) -> list[str]:
+        """Ids of the accepted clips."""
+        found: list[str] = self.table.column("clip_id").filter(self.table.column("accepted")).to_pylist()
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Number of accepted clips that lie in no shard yet."""
+        unplaced = self.table.column("shard").is_null()
+        return int(pc.sum(pc.and_(self.table.column("accepted"), unplaced)).as_py() or 0)
+
+    @property
+    def listed(self) -> dict[str, dict[str, str]]:
+        """Further columns of the lists by accepted clip."""
+        names = [name for name in self.table.column_names if name.startswith(LISTED)]
+        rows = self.table.select(["clip_id", *names]).filter(self.table.column("accepted")).to_pylist()
+        return {
+            row.pop("clip_id"): {name.removeprefix(LISTED): value for name, value in row.items()}
+            for row in rows
+        }
+
+    @property
+    def accepted_by_part(self) -> dict[str, set[str]]:
+        """Part -> ids of its accepted clips."""
+        found: dict[str, set[str]] = {}
+        parts = self.parts.filter(self.table.column("accepted")).to_pylist()
+        for part, key in zip(parts, self.accepted, strict=True):
+            found.setdefault(part, set()).add(key)
+        return found
 
     @property
     def totals(self) -> Totals:
         """Hours and counts, as every command shows them."""
-        return count(((row.status, row.duration_s) for row in self.sources), self.rows)
+        return count(((row.status, row.duration_s) for row in self.sources), self.table)
+
+    def with_columns(self, **columns: Sequence[Any]) -> Selection:
+        """The same with other values in some columns of the ledger."""
+        table = self.table
+        for name, values in columns.items():
+            number = table.column_names.index(name)
+            field = table.schema.field(number)
+            table = table.set_column(number, field, pa.array(values, field.type))
+        return replace(self, table=table)
 
 
-def read_committed(store: Store, arrays: Collection[str] | None = None) -> Committed:
-    """Rows and small arrays of every committed part, clips in the order of their ids.
+def read_committed(
+    store: Store, arrays: Collection[str] | None = None, parts: Mapping[str, Collection[str]] | None = None
+) -> Committed:
+    """Rows and small arrays of the committed parts, clips in the order of their ids.
+
+    Every clip is an object in memory. `measured.read_measured` has the same as columns.
 
     Args:
         store: the data set.
-        arrays: names of the small arrays that are wanted, `OPENING` among them; None reads all that are
-            stored.
+        arrays: names of the small arrays that are wanted; None reads all of them.
+        parts: part -> ids of its clips that are wanted; None reads all parts.
     """
     found = Committed()
     clips: dict[str, CommittedClip] = {}
-    for part in committed_parts(store):
+    for part in committed_parts(store) if parts is None else sorted(parts):
         found.parts += 1
         folder = f"parts/{part}"
         failures = tables.read(store, f"{folder}/failures.parquet", Failure)
         by_key = {failure.key: failure for failure in failures}
-        features = _features(store, f"{folder}/features.npz", arrays)
+        features = small_arrays.read(store, folder, arrays)
         for measures in tables.read(store, f"{folder}/clips.parquet", ClipMeasures):
             key = measures.clip.clip_id
+            if parts is not None and key not in parts[part]:
+                continue
             # Twice: a window whose part was cut up anew, or a clip that was traced after its part.
             if key not in clips or clips[key].measures.stopped_by == NOT_TRACED.code:
                 clips[key] = CommittedClip(part, measures, features.get(key, {}), by_key.get(key))
@@ -152,23 +213,8 @@ def _each_once(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return [by_span[span] for span in sorted(by_span)]
 
 
-def _features(store: Store, name: str, wanted: Collection[str] | None) -> dict[str, dict[str, NDArray[Any]]]:
-    """Clip id -> name -> array, of those whose name is `wanted`."""
-    features: dict[str, dict[str, NDArray[Any]]] = {}
-    names = {*(wanted or ()), *(["mouth"] if wanted and OPENING in wanted else [])}
-    stored = read_npz(store.read(name), name, wanted=lambda key: not names or key.partition("/")[2] in names)
-    for key, array in stored.items():
-        clip, _, what = key.partition("/")
-        own = features.setdefault(clip, {})
-        if what == "mouth" and OPENING in names:
-            own[OPENING] = array[:, 0].copy()  # a view would keep all of the array
-        if what != "mouth" or not wanted or "mouth" in wanted:
-            own[what] = array
-    return features
-
-
 def select(
-    committed: Committed,
+    measured: Measured,
     ingested: Sequence[IngestRow],
     config: Config,
     reviewed: Mapping[str, ReviewRow] = MappingProxyType({}),
@@ -176,96 +222,126 @@ def select(
     """Apply the thresholds: verdicts, near duplicates, people, splits, motion intensities.
 
     Args:
-        committed: what the parts say, with annotations.
+        measured: what the parts say, with annotations.
         ingested: every input.
         config: its thresholds are applied.
         reviewed: what people said of clips, by clip id, see `pipeline.review`.
     """
     planned = Planned(ingested)
-    # What was measured of a file that has changed since is no longer part of the data set.
-    found = [(clip, entry) for clip in committed.clips if (entry := planned.of_clip(clip.measures.clip))]
-    pairs = [(clip, entry.input) for clip, entry in found]
-    clips = [clip for clip, _ in pairs]
-    flat = [_flat(clip, entry) for clip, entry in found]
-    named = _face_groups(clips, flat, config)
-    _compare_voices(clips, flat)
-    _name_speakers(clips, flat)
-    for clip, row in zip(clips, flat, strict=True):
-        row["num_forbidden_words"] = _forbidden(clip.transcript, config.thresholds.forbidden_words)
-    for (_, entry), row in zip(found, flat, strict=True):
-        row["audio_shift_s"] = _audio_shift_s(row, entry, config.thresholds)
-    verdicts: dict[str, Verdict] = {}
-    for clip, row in zip(clips, flat, strict=True):
-        said, is_traced = reviewed.get(row["clip_id"]), clip.measures.lips is not None
-        verdict, columns = review.decide(judge(row, config.thresholds), said, is_traced)
-        verdicts[row["clip_id"]] = verdict
-        row |= {"overruled": ()} | columns
-        row["accepted"] = verdict.accepted and row["failure"] is None
-        row["reasons"] = tuple(reason.code for reason in verdict.reasons)
-        row["reason_details"] = tuple(map(str, verdict.reasons))
-    verdicts |= _reject_near_duplicates(clips, flat, config.thresholds)
-    quantiles = {name: _quantiles(row[f"{name}_raw"] for row in flat if row["accepted"]) for name in OMEGAS}
-    for row in flat:
-        for name in OMEGAS:
-            row[name] = intensity(row[f"{name}_raw"], quantiles[name])
-    people, groups = _describe_people(named, flat, config)
-    on_numbers = [
-        (row, clip.features)
-        for clip, row in zip(clips, flat, strict=True)
-        if hangs_on_numbers(row["failure"], row["stopped_by"], row["reasons"])
-    ]
-    candidates = (clip.measures.clip for clip in committed.clips)
-    names = sorted({column.name for _, given in pairs for column in given.columns})
+    found, inputs = rows_of_inputs(measured.clips, planned)
+    people, groups = _name_people(found, measured, config)
+    _compare_voices(found, measured)
+    _name_speakers(found)
+    _shift_audio(found, planned.rows, inputs, config.thresholds)
+    reasons = _follow_reviews(found, judge_columns(found, config.thresholds), reviewed, config.thresholds)
+    found.set_reasons(reasons)
+    found.set_reasons(_reject_near_duplicates(found, reasons, measured, config.thresholds))
+    accepted = found.table.column("accepted").to_numpy()
+    quantiles = {}
+    for name in OMEGAS:
+        raw = found.floats(f"{name}_raw")
+        quantiles[name] = _quantiles(raw[accepted])
+        found[name] = pa.array(intensities(raw, quantiles[name]), pa.float64())
+    _split(found, accepted, groups, config)
+    counts = np.bincount(inputs, minlength=len(planned.rows)).tolist()
+    clips_of = {row.input.key: count for row, count in zip(planned.rows, counts, strict=True)}
     return Selection(
-        rows=tuple(LedgerRow.model_validate(row) for row in flat),
-        people=tuple(people),
-        sources=tuple(source_rows(ingested, committed.outcomes, committed.failures, candidates)),
-        failures=tuple(_ingest_failures(ingested) + committed.failures),
+        table=_ordered(found.table, _listed(planned.rows, inputs)),
+        parts=found.table.column("part"),
+        people_table=people,
+        sources=tuple(source_rows(ingested, measured.outcomes, measured.failures, clips_of)),
+        failures=tuple(_ingest_failures(ingested) + measured.failures),
         quantiles=quantiles,
-        verdicts=verdicts,
-        clips={row["clip_id"]: _to_cut(c) for c, row in zip(clips, flat, strict=True) if row["accepted"]},
-        notes=tuple(_notes(flat, groups, config)),
-        repeats=all_repeats(on_numbers, config.thresholds),
-        listed={
-            clip.measures.clip.clip_id: dict.fromkeys(names, "")
-            | {column.name: column.value for column in given.columns}
-            for clip, given in pairs
-        },
+        notes=tuple(_notes(found.table, groups, config)),
+        repeats=all_repeats(found.table, measured, config.thresholds),
     )
 
 
-def _to_cut(clip: CommittedClip) -> CommittedClip:
-    return replace(clip, features={k: v for k, v in clip.features.items() if k == "identity"})
+def _shift_audio(
+    found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64], thresholds: Thresholds
+) -> None:
+    """By how much the audio of each clip is moved; null where not at all."""
+    shifts = np.full(len(found), np.nan)
+    limit = thresholds.max_abs_sync_offset_frames
+    if thresholds.repair_sync and limit is not None:
+        far = np.flatnonzero(np.abs(found.floats("sync_offset_frames")) > limit)
+        for number, row in found.rows(far, ["start_s", "end_s", "fps", *Sync.model_fields]):
+            shift_s = _audio_shift_s(row, entries[inputs[number]], thresholds)
+            shifts[number] = np.nan if shift_s is None else shift_s
+    found["audio_shift_s"] = pa.array(shifts, pa.float64(), from_pandas=True)
+
+
+def _follow_reviews(
+    found: ClipRows, reasons: Reasons, reviewed: Mapping[str, ReviewRow], thresholds: Thresholds
+) -> Reasons:
+    """The reasons once people have decided, and the columns that name the decisions."""
+    ids = found.table.column("clip_id").combine_chunks()
+    decided = pa.array(sorted(key for key, row in reviewed.items() if row.decision != "none"), pa.string())
+    numbers = np.flatnonzero(pc.is_in(ids, value_set=decided).to_numpy(zero_copy_only=False))
+    columns: dict[str, NDArray[Any]] = {name: np.full(len(found), None, object) for name in REVIEWED}
+    columns["overruled"][:] = [()] * len(found)
+    left: list[tuple[int, str, str]] = []
+    for number, row in found.rows(numbers, found.table.column_names):
+        is_traced = row["lip_valid_fraction"] is not None
+        verdict, named = review.decide(judge(row, thresholds), reviewed[row["clip_id"]], is_traced)
+        left += [(number, reason.code, str(reason)) for reason in verdict.reasons]
+        for name, value in named.items():
+            columns[name][number] = value
+    types = {f.name: f.type for f in tables.arrow_schema(LedgerRow)}
+    for name in REVIEWED:
+        found[name] = pa.array(columns[name], types[name])
+    return reasons.without(numbers).with_more(*zip(*left, strict=True)) if left else reasons.without(numbers)
+
+
+REVIEWED = ("reviewed", "overruled")
+"""Columns that name the decisions of people."""
 
 
 def _reject_near_duplicates(
-    clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], thresholds: Thresholds
-) -> dict[str, Verdict]:
-    """Turn accepted rows that repeat a better one into rejected ones, but for those that a reviewer keeps;
-    their verdicts."""
-    accepted = {
-        row["clip_id"]: (row, clip.features) for clip, row in zip(clips, flat, strict=True) if row["accepted"]
+    found: ClipRows, reasons: Reasons, measured: Measured, thresholds: Thresholds
+) -> Reasons:
+    """All reasons once accepted rows that repeat a better one are rejected, but for those that a reviewer
+    keeps."""
+    copies = found.table.slice(0, 0)
+    kept_of: dict[str, str] = {}
+    if thresholds.near_duplicates:
+        good = found.table.filter(found.table.column("accepted"))
+        kept_of = near_duplicates.repeated(good, measured.read_copies(), thresholds)
+        copies = good.filter(pc.is_in(good.column("clip_id"), value_set=pa.array(list(kept_of), pa.string())))
+        copies = copies.filter(pc.fill_null(pc.not_equal(copies.column("reviewed"), "keep"), True))
+    keys = copies.column("clip_id")
+    numbers = pc.index_in(keys, value_set=found.table.column("clip_id").combine_chunks()).to_pylist()
+    originals = np.full(len(found), None, object)
+    originals[numbers] = [kept_of[key] for key in keys.to_pylist()]
+    found["duplicate_of"] = pa.array(originals, pa.string())
+    details = [f"{NEAR_DUPLICATE.code} (of {kept})" for kept in originals[numbers]]
+    return reasons.with_more(numbers, [NEAR_DUPLICATE.code] * len(numbers), details)
+
+
+def _listed(entries: Sequence[IngestRow], inputs: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """A text column `source.<name>` for each further column of the inputs' lists."""
+    names = sorted({column.name for number in np.unique(inputs) for column in entries[number].input.columns})
+    said = [{column.name: column.value for column in entry.input.columns} for entry in entries]
+    return {
+        f"{LISTED}{name}": pa.array([one.get(name, "") for one in said], pa.string()).take(pa.array(inputs))
+        for name in names
     }
-    found = find_near_duplicates(accepted.values(), thresholds)
-    found = {key: kept for key, kept in found.items() if accepted[key][0]["reviewed"] != "keep"}
-    for key, kept in found.items():
-        accepted[key][0].update(
-            accepted=False,
-            duplicate_of=kept,
-            reasons=(NEAR_DUPLICATE.code,),
-            reason_details=(f"{NEAR_DUPLICATE.code} (of {kept})",),
-        )
-    reason = Reason(code=NEAR_DUPLICATE.code, field=NEAR_DUPLICATE.field, value=None, threshold=None)
-    return {key: Verdict(clip_id=key, accepted=False, reasons=(reason,)) for key in found}
+
+
+def _ordered(table: pa.Table, listed: Mapping[str, pa.Array]) -> pa.Table:
+    """The table in the columns of the ledger, null where nothing was decided yet; then the lists' own."""
+    schema = tables.arrow_schema(LedgerRow)
+    columns = [
+        table.column(f.name).cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)
+        for f in schema
+    ]
+    ordered = pa.table(columns, schema=schema)
+    for name, column in listed.items():
+        ordered = ordered.append_column(name, column)
+    return ordered
 
 
 OMEGAS = ("omega_face", "omega_body")
-
-
-def _flat(clip: CommittedClip, entry: IngestRow) -> dict[str, Any]:
-    row = measured_columns(clip.measures, entry.video) | terms(entry.input)
-    row["failure"] = f"{clip.failure.error}: {clip.failure.message}" if clip.failure else None
-    return row
 
 
 def _audio_shift_s(row: Mapping[str, Any], entry: IngestRow, thresholds: Thresholds) -> float | None:
@@ -283,106 +359,129 @@ def _audio_shift_s(row: Mapping[str, Any], entry: IngestRow, thresholds: Thresho
     return shift_s if inside and row["end_s"] - shift_s <= min(last_s, audio_end_s) else None
 
 
-def _name_speakers(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]]) -> None:
+def _name_speakers(found: ClipRows) -> None:
     """Where clips of one video overlap in time, mark which of the faces speaks."""
-    by_video: dict[str, list[int]] = {}
-    for index, row in enumerate(flat):
-        if row["sync_probability"] is not None or row["speaking_fraction"] is not None:
-            by_video.setdefault(row["video_id"], []).append(index)
-    for indices in by_video.values():
-        for index in indices:
-            rivals = [i for i in indices if i != index and _overlap_s(flat[i], flat[index]) > 0]
-            if rivals:
-                speaker = _speaker([clips[i].measures for i in (index, *rivals)])
-                if speaker is not None:
-                    flat[index]["active_speaker"] = speaker == flat[index]["clip_id"]
+    speaks = np.full(len(found), None, object)
+    scored = ~(np.isnan(found.floats("sync_probability")) & np.isnan(found.floats("speaking_fraction")))
+    names = ["clip_id", "start_s", "end_s", "speaking_fraction", *Sync.model_fields]
+    for together in _overlapping(found, np.flatnonzero(scored)):
+        rows = dict(found.rows(together, names))
+        for number, row in rows.items():
+            rivals = [other for n, other in rows.items() if n != number and _overlap_s(other, row) > 0]
+            if rivals and (speaker := _speaker([row, *rivals])) is not None:
+                speaks[number] = speaker == row["clip_id"]
+    found["active_speaker"] = pa.array(speaks, pa.bool_())
 
 
-def _speaker(together: Sequence[ClipMeasures]) -> str | None:
+def _overlapping(found: ClipRows, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows of one video that hang together by overlaps in time, two and more; ascending."""
+    videos = found.table.column("video_id").combine_chunks().dictionary_encode().indices.to_numpy()[numbers]
+    starts, ends = (found.floats(name)[numbers] for name in ("start_s", "end_s"))
+    order = np.lexsort((starts, videos))
+    far_s = 10.0 + max(ends.max(initial=0.0), -starts.min(initial=0.0))
+    # One time line on which videos follow each other; a millisecond more, so that rounding parts nothing.
+    offset_s = videos[order] * 2 * far_s
+    latest = np.maximum.accumulate(ends[order] + offset_s)
+    begins = np.append(0, np.flatnonzero(starts[order][1:] + offset_s[1:] > latest[:-1] + 1e-3) + 1)
+    for group in np.split(numbers[order], begins[1:]):
+        if len(group) > 1:
+            yield np.sort(group)
+
+
+def _speaker(together: Sequence[Mapping[str, Any]]) -> str | None:
     """Clip of the face that speaks, by Light-ASD where it distinguishes them, else by sync."""
-    seen = {m.clip.clip_id: m.speaker.speaking_fraction if m.speaker else None for m in together}
-    by_sync = {m.clip.clip_id: m.sync for m in together if m.sync is not None}
+    seen = {row["clip_id"]: row["speaking_fraction"] for row in together}
+    by_sync = {
+        row["clip_id"]: Sync.model_validate({name: row[name] for name in Sync.model_fields})
+        for row in together
+        if row["sync_method"] is not None
+    }
     return active_speaker.speaker(seen) or contrastive.speaker(by_sync)
-
-
-def _forbidden(transcript: TranscriptRow | None, forbidden: Sequence[str]) -> int | None:
-    if not forbidden or transcript is None or transcript.failure is not None:
-        return None
-    return words.occurrences(transcript.text, forbidden)
 
 
 def _overlap_s(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return float(min(a["end_s"], b["end_s"]) - max(a["start_s"], b["start_s"]))
 
 
-def _quantiles(values: Iterable[float | None]) -> list[float]:
-    known = [value for value in values if value is not None]
-    if not known:
+def _quantiles(values: NDArray[np.float64]) -> list[float]:
+    known = values[~np.isnan(values)]
+    if not len(known):
         return []
     return [float(q) for q in np.quantile(known, np.linspace(0, 1, QUANTILES))]
 
 
-def _face_groups(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]], config: Config) -> Named:
-    """The faces of all clips with their people and groups; the person goes into every row.
+def _name_people(found: ClipRows, measured: Measured, config: Config) -> tuple[pa.Table, list[str]]:
+    """The person of every row: the people, and the group of every clip.
 
-    All traced clips decide on people, so `select` moves no name.
+    All measured clips decide on people, so thresholds move no name.
     """
-    faces = [
-        FaceClip(
-            row["clip_id"],
-            row["video_id"],
-            row["start_s"],
-            row["end_s"],
-            clip.features.get("identity"),
-            row["person"],
-        )
-        for clip, row in zip(clips, flat, strict=True)
-    ]
-    model = next((row["identity_model"] for row in flat if row["identity_model"]), None)
-    named = shards.split_groups(faces, identity.same_person_threshold(config.shards, model))
-    for row in flat:
-        row["person_id"] = named[row["clip_id"]].person_id
-    return faces, named
+    ids, videos, labels = (found.table.column(name) for name in ("clip_id", "video_id", "person"))
+    models = found.table.column("identity_model").drop_null()
+    same_person = identity.same_person_threshold(config.shards, models[0].as_py() if len(models) else None)
+    who = measured.people(found.table, same_person)
+    persons = (
+        who["persons"]
+        .column("person_id")
+        .take(pc.index_in(ids, value_set=who["persons"].column("clip_id").combine_chunks()))
+    )
+    groups = shards.group_names(videos, persons, labels)
+    found["person_id"] = persons.combine_chunks()
+    return who["people"], groups
 
 
-def _compare_voices(clips: Sequence[CommittedClip], flat: Sequence[dict[str, Any]]) -> None:
+def _split(found: ClipRows, accepted: NDArray[np.bool_], groups: Sequence[str], config: Config) -> None:
+    """The split of every accepted row."""
+    splits = shards.assign_splits({group: group for group in set(groups)}, config.shards)
+    chosen = [splits[g] if good else None for g, good in zip(groups, accepted.tolist(), strict=True)]
+    found["split"] = pa.array(chosen, pa.string())
+
+
+def _compare_voices(found: ClipRows, measured: Measured) -> None:
     """Voice of every row, and its similarity to the usual voice of the face, or of the person of the list."""
-    person_of = {row["clip_id"]: row["person_id"] or row["person"] for row in flat}
-    vectors = {
-        clip.measures.clip.clip_id: clip.features["voice"] for clip in clips if "voice" in clip.features
-    }
-    heard = voices.compare(vectors, person_of)
-    for row in flat:
-        if found := heard.get(row["clip_id"]):
-            row |= {"voice_person": found.person, "voice_similarity": found.similarity}
+    table = found.table
+    keys, persons, labels = (table.column(name).to_pylist() for name in ("clip_id", "person_id", "person"))
+    person_of = {key: person or label for key, person, label in zip(keys, persons, labels, strict=True)}
+    vectors = {key: vector for key, vector in measured.read_voices().items() if key in person_of}
+    heard = list(map(voices.compare(vectors, person_of).get, keys))
+    found["voice_person"] = pa.array([one and one.person for one in heard], pa.string())
+    found["voice_similarity"] = pa.array([one and one.similarity for one in heard], pa.float64())
 
 
-def _describe_people(
-    named: Named, flat: Sequence[dict[str, Any]], config: Config
-) -> tuple[list[PersonRow], dict[str, str]]:
-    """The people, and the group of every clip. The split goes into every row."""
-    faces, found = named
-    groups = {key: group for key, (_, group) in found.items()}
-    splits = shards.assign_splits(groups, config.shards)
-    for row in flat:
-        row["split"] = splits[row["clip_id"]] if row["accepted"] else None
-    return describe_people(faces, {key: who for key, (who, _) in found.items() if who}), groups
+def all_repeats(
+    table: pa.Table, measured: Measured, thresholds: Thresholds
+) -> near_duplicates.Repeats | None:
+    """Near duplicates among all clips on which thresholds decide.
+
+    Args:
+        table: the ledger.
+        measured: what the parts say.
+        thresholds: when two clips are duplicates.
+    """
+    names = ("failure", "stopped_by", "reasons")
+    told = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+    rows = table.filter(pa.array([hangs_on_numbers(*one) for one in told], pa.bool_()))
+    copies = measured.read_copies() if thresholds.near_duplicates else near_duplicates.empty()
+    return near_duplicates.all_repeats(rows, copies, thresholds)
 
 
-def _notes(flat: Sequence[Mapping[str, Any]], groups: Mapping[str, str], config: Config) -> Iterator[str]:
+def _notes(table: pa.Table, groups: Sequence[str], config: Config) -> Iterator[str]:
     """Where a gate ended measuring of clips, and where nothing is held out for validation, a line each."""
-    stopped = Counter(row["stopped_by"] for row in flat if row["stopped_by"] not in (None, NOT_TRACED.code))
+    found = table.column("stopped_by").drop_null()
+    stopped = found.filter(pc.not_equal(found, NOT_TRACED.code)).value_counts().to_pylist()
     if stopped:
-        told = ", ".join(f"{code} {number}" for code, number in sorted(stopped.items()))
-        yield (
-            f"{stopped.total()} clips were not measured further because of a gate ({told}): no threshold can "
-            "accept them. The gates are measure.gates and measure.clip.min_s of a new data set"
+        told = ", ".join(
+            f"{row['values']} {row['counts']}" for row in sorted(stopped, key=lambda r: r["values"])
         )
-    accepted = [row for row in flat if row["accepted"]]
+        yield (
+            f"{sum(row['counts'] for row in stopped)} clips were not measured further because of a gate "
+            f"({told}): no threshold can accept them. The gates are measure.gates and measure.clip.min_s of "
+            "a new data set"
+        )
+    splits = table.column("split").to_pylist()
+    of_accepted = {group for group, split in zip(groups, splits, strict=True) if split}
     fraction = config.shards.validation_fraction
-    if not accepted or not fraction or any(row["split"] == "validation" for row in accepted):
+    if not of_accepted or not fraction or "validation" in splits:
         return
-    of_accepted = {groups[row["clip_id"]] for row in accepted}
     why = f"of {len(of_accepted)} people or videos none falls into shards.validation_fraction={fraction:g}"
     if len(of_accepted) == 1:
         yield f"no clip is held out for validation: {why}, and the only one is for training"
@@ -399,11 +498,9 @@ def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:
 
 def with_shards(selection: Selection, where: Mapping[str, str]) -> Selection:
     """The selection with the shard of every accepted clip that lies in one."""
-    rows = (
-        row.model_copy(update={"shard": where.get(row.clip_id) if row.accepted else None})
-        for row in selection.rows
-    )
-    return replace(selection, rows=tuple(rows))
+    keys, accepted = (selection.table.column(name).to_pylist() for name in ("clip_id", "accepted"))
+    shard = [where.get(key) if good else None for key, good in zip(keys, accepted, strict=True)]
+    return selection.with_columns(shard=shard)
 
 
 def with_failures(selection: Selection, failures: Sequence[Failure], kept: Collection[str] = ()) -> Selection:
@@ -412,34 +509,25 @@ def with_failures(selection: Selection, failures: Sequence[Failure], kept: Colle
     Clips that are `kept` have a sample of an earlier run: they stay accepted, and their failures are listed.
     """
     by_key = {failure.key: failure for failure in failures if failure.key not in kept}
-    rows = (
-        row.model_copy(
-            update={
-                "accepted": False,
-                "split": None,
-                "shard": None,
-                "failure": f"{by_key[row.clip_id].error}: {by_key[row.clip_id].message}",
-            }
-        )
-        if row.clip_id in by_key
-        else row
-        for row in selection.rows
-    )
-    return replace(selection, rows=tuple(rows), failures=(*selection.failures, *failures))
+    after = replace(selection, failures=(*selection.failures, *failures))
+    if not by_key:
+        return after
+    keys = selection.table.column("clip_id").to_pylist()
+    changed = {
+        name: selection.table.column(name).to_pylist() for name in ("accepted", "split", "shard", "failure")
+    }
+    for number, key in enumerate(keys):
+        if failure := by_key.get(key):
+            changed["accepted"][number] = False
+            changed["split"][number] = changed["shard"][number] = None
+            changed["failure"][number] = f"{failure.error}: {failure.message}"
+    return after.with_columns(**changed)
 
 
 def parts_of_clips(store: Store) -> dict[str, str]:
-    """Name of the part that holds each candidate clip, as `read_committed` takes it."""
-    where: dict[str, str] = {}
-    waiting: set[str] = set()
-    for part in committed_parts(store):
-        name = f"parts/{part}/clips.parquet"
-        rows = tables.from_bytes(store.read(name), name).select(["clip", "stopped_by"]).to_pylist()
-        for key, stopped in ((row["clip"]["clip_id"], row["stopped_by"]) for row in rows):
-            if key not in where or key in waiting:
-                where[key] = part
-                (waiting.add if stopped == NOT_TRACED.code else waiting.discard)(key)
-    return where
+    """Name of the part that holds each candidate clip."""
+    clips = read_clips(store, ["clip_id", "part"])
+    return dict(zip(clips.column("clip_id").to_pylist(), clips.column("part").to_pylist(), strict=True))
 
 
 def thumbnails(store: Store) -> Callable[[str], bytes | None]:
@@ -447,15 +535,15 @@ def thumbnails(store: Store) -> Callable[[str], bytes | None]:
 
     Only the images of the part that was read last are held in memory.
     """
-    where = {key: f"parts/{part}/thumbnails.npz" for key, part in parts_of_clips(store).items()}
+    where = parts_of_clips(store)
 
     @functools.lru_cache(maxsize=1)
     def images(name: str) -> dict[str, bytes]:
         return {key: array.tobytes() for key, array in read_npz(store.read(name), name).items()}
 
     def look_up(name: str) -> bytes | None:
-        file = where.get(name.partition("/")[0])
-        return images(file).get(name) or None if file else None
+        part = where.get(name.partition("/")[0])
+        return images(f"parts/{part}/thumbnails.npz").get(name) or None if part else None
 
     return look_up
 
@@ -471,21 +559,24 @@ def check_conservation(selection: Selection, ingested: Sequence[IngestRow]) -> N
         raise DatasetError(
             f"sources: expected {len(ingested)} rows, one an input, found {len(selection.sources)}"
         )
-    for row in selection.rows:
-        fates = [row.accepted, row.failure is not None, bool(row.reasons) and row.failure is None]
-        if sum(fates) != 1:
-            raise DatasetError(
-                f"ledger {row.clip_id}: expected one of accepted, rejected, failed; found {fates}"
-            )
+    table = selection.table
+    failed = table.column("failure").is_valid()
+    rejected = pc.and_(pc.greater(pc.list_value_length(table.column("reasons")), 0), pc.invert(failed))
+    fates = [table.column("accepted"), failed, rejected]
+    total = functools.reduce(pc.add, (pc.cast(fate, pa.int8()) for fate in fates))
+    for number in np.flatnonzero(pc.not_equal(total, 1).to_numpy()).tolist():
+        found = [fate[number].as_py() for fate in fates]
+        key = table.column("clip_id")[number]
+        raise DatasetError(f"ledger {key}: expected one of accepted, failed, rejected; found {found}")
 
 
 def ledger_tables(selection: Selection) -> dict[str, bytes]:
     """Content of `ledger.parquet`, `people.parquet`, `sources.parquet` and `failures.parquet`, by name."""
     found = {
         "failures.parquet": tables.to_table(Failure, selection.failures),
-        "people.parquet": tables.to_table(PersonRow, selection.people),
+        "people.parquet": selection.people_table,
         "sources.parquet": tables.to_table(SourceRow, selection.sources),
-        "ledger.parquet": _ledger_table(selection),
+        "ledger.parquet": selection.table,
     }
     return {name: tables.to_bytes(table) for name, table in found.items()}
 
@@ -494,12 +585,3 @@ def write_ledger(store: Store, selection: Selection) -> None:
     """Write the `ledger_tables`."""
     for name, data in ledger_tables(selection).items():
         store.write(name, data)
-
-
-def _ledger_table(selection: Selection) -> pa.Table:
-    """The rows, and a text column `source.<name>` for each further column of the inputs' lists."""
-    table = tables.to_table(LedgerRow, selection.rows)
-    for name in next(iter(selection.listed.values()), {}):
-        values = [selection.listed[row.clip_id][name] for row in selection.rows]
-        table = table.append_column(f"{LISTED}{name}", pa.array(values, pa.string()))
-    return table

@@ -26,6 +26,9 @@ MIN_FILL_S, MANY_PARTS = 20.0, 64
 not with less than so many seconds."""
 
 
+MARKER = "part.json"
+"""File that a part is there by."""
+
 ATTEMPTS = "attempts"
 """Folder of the notes on windows that were put off, see `attempts.py`; each is named after its part."""
 
@@ -260,5 +263,4 @@ def _windows_in(name: str, store: Store) -> Sequence[Window]:
 
 def committed_parts(store: Store) -> list[str]:
     """Names of the parts that are there, sorted."""
-    names = (PurePosixPath(name) for name in store.list("parts"))
-    return sorted(name.parent.name for name in names if name.name == "part.json")
+    return list(store.stamps("parts", MARKER))

@@ -4,21 +4,25 @@ Clusters are found by average linkage: two clusters are merged while their clips
 With single linkage one blurred clip that resembles two people would merge them. Faces that are in view
 together are never one person (cannot-link pairs).
 
-Time grows with the square of the number of clips, memory does not. Clips are compared in blocks, and only
-clips in one connected component of similar pairs are linked, at most `MOST_LINKED` at once.
+Only clips in one connected component of similar pairs are linked, at most `MOST_LINKED` at once. Up to
+`MOST_COMPARED` clips all pairs are compared, in blocks. Beyond, each is compared with those that share one of
+its `CELLS_EACH` nearest cells, and clips are linked in `STEPS` steps, what is nearly identical first.
+docs/scale.md has what that misses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
@@ -36,6 +40,12 @@ MOST_LINKED = 4096
 
 STEPS = 4
 """Steps from identical down to the threshold in which a larger component of clips is linked."""
+
+MOST_COMPARED = 40_000
+"""Most vectors that are all compared with each other: a minute on one core."""
+
+CELLS_EACH = 3
+"""Cells that a vector lies in, where not all are compared with each other."""
 
 TOGETHER_S = 0.2
 """Faces whose spans overlap by more than this are two people; a shorter overlap may be the rounding of
@@ -59,10 +69,73 @@ class FaceClip(NamedTuple):
     """Who is seen, by the list of inputs; empty where it does not say."""
 
 
+@dataclass(frozen=True)
+class Faces:
+    """Clips with a face embedding, by id.
+
+    Attributes:
+        clip_ids: [n], ascending.
+        video_ids: [n].
+        start_s: [n], in the source.
+        end_s: [n], likewise.
+        labels: [n], who is seen, by the list of inputs; empty where it does not say.
+        vectors: float32 [n, D] of unit length.
+    """
+
+    clip_ids: list[str]
+    video_ids: list[str]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    labels: list[str]
+    vectors: Floats
+
+    @classmethod
+    def of(cls, clips: Sequence[FaceClip]) -> Faces:
+        """The clips that have an embedding.
+
+        Args:
+            clips: in any order.
+
+        Raises:
+            DatasetError: embeddings differ in length.
+        """
+        known = sorted((c for c in clips if c.face is not None and len(c.face)), key=lambda c: c.clip_id)
+        faces = [clip.face for clip in known if clip.face is not None]
+        return cls(
+            [clip.clip_id for clip in known],
+            [clip.video_id for clip in known],
+            np.array([clip.start_s for clip in known], np.float64),
+            np.array([clip.end_s for clip in known], np.float64),
+            [clip.label for clip in known],
+            unit_vectors([clip.clip_id for clip in known], faces),
+        )
+
+
+def unit_vectors(clip_ids: Sequence[str], faces: Iterable[Floats]) -> Floats:
+    """Embeddings at unit length, float32 [n, D].
+
+    Args:
+        clip_ids: of the clips.
+        faces: their embeddings [D].
+
+    Raises:
+        DatasetError: embeddings differ in length.
+    """
+    vectors = np.zeros((0, 1), np.float32)
+    for number, (clip_id, face) in enumerate(zip(clip_ids, faces, strict=True)):
+        if not number:
+            vectors = np.empty((len(clip_ids), len(face)), np.float32)
+        if len(face) != vectors.shape[1]:
+            raise DatasetError(
+                f"clip {clip_id}: expected a face embedding of {vectors.shape[1]} numbers as in clip "
+                f"{clip_ids[0]}, found {len(face)}"
+            )
+        vectors[number] = normalised(face[None].astype(np.float64))[0]
+    return vectors
+
+
 def name_people(clips: Sequence[FaceClip], same_person: float) -> dict[str, str]:
     """Clip id -> person id, for every clip with an embedding, in any order.
-
-    A person is named after the smallest clip id, so that names depend on nothing but the clips.
 
     Args:
         clips: all candidate clips, in any order.
@@ -71,26 +144,37 @@ def name_people(clips: Sequence[FaceClip], same_person: float) -> dict[str, str]
     Raises:
         DatasetError: embeddings differ in length.
     """
-    known = _known(clips)
-    labels = cluster(_unit(known), _cannot_link(known), same_person)
-    _, first = np.unique(labels, return_index=True)
-    return {clip.clip_id: _person_id(known[first[label]]) for clip, label in zip(known, labels, strict=True)}
+    faces = Faces.of(clips)
+    return dict(zip(faces.clip_ids, person_ids(faces, same_person), strict=True))
 
 
-def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> list[PersonRow]:
+def person_ids(faces: Faces, same_person: float) -> list[str]:
+    """Person id of every clip.
+
+    A person is named after the smallest clip id, so that names depend on nothing but the clips.
+
+    Args:
+        faces: of all candidate clips.
+        same_person: least average cosine similarity, 0 to 1, of the clips of two clusters that become one.
+    """
+    labels = cluster(faces.vectors, _cannot_link(faces), same_person)
+    names = [_person_id(faces.clip_ids[first]) for first in np.unique(labels, return_index=True)[1]]
+    return [names[label] for label in labels]
+
+
+def describe_people(faces: Faces, person_of: Sequence[str]) -> list[PersonRow]:
     """One row for each person, by id: who is like whom, and which clip is least like its person.
 
     Args:
-        clips: all candidate clips, in any order.
-        person_of: answer of `name_people` for the same clips.
+        faces: of all candidate clips.
+        person_of: answer of `person_ids` for them.
     """
-    known = _known(clips)
-    if not known:
+    if not faces.clip_ids:
         return []
-    names, labels = np.unique([person_of[clip.clip_id] for clip in known], return_inverse=True)
-    vectors = _unit(known)
+    names, labels = np.unique(np.array(person_of), return_inverse=True)
+    vectors = faces.vectors
     sums = _sums(vectors, labels)
-    nearest, cosine = _nearest(_normalised(sums), labels[_cannot_link(known)])
+    nearest, cosine = _nearest(normalised(sums), labels[_cannot_link(faces)])
     members = _groups(labels)
     rows = []
     for person, name in enumerate(names.tolist()):
@@ -102,14 +186,14 @@ def describe_people(clips: Sequence[FaceClip], person_of: Mapping[str, str]) -> 
             PersonRow(
                 person_id=name,
                 num_clips=len(own),
-                num_videos=len({known[i].video_id for i in own}),
-                duration_s=round(sum(known[i].end_s - known[i].start_s for i in own), 3),
-                face_clip_id=known[own[np.argmax(similarity)]].clip_id,
-                odd_clip_id=known[own[odd]].clip_id if len(own) > 1 else None,
+                num_videos=len({faces.video_ids[i] for i in own}),
+                duration_s=round(sum((faces.end_s[own] - faces.start_s[own]).tolist()), 3),
+                face_clip_id=faces.clip_ids[own[np.argmax(similarity)]],
+                odd_clip_id=faces.clip_ids[own[odd]] if len(own) > 1 else None,
                 odd_similarity=round(float(similarity[odd]), 4) if len(own) > 1 else None,
                 nearest_person_id=None if other < 0 else str(names[other]),
                 nearest_similarity=None if other < 0 else round(float(cosine[person]), 4),
-                labels=tuple(sorted({known[i].label for i in own} - {""})),
+                labels=tuple(sorted({faces.labels[i] for i in own} - {""})),
             )
         )
     return rows
@@ -125,7 +209,8 @@ def cluster(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
     `same_person`, the most similar groups first. Source: UPGMA, Sokal & Michener 1958.
 
     A connected component of more than `MOST_LINKED` vectors is linked in `STEPS` steps: what is nearly
-    identical first, then the means of what was found, down to `same_person`.
+    identical first, then the means of what was found, down to `same_person`. So are all of more than
+    `MOST_COMPARED` vectors.
 
     Args:
         vectors: float32 [n, D] of unit length.
@@ -133,6 +218,10 @@ def cluster(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
         same_person: least average cosine similarity of two clusters that become one, 0 to 1.
     """
     labels = np.arange(len(vectors))
+    if len(vectors) > MOST_COMPARED:
+        for level in np.linspace(1.0, same_person, STEPS + 1)[1:]:
+            labels = _merged(vectors, labels, cannot_link, float(level))
+        return np.asarray(np.unique(labels, return_inverse=True)[1], np.int64)
     for component in _components(vectors, same_person):
         steps = 1 if len(component) <= MOST_LINKED else STEPS
         inner, nodes = _within(cannot_link, component), np.arange(len(component))
@@ -145,7 +234,9 @@ def cluster(vectors: Floats, cannot_link: Ints, same_person: float) -> Ints:
 def _merged(vectors: Floats, nodes: Ints, cannot_link: Ints, level: float) -> Ints:
     """Nodes [n], each called after its first vector, after those that are alike at `level` became one."""
     first, node_of = np.unique(nodes, return_inverse=True)
-    means = _normalised(_sums(vectors, node_of)).astype(np.float32)
+    means = vectors
+    if len(first) < len(vectors):
+        means = normalised(_sums(vectors, node_of)).astype(np.float32, copy=False)
     pairs = node_of[cannot_link]
     joined = np.arange(len(means))
     for component in _components(means, level):
@@ -178,15 +269,72 @@ def _components(vectors: Floats, same_person: float) -> list[Ints]:
     """
     count = len(vectors)
     labels = np.arange(count)
+    if count > MOST_COMPARED:
+        return _components_in_cells(vectors, same_person)
     for start in range(0, count, BLOCK):
         # Each pair once: a block against itself and all that follow. Labels carry what is known
         # already, so that no more than one block of pairs is ever held.
         near = vectors[start : start + BLOCK] @ vectors[start:].T >= same_person - 1e-5
         left, right = np.nonzero(near)
         edges = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
-        graph = coo_array((np.ones(edges.shape[1], np.bool_), (edges[0], edges[1])), shape=(count, count))
-        labels = connected_components(graph, directed=False)[1][labels]
+        labels = _connected(count, edges)[labels]
     return [component for component in _groups(labels) if len(component) > 1]
+
+
+def _connected(count: int, edges: Ints) -> Ints:
+    """Number of the connected component of each of `count` nodes, from edges [2, m]."""
+    graph = coo_array((np.ones(edges.shape[1], np.bool_), (edges[0], edges[1])), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def _components_in_cells(vectors: Floats, same_person: float) -> list[Ints]:
+    """The components under those pairs that share a cell."""
+    edges = []
+    for members in _cells(vectors):
+        inner = vectors[members]
+        labels = np.arange(len(members))
+        for start in range(0, len(members), BLOCK):
+            left, right = np.nonzero(inner[start : start + BLOCK] @ inner[start:].T >= same_person - 1e-5)
+            pairs = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
+            labels = _connected(len(members), pairs)[labels]
+        # Each to the first of its component: as many edges as members.
+        _, first = np.unique(labels, return_index=True)
+        edges.append(np.stack([members, members[first[labels]]]))
+    labels = _connected(len(vectors), np.concatenate(edges, axis=1))
+    return [component for component in _groups(labels) if len(component) > 1]
+
+
+def _cells(vectors: Floats) -> list[Ints]:
+    """Indices of the vectors in each of some cells around centres; a vector lies in its nearest `CELLS_EACH`.
+
+    Source: the inverted file of Jégou, Douze & Schmid, Product quantization for nearest neighbor search
+    (PAMI 2011), with several cells for each vector in place of several that are searched. Centres are those
+    of two rounds of spherical k-means on a part of the vectors, which begins with every so many-th.
+    """
+    count = len(vectors)
+    num_cells = round(2 * math.sqrt(count))
+    sample = vectors[:: max(1, count // (16 * num_cells))]
+    centres = sample[:: max(1, len(sample) // num_cells)][:num_cells]
+    for _ in range(2):
+        nearest = _nearest_cells(sample, centres, 1)[:, 0]
+        sums = _sums(sample, nearest, len(centres))
+        filled = np.bincount(nearest, minlength=len(centres)) > 0
+        centres = np.where(filled[:, None], normalised(sums), centres).astype(np.float32)
+    cells = _nearest_cells(vectors, centres, CELLS_EACH).ravel()
+    members = np.repeat(np.arange(count), CELLS_EACH)
+    return [members[group] for group in _groups(cells)]
+
+
+def _nearest_cells(vectors: Floats, centres: Floats, most: int) -> Ints:
+    """Numbers of the `most` nearest centres of each vector [n, most], in any order."""
+    found = np.empty((len(vectors), most), np.int64)
+    for start in range(0, len(vectors), 16 * BLOCK):
+        similar = vectors[start : start + 16 * BLOCK] @ centres.T
+        if most == 1:
+            found[start : start + len(similar), 0] = similar.argmax(axis=1)
+        else:
+            found[start : start + len(similar)] = np.argpartition(similar, -most, axis=1)[:, -most:]
+    return found
 
 
 def _groups(labels: Ints) -> list[Ints]:
@@ -208,60 +356,36 @@ def _within(pairs: Ints, members: Ints) -> Ints:
 # ------------------------------------------------------------------------------ faces
 
 
-def _known(clips: Sequence[FaceClip]) -> list[FaceClip]:
-    """The clips with an embedding, by id.
-
-    Raises:
-        DatasetError: embeddings differ in length.
-    """
-    known = sorted((c for c in clips if c.face is not None and len(c.face)), key=lambda clip: clip.clip_id)
-    for clip in known:
-        expected, found = len(_face(known[0])), len(_face(clip))
-        if found != expected:
-            raise DatasetError(
-                f"clip {clip.clip_id}: expected a face embedding of {expected} numbers as in clip "
-                f"{known[0].clip_id}, found {found}"
-            )
-    return known
-
-
-def _face(clip: FaceClip) -> Floats:
-    assert clip.face is not None  # of `_known`
-    return clip.face
-
-
-def _unit(known: Sequence[FaceClip]) -> Floats:
-    """Embeddings at unit length, float32 [n, D]."""
-    faces = np.stack([_face(clip) for clip in known]) if known else np.zeros((0, 1))
-    return _normalised(faces.astype(np.float64)).astype(np.float32)
-
-
-def _normalised(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalised(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Vectors [n, D] at unit length."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float64)
+    return np.asarray(vectors / np.maximum(lengths, vectors.dtype.type(1e-12)))
 
 
-def _sums(vectors: Floats, labels: Ints) -> NDArray[np.float64]:
-    """Sum of the vectors of each label, float64 [labels, D]."""
-    sums = np.zeros((int(labels.max()) + 1, vectors.shape[1]))
-    np.add.at(sums, labels, vectors)
-    return sums
+def _sums(vectors: Floats, labels: Ints, count: int | None = None) -> NDArray[Any]:
+    """Sum of the vectors of each label [labels, D]: float64, of very many vectors float32."""
+    shape = (int(labels.max()) + 1 if count is None else count, len(vectors))
+    kind = np.float64 if len(vectors) <= MOST_COMPARED else np.float32
+    ones = np.ones(len(vectors), kind)
+    return np.asarray(csr_array(coo_array((ones, (labels, np.arange(len(vectors)))), shape)) @ vectors)
 
 
-def _cannot_link(known: Sequence[FaceClip]) -> Ints:
+def _cannot_link(faces: Faces) -> Ints:
     """Pairs of indices [m, 2] of clips whose faces are in view together."""
-    order = sorted(range(len(known)), key=lambda i: (known[i].video_id, known[i].start_s))
+    starts, ends, videos = faces.start_s.tolist(), faces.end_s.tolist(), faces.video_ids
+    order = sorted(range(len(videos)), key=lambda i: (videos[i], starts[i]))
     pairs = []
     for rank, i in enumerate(order):
-        for j in order[rank + 1 :]:
-            if known[j].video_id != known[i].video_id or known[j].start_s >= known[i].end_s - TOGETHER_S:
+        for place in range(rank + 1, len(order)):
+            j = order[place]
+            if videos[j] != videos[i] or starts[j] >= ends[i] - TOGETHER_S:
                 break
-            if known[j].end_s - known[j].start_s > TOGETHER_S:
+            if ends[j] - starts[j] > TOGETHER_S:
                 pairs.append((i, j))
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _nearest(means: NDArray[np.float64], cannot_link: Ints) -> tuple[Ints, NDArray[np.float64]]:
+def _nearest(means: NDArray[Any], cannot_link: Ints) -> tuple[Ints, NDArray[np.float64]]:
     """Index of the person whose mean is nearest [n], -1 where there is none, and the cosine [n].
 
     Args:
@@ -278,15 +402,19 @@ def _nearest(means: NDArray[np.float64], cannot_link: Ints) -> tuple[Ints, NDArr
     forbidden = coo_array(
         (np.ones(len(never), np.bool_), tuple(np.array(never).T)), shape=(count, count)
     ).tocsr()
-    for start in range(0, count, BLOCK):
-        block = slice(start, start + BLOCK)
-        similar = means[block] @ means.T
-        similar[forbidden[block].nonzero()] = -np.inf
-        nearest[block] = np.argmax(similar, axis=1)
-        cosine[block] = similar.max(axis=1)
+    everyone = np.arange(count)
+    for others in [everyone] if count <= MOST_COMPARED else _cells(means.astype(np.float32, copy=False)):
+        for start in range(0, len(others), BLOCK):
+            block = others[start : start + BLOCK]
+            similar = means[block] @ means[others].T
+            similar[forbidden[block][:, others].nonzero()] = -np.inf
+            best = np.argmax(similar, axis=1)
+            found = similar[np.arange(len(block)), best]
+            better = found > cosine[block]
+            nearest[block[better]], cosine[block[better]] = others[best[better]], found[better]
     nearest[np.isneginf(cosine)] = -1
     return nearest, cosine
 
 
-def _person_id(first: FaceClip) -> str:
-    return "p" + hashlib.sha256(first.clip_id.encode()).hexdigest()[:12]
+def _person_id(first_clip_id: str) -> str:
+    return "p" + hashlib.sha256(first_clip_id.encode()).hexdigest()[:12]

@@ -22,9 +22,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -37,6 +40,8 @@ from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.sample import Members, ShardManifest
 
 log = logging.getLogger(__name__)
+
+Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 
 @dataclass(frozen=True)
@@ -97,27 +102,46 @@ def split_groups(clips: Iterable[FaceClip], same_person: float) -> dict[str, Cli
     """
     ordered = sorted(clips, key=lambda clip: clip.clip_id)
     person_of = name_people(ordered, same_person)
-    nodes = sorted({clip.video_id for clip in ordered})
-    num_videos = len(nodes)
-    labels = {clip.label for clip in ordered if clip.label}
-    nodes += [*sorted(set(person_of.values())), *sorted(f"label {label}" for label in labels)]
-    number_of = {name: number for number, name in enumerate(nodes)}
-    # One node for each video, person and label; a clip joins its video with its person and its label.
-    edges = [
-        (number_of[clip.video_id], number_of[person_of[clip.clip_id]])
-        for clip in ordered
-        if clip.clip_id in person_of
-    ] + [(number_of[clip.video_id], number_of[f"label {clip.label}"]) for clip in ordered if clip.label]
-    left, right = np.array(edges, np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(edges), np.bool_), (left, right)), shape=(len(nodes), len(nodes)))
-    component = connected_components(graph, directed=False)[1].tolist()
-    group_names: dict[int, str] = {}
-    for number, video_id in enumerate(nodes[:num_videos]):
-        group_names.setdefault(component[number], video_id)
+    persons = [person_of.get(clip.clip_id) for clip in ordered]
+    columns = ([clip.video_id for clip in ordered], persons, [clip.label for clip in ordered])
+    groups = group_names(*(pa.array(column, pa.string()) for column in columns))
     return {
-        clip.clip_id: ClipGroup(person_of.get(clip.clip_id), group_names[component[number_of[clip.video_id]]])
-        for clip in ordered
+        clip.clip_id: ClipGroup(person, group)
+        for clip, person, group in zip(ordered, persons, groups, strict=True)
     }
+
+
+def group_names(video_ids: Column, person_ids: Column, labels: Column) -> list[str]:
+    """Group of every clip, see `split_groups`.
+
+    Args:
+        video_ids: of the clips.
+        person_ids: likewise, null where no face embedding is known.
+        labels: likewise, who is seen by the list of inputs; empty where it does not say.
+    """
+    # One node for each video, person and label; a clip joins its video with its person and its label.
+    named = pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
+    (videos, names), (persons, people), (said, others) = (
+        _codes(column) for column in (video_ids, person_ids, named)
+    )
+    count = len(names) + len(people) + len(others)
+    left = np.concatenate([videos[persons >= 0], videos[said >= 0]])
+    right = np.concatenate([persons[persons >= 0] + len(names), said[said >= 0] + len(names) + len(people)])
+    graph = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(count, count))
+    component = connected_components(graph, directed=False)[1].tolist()
+    found: dict[int, str] = {}
+    for video_id, number in sorted(zip(names, range(len(names)), strict=True)):
+        found.setdefault(component[number], video_id)
+    of_video = [found[component[number]] for number in range(len(names))]
+    return [of_video[number] for number in videos.tolist()]
+
+
+def _codes(column: Column) -> tuple[NDArray[np.int64], list[str]]:
+    """A number for each value of a column, -1 for null, and the values by number."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    encoded = column.dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def assign_splits(groups: Mapping[str, str], config: ShardConfig) -> dict[str, str]:

@@ -40,7 +40,7 @@ from talkforge.curation.sync import contrastive, phones, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.verdict import NOT_TRACED
 from talkforge.curation.weights import registry
-from talkforge.pipeline import attempts, tables, untraced
+from talkforge.pipeline import attempts, small_arrays, tables, untraced
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
 from talkforge.pipeline.rows import (
@@ -488,14 +488,12 @@ def commit(result: PartResult, store: Store) -> tuple[Failure, ...]:
     for name, (model, records) in rows.items():
         files[name] = tables.write(store, f"{folder}/{name}", model, records)
     named = {item.measures.clip.clip_id: item for item in result.clips}
-    features = {
-        f"{key}/{what}": array for key, item in named.items() for what, array in item.features.items()
-    }
     thumbnails = {key: np.frombuffer(item.thumbnail, np.uint8) for key, item in named.items()}
     thumbnails |= {
         f"{key}/face": np.frombuffer(item.face, np.uint8) for key, item in named.items() if item.face
     }
-    files["features.npz"] = store.write(f"{folder}/features.npz", npz_bytes(**features))
+    for name, content in small_arrays.files({key: item.features for key, item in named.items()}).items():
+        files[name] = store.write(f"{folder}/{name}", content)
     files["thumbnails.npz"] = store.write(f"{folder}/thumbnails.npz", npz_bytes(**thumbnails))
     for path in store.list(folder):
         if Path(path).name not in files:  # left by a run that was killed

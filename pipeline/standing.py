@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from talkforge.pipeline import attempts, tables
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from talkforge.pipeline import tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.measured import read_measured, rows_of_inputs
 from talkforge.pipeline.parts import committed_parts, footage, remaining, span_of_key
 from talkforge.pipeline.store import Store
-from talkforge.pipeline.totals import ClipStatus, Totals, count
+from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.dataset import Dataset
-from talkforge.schemas.records import (
-    Clip,
-    ClipMeasures,
-    Failure,
-    Input,
-    InputKey,
-    Outcome,
-    SourceRow,
-    SourceStatus,
-    Video,
-    ledger_columns,
-)
+from talkforge.schemas.records import Failure, InputKey, Outcome, SourceRow, SourceStatus, Video
 
 ERASED = "erased"
 """Reason of an input whose content was erased from the data set, and was given again."""
@@ -64,15 +57,16 @@ def standing(store: Store, dataset: Dataset) -> Standing:
     done = committed_parts(store)
     planned_s = sum(part.duration_s for part in plan)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
-    sources, clips = _selected(store) if exact else _unselected(store, done, dataset.config.thresholds)
+    sources, clips = _selected(store) if exact else _unselected(store, dataset.config.thresholds)
+    unplaced = pc.and_(clips.column("accepted"), clips.column("shard").is_null())
     return Standing(
-        totals=count(((row.status, row.duration_s) for row in sources), (clip for clip, _ in clips)),
+        totals=count(sources, clips),
         exact=exact,
         parts_done=len(done),
         parts=len(done) + len(todo),
         measured_s=planned_s - sum(part.duration_s for part in todo),
         planned_s=planned_s,
-        waiting=sum(clip.accepted and not shard for clip, shard in clips) if exact else 0,
+        waiting=int(pc.sum(unplaced).as_py() or 0) if exact else 0,
     )
 
 
@@ -80,84 +74,54 @@ def _inputs_selected(store: Store) -> bool:
     """Whether the last selection knew every input as it is now."""
     if not store.exists("ledger.parquet"):
         return False
-    known = {
-        (row.uri, row.start_s, row.end_s, row.video_id)
-        for row in tables.read(store, "sources.parquet", SourceRow)
-    }
-    now = {
-        (row.input.uri, row.input.start_s, row.input.end_s, row.video.video_id if row.video else None)
-        for row in load_ingested(store)
-    }
-    return known == now
+    selected = tables.read_columns(store, "sources.parquet", ["uri", "start_s", "end_s", "video_id"])
+    known = set(zip(*(column.to_pylist() for column in selected.columns), strict=True))
+    return known == _inputs_now(store)
 
 
-def _selected(store: Store) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
+def _inputs_now(store: Store) -> set[tuple[Any, ...]]:
+    if not store.exists("plan.parquet"):  # written last: without it ingest is not complete
+        return set()
+    table = tables.from_bytes(store.read("intake.parquet"), "intake.parquet")
+    given = table.column(
+        "input" if "input" in table.column_names else "source"
+    )  # as earlier versions call it
+    columns = [pc.struct_field(given, name) for name in ("uri", "start_s", "end_s")]
+    columns.append(pc.struct_field(table.column("video"), "video_id"))
+    return set(zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+Inputs = list[tuple[SourceStatus, float]]
+"""Status and length of every input."""
+
+
+def _selected(store: Store) -> tuple[Inputs, pa.Table]:
     """Inputs and clips of the last selection."""
     columns = ["accepted", "failure", "duration_s", "reasons", "shard"]
-    rows = tables.from_bytes(store.read("ledger.parquet"), "ledger.parquet").select(columns).to_pylist()
-    return tables.read(store, "sources.parquet", SourceRow), [
-        (ClipStatus(row["accepted"], row["failure"], row["duration_s"], row["reasons"]), row["shard"])
-        for row in rows
-    ]
+    clips = tables.read_columns(store, "ledger.parquet", columns)
+    sources = tables.read_columns(store, "sources.parquet", ["status", "duration_s"])
+    return list(zip(*(column.to_pylist() for column in sources.columns), strict=True)), clips
 
 
-def measured_columns(measures: ClipMeasures, video: Video | None) -> dict[str, Any]:
-    """Ledger columns of what was measured, also of parts of earlier versions.
-
-    Args:
-        measures: of the clip.
-        video: its video; None: the columns that follow from it are left as they are.
-    """
-    row = ledger_columns(measures)
-    if row["face_clip_px"] is None and row["face_px"] is not None and video is not None:
-        from talkforge.curation.media import height_scale  # loads PyAV, which a part of today does not need
-
-        row["face_clip_px"] = round(row["face_px"] * height_scale(measures.clip, video), 2)
-    return row
-
-
-def terms(given: Input) -> dict[str, str]:
-    """Ledger columns of what the list says of an input."""
-    return {name: getattr(given, name) for name in ("source", "licence", "consent", "person")}
-
-
-def _unselected(
-    store: Store, parts: Iterable[str], thresholds: Thresholds
-) -> tuple[list[SourceRow], list[tuple[ClipStatus, str | None]]]:
+def _unselected(store: Store, thresholds: Thresholds) -> tuple[Inputs, pa.Table]:
     """Inputs and clips of what is committed, each clip judged by itself."""
-    from talkforge.curation.verdict import NOT_TRACED, judge
-
     ingested = load_ingested(store)
     planned = Planned(ingested)
-    outcomes: list[Outcome] = []
-    failures: list[Failure] = []
-    clips: dict[str, tuple[ClipMeasures, IngestRow]] = {}
-    failures += attempts.waiting(store, load_plan(store)).values()
-    for part in parts:
-        outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
-        failures += tables.read(store, f"parts/{part}/failures.parquet", Failure)
-        for row in tables.read(store, f"parts/{part}/clips.parquet", ClipMeasures):
-            key = row.clip.clip_id
-            known = clips[key][0].stopped_by if key in clips else NOT_TRACED.code
-            if known == NOT_TRACED.code and (entry := planned.of_clip(row.clip)):
-                clips[key] = (row, entry)
-    broken = {failure.key: failure.error for failure in failures}
-    counted: list[tuple[ClipStatus, str | None]] = []
-    for key, (measures, entry) in sorted(clips.items()):
-        flat = measured_columns(measures, entry.video)
-        verdict = judge(flat | terms(entry.input), thresholds)
-        codes = [reason.code for reason in verdict.reasons]
-        accepted = verdict.accepted and key not in broken
-        counted.append((ClipStatus(accepted, broken.get(key), measures.clip.duration_s, codes), None))
-    candidates = [measures.clip for measures, _ in clips.values()]
-    return source_rows(ingested, outcomes, failures, candidates), counted
+    measured = read_measured(store, writes=False)
+    rows, inputs = rows_of_inputs(measured.clips, planned)
+    rows.judge(thresholds)
+    counts = np.bincount(inputs, minlength=len(planned.rows)).tolist()
+    clips_of = {row.input.key: count for row, count in zip(planned.rows, counts, strict=True)}
+    sources = source_rows(ingested, measured.outcomes, measured.failures, clips_of)
+    clips = rows.table.append_column("shard", pa.nulls(len(rows), pa.string()))
+    return [(row.status, row.duration_s) for row in sources], clips
 
 
 def source_rows(
     ingested: Sequence[IngestRow],
     outcomes: Iterable[Outcome],
     failures: Iterable[Failure],
-    clips: Iterable[Clip],
+    clips_of: Mapping[InputKey, int],
 ) -> list[SourceRow]:
     """What became of every input, in the order of their names and times.
 
@@ -165,14 +129,13 @@ def source_rows(
         ingested: every input.
         outcomes: of the committed parts; each belongs to the input in whose span its middle lies.
         failures: of the committed parts, and of windows that are put off; likewise.
-        clips: every candidate; likewise.
+        clips_of: number of candidate clips of each input.
     """
     planned = Planned(ingested)
     seen_in: dict[InputKey, list[Outcome]] = {}
     for outcome in outcomes:
         if entry := planned.at(outcome.video_id, (outcome.start_s, outcome.end_s)):
             seen_in.setdefault(entry.input.key, []).append(outcome)
-    counts = Counter(entry.input.key for clip in clips if (entry := planned.of_clip(clip)))
     broken: dict[InputKey, Failure] = {}
     for failure in failures:
         if failure.stage == "measure" and (entry := planned.at(failure.video_id, span_of_key(failure.key))):
@@ -182,7 +145,7 @@ def source_rows(
         given, video = entry.input, entry.video
         measured = entry.status == "planned"
         seen = seen_in.get(given.key, []) if measured else []
-        clips_found = counts[given.key] if measured else 0
+        clips_found = clips_of.get(given.key, 0) if measured else 0
         status, reason = _status(entry, seen, clips_found, broken.get(given.key))
         rows.append(
             SourceRow(

@@ -19,7 +19,7 @@ import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -234,6 +234,36 @@ class Store:
         """Names of all files below a folder, sorted; empty where there is no such folder."""
         return [name for name in self._find(folder) if not _is_temporary(name)]
 
+    def stamps(self, folder: str, file: str) -> dict[str, str]:
+        """Folders directly below a folder that hold a file of this name, by name, sorted.
+
+        On a local disk only these files are looked at, and no other file of the folders; an object store is
+        listed once.
+
+        Args:
+            folder: such as `parts`.
+            file: such as `part.json`.
+
+        Returns:
+            Name of the folder -> mark of the file's state, which changes when the file is written again.
+        """
+        _, path = self._at(folder)
+        found = {}
+        with self.reporting_errors("list", folder):
+            if self.local_root is not None:
+                with suppress(FileNotFoundError), os.scandir(path) as entries:
+                    for entry in entries:
+                        with suppress(FileNotFoundError, NotADirectoryError):
+                            facts = os.stat(f"{entry.path}/{file}")  # noqa: PTH116 (Path is slow here)
+                            if stat.S_ISREG(facts.st_mode):
+                                found[entry.name] = f"{facts.st_size}-{facts.st_mtime_ns}"
+            else:
+                for name, info in self._listed(path).items():
+                    parent, _, own = name[len(path) + 1 :].rpartition("/")
+                    if own == file and "/" not in parent:
+                        found[parent] = stamp(info)
+        return dict(sorted(found.items()))
+
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
         filesystem, path = self._at(name)
@@ -345,22 +375,25 @@ class Store:
         return filesystem, f"{root}/{name}"
 
     def _find(self, folder: str) -> Names:
-        filesystem, root = self._location
+        _, root = self._location
         if folder:
             _check_name(folder)
         path = f"{root}/{folder}" if folder else root
         with self.reporting_errors("list", folder or "the files"):
-            if self.local_root is not None:
-                found = list(_files_below(path))
-            else:
-                filesystem.invalidate_cache()
-                # What walks through folders leaves out those that it cannot read, unless told otherwise.
-                walks = type(filesystem).find is AbstractFileSystem.find
-                try:
-                    found = list(filesystem.find(path, **({"on_error": "raise"} if walks else {})))
-                except FileNotFoundError:
-                    found = []
+            found = self._listed(path) if self.local_root is None else _files_below(path)
             return sorted(str(name)[len(root) + 1 :] for name in found)
+
+    def _listed(self, path: str) -> dict[str, Mapping[str, Any]]:
+        """What a remote store says of every file below a folder, by path."""
+        filesystem, _ = self._location
+        filesystem.invalidate_cache()
+        # What walks through folders leaves out those that it cannot read, unless told otherwise.
+        walks = type(filesystem).find is AbstractFileSystem.find
+        how = {"on_error": "raise"} if walks else {}
+        try:
+            return {str(name): info for name, info in filesystem.find(path, detail=True, **how).items()}
+        except FileNotFoundError:
+            return {}
 
 
 def _files_below(folder: str) -> Iterator[str]:
@@ -372,6 +405,12 @@ def _files_below(folder: str) -> Iterator[str]:
 
     for root, _, files in os.walk(folder, onerror=refuse):
         yield from (f"{root}/{name}" for name in files)
+
+
+def stamp(info: Mapping[str, Any]) -> str:
+    """Mark of the state of a file in an fsspec store: size, tag, time of change, as far as it says so."""
+    keys = ("size", "ETag", "etag", "mtime", "updated", "LastModified", "created")
+    return "-".join(str(info.get(key, "")) for key in keys)
 
 
 def is_relative(uri: str) -> bool:

@@ -100,19 +100,36 @@ def to_bytes(table: pa.Table) -> bytes:
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(_ZEROS) :]
 
 
-def from_bytes(data: bytes, name: str) -> pa.Table:
+def read_columns(store: Store, name: str, columns: list[str]) -> pa.Table:
+    """Some columns of the Parquet file `name` of a data set, in this order.
+
+    Raises:
+        DatasetError: it is missing, not Parquet, or lacks a column; names the file.
+    """
+    table = from_bytes(store.read(name), name, columns)
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise DatasetError(f"{name}: expected a column {missing[0]!r}, found none")
+    return table.select(columns)
+
+
+def from_bytes(data: bytes, name: str, columns: list[str] | None = None) -> pa.Table:
     """Table of a Parquet file.
+
+    Args:
+        data: content of the file.
+        name: what messages call it.
+        columns: those that are wanted, as far as they are there; None: all.
 
     Raises:
         DatasetError: the bytes are not Parquet, or do not have their checksum; names the file.
     """
     checked = _check_sha256(data, name)
     try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         keys = {key.decode("utf-8", "replace") for key in file.metadata.metadata or {}}
         if not checked and keys - OLD_KEYS:
             raise ValueError("a checksum that cannot be read")
-        return file.read()  # pq.read_table would import pandas
+        return file.read(columns)  # pq.read_table would import pandas
     except MemoryError:
         raise
     except Exception as error:  # a damaged footer makes pyarrow raise almost anything

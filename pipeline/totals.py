@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from talkforge.schemas.records import LedgerRow, SourceStatus
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from talkforge.schemas.records import SourceStatus
 
 STATUSES: tuple[SourceStatus, ...] = ("measured", "no_candidates", "pending", "duplicate", "failed")
 """What can become of an input."""
@@ -47,35 +50,33 @@ class Totals:
         return self.accepted + self.rejected + self.failed
 
 
-@dataclass(frozen=True)
-class ClipStatus:
-    """What `count` needs to know of a candidate clip; a `LedgerRow` says it, too."""
-
-    accepted: bool
-    failure: str | None
-    duration_s: float
-    reasons: Sequence[str] = ()
-
-
-def count(inputs: Iterable[tuple[SourceStatus, float]], clips: Iterable[ClipStatus | LedgerRow]) -> Totals:
+def count(inputs: Iterable[tuple[SourceStatus, float]], clips: pa.Table) -> Totals:
     """The figures of a data set.
 
     Args:
         inputs: status and length in seconds of each.
-        clips: every candidate clip.
+        clips: the columns `accepted`, `failure`, `duration_s` and `reasons` of every candidate clip.
     """
-    inputs, clips = list(inputs), list(clips)
+    inputs = list(inputs)
     by_status = Counter(status for status, _ in inputs)
-    rejected = [clip for clip in clips if not clip.accepted and clip.failure is None]
-    untraced = [clip for clip in rejected if UNTRACED in clip.reasons]
+    accepted, failed = clips.column("accepted"), clips.column("failure").is_valid()
+    rejected = pc.and_(pc.invert(accepted), pc.invert(failed))
+    reasons = clips.column("reasons").filter(rejected)
+    flat = pc.list_flatten(reasons)
+    waiting = pc.list_parent_indices(reasons).filter(pc.equal(flat, UNTRACED))
+    durations = clips.column("duration_s")
     return Totals(
         inputs={status: by_status[status] for status in STATUSES},
         input_s=sum(duration_s for _, duration_s in inputs),
-        accepted=sum(clip.accepted for clip in clips),
-        rejected=len(rejected),
-        failed=sum(clip.failure is not None for clip in clips),
-        kept_s=sum(clip.duration_s for clip in clips if clip.accepted),
-        untraced=len(untraced),
-        untraced_s=sum(clip.duration_s for clip in untraced),
-        reasons=dict(Counter(code for clip in rejected for code in clip.reasons)),
+        accepted=_number(accepted),
+        rejected=_number(rejected),
+        failed=_number(failed),
+        kept_s=float(sum(durations.filter(accepted).to_pylist())),
+        untraced=len(waiting),
+        untraced_s=float(sum(durations.filter(rejected).take(waiting).to_pylist())),
+        reasons={row["values"]: row["counts"] for row in flat.value_counts().to_pylist()},
     )
+
+
+def _number(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(column).as_py() or 0)

@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from talkforge.curation.verdict import NOT_TRACED, is_open
-from talkforge.pipeline import tables
+from talkforge.pipeline import small_arrays, tables
 from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Thresholds
@@ -110,12 +110,8 @@ def read_clips(
         if row.clip.clip_id in wanted and _holds(window, ledger_columns(row))
     ]
     keys = {row.clip.clip_id for row in rows}
-    arrays: dict[str, dict[str, NDArray[Any]]] = {key: {} for key in keys}
-    name = f"{folder}/features.npz"
-    stored = read_npz(store.read(name), name, wanted=lambda key: key.partition("/")[0] in keys)
-    for key, array in stored.items():
-        clip, _, what = key.partition("/")
-        arrays[clip][what] = array
+    stored = small_arrays.read(store, folder)
+    arrays: dict[str, dict[str, NDArray[Any]]] = {key: stored.get(key, {}) for key in keys}
     name = f"{folder}/thumbnails.npz"
     images = read_npz(store.read(name), name, wanted=lambda key: key in keys)
     order = sorted(rows, key=lambda row: (row.clip.start_s, row.clip.track, row.clip.clip_id))

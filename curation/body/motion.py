@@ -257,24 +257,30 @@ def span_variance(trace: Halves) -> float | None:
 
 
 def intensity(raw: float | None, quantiles: Sequence[float]) -> float | None:
-    """Motion intensity 0 to 1: the rank of a raw variance among the data set's quantiles.
+    """Motion intensity of one variance, see `intensities`; None where there is nothing to compare."""
+    return intensities(np.array([np.nan if raw is None else raw], np.float64), quantiles)[0]
+
+
+def intensities(raw: NDArray[np.float64], quantiles: Sequence[float]) -> list[float | None]:
+    """Motion intensities 0 to 1: the ranks of raw variances among the data set's quantiles.
 
     0.5 is the data set's median. A value equal to several quantiles gets their middle rank, so that
     a data set without differences is all 0.5. None where there is nothing to compare.
 
     Args:
-        raw: `omega_face_raw` or `omega_body_raw`, of a clip or of a span.
-        quantiles: of the accepted clips, as in `dataset.json`.
+        raw: variances, NaN where none is known.
+        quantiles: of the accepted clips, at even steps from least to largest; may be empty.
 
     Source: FantasyTalking §3.4 wants [0, 1] and leaves the map open. This one is ours.
     """
-    if raw is None or not quantiles:
-        return None
+    if not quantiles:
+        return [None] * len(raw)
     ranks = np.linspace(0, 1, len(quantiles))
-    first, last = np.searchsorted(quantiles, raw, "left"), np.searchsorted(quantiles, raw, "right")
-    if last > first:
-        return round(float((ranks[first] + ranks[last - 1]) / 2), 4)
-    return round(float(np.interp(raw, quantiles, ranks)), 4)
+    first, last = (np.searchsorted(quantiles, raw, side) for side in ("left", "right"))
+    equal = last > first
+    found = np.interp(raw, quantiles, ranks)
+    found[equal] = (ranks[first[equal]] + ranks[last[equal] - 1]) / 2
+    return [None if np.isnan(value) else round(value, 4) for value in found.tolist()]
 
 
 def camera_speed(camera: CameraMotion, clip: Clip) -> float | None:

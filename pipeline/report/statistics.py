@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from talkforge.curation.verdict import CODES, RULES
 from talkforge.pipeline.report.people import people_statistics, people_table
 from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
-from talkforge.pipeline.totals import STATUSES, ClipStatus, Totals, count
+from talkforge.pipeline.totals import STATUSES, Totals, count
 from talkforge.schemas.config import Config
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import DatasetError
@@ -52,7 +53,14 @@ def statistics(
     counts = conservation(clips, inputs)
     totals = count(
         zip(inputs["status"], inputs["duration_s"].fillna(0.0), strict=True),
-        map(ClipStatus, clips["accepted"], clips["failure"], clips["duration_s"]),
+        pa.table(
+            {
+                "accepted": pa.array(clips["accepted"], pa.bool_()),
+                "failure": pa.array(clips["failure"], pa.string()),
+                "duration_s": pa.array(clips["duration_s"], pa.float64()),
+                "reasons": pa.nulls(len(clips), pa.list_(pa.string())),
+            }
+        ),
     )
     config = dataset.config
     broken = broken_rules(clips)

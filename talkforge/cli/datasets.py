@@ -237,7 +237,7 @@ def select(
     described = load_dataset(store)
     chosen = chosen_config(described, config, settings, reset)
     from talkforge.pipeline import jobs as job
-    from talkforge.pipeline.calibrate import read_calibrated
+    from talkforge.pipeline.measured import read_measured
     from talkforge.pipeline.standing import standing
 
     before = standing(store, described).totals
@@ -245,7 +245,7 @@ def select(
     with Display(notes) as display:
         if dry_run:
             display.show(Progress("selecting"))
-            selection = job.choose(store, chosen, load_ingested(store), read_calibrated(store))
+            selection = job.choose(store, chosen, load_ingested(store), read_measured(store, writes=False))
         else:
             with exclusive(store):
                 display.show(Progress("selecting"))
@@ -254,7 +254,7 @@ def select(
                 display.show(Progress("report"))
                 job.report(store, selection)
     stale, totals = job.stale_shards(store, selection), selection.totals
-    waiting = sum(row.accepted and row.shard is None for row in selection.rows)
+    waiting = selection.waiting
     if as_json:
         document = {
             "dataset": dataset,

@@ -93,5 +93,5 @@ def _annotate(dataset: str, phase: str, run: Callable[[Callable[[int, int], None
         display.show(Progress("report"))
         job.report(store, selection)
     out.print(f"{counts.annotated} clips done, {counts.before} were before, {counts.failed} failed")
-    accepted = sum(row.accepted for row in selection.rows)
+    accepted = len(selection.accepted)
     out.print(f"{accepted} clips accepted; `talkforge shard {dataset}` writes what changed", soft_wrap=True)

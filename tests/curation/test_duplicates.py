@@ -253,9 +253,11 @@ def test_landmarks_must_agree_at_one_shift() -> None:
     assert not duplicates.repeated(a, b, DuplicateThresholds())
 
 
-def test_of_very_many_copies_all_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", [1, 4096])
+def test_of_very_many_copies_all_are_found(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
     monkeypatch.setattr(duplicates, "COMPARED_CLIPS", 2)
-    monkeypatch.setattr(duplicates, "BLOCK_CLIPS", 3)
+    monkeypatch.setattr(duplicates, "BLOCK_PAIRS", 3)
+    monkeypatch.setattr(duplicates, "CLIPS_IN_FILE", files)
     clips = [(str(k), made(k % 2)) for k in range(10)]
     assert duplicates.near_duplicates(clips) == {str(k): str(k % 2) for k in range(2, 10)}
 

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from talkforge.curation.verdict import CODES, GOVERNANCE, REJECTIONS, RULES, gate, judge, repair_s
+from talkforge.curation.verdict import (
+    BANDS_ONLY,
+    CODES,
+    GOVERNANCE,
+    NOT_TRACED,
+    REJECTIONS,
+    RULES,
+    Columns,
+    gate,
+    judge,
+    judge_columns,
+    repair_s,
+)
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import LedgerRow
 
@@ -399,3 +412,33 @@ def test_a_gated_clip_is_rejected_for_what_is_known_of_it() -> None:
 def test_a_gate_stays_a_reason_when_its_rule_is_off() -> None:
     (reason,) = judge(GOOD | STOPPED, Thresholds(min_face_px=None)).reasons
     assert str(reason) == "face_small (face_clip_px 40)"
+
+
+def test_columns_are_judged_as_their_rows_are() -> None:
+    """Random rows: unknown values, gates, moved audio, and what lists and transcripts say."""
+    random = np.random.default_rng(3)
+    named = {
+        "stopped_by": [None] * 6 + ["too_short", "face_small", NOT_TRACED.code],
+        "language": [None, "en", "fr"], "licence": [None, "", "CC0", "x"], "consent": [None, "", "yes"],
+        "active_speaker": [None, True, False], "audio_shift_s": [None, None, 0.24],
+        "crop_width_px": [None, 400.0], "faces_frame_max": [None, 1, 3], "faces_max": [1, 1, 2],
+        "sync_method": [None, f"{BANDS_ONLY}-1", "x"], "num_forbidden_words": [None, 0, 2],
+        "sync_offset_frames": [None, 0, -9],
+    }  # fmt: skip
+    measured = [name for name, value in GOOD.items() if isinstance(value, float)]
+    rows = []
+    for number in range(400):
+        drawn = {name: values[random.integers(len(values))] for name, values in named.items()}
+        row = GOOD | drawn | {"clip_id": f"{number}"}
+        for name in random.choice(measured, 3).tolist():
+            row[name] = None if random.random() < 0.3 else float(GOOD[name] * random.choice([0.1, 1.0, 9.0]))
+        rows.append(row | {"sync_offset_probability": float(random.random())})
+    strict = STRICT.model_copy(update={"require_consent": True, "licences": ("cc*",)})
+    for thresholds in (strict, Thresholds()):
+        columns = Columns(len(rows), lambda name: [row[name] for row in rows])
+        found = judge_columns(columns, thresholds)
+        expected = [(n, reason) for n, row in enumerate(rows) for reason in judge(row, thresholds).reasons]
+        assert list(zip(found.rows.tolist(), found.codes, found.details, strict=True)) == [
+            (n, reason.code, str(reason)) for n, reason in expected
+        ]
+    assert len(set(found.codes)) > 10 and NOT_TRACED.code in found.codes

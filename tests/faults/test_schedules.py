@@ -78,7 +78,7 @@ class Schedule:
             first["write part.json"] = draw.choice(("hang", "kill", "ENOSPC"))
         second = {f"open {draw.choice(VIDEOS)}": draw.choice(errors)}
         if draw.random() < 0.5:
-            names = ("part.json", "plan.parquet", "ledger.parquet", "clips.parquet", "features.npz")
+            names = ("part.json", "plan.parquet", "ledger.parquet", "clips.parquet", "features.parquet")
             second[f"write {draw.choice(names)}"] = draw.choice(("EIO", "ENOSPC", "kill"))
         return Schedule(
             kill=KILLS[seed % len(KILLS)],

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from talkforge.pipeline import cut, jobs, report, stages, tables
+from talkforge.pipeline import cut, jobs, report, small_arrays, stages, tables
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.needs import gather
@@ -122,14 +122,13 @@ def playing_back(measured: Curated) -> Iterator[Played]:
         def read(name: str, model: type[Record], folder: str = folder) -> list[Any]:
             return tables.read(store, f"{folder}/{name}.parquet", model)
 
-        features = read_npz(store.read(f"{folder}/features.npz"), "features.npz")
+        features = small_arrays.read(store, folder)
         images = read_npz(store.read(f"{folder}/thumbnails.npz"), "thumbnails.npz")
         clips = []
         for measures in read("clips", ClipMeasures):
             key = measures.clip.clip_id
             face = images.get(f"{key}/face", np.zeros(0, np.uint8)).tobytes()
-            own = {k.partition("/")[2]: v for k, v in features.items() if k.startswith(f"{key}/")}
-            clips.append(MeasuredClip(measures, images[key].tobytes(), face, features=own))
+            clips.append(MeasuredClip(measures, images[key].tobytes(), face, features=features.get(key, {})))
         names = [n for n in store.list(folder) if n.endswith(".npz") and n.rpartition("/")[2][0].isdigit()]
         arrays |= {name: store.read(name) for name in names}
         files = {name.rpartition("/")[2]: "" for name in names}

@@ -202,7 +202,10 @@ def test_the_proof_finds_what_is_there(footage: Footage) -> None:
         *("captions.parquet", "report/index.html", "snapshots/000001/snapshot.json"),
         *("snapshots/000001/train-000000.tar", "snapshots/000001/ledger.parquet", "shards/train-000000.json"),
         *("latents/train-000000.tar", "latents/train-000000.json"),
-        *(f"{folder}/{name}" for name in ("clips.parquet", "windows.parquet", "features.npz", "part.json")),
+        *(
+            f"{folder}/{name}"
+            for name in ("clips.parquet", "windows.parquet", "features.parquet", "part.json")
+        ),
         *(f"timelines/{video_id}.npz" for video_id in wanted.needles.video_ids),
         *(f"attempts/{video_id}.json" for video_id in wanted.needles.video_ids),
     }
@@ -211,7 +214,7 @@ def test_the_proof_finds_what_is_there(footage: Footage) -> None:
     )
     where = {finding.path for finding in proof.scan(store, sums_only).findings}
     (key, *_) = sorted(key for key in samples(store) if key[:12] in wanted.needles.video_ids)
-    expected = {f"{folder}/features.npz: {key}/identity", f"{folder}/thumbnails.npz: {key}"}
+    expected = {f"{folder}/features.parquet: identity", f"{folder}/thumbnails.npz: {key}"}
     expected |= {f"snapshots/000001/train-000000.tar: {key}.{member}" for member in erase.MEDIA}
     assert where >= {*expected, "report/index.html"}
     nobody = proof.Needles(names=frozenset({"id_bbaf2n.mpg", "/videos"}), people=frozenset({"ann"}))

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
-from talkforge.pipeline import tables
+from talkforge.curation.fingerprint import Fingerprint
+from talkforge.pipeline import near_duplicates, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.ledger import (
-    Committed,
     CommittedClip,
     check_conservation,
     select,
@@ -23,7 +25,9 @@ from talkforge.pipeline.ledger import (
     with_shards,
     write_ledger,
 )
+from talkforge.pipeline.measured import Measured, flat_clips
 from talkforge.pipeline.parts import Window
+from talkforge.pipeline.people import FaceClip, Faces
 from talkforge.pipeline.standing import source_rows
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
@@ -96,9 +100,43 @@ def fingerprint(heard: int, place: float) -> dict[str, Any]:
     }
 
 
-def committed(*clips: CommittedClip) -> Committed:
+def committed(*clips: CommittedClip) -> Measured:
+    """What `read_measured` would give of parts with these clips."""
     ordered = sorted(clips, key=lambda clip: clip.measures.clip.clip_id)
-    return Committed(clips=ordered, failures=[clip.failure for clip in ordered if clip.failure])
+    rows = [clip.measures for clip in ordered]
+    table = flat_clips(tables.to_table(ClipMeasures, rows), "clips.parquet")
+    errors = [clip.failure and f"{clip.failure.error}: {clip.failure.message}" for clip in ordered]
+    table = table.append_column("failure", pa.array(errors, pa.string()))
+    table = table.append_column("part", pa.array([clip.part for clip in ordered], pa.string()))
+    faces = {clip.clip_id: clip for clip in map(face_of, ordered) if clip.face is not None}
+    prints = {row.clip.clip_id: print_of(clip) for row, clip in zip(rows, ordered, strict=True)}
+    heard = [key for key, one in prints.items() if one]
+    hashes = [(np.full(len(prints[k].audio_hashes), n), prints[k].audio_hashes) for n, k in enumerate(heard)]
+
+    def fingerprints(numbers: NDArray[np.int64]) -> dict[int, Fingerprint]:
+        return {number: prints[heard[number]] for number in numbers.tolist()}
+
+    return Measured(
+        clips=table,
+        failures=[clip.failure for clip in ordered if clip.failure],
+        read_voices=lambda: {
+            clip.measures.clip.clip_id: clip.features["voice"] for clip in ordered if "voice" in clip.features
+        },
+        read_faces=lambda: (list(faces), Faces.of(list(faces.values())).vectors),
+        read_copies=lambda: near_duplicates.alike(heard, iter(hashes), fingerprints),
+    )
+
+
+def face_of(clip: CommittedClip) -> FaceClip:
+    of = clip.measures.clip
+    return FaceClip(of.clip_id, of.video_id, of.start_s, of.end_s, clip.features.get("identity"))
+
+
+def print_of(clip: CommittedClip) -> Any:
+    names = ("pictures", "faces", "sound")
+    if "sound" not in clip.features:
+        return None
+    return Fingerprint(clip.measures.clip.duration_s, *(clip.features[name] for name in names))
 
 
 def test_a_good_clip_is_accepted_and_carries_what_its_source_said() -> None:
@@ -264,9 +302,8 @@ def test_of_clips_that_are_the_same_the_largest_face_is_kept_and_the_rest_name_i
     copy = selection.rows[0]
     assert (copy.reasons, copy.split) == (("near_duplicate",), None)
     assert copy.reason_details == (f"near_duplicate (of {keys[1]})",)
-    assert not selection.verdicts[keys[0]].accepted
     assert selection.quantiles["omega_face"][0] == 5.0  # a copy does not count
-    assert sorted(selection.clips) == [keys[1], keys[2]]
+    assert selection.accepted == [keys[1], keys[2]]
     check_conservation(selection, ingested)
 
 
@@ -414,9 +451,7 @@ def test_every_input_has_a_status() -> None:
     )
     rows = {
         row.uri: (row.status, row.reason, row.num_clips)
-        for row in source_rows(
-            ingested, parts.outcomes, parts.failures, (clip.measures.clip for clip in parts.clips)
-        )
+        for row in source_rows(ingested, parts.outcomes, parts.failures, {planned(1).input.key: 1})
     }
     assert rows == {
         "1.mp4": ("measured", "", 1),
@@ -466,7 +501,7 @@ def test_spans_of_one_file_are_inputs_of_their_own() -> None:
     second = planned(1, start_s=10.0, end_s=30.0, licence="B", person="bob")
     clips = [measured(1, 1.0), measured(1, 12.0), measured(1, 20.0), measured(1, 40.0)]
     found = committed(*clips)
-    found.outcomes += [outcome(1, "candidates", 0.0, 10.0), outcome(1, "candidates", 10.0, 30.0)]
+    found.outcomes.extend([outcome(1, "candidates", 0.0, 10.0), outcome(1, "candidates", 10.0, 30.0)])
     selection = select(found, [second, first], Config())
     assert [(row.start_s, row.licence, row.person) for row in selection.rows] == [
         (1.0, "A", "ann"), (12.0, "B", "bob"), (20.0, "B", "bob"),
@@ -483,14 +518,14 @@ def test_a_window_that_failed_is_told_of_the_input_that_it_lies_in() -> None:
     failure = Failure(
         stage="measure", key=key, video_id=video(1).video_id, uri="1.mp4", error="E", message="m"
     )
-    found = Committed(outcomes=[outcome(1, "no_face", 0.0, 10.0)], failures=[failure])
-    rows = source_rows(inputs, found.outcomes, found.failures, ())
+    found = replace(committed(), outcomes=[outcome(1, "no_face", 0.0, 10.0)], failures=[failure])
+    rows = source_rows(inputs, found.outcomes, found.failures, {})
     assert [(row.status, row.reason) for row in rows] == [("no_candidates", "no_face"), ("failed", "E: m")]
 
 
 def test_a_span_that_another_covers_is_a_duplicate_that_says_so() -> None:
     rows = mark_duplicates([planned(1), planned(1, start_s=5.0, end_s=8.0)])
-    assert [(row.status, row.reason) for row in source_rows(rows, (), (), ())] == [
+    assert [(row.status, row.reason) for row in source_rows(rows, (), (), {})] == [
         ("pending", "not measured yet"), ("duplicate", "overlaps another span of 1.mp4"),
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from talkforge.pipeline import people
-from talkforge.pipeline.people import FaceClip, describe_people, name_people
+from talkforge.pipeline.people import FaceClip, Faces, describe_people, name_people
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.records import PersonRow
 
@@ -133,6 +133,11 @@ def test_a_component_too_large_to_link_at_once_is_linked_in_steps(monkeypatch: p
     assert len(set(name_people(apart, 0.6).values())) == len(apart), "all in view together"
 
 
+def described(clips: list[FaceClip], names: dict[str, str]) -> list[PersonRow]:
+    faces = Faces.of(clips)
+    return describe_people(faces, [names[key] for key in faces.clip_ids])
+
+
 def test_rows_say_who_is_like_whom() -> None:
     clips = [
         at(1, 0, end_s=2.5),
@@ -142,7 +147,7 @@ def test_rows_say_who_is_like_whom() -> None:
         at(5, 185),
     ]
     names = name_people(clips, 0.8)
-    rows = {row.person_id: row for row in describe_people(clips, names)}
+    rows = {row.person_id: row for row in described(clips, names)}
     assert list(rows) == sorted(rows) and len(rows) == 3
 
     def cos(angle_deg: float) -> float:
@@ -158,16 +163,14 @@ def test_rows_say_who_is_like_whom() -> None:
     alone = rows[person(5)]
     assert (alone.num_clips, alone.odd_clip_id, alone.odd_similarity) == (1, None, None)
     assert (alone.nearest_person_id, alone.nearest_similarity) == (person(4), round(cos(65), 4))
-    assert describe_people([clip(1)], {}) == []
+    assert described([clip(1)], {}) == []
 
 
 def test_those_seen_together_are_nobodys_nearest() -> None:
     clips = [at(1, 0, video="v"), at(2, 1, video="v"), at(3, 90)]
-    nearest = {
-        row.person_id: row.nearest_person_id for row in describe_people(clips, name_people(clips, 0.5))
-    }
+    nearest = {row.person_id: row.nearest_person_id for row in described(clips, name_people(clips, 0.5))}
     assert nearest == {person(1): person(3), person(2): person(3), person(3): person(2)}
-    (first, second) = describe_people(clips[:2], name_people(clips[:2], 0.5))
+    (first, second) = described(clips[:2], name_people(clips[:2], 0.5))
     assert first.nearest_person_id is None and second.nearest_similarity is None
 
 

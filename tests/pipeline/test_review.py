@@ -61,7 +61,7 @@ def selected(*clips: Any, decisions: dict[int, Any], **thresholds: Any) -> list[
     found = committed(*clips)
     settings = [f"thresholds.{name}={value}" for name, value in thresholds.items()]
     config = apply_settings(Config().model_dump(mode="json"), settings)
-    keys = [clip.measures.clip.clip_id for clip in found.clips]
+    keys = found.clips.column("clip_id").to_pylist()
     said = {keys[n]: ReviewRow(clip_id=keys[n], decision=what) for n, what in decisions.items()}
     ingested = [planned(number) for number in (1, 2)]
     return list(select(found, ingested, config, said).rows)

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from talkforge.pipeline import jobs, ledger, near_duplicates, tables
+from talkforge.pipeline import jobs, near_duplicates, tables
 from talkforge.pipeline.dataset import load_dataset
-from talkforge.pipeline.ledger import Committed, Selection, ledger_tables, select
+from talkforge.pipeline.ledger import Selection, ledger_tables, select
+from talkforge.pipeline.measured import Measured
 from talkforge.pipeline.report.statistics import clips_table
 from talkforge.pipeline.report.what_if import document, what_if_page
 from talkforge.pipeline.store import Store
@@ -26,7 +27,7 @@ from tests.pipeline.test_ledger import committed, measured, planned
 VIDEOS = 12
 
 
-def clips(seed: int) -> Committed:
+def clips(seed: int) -> Measured:
     """96 clips: values around the thresholds and beyond, some missing, every third pair a copy."""
     chance = random.Random(seed)
     found = []
@@ -51,7 +52,7 @@ def clips(seed: int) -> Committed:
     return committed(*found)
 
 
-def chosen(found: Committed, config: Config, reviews: dict[str, ReviewRow]) -> Selection:
+def chosen(found: Measured, config: Config, reviews: dict[str, ReviewRow]) -> Selection:
     return select(found, [planned(number) for number in range(1, VIDEOS + 1)], config, reviews)
 
 
@@ -59,9 +60,9 @@ def frame_of(selection: Selection) -> pd.DataFrame:
     return clips_table(tables.from_bytes(ledger_tables(selection)["ledger.parquet"], "").to_pandas())
 
 
-def reviews_of(found: Committed) -> dict[str, ReviewRow]:
+def reviews_of(found: Measured) -> dict[str, ReviewRow]:
     """One clip in ten is kept, one in ten dropped."""
-    keys = [clip.measures.clip.clip_id for clip in found.clips]
+    keys = found.clips.column("clip_id").to_pylist()
     said: dict[str, Any] = dict.fromkeys(keys[::10], "keep") | dict.fromkeys(keys[5::10], "drop")
     return {key: ReviewRow(clip_id=key, decision=decision) for key, decision in said.items()}
 
@@ -181,9 +182,9 @@ def test_the_report_reads_the_pairs_that_the_selection_found(
     store = Store(str(curated.dataset))
     found, config = clips(4), load_dataset(store).config
     selection = chosen(found, config, {})
-    monkeypatch.setattr(ledger, "read_committed", lambda *_: found)
-    frame = tables.from_bytes(ledger_tables(selection)["ledger.parquet"], "").to_pandas()
-    assert jobs._repeats(store, frame, config) == selection.repeats
+    monkeypatch.setattr(jobs, "read_measured", lambda *_, **__: found)
+    table = tables.from_bytes(ledger_tables(selection)["ledger.parquet"], "")
+    assert jobs._repeats(store, table, config) == selection.repeats
     assert selection.repeats and len(selection.repeats) > 20
 
 

@@ -1,0 +1,323 @@
+"""How selection, status, people and the report grow with the number of clips: the table of docs/scale.md.
+
+    python -m benchmarks.scale                          # 1,000 to 100,000 candidates
+    python -m benchmarks.scale --clips 1000000          # a million: 15 GB of disk
+
+Parts are synthetic and written by the project's own writers: a hundred candidates of 6 s in ten minutes of
+each video, three in five traced, with face embeddings of 512 numbers and fingerprints as dense as those of
+speech. One traced clip in fifty is a copy of one in another video. Every command runs in a process of its
+own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import typer
+from numpy.typing import NDArray
+
+from talkforge.pipeline import small_arrays, tables
+from talkforge.pipeline.dataset import save_dataset, tool_version
+from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.store import Store
+from talkforge.schemas.config import Config, config_hash
+from talkforge.schemas.dataset import SCHEMA_VERSION, Choice, Dataset
+from talkforge.schemas.npz import npz_bytes
+from talkforge.schemas.records import (
+    Clip,
+    ClipMeasures,
+    Face,
+    FaceQuality,
+    Failure,
+    Identity,
+    Input,
+    Lips,
+    Motion,
+    Outcome,
+    Record,
+    Scene,
+    Speech,
+    Sync,
+    Track,
+    Video,
+    clip_id,
+)
+
+CLIPS_IN_PART, CLIP_S, FPS, DIM = 100, 6.0, 25.0, 512
+TRACED = 60
+"""Clips of a part that are traced."""
+
+COPY_EVERY = 50
+"""One traced clip in so many is a copy of one in the part before."""
+
+VIDEOS_OF_PERSON = 4
+
+COMMANDS = ("status before", "read", "people", "copies", "select", "select again", "status", "report")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one command took: wall and CPU seconds, and the peak of its memory in GB."""
+
+    wall_s: float
+    cpu_s: float
+    peak_gb: float
+
+
+# ------------------------------------------------------------------------------ synthetic parts
+
+
+def template() -> pa.Table:
+    """The rows of a part's clips, all alike."""
+    clip = Clip(
+        clip_id="", video_id="", uri="", scene=0, track=0, start_s=0.0, end_s=CLIP_S, fps=FPS,
+        num_frames=round(CLIP_S * FPS), width_px=512, height_px=512,
+    )  # fmt: skip
+    row = ClipMeasures(
+        clip=clip,
+        stopped_by=None,
+        face=Face(
+            source_fps=FPS, face_px=300.0, face_clip_px=300.0, face_confidence=0.95, face_confidence_min=0.9,
+            faces_max=1, faces_frame_max=1, face_seen_fraction=1.0, yaw_p95_deg=10.0,
+        ),
+        speech=Speech(speech_fraction=0.9, loudness_dbfs=-20.0, clipped_fraction=0.0),
+        lips=Lips(lip_valid_fraction=1.0, lip_interpolated_fraction=0.0, lip_area_fraction=0.02),
+        motion=Motion(omega_face_raw=1.0, omega_body_raw=1.0, joints_valid_fraction=1.0),
+        sync=Sync(
+            sync_method="synthetic", sync_offset_frames=0, sync_confidence=5.0, sync_zero_confidence=5.0,
+            sync_probability=0.99, sync_offset_probability=0.99,
+        ),
+        identity=Identity(identity_model="synthetic", identity_consistency=0.9),
+        quality=FaceQuality(
+            face_blur=100.0, face_luma=120.0, face_dark_fraction=0.0, face_bright_fraction=0.0
+        ),
+    )  # fmt: skip
+    return tables.to_table(ClipMeasures, [row] * CLIPS_IN_PART)
+
+
+def replaced(table: pa.Table, record: str, values: dict[str, Any], known: NDArray[np.bool_]) -> pa.Table:
+    """The table with other values in one of its records, which is null where it is not `known`."""
+    struct = table.column(record).combine_chunks()
+    columns = [
+        pa.array(values[field.name], field.type) if field.name in values else struct.field(field.name)
+        for field in struct.type
+    ]
+    made = pa.StructArray.from_arrays(columns, fields=list(struct.type), mask=pa.array(~known))
+    return table.set_column(table.column_names.index(record), table.schema.field(record), made)
+
+
+def video(number: int) -> Video:
+    """Ten minutes of one person."""
+    return Video(
+        video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"/footage/{number:06d}.mp4",
+        num_bytes=100_000_000, container="mp4", video_codec="h264", pixel_format="yuv420p", width_px=512,
+        height_px=512, coded_width_px=512, coded_height_px=512, rotation_deg=0, sample_aspect_ratio=1.0,
+        fps=FPS, fps_nominal=FPS, start_s=0.0, end_s=CLIPS_IN_PART * CLIP_S, audio_codec="aac",
+        audio_hz=48_000, audio_channels=2, audio_start_s=0.0, audio_end_s=CLIPS_IN_PART * CLIP_S,
+    )  # fmt: skip
+
+
+def sounds(random: np.random.Generator) -> list[NDArray[np.uint64]]:
+    """Audio hashes of the traced clips of a part: two clips share some by chance as often as speech does."""
+    num_peaks = round(51 * CLIP_S)
+    times = np.sort(random.integers(0, round(250 * CLIP_S), (TRACED, num_peaks)), axis=1)
+    peaks = (times << 20) | (random.integers(0, 128, times.shape) << 12)
+    return list(
+        np.sort(
+            np.repeat(peaks, 3, axis=1) | random.integers(0, 700, (TRACED, 3 * num_peaks)), axis=1
+        ).astype(np.uint64)
+    )
+
+
+@dataclass
+class Maker:
+    """Writes one part after the other."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.template = template()
+        self.before: list[NDArray[np.uint64]] = []
+
+    def write(self, number: int) -> None:
+        """Write the files of a part."""
+        random = np.random.default_rng(number)
+        of = video(number)
+        starts = CLIP_S * np.arange(CLIPS_IN_PART)
+        ids = [clip_id(of.video_id, s, s + CLIP_S, 0) for s in starts.tolist()]
+        traced = np.arange(CLIPS_IN_PART) < TRACED
+        everyone = np.ones(CLIPS_IN_PART, bool)
+        clips = replaced(
+            self.template, "clip",
+            {"clip_id": ids, "video_id": [of.video_id] * CLIPS_IN_PART, "uri": [of.uri] * CLIPS_IN_PART,
+             "start_s": starts, "end_s": starts + CLIP_S}, everyone,
+        )  # fmt: skip
+        heights = np.where(traced, random.uniform(100, 500, CLIPS_IN_PART), 50.0)
+        faces = {
+            "face_px": heights,
+            "face_clip_px": heights,
+            "yaw_p95_deg": random.uniform(0, 60, CLIPS_IN_PART),
+        }
+        clips = replaced(clips, "face", faces, everyone)
+        motion = {f"omega_{what}_raw": random.exponential(1.0, CLIPS_IN_PART) for what in ("face", "body")}
+        for record, values in (
+            ("motion", motion),
+            ("sync", {}),
+            ("lips", {}),
+            ("identity", {}),
+            ("quality", {}),
+        ):
+            clips = replaced(clips, record, values, traced)
+        stopped = pa.array([None if known else "face_small" for known in traced], pa.string())
+        clips = clips.set_column(
+            clips.column_names.index("stopped_by"), clips.schema.field("stopped_by"), stopped
+        )
+        arrays = dict(zip(ids, self.arrays(number, random), strict=False))
+        outcome = Outcome(
+            video_id=of.video_id, start_s=of.start_s, end_s=of.end_s, outcome="candidates", speech_s=500.0,
+            face_s=of.duration_s,
+        )  # fmt: skip
+        window = Window(video=of, start_s=of.start_s, end_s=of.end_s)
+        files = {
+            "clips.parquet": tables.to_bytes(clips),
+            "windows.parquet": encoded(Window, window),
+            "outcomes.parquet": encoded(Outcome, outcome),
+            **{f"{name}.parquet": encoded(kind) for name, kind in EMPTY.items()},
+            "thumbnails.npz": npz_bytes(**{ids[0]: np.zeros(1000, np.uint8)}),
+            small_arrays.FEATURES: small_arrays.files(arrays)[small_arrays.FEATURES],
+        }
+        folder = self.folder / "parts" / f"{number:06d}"
+        folder.mkdir(parents=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "part.json").write_text(
+            json.dumps({"name": folder.name, "files": dict.fromkeys(files, "")})
+        )
+
+    def arrays(self, number: int, random: np.random.Generator) -> list[dict[str, NDArray[Any]]]:
+        """Small arrays of the traced clips of a part."""
+        heard = sounds(random)
+        for n in range(0, TRACED if self.before else 0, COPY_EVERY):
+            kept = self.before[n][random.random(len(self.before[n])) < 0.4]
+            heard[n] = np.unique(np.concatenate([kept, heard[n][random.random(len(heard[n])) < 0.6]]))
+        self.before = heard
+        person = np.random.default_rng(10**9 + number // VIDEOS_OF_PERSON).normal(size=DIM)
+        centre = person + 0.35 * random.normal(size=DIM)
+        faces = centre + 0.3 * random.normal(size=(TRACED, DIM))
+        box = np.tile(np.array([0.3, 0.2, 0.7, 0.8], np.float32), (round(2 * CLIP_S), 1))
+        frames = np.zeros((len(box), 8), np.uint8)
+        return [
+            {"identity": face.astype(np.float32), "sound": sound, "pictures": frames, "faces": box}
+            for face, sound in zip(faces, heard, strict=True)
+        ]
+
+
+EMPTY: dict[str, type[Record]] = {"scenes": Scene, "tracks": Track, "failures": Failure}
+
+
+def encoded(model: type[Record], *rows: Record) -> bytes:
+    return tables.to_bytes(tables.to_table(model, rows))
+
+
+def make(folder: Path, num_clips: int) -> None:
+    """Write a data set of so many candidates that was measured and never selected."""
+    maker, store, config = Maker(folder), Store(str(folder)), Config()
+    numbers = range(num_clips // CLIPS_IN_PART)
+    for number in numbers:
+        maker.write(number)
+    videos = [video(number) for number in numbers]
+    rows = [IngestRow(input=Input(uri=v.uri), stamp="", status="planned", video=v) for v in videos]
+    windows = [Window(video=v, start_s=v.start_s, end_s=v.end_s) for v in videos]
+    parts = [Part(name=f"{number:06d}", windows=(window,)) for number, window in enumerate(windows)]
+    tables.write(store, "intake.parquet", IngestRow, rows)
+    tables.write(store, "plan.parquet", Part, parts)
+    described = Dataset(
+        schema_version=SCHEMA_VERSION, tool_version=tool_version(), config=config,
+        config_hash=config_hash(config.measure), models=(), models_absent=(), joints=(),
+        speech_encoder="synthetic", speech_dim=80, original=Choice.of(config),
+    )  # fmt: skip
+    save_dataset(store, described)
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+def run(what: str, root: str) -> Any:
+    """One command, as it is named in `COMMANDS`; what it found."""
+    from talkforge.pipeline import jobs, standing
+    from talkforge.pipeline.dataset import load_dataset, load_ingested
+    from talkforge.pipeline.ingest import Planned
+    from talkforge.pipeline.measured import read_measured, rows_of_inputs
+
+    store = Store(root)
+    if what.startswith("status"):
+        return standing.standing(store, load_dataset(store)).totals.candidates
+    if what == "report":
+        (store.local_root or Path()).joinpath("report").mkdir(exist_ok=True)
+        return jobs.report(store)
+    if what == "read":
+        return len(read_measured(store).clips)
+    if what == "people":
+        rows, _ = rows_of_inputs(read_measured(store).clips, Planned(load_ingested(store)))
+        found = read_measured(store).people(rows.table, Config().shards.same_person or 0.4)
+        return len(found["people"])
+    if what == "copies":
+        return len(read_measured(store).read_copies())
+    selection = jobs.select(store, load_dataset(store), load_ingested(store))
+    return selection.totals.accepted
+
+
+def spent(what: str, folder: Path) -> tuple[Spent, Any]:
+    """What a command takes in a process of its own."""
+    before, begin_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.scale", "--run", what, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    wall_s, after = time.monotonic() - begin_s, resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Spent(wall_s, cpu_s, answer["peak_gb"]), answer["found"]
+
+
+def main(
+    clips: Annotated[list[int], typer.Option(help="Numbers of candidates.")] = [1_000, 10_000, 100_000],  # noqa: B006
+    folder: Annotated[Path | None, typer.Option(help="Where the sets are made, and kept.")] = None,
+    run_: Annotated[tuple[str, str] | None, typer.Option("--run", hidden=True)] = None,
+) -> None:
+    """Wall and CPU seconds and peak memory of each command, for each number of candidates."""
+    if run_ is not None:
+        found = run(*run_)
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        typer.echo(json.dumps({"found": found, "peak_gb": peak_gb}))
+        return
+    typer.echo("| candidates | " + " | ".join(COMMANDS) + " |")
+    typer.echo("|---" * (len(COMMANDS) + 1) + "|")
+    with tempfile.TemporaryDirectory() as scratch:
+        for count in clips:
+            place = (folder or Path(scratch)) / str(count)
+            if not place.exists():
+                make(place, count)
+            cells = []
+            for what in COMMANDS:
+                used, found = spent(what, place)
+                cells.append(f"{used.wall_s:.1f} s, {used.cpu_s:.1f} CPU s, {used.peak_gb:.2f} GB")
+                typer.echo(f"{count} {what}: {cells[-1]}, found {found}", err=True)
+            typer.echo(f"| {count:,} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    typer.run(main)

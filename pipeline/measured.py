@@ -1,0 +1,687 @@
+"""What the committed parts say, as columns: one table of all clips, kept beside the parts.
+
+`parts/` stays the one truth. `measured/` is made from it, and can be deleted at any time. When parts were
+added, changed or taken away, only those are read again. A selection then reads a few large files instead of
+tens of thousands of small ones, and no clip is a Python object.
+
+    measured/clips-*.parquet     the columns of the ledger that were measured, and the part of each clip
+    measured/faces-*.parquet     face embeddings, and voices-*.parquet those of voices
+    measured/outcomes.parquet, failures.parquet
+    measured/copies.parquet      pairs of clips that may show the same moment, see `near_duplicates.py`
+    measured/people.parquet, groups.parquet   who is who, see `people.py`
+    measured/state.json          which state of which part they hold; written last
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from talkforge.curation.fingerprint import Fingerprint
+from talkforge.curation.verdict import NOT_TRACED, Columns, Reasons, judge_columns
+from talkforge.pipeline import attempts, near_duplicates, people, small_arrays, tables
+from talkforge.pipeline.dataset import load_plan
+from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.parts import ATTEMPTS, MARKER
+from talkforge.pipeline.store import Store
+from talkforge.schemas.arrays import Floats
+from talkforge.schemas.config import Thresholds
+from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.records import (
+    Clip,
+    ClipMeasures,
+    Failure,
+    LedgerRow,
+    Outcome,
+    PersonRow,
+    Record,
+    Video,
+)
+
+log = logging.getLogger(__name__)
+
+FOLDER, STATE, VERSION = "measured", "measured/state.json", 1
+
+PIECE_ROWS = 1 << 16
+"""Rows of one file: what is held twice while a table is written or read."""
+
+T = TypeVar("T")
+
+
+class _State(BaseModel):
+    version: int
+    parts: dict[str, str]
+    """Name of each part -> mark of its `part.json`, see `Store.stamps`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that selection needs of the committed parts, and failures of windows that are put off.
+
+    Attributes:
+        clips: by clip id, each once: the columns of `LedgerRow` that were measured, `part`, and `failure`.
+        outcomes: one for each window, in the order of time.
+        failures: by input.
+        num_parts: number of the parts.
+        read_faces: gives the clips with a face embedding, by id, and the embeddings [n, D].
+        read_voices: gives the voice embeddings [D] by clip id, where there are any.
+        read_copies: gives pairs of clips and how far they agree, see `near_duplicates.TABLE`.
+        kept: where results that take long are kept, by what they depend on; None: nowhere.
+        state: changes with the parts.
+    """
+
+    clips: pa.Table
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    num_parts: int = 0
+    read_faces: Callable[[], tuple[list[str], Floats]] = lambda: ([], np.zeros((0, 0), np.float32))
+    read_copies: Callable[[], pa.Table] = near_duplicates.empty
+    read_voices: Callable[[], dict[str, Floats]] = dict
+    kept: Kept | None = None
+    state: str = ""
+
+    def people(self, rows: pa.Table, same_person: float) -> dict[str, pa.Table]:
+        """Who is who: `persons`, the person of each clip with a face embedding, and `people`, of `PersonRow`.
+
+        Args:
+            rows: ledger columns of the clips to tell apart, in the order of their ids.
+            same_person: see `people.name_people`.
+        """
+
+        def make() -> dict[str, pa.Table]:
+            clip_ids, vectors = self.read_faces()
+            known = rows.filter(pc.is_in(rows.column("clip_id"), value_set=pa.array(clip_ids, pa.string())))
+            if len(known) < len(clip_ids):  # of files that have changed since
+                left = set(known.column("clip_id").to_pylist())
+                vectors = vectors[[key in left for key in clip_ids]]
+            keys, videos, labels = _lists(known, "clip_id", "video_id", "person")
+            starts_s, ends_s = (known.column(name).to_numpy() for name in ("start_s", "end_s"))
+            faces = people.Faces(keys, videos, starts_s, ends_s, labels, vectors)
+            persons = people.person_ids(faces, same_person)
+            described = people.describe_people(faces, persons)
+            columns = {"clip_id": faces.clip_ids, "person_id": persons}
+            persons_table = pa.table({name: pa.array(c, pa.string()) for name, c in columns.items()})
+            return {"persons": persons_table, "people": tables.to_table(PersonRow, described)}
+
+        of = hashlib.sha256(f"{self.state} {same_person}".encode())
+        for name in ("clip_id", "person"):
+            of.update("\n".join(map(str, rows.column(name).to_pylist())).encode())
+        return self.kept.table("people", of.hexdigest(), make) if self.kept else make()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tables that are kept in a data set with what they depend on.
+
+    Attributes:
+        store: the data set.
+        writes: whether a new one is written.
+    """
+
+    store: Store
+    writes: bool
+
+    def table(self, name: str, of: str, make: Callable[[], Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+        """Tables by name, kept or made.
+
+        Args:
+            name: names the note of what they depend on.
+            of: changes with all that they depend on.
+            make: gives the tables.
+        """
+        note = f"{FOLDER}/{name}.json"
+        try:
+            if self.store.exists(note):
+                known = json.loads(self.store.read(note))
+                if known["of"] == of:
+                    return {
+                        table: _read_file(self.store, f"{FOLDER}/{table}.parquet")
+                        for table in known["tables"]
+                    }
+        except (DatasetError, ValueError, KeyError, TypeError) as error:
+            log.info("%s is made again: %s", note, error)
+        made = dict(make())
+        if self.writes:
+            self.store.delete(note)
+            for table, content in made.items():
+                self.store.write(f"{FOLDER}/{table}.parquet", tables.to_bytes(content))
+            self.store.write(note, json.dumps({"of": of, "tables": list(made)}).encode())
+        return made
+
+
+# ------------------------------------------------------------------------------ reading
+
+
+def read_measured(store: Store, writes: bool = True) -> Measured:
+    """What the committed parts of a data set say.
+
+    Args:
+        store: the data set.
+        writes: whether `measured/` is brought up to date. A run that has no lock must not.
+
+    Raises:
+        DatasetError: a file of a part is missing or damaged; names it.
+        RunError: the store cannot be read or written.
+    """
+    now = store.stamps("parts", MARKER)
+    before = _read_state(store)
+    changed = before.parts != now
+    known = {part for part, mark in now.items() if before.parts.get(part) == mark}
+    found = _kept_tables(store, before.parts, known, changed) if known else None
+    if found is None:
+        known, changed, found = set(), True, {}
+    if changed:
+        new = [part for part in now if part not in known]
+        found = _joined(found, _read_parts(store, new))
+    state = hashlib.sha256(json.dumps(now).encode()).hexdigest()
+    clips = _each_once(found["clips"])
+    kept = Kept(store, writes)
+    if changed and writes:
+        _write(store, found)
+    measured = Measured(
+        clips=clips,
+        outcomes=_outcomes(found["outcomes"]),
+        failures=_failures(store, found["failures"]),
+        num_parts=len(now),
+        read_voices=lambda: _voices(store, found.get("voices"), clips),
+        read_faces=lambda: _faces(store, found.get("faces"), clips),
+        read_copies=lambda: kept.table("copies", state, lambda: {"copies": _copies(store, clips)})["copies"],
+        kept=kept,
+        state=state,
+    )
+    if changed and writes:
+        store.write(STATE, _State(version=VERSION, parts=now).model_dump_json().encode())
+    return measured
+
+
+def read_clips(store: Store, columns: list[str]) -> pa.Table:
+    """Some columns of `Measured.clips`, which are all that is read where nothing has changed.
+
+    Args:
+        store: the data set.
+        columns: their names, `clip_id` among them.
+
+    Raises:
+        DatasetError: as `read_measured`.
+    """
+    before = _read_state(store)
+    if before.parts and before.parts == store.stamps("parts", MARKER):
+        with suppress(DatasetError):  # damaged, and made again by the next run
+            return _each_once(_read_pieces(store, "clips", columns))
+    return read_measured(store, writes=False).clips.select(columns)
+
+
+def _read_state(store: Store) -> _State:
+    nothing = _State(version=VERSION, parts={})
+    if not store.exists(STATE):
+        return nothing
+    try:
+        state = _State.model_validate_json(store.read(STATE))
+    except ValidationError:
+        return nothing
+    return state if state.version == VERSION else nothing
+
+
+def forget(store: Store) -> None:
+    """Delete what is kept beside the parts; the next selection makes it again."""
+    store.delete(STATE)
+    store.delete_folder(FOLDER)
+
+
+def _kept_tables(
+    store: Store, before: Collection[str], known: Collection[str], changed: bool
+) -> dict[str, pa.Table] | None:
+    """The tables as they were written last, for the parts that are as they were; None: they are damaged.
+
+    Faces are left where they are while nothing has changed: they are large, and seldom needed.
+    """
+    try:
+        names = ["clips", "outcomes", "failures", *(["faces", "voices"] if changed else [])]
+        found = {name: _read_pieces(store, name) for name in names}
+        if found["clips"].schema.names != _clips_schema().names:
+            return None  # of a version with other columns
+    except DatasetError as error:
+        log.info("what is kept of the parts is made again: %s", error)
+        return None
+    if len(known) < len(before):
+        parts = pa.array(sorted(known), pa.string())
+        found = {n: t.filter(pc.is_in(t.column("part"), value_set=parts)) for n, t in found.items()}
+    return found
+
+
+def _read_pieces(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
+    pieces = _pieces(store, name)
+    if not pieces:
+        raise DatasetError(f"{FOLDER}/{name}: expected a table, found none")
+    return pa.concat_tables([_read_file(store, piece, columns) for piece in pieces])
+
+
+def _pieces(store: Store, name: str) -> list[str]:
+    numbers = (f"{FOLDER}/{name}-{number:04d}.parquet" for number in itertools.count())
+    return list(itertools.takewhile(store.exists, numbers))
+
+
+def _read_file(store: Store, file: str, columns: list[str] | None = None) -> pa.Table:
+    return tables.from_bytes(store.read(file), file, columns)
+
+
+def _write(store: Store, found: Mapping[str, pa.Table]) -> None:
+    store.delete(STATE)
+    for name, table in found.items():
+        number = 0
+        for number, start in enumerate(range(0, max(len(table), 1), PIECE_ROWS)):
+            piece = table.slice(start, PIECE_ROWS)
+            store.write(f"{FOLDER}/{name}-{number:04d}.parquet", tables.to_bytes(piece))
+        for left in _pieces(store, name)[number + 1 :]:
+            store.delete(left)
+
+
+def _joined(before: Mapping[str, pa.Table], new: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Old and new rows; clips in the order of their ids, and of the parts where one lies in two."""
+    found = {name: pa.concat_tables([before[name], new[name]]) if before else new[name] for name in new}
+    found["clips"] = found["clips"].sort_by([("clip_id", "ascending"), ("part", "ascending")])
+    return found
+
+
+def _each_once(clips: pa.Table) -> pa.Table:
+    """The clips, each once: a window whose part was cut up anew, or a clip that was traced after its part."""
+    keys = clips.column("clip_id")
+    if len(clips) < 2:
+        return clips
+    if pc.any(pc.equal(keys[1:], keys[:-1])).as_py():  # the first part that holds it, and has traced it
+        waits = pc.fill_null(pc.equal(clips.column("stopped_by"), NOT_TRACED.code), False)
+        order = [("clip_id", "ascending"), ("waits", "ascending"), ("part", "ascending")]
+        clips = clips.append_column("waits", waits).sort_by(order).drop_columns(["waits"])
+        keys = clips.column("clip_id")
+    first = pa.concat_arrays([pa.array([True]), pc.not_equal(keys[1:], keys[:-1]).combine_chunks()])
+    return clips if pc.all(first).as_py() else clips.filter(first)
+
+
+def _outcomes(table: pa.Table) -> list[Outcome]:
+    """Of every window one, in the order of time: which part was committed first must not show."""
+    rows = [Outcome.model_validate(row) for row in table.drop_columns(["part"]).to_pylist()]
+    by_span = {(o.video_id, o.start_s, o.end_s): o for o in rows}
+    return [by_span[span] for span in sorted(by_span)]
+
+
+def _failures(store: Store, table: pa.Table) -> list[Failure]:
+    rows = [Failure.model_validate(row) for row in table.drop_columns(["part"]).to_pylist()]
+    if store.list(ATTEMPTS):  # the plan is large
+        rows += attempts.waiting(store, load_plan(store)).values()
+    return sorted(rows, key=lambda failure: (failure.uri, failure.key))
+
+
+def _faces(store: Store, table: pa.Table | None, clips: pa.Table) -> tuple[list[str], Floats]:
+    """Clips with a face embedding, by id, and the embeddings at unit length; read a file at a time.
+
+    Raises:
+        DatasetError: embeddings differ in length.
+    """
+    names, parts = _lists(clips, "clip_id", "part")
+    row_of = {key: row for row, key in enumerate(names)}
+    lengths = np.zeros(len(names), np.int64)
+    vectors = np.zeros((0, 1), np.float32)
+    pieces = [table] if table is not None else (_read_file(store, file) for file in _pieces(store, "faces"))
+    for piece in pieces:
+        faces = piece.column("face").combine_chunks()
+        edges, values = faces.offsets.to_numpy(), faces.values.to_numpy()
+        keys = zip(*_lists(piece, "clip_id", "part"), strict=True)
+        own = [n for n, (key, part) in enumerate(keys) if key in row_of and parts[row_of[key]] == part]
+        rows = np.array(
+            [row_of[key] for key in piece.column("clip_id").take(pa.array(own, pa.int64())).to_pylist()],
+            np.int64,
+        )
+        lengths[rows] = np.diff(edges)[own]
+        if not vectors.size and lengths.any():
+            vectors = np.zeros((len(names), int(lengths[lengths > 0][0])), np.float32)
+        equal = np.flatnonzero(lengths[rows] == vectors.shape[1])
+        for start in range(0, len(equal), 4096):
+            some = equal[start : start + 4096]
+            starts = edges[np.array(own, np.int64)[some]]
+            block = values[starts[:, None] + np.arange(vectors.shape[1])].astype(np.float64)
+            vectors[rows[some]] = people.normalised(block)
+    known = np.flatnonzero(lengths)
+    for row in known[lengths[known] != lengths[known[:1]]].tolist():
+        raise DatasetError(
+            f"clip {names[row]}: expected a face embedding of {lengths[known[0]]} numbers as in clip "
+            f"{names[known[0]]}, found {lengths[row]}"
+        )
+    return [names[row] for row in known.tolist()], vectors if len(known) == len(vectors) else vectors[known]
+
+
+def _voices(store: Store, table: pa.Table | None, clips: pa.Table) -> dict[str, Floats]:
+    """Voice embeddings by clip id."""
+    table = _read_pieces(store, "voices") if table is None else table
+    if not len(table):
+        return {}
+    part_of = dict(zip(*_lists(clips, "clip_id", "part"), strict=True))
+    rows = zip(*_lists(table, "clip_id", "face", "part"), strict=True)
+    return {key: np.array(vector, np.float32) for key, vector, part in rows if part_of.get(key) == part}
+
+
+def _copies(store: Store, clips: pa.Table) -> pa.Table:
+    """Pairs of clips that may be near duplicates, see `near_duplicates.alike`."""
+    ids, parts = _best_first(clips)
+    number_of = {key: number for number, key in enumerate(ids)}
+    by_part: dict[str, dict[str, int]] = {}
+    for key, part in zip(ids, parts, strict=True):
+        by_part.setdefault(part, {})[key] = number_of[key]
+
+    def arrays(part: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+        return small_arrays.read(store, f"parts/{part}", names)
+
+    def hashes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+        for part, found in _in_order(by_part, lambda part: arrays(part, ("sound",))):
+            own = [(by_part[part][key], one["sound"]) for key, one in found.items() if key in by_part[part]]
+            if own:
+                numbers = np.repeat([number for number, _ in own], [len(sound) for _, sound in own])
+                yield numbers, np.concatenate([sound for _, sound in own])
+
+    known = {row.pop("clip_id"): row for row in clips.select(["clip_id", "duration_s", "fps"]).to_pylist()}
+    names = ("sound", "pictures", "faces", small_arrays.OPENING)
+
+    def read(numbers: NDArray[np.int64]) -> dict[int, Fingerprint]:
+        wanted: dict[str, set[str]] = {}
+        for number in numbers.tolist():
+            wanted.setdefault(parts[number], set()).add(ids[number])
+        return {
+            number_of[key]: near_duplicates.fingerprint(known[key], one)
+            for part, found in _in_order(wanted, lambda part: arrays(part, names))
+            for key, one in found.items()
+            if key in wanted[part]
+        }
+
+    return near_duplicates.alike(ids, hashes(), read)
+
+
+def _best_first(clips: pa.Table) -> tuple[list[str], list[str]]:
+    """Ids and parts of the clips, those first that are kept rather than copies, as far as that depends on no
+    threshold."""
+    columns = ("duration_s", "face_px", "sync_confidence", "sync_probability")
+    numbers = {name: clips.column(name).to_numpy() for name in columns}
+    doubtful = ~(numbers["sync_probability"] >= near_duplicates.SURELY_IN_SYNC)
+    octaves = np.floor(np.log2(np.maximum(numbers["duration_s"], 1e-3)))
+    keys = (-np.nan_to_num(numbers["sync_confidence"], nan=-np.inf), -numbers["face_px"], -octaves, doubtful)
+    ordered = clips.select(["clip_id", "part"]).take(pa.array(np.lexsort(keys)))
+    return ordered.column("clip_id").to_pylist(), ordered.column("part").to_pylist()
+
+
+def _in_order(keys: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+    """Keys and what is read of each, several read at a time, and few held."""
+    with ThreadPoolExecutor(_threads()) as pool:
+        ordered, most = sorted(keys), 8 * _threads()
+        for start in range(0, len(ordered), most):
+            block = ordered[start : start + most]
+            yield from zip(block, pool.map(read, block), strict=True)
+
+
+def _threads() -> int:
+    return min(16, 2 * (os.cpu_count() or 1))
+
+
+# ------------------------------------------------------------------------------ parts
+
+
+def _read_parts(store: Store, parts: Sequence[str]) -> dict[str, pa.Table]:
+    """Tables of some parts, read several at a time: most of the time goes to waiting for files."""
+    read = [found for _, found in _in_order(parts, functools.partial(_read_part, store))]
+    return {
+        name: pa.concat_tables([schema.empty_table(), *(one[name] for one in read)])
+        for name, schema in _schemas().items()
+    }
+
+
+@functools.cache
+def _leaves() -> dict[str, tuple[str, pa.DataType]]:
+    """Measured column of the ledger -> record of `ClipMeasures` that holds it, and its type."""
+    types = {field.name: field.type for field in tables.arrow_schema(LedgerRow)}
+    found = {}
+    for record in tables.arrow_schema(ClipMeasures):
+        if pa.types.is_struct(record.type) and record.name != "transcript":  # a part has none
+            for leaf in record.type:
+                found[leaf.name] = (record.name, types[leaf.name])
+    return found
+
+
+@functools.cache
+def _clips_schema() -> pa.Schema:
+    columns = [(name, kind) for name, (_, kind) in _leaves().items()]
+    columns += [("duration_s", pa.float64()), ("stopped_by", pa.string())]
+    return pa.schema([*columns, ("failure", pa.string()), ("part", pa.string())])
+
+
+@functools.cache
+def _schemas() -> dict[str, pa.Schema]:
+    part = pa.field("part", pa.string())
+    return {
+        "clips": _clips_schema(),
+        "outcomes": _plain(Outcome).append(part),
+        "failures": _plain(Failure).append(part),
+        "faces": _embeddings().append(part),
+        "voices": _embeddings().append(part),
+    }
+
+
+def _embeddings() -> pa.Schema:
+    return pa.schema([("clip_id", pa.string()), ("face", pa.large_list(pa.float32()))])
+
+
+def _plain(model: type[Record]) -> pa.Schema:
+    return pa.schema([(field.name, field.type) for field in tables.arrow_schema(model)])
+
+
+def _read_part(store: Store, part: str) -> dict[str, pa.Table]:
+    folder = f"parts/{part}"
+    failures = _table(store, f"{folder}/failures.parquet", Failure)
+    arrays = small_arrays.read(store, folder, ("identity", "voice"))
+    found = {
+        "clips": part_clips(store, part),
+        "outcomes": _table(store, f"{folder}/outcomes.parquet", Outcome),
+        "failures": failures,
+        "faces": _embedded(arrays, "identity"),
+        "voices": _embedded(arrays, "voice"),
+    }
+    return {
+        name: table.append_column("part", pa.array([part] * len(table), pa.string())).cast(_schemas()[name])
+        for name, table in found.items()
+    }
+
+
+def _embedded(arrays: Mapping[str, Mapping[str, NDArray[Any]]], name: str) -> pa.Table:
+    found = {key: own[name] for key, own in arrays.items() if name in own}
+    columns = [pa.array([*found], pa.string()), pa.array([*found.values()], pa.large_list(pa.float32()))]
+    return pa.table(columns, schema=_embeddings())
+
+
+def part_clips(store: Store, part: str) -> pa.Table:
+    """Measured columns of the ledger of the clips of a part, and `failure`.
+
+    Raises:
+        DatasetError: a file of the part is missing, damaged, or holds something else.
+    """
+    folder = f"parts/{part}"
+    failures = _table(store, f"{folder}/failures.parquet", Failure)
+    clips = flat_clips(_table(store, f"{folder}/clips.parquet", ClipMeasures), f"{folder}/clips.parquet")
+    keys, errors, messages = _lists(failures, "key", "error", "message")
+    by_key = {k: f"{e}: {m}" for k, e, m in zip(keys, errors, messages, strict=True)}
+    broken = pa.array([by_key.get(key) for key in clips.column("clip_id").to_pylist()], pa.string())
+    return clips.append_column("failure", broken)
+
+
+def _lists(table: pa.Table, *names: str) -> Iterator[list[Any]]:
+    return (table.column(name).to_pylist() for name in names)
+
+
+def _table(store: Store, name: str, model: type[Record]) -> pa.Table:
+    """A table of a part without what its fields say of themselves, and with columns that came later.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
+    table = tables.from_bytes(store.read(name), name)
+    if model is ClipMeasures:
+        return table
+    known = set(table.column_names)
+    columns = {
+        field.name: table.column(field.name)
+        if field.name in known
+        else pa.array([_default(model, field.name)] * len(table), field.type)
+        for field in _plain(model)
+    }
+    return pa.table(columns)
+
+
+def _default(model: type[Record], name: str) -> Any:
+    field = model.model_fields[name]
+    if field.is_required():
+        raise DatasetError(f"expected {model.__name__} rows, found none with {name}")
+    return field.default
+
+
+def flat_clips(table: pa.Table, file: str) -> pa.Table:
+    """Measured columns of the ledger from the rows of a part's `clips.parquet`, null where not measured.
+
+    Args:
+        table: rows of `ClipMeasures`, also of earlier versions.
+        file: what messages call it.
+
+    Raises:
+        DatasetError: it holds something else.
+    """
+    columns: dict[str, Any] = {}
+    for name, (record, kind) in _leaves().items():
+        known = record in table.column_names
+        struct = table.schema.field(record).type if known else None
+        if struct is not None and pa.types.is_struct(struct) and struct.get_field_index(name) >= 0:
+            columns[name] = pc.struct_field(table.column(record), name).cast(kind)
+        else:
+            columns[name] = pa.nulls(len(table), kind)
+    if "stopped_by" not in table.column_names or columns["clip_id"].null_count:
+        raise DatasetError(f"{file}: expected ClipMeasures rows, found {', '.join(table.column_names[:4])}")
+    frames = pc.cast(columns["num_frames"], pa.float64())
+    columns["duration_s"] = pc.divide(frames, columns["fps"])
+    columns["stopped_by"] = table.column("stopped_by")
+    return pa.table(columns)
+
+
+# ------------------------------------------------------------------------------ rows
+
+
+class ClipRows(Columns):
+    """Columns of the ledger while they are decided on.
+
+    Args:
+        clips: what was measured, see `Measured.clips`.
+    """
+
+    def __init__(self, clips: pa.Table) -> None:
+        super().__init__(len(clips), lambda name: self.table.column(name).to_pylist())
+        self.table = clips
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __setitem__(self, name: str, column: pa.Array) -> None:
+        if name in self.table.column_names:
+            self.table = self.table.set_column(self.table.column_names.index(name), name, column)
+        else:
+            self.table = self.table.append_column(name, column)
+        self.forget(name)
+
+    def floats(self, name: str) -> NDArray[np.float64]:
+        if name not in self.table.column_names:
+            return np.full(len(self), np.nan)
+        column = self.table.column(name).cast(pa.float64())
+        return np.asarray(column.to_numpy(), np.float64)
+
+    def set_reasons(self, reasons: Reasons) -> None:
+        """Set `reasons`, `reason_details`, and `accepted` where there is neither a reason nor a failure."""
+        counts = np.bincount(reasons.rows, minlength=len(self))
+        offsets = pa.array(np.append(0, np.cumsum(counts)), pa.int32())
+        for name, texts in (("reasons", reasons.codes), ("reason_details", reasons.details)):
+            self[name] = pa.ListArray.from_arrays(offsets, pa.array(texts, pa.string()))
+        self["accepted"] = pc.and_(pa.array(counts == 0), self.table.column("failure").is_null())
+
+    def judge(self, thresholds: Thresholds) -> None:
+        """Set these columns by the rules alone."""
+        self.set_reasons(judge_columns(self, thresholds))
+
+    def rows(self, numbers: Iterable[int], names: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Some columns of some rows, by number."""
+        wanted = np.fromiter(numbers, np.int64)
+        known = [name for name in names if name in self.table.column_names]
+        yield from zip(wanted.tolist(), self.table.select(known).take(wanted).to_pylist(), strict=True)
+
+
+TERMS = ("source", "licence", "consent", "person")
+"""Ledger columns of what the list says of an input."""
+
+
+def face_clip_px(face_px: float, clip: Clip, video: Video) -> float:
+    """Height of a face in the clip, which parts of earlier versions do not hold."""
+    from talkforge.curation.media import height_scale  # loads PyAV, which a part of today does not need
+
+    return round(face_px * height_scale(clip, video), 2)
+
+
+def rows_of_inputs(clips: pa.Table, planned: Planned) -> tuple[ClipRows, NDArray[np.int64]]:
+    """The clips with what is known of their inputs, and the number of each one's input in `planned.rows`.
+
+    What was measured of a file that has changed since is no longer part of the data set.
+
+    Args:
+        clips: see `Measured.clips`.
+        planned: the inputs that are measured.
+    """
+    inputs = planned.of_clips(*(clips.column(name) for name in ("video_id", "start_s", "end_s")))
+    rows = ClipRows(clips.filter(pa.array(inputs >= 0)).combine_chunks())
+    _join_inputs(rows, planned.rows, inputs[inputs >= 0])
+    return rows, inputs[inputs >= 0]
+
+
+def kept_s(clips: pa.Table, videos: Mapping[str, Video], thresholds: Thresholds) -> float:
+    """Seconds that the rules accept, of clips whose inputs are not known yet.
+
+    Args:
+        clips: see `Measured.clips`.
+        videos: by id.
+        thresholds: limits of the rules.
+    """
+    rows = ClipRows(clips)
+    _fill_heights(rows, [videos.get(key) for key in clips.column("video_id").to_pylist()])
+    rows.judge(thresholds)
+    return float(pc.sum(rows.table.column("duration_s").filter(rows.table.column("accepted"))).as_py() or 0.0)
+
+
+def _join_inputs(found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64]) -> None:
+    """Columns of what the lists say of each clip's input, and those that follow from its video."""
+    for name in TERMS:
+        values = pa.array([getattr(entry.input, name) for entry in entries], pa.string())
+        found[name] = values.take(pa.array(inputs))
+    _fill_heights(found, [entries[number].video for number in inputs.tolist()])
+
+
+def _fill_heights(found: ClipRows, videos: Sequence[Video | None]) -> None:
+    """`face_clip_px` of parts of earlier versions, which do not hold it."""
+    heights = found.floats("face_clip_px")
+    late = np.flatnonzero(np.isnan(heights) & ~np.isnan(found.floats("face_px")))
+    for number, row in found.rows(late, [*Clip.model_fields, "face_px"]):
+        if (video := videos[number]) is not None:
+            heights[number] = face_clip_px(row.pop("face_px"), Clip.model_validate(row), video)
+    if len(late):
+        found["face_clip_px"] = pa.array(heights, pa.float64(), from_pandas=True)
