@@ -191,6 +191,7 @@ def read_measured(store: Store, writes: bool = True) -> Measured:
     state = hashlib.sha256(json.dumps(now).encode()).hexdigest()
     clips = _each_once(found["clips"])
     kept = Kept(store, writes)
+    of_copies = f"{state} {near_duplicates.TABLE.names}"
     if changed and writes:
         _write(store, found)
     measured = Measured(
@@ -200,7 +201,9 @@ def read_measured(store: Store, writes: bool = True) -> Measured:
         num_parts=len(now),
         read_voices=lambda: _voices(store, found.get("voices"), clips),
         read_faces=lambda: _faces(store, found.get("faces"), clips),
-        read_copies=lambda: kept.table("copies", state, lambda: {"copies": _copies(store, clips)})["copies"],
+        read_copies=lambda: kept.table("copies", of_copies, lambda: {"copies": _copies(store, clips)})[
+            "copies"
+        ],
         kept=kept,
         state=state,
     )
