@@ -139,7 +139,10 @@ def _bad(size_px: int) -> dict[str, Demo]:
     mute = talk(hopper, _HOPPER(duration_s=4), seed=9)
     pair = _pair(_COLLINS(duration_s=6), size_px)
     no_speech = (("no_speech",),)
-    both = (("multiple_faces", "mouth_still", "sync_unlikely", "not_speaking"), ("multiple_faces",))
+    both = (
+        ("multiple_faces", "mouth_still", "sync_unlikely", "sync_lost", "not_speaking"),
+        ("multiple_faces",),
+    )
     return {
         "silent.mp4": Demo("a woman who is silent", silent, "measured", no_speech),
         "out_of_sync.mp4": Demo(
