@@ -225,7 +225,8 @@ def read_clips(store: Store, columns: list[str]) -> pa.Table:
     before = _read_state(store)
     if before.parts and before.parts == store.stamps("parts", MARKER):
         with suppress(DatasetError):  # damaged, and made again by the next run
-            return _each_once(_read_pieces(store, "clips", columns))
+            needed = {*columns, "clip_id", "part", "stopped_by"}  # to take each clip once
+            return _each_once(_read_pieces(store, "clips", sorted(needed))).select(columns)
     return read_measured(store, writes=False).clips.select(columns)
 
 
