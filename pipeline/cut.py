@@ -39,7 +39,7 @@ from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, SpeechConfig, TextSource
 from talkforge.schemas.errors import DatasetError, MissingExtraError, ModelError, RunError, one_line
 from talkforge.schemas.npz import read_npz
-from talkforge.schemas.records import Clip, Failure, LedgerRow, Verdict, Video
+from talkforge.schemas.records import Clip, Failure, LedgerRow, Trim, Verdict, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, ShardManifest
 from talkforge.schemas.units import features_from_frames
 
@@ -78,6 +78,9 @@ class Order:
     """What the txt member holds."""
     speech: SpeechConfig | None = None
     """The encoder by which audio that is moved is embedded; None where it is not moved."""
+    trim: Trim = (0, 0)
+    """Frames of the arrays that are left out before and after the clip of `meta`: there is no audio for them
+    once it is moved."""
 
     @property
     def key(self) -> str:
@@ -203,7 +206,7 @@ def orders(
     """What to cut: one order for each accepted clip, by clip id.
 
     Args:
-        selection: says what is accepted, and by how much audio is moved.
+        selection: says what is accepted, by how much audio is moved, and which span is cut.
         clips: the accepted ones as they were committed, with their identity vector.
         videos: by id.
         stamps: state of each video's file, by the video's id.
@@ -229,8 +232,10 @@ def orders(
             config_hash=measure_hash,
             tool_version=tool_version,
         )
+        whole = clip.measures.clip
+        trim = whole.trim_of(row.start_s, row.num_frames)
         meta = SampleMeta(
-            measures=clip.measures,
+            measures=clip.measures.model_copy(update={"clip": whole.trimmed(trim)}),
             omega_face=row.omega_face,
             omega_body=row.omega_body,
             person_id=row.person_id,
@@ -248,6 +253,7 @@ def orders(
             identity,
             chosen.text if chosen else "",
             speech if meta.audio_shift_s else None,
+            trim,
         )
     return found
 
@@ -530,7 +536,7 @@ def cut(store: Store, order: Order, path: Path, config: ShardConfig) -> Members:
         ModelError, MissingExtraError: audio is moved, and the encoder of the data set is not here.
     """
     clip, video, shift_s = order.meta.clip, order.video, order.meta.audio_shift_s
-    arrays = read_arrays(store, order.part, clip.clip_id, order.identity)
+    arrays = read_arrays(store, order.part, clip.clip_id, order.identity).trimmed(*order.trim)
     begin_s, end_s = clip.start_s - shift_s, clip.end_s - shift_s
     channels = 1 if video.audio_channels == 1 or video.audio_channel != "mix" else 2
     sound = media.read_audio(path, video, begin_s, end_s, AUDIO_HZ, channels).reshape(-1, channels)

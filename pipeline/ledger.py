@@ -43,6 +43,7 @@ from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import (
     CaptionRow,
+    Clip,
     ClipMeasures,
     Failure,
     LedgerRow,
@@ -53,6 +54,7 @@ from talkforge.schemas.records import (
     Sync,
     TranscriptRow,
 )
+from talkforge.schemas.units import covering_frames
 
 LISTED = "source."
 """Begins the names of ledger columns that come from further columns of the inputs' lists."""
@@ -232,7 +234,7 @@ def select(
     people, groups = _name_people(found, measured, config)
     _compare_voices(found, measured)
     _name_speakers(found)
-    _shift_audio(found, planned.rows, inputs, config.thresholds)
+    _shift_audio(found, planned.rows, inputs, config)
     reasons = _follow_reviews(found, judge_columns(found, config.thresholds), reviewed, config.thresholds)
     found.set_reasons(reasons)
     found.set_reasons(_reject_near_duplicates(found, reasons, measured, config.thresholds))
@@ -258,17 +260,26 @@ def select(
 
 
 def _shift_audio(
-    found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64], thresholds: Thresholds
+    found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64], config: Config
 ) -> None:
-    """By how much the audio of each clip is moved; null where not at all."""
+    """By how much the audio of each clip is moved, null where not at all; and the span that is cut then."""
     shifts = np.full(len(found), np.nan)
-    limit = thresholds.max_abs_sync_offset_frames
-    if thresholds.repair_sync and limit is not None:
+    spans = {name: found.floats(name).copy() for name in SPAN}
+    limit = config.thresholds.max_abs_sync_offset_frames
+    if config.thresholds.repair_sync and limit is not None:
         far = np.flatnonzero(np.abs(found.floats("sync_offset_frames")) > limit)
-        for number, row in found.rows(far, ["start_s", "end_s", "fps", *Sync.model_fields]):
-            shift_s = _audio_shift_s(row, entries[inputs[number]], thresholds)
-            shifts[number] = np.nan if shift_s is None else shift_s
+        for number, row in found.rows(far, [*Clip.model_fields, *Sync.model_fields]):
+            if moved := _moved(row, entries[inputs[number]], config):
+                shifts[number], clip = moved
+                for name, column in spans.items():
+                    column[number] = getattr(clip, name)
     found["audio_shift_s"] = pa.array(shifts, pa.float64(), from_pandas=True)
+    for name, column in spans.items():
+        found[name] = pa.array(column).cast(found.table.schema.field(name).type)
+
+
+SPAN = ("start_s", "end_s", "duration_s", "num_frames")
+"""Columns that say which span of the source a clip shows."""
 
 
 def _follow_reviews(
@@ -344,19 +355,23 @@ def _ordered(table: pa.Table, listed: Mapping[str, pa.Array]) -> pa.Table:
 OMEGAS = ("omega_face", "omega_body")
 
 
-def _audio_shift_s(row: Mapping[str, Any], entry: IngestRow, thresholds: Thresholds) -> float | None:
-    """By how much the audio is moved when the clip is cut; None where not at all.
+def _moved(row: Mapping[str, Any], entry: IngestRow, config: Config) -> tuple[float, Clip] | None:
+    """By how much the audio is moved when a clip is cut, s, and the clip then; None where it is not moved.
 
-    It is not moved where the audio that fits the mouth is not all in the file, or lies outside the span that
-    the input names: there would be silence in its place, or what the user left out.
+    Frames whose audio is not in the file then, or lies outside the span that the input names, are left out:
+    there would be silence in its place, or what the user left out. Where less than `measure.clip.min_s`
+    would remain, the audio is not moved.
     """
-    shift_s, video = repair_s(row, thresholds), entry.video
+    shift_s, video = repair_s(row, config.thresholds), entry.video
     if not shift_s or video is None or video.audio_start_s is None:
         return None
+    clip = Clip.model_validate({name: row[name] for name in Clip.model_fields})
     audio_end_s = video.end_s if video.audio_end_s is None else video.audio_end_s
     first_s, last_s = entry.input.span_s
-    inside = row["start_s"] - shift_s >= max(first_s, video.audio_start_s)
-    return shift_s if inside and row["end_s"] - shift_s <= min(last_s, audio_end_s) else None
+    early_s = max(first_s, video.audio_start_s) - (clip.start_s - shift_s)
+    late_s = clip.end_s - shift_s - min(last_s, audio_end_s)
+    clip = clip.trimmed((covering_frames(early_s, clip.fps), covering_frames(late_s, clip.fps)))
+    return None if clip.num_frames < config.measure.clip.min_s * clip.fps else (shift_s, clip)
 
 
 def _name_speakers(found: ClipRows) -> None:

@@ -6,7 +6,7 @@ J joints. Coordinates are pixels, x to the right and y down, pixel centres at wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,3 +215,20 @@ class ClipArrays:
         expect_shape("face_rgb", self.face_rgb, (112, 112, 3))
         expect_shape("speech", self.speech, (None, None))
         expect_shape("identity", self.identity, (None,))
+
+    def trimmed(self, first: int, last: int) -> ClipArrays:
+        """The same without some frames at the beginning and at the end; `speech` stays whole.
+
+        Args:
+            first: frames that are left out at the beginning.
+            last: frames that are left out at the end.
+        """
+        kept = slice(first, len(self.landmarks) - last)
+        return replace(self, **{name: getattr(self, name)[kept] for name in PER_FRAME})
+
+
+PER_FRAME = (
+    "landmarks", "contour", "lip_valid", "joints", "blendshapes", "face_motion", "body_motion",
+    "face_contour", "face_valid",
+)  # fmt: skip
+"""Fields of `ClipArrays` with a row for each frame."""

@@ -390,7 +390,7 @@ class Thresholds(Section):
     )
     repair_sync: bool = Field(
         False,
-        description="Move the audio of a clip that is out of sync by its measured offset when it is cut, where that offset is sure and the file has audio for it (docs/sync.md), instead of rejecting the clip. Off by default: the clips are then no longer what the source holds, and what else is measured of the audio is of the span before it was moved.",
+        description="Move the audio of a clip that is out of sync by its measured offset when it is cut, where that offset is sure (docs/sync.md), instead of rejecting the clip. Frames for which the file has no audio then are left out. Off by default: the clips are then no longer what the source holds, and what else is measured of the audio is of the span before it was moved.",
     )
     require_sync_score: bool = Field(False, description="Reject clips whose sync could not be scored.")
     require_speaker: bool = Field(

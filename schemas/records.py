@@ -262,6 +262,10 @@ class Rectangle(NamedTuple):
     height_px: float
 
 
+Trim = tuple[int, int]
+"""Frames that are left out at the beginning of a clip, and at its end."""
+
+
 class Clip(Record):
     """A span of a track: the unit of everything after.
 
@@ -271,7 +275,8 @@ class Clip(Record):
     """
 
     clip_id: str
-    """Key of the clip and of its sample: `<video id>_<start ms>_<end ms>_t<track>`."""
+    """Key of the clip and of its sample: `<video id>_<start ms>_<end ms>_t<track>`, of the span that was
+    measured."""
     video_id: str
     """Key of the video: the first 12 hex digits of its sha256."""
     uri: str
@@ -321,6 +326,28 @@ class Clip(Record):
     @property
     def duration_s(self) -> float:
         return units.seconds_from_frames(self.num_frames, self.fps)
+
+    def trim_of(self, start_s: float, num_frames: int) -> Trim:
+        """Frames of this clip before and after a span of it.
+
+        Args:
+            start_s: start of the span, in the source.
+            num_frames: its frames.
+        """
+        first = round((start_s - self.start_s) * self.fps)
+        return first, self.num_frames - first - num_frames
+
+    def trimmed(self, trim: Trim) -> Clip:
+        """The clip without some frames at its beginning and at its end. Its id stays that of the whole."""
+        first, last = trim
+        start_s, end_s = (units.seconds_from_frames(frames, self.fps) for frames in (first, -last))
+        return self.model_copy(
+            update={
+                "start_s": self.start_s + start_s,
+                "end_s": self.end_s + end_s,
+                "num_frames": self.num_frames - first - last,
+            }
+        )
 
 
 class Face(Record):
@@ -784,7 +811,9 @@ class LedgerRow(Record):
     audio_shift_s: float | None
     """Seconds by which the audio is moved when the clip is cut (positive: delayed), see
     `thresholds.repair_sync`; None where it stays as it is in the source. Columns about audio describe it
-    before it is moved."""
+    before it is moved. Where the file has no audio for the whole clip then, `start_s`, `end_s`, `duration_s`
+    and `num_frames` are those of the shorter clip that is cut, `clip_id` has the span that was measured, and
+    the other columns describe that."""
     speaking_fraction: float | None
     sync_c: float | None
     sync_d: float | None

@@ -44,6 +44,11 @@ def frames_from_seconds(duration_s: float, fps: float) -> int:
     return math.floor(duration_s * fps + 1e-6)
 
 
+def covering_frames(duration_s: float, fps: float) -> int:
+    """Fewest whole frames that last `duration_s`, a billionth more or less; none where that is negative."""
+    return max(0, -frames_from_seconds(-duration_s, fps))
+
+
 def seconds_from_frames(frames: float, fps: float) -> float:
     """Instant of a frame index (or length of a frame count) in seconds."""
     return frames / fps

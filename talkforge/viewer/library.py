@@ -24,7 +24,7 @@ from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError, MediaError
-from talkforge.schemas.records import ClipMeasures, ReviewRow
+from talkforge.schemas.records import Clip, ClipMeasures, ReviewRow, Trim
 
 Show = Literal["all", "accepted", "rejected", "failed", "reviewed", "unreviewed"]
 
@@ -187,6 +187,15 @@ class Library:
         """
         return self._measures(self._part(clip_id))[clip_id]
 
+    def clip(self, clip_id: str) -> Clip:
+        """A clip as the ledger has it: shorter than what was measured where its audio is moved over an edge
+        of the file."""
+        return self.measures(clip_id).clip.trimmed(self._trim(clip_id))
+
+    def _trim(self, clip_id: str) -> Trim:
+        row = self.row(clip_id)
+        return self.measures(clip_id).clip.trim_of(row["start_s"], row["num_frames"])
+
     def marks(self, clip_id: str) -> dict[str, Floats] | None:
         """What is drawn on each of the F frames of a clip, in its pixels; None where it was not traced.
 
@@ -197,6 +206,7 @@ class Library:
         if self.measures(clip_id).lips is None:
             return None
         arrays = cut.read_arrays(self._store, self._part(clip_id), clip_id, np.zeros(0, np.float32))
+        arrays = arrays.trimmed(*self._trim(clip_id))
         return {
             "landmarks": np.asarray(arrays.landmarks[:, :, :2], np.float32),
             "contour": np.asarray(arrays.contour, np.float32),
@@ -271,7 +281,7 @@ class Library:
             if path.exists():
                 path.touch()
                 return path
-            clip, shift_s = self.measures(clip_id).clip, self.row(clip_id).get("audio_shift_s", 0.0)
+            clip, shift_s = self.clip(clip_id), self.row(clip_id).get("audio_shift_s", 0.0)
             video, stamp = self._videos.get(clip.video_id), self._stamps.get(clip.video_id)
             if video is None:
                 raise MediaError(f"clip {clip_id}: its source is no input any more")

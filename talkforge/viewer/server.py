@@ -264,7 +264,7 @@ def _clips(library: Library) -> dict[str, Any]:
 
 def _clip(library: Library, clip_id: str) -> dict[str, Any]:
     marks = library.marks(clip_id)
-    clip = library.measures(clip_id).clip
+    clip = library.clip(clip_id)
     said = library.reviews().get(clip_id, ReviewRow(clip_id=clip_id))
     return {
         "clip_id": clip_id,

@@ -204,37 +204,68 @@ def test_a_changed_threshold_changes_the_verdict_and_nothing_else() -> None:
     assert changed == {"accepted", "reasons", "reason_details", "split", "omega_face"}
 
 
-@pytest.mark.parametrize(
-    ("start_s", "frames", "span", "expected_s"),
-    [
-        (10.0, 6, {}, 0.24),
-        (10.0, -6, {}, -0.24),
-        (0.2, 6, {}, None),
-        (0.24, 6, {}, 0.24),
-        (0.0, -6, {}, -0.24),
-        (55.8, -6, {}, None),
-        (56.0, 6, {}, 0.24),
-        (10.0, 6, {"start_s": 9.9}, None),
-        (10.0, -6, {"end_s": 14.1}, None),
-        (10.0, 6, {"start_s": 9.0, "end_s": 14.1}, 0.24),
-    ],
-)
-def test_audio_is_moved_where_the_input_has_audio_for_all_of_the_clip(
-    start_s: float, frames: int, span: dict[str, float], expected_s: float | None
-) -> None:
-    """The video is 60 s long, the clip 4 s."""
+def off(start_s: float, frames: int) -> Measured:
+    """A clip of 4 s whose audio is off by some frames, surely; the video is 60 s long."""
     clip = measured(start_s=start_s, sync=0.01)
     sync = {"sync_offset_frames": frames, "sync_offset_probability": 0.99, "sync_offset_sd_frames": 0.5}
     assert clip.measures.sync is not None
     moved = clip.measures.sync.model_copy(update=sync)
-    clip = replace(clip, measures=clip.measures.model_copy(update={"sync": moved}))
-    config = apply_settings({}, ["thresholds.repair_sync=true"])
-    (row,) = select(committed(clip), [planned(1, **span)], config).rows
-    assert row.audio_shift_s == expected_s
-    assert row.reasons == (() if expected_s else ("out_of_sync", "sync_unlikely"))
+    return committed(replace(clip, measures=clip.measures.model_copy(update={"sync": moved})))
+
+
+@pytest.mark.parametrize(
+    ("start_s", "frames", "span", "first", "last"),
+    [
+        (10.0, 6, {}, 0, 0),
+        (10.0, -6, {}, 0, 0),
+        (0.0, 6, {}, 6, 0),
+        (0.2, 6, {}, 1, 0),
+        (0.24, 6, {}, 0, 0),
+        (0.0, -6, {}, 0, 0),
+        (55.8, -6, {}, 0, 1),
+        (56.0, -6, {}, 0, 6),
+        (56.0, 6, {}, 0, 0),
+        (10.0, 6, {"start_s": 9.9}, 4, 0),
+        (10.0, -6, {"end_s": 14.1}, 0, 4),
+        (10.0, 6, {"start_s": 9.0, "end_s": 14.1}, 0, 0),
+    ],
+)
+def test_moved_audio_leaves_out_frames_for_which_the_input_has_none(
+    start_s: float, frames: int, span: dict[str, float], first: int, last: int
+) -> None:
+    parts, inputs = off(start_s, frames), [planned(1, **span)]
+    (row,) = select(parts, inputs, apply_settings({}, ["thresholds.repair_sync=true"])).rows
+    assert (row.audio_shift_s, row.reasons) == (frames / 25, ())
     assert (row.sync_offset_frames, row.sync_probability) == (frames, 0.01)
-    (row,) = select(committed(clip), [planned(1, **span)], Config()).rows
+    count = 100 - first - last
+    assert (row.num_frames, row.duration_s) == (count, count / 25)
+    assert row.start_s == pytest.approx(start_s + first / 25, abs=1e-9)
+    assert row.end_s == pytest.approx(start_s + 4 - last / 25, abs=1e-9)
+    whole = clip_id(video(1).video_id, start_s, start_s + 4, 0)
+    assert row.clip_id == whole  # names the span that was measured
+    (row,) = select(parts, inputs, Config()).rows
     assert (row.audio_shift_s, row.accepted) == (None, False)
+    assert (row.start_s, row.end_s, row.num_frames, row.duration_s) == (start_s, start_s + 4, 100, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "least_s", "reasons"),
+    [
+        (25, 3.0, ()),
+        (26, 3.0, ("too_short",)),
+        (50, 2.0, ()),
+        (51, 2.0, ("out_of_sync", "sync_unlikely")),  # less than measure.clip.min_s: not moved
+    ],
+)
+def test_what_is_left_of_a_clip_must_be_long_enough(
+    frames: int, least_s: float, reasons: tuple[str, ...]
+) -> None:
+    settings = ["thresholds.repair_sync=true", f"thresholds.min_duration_s={least_s}"]
+    (row,) = select(off(0.0, frames), [planned(1)], apply_settings({}, settings)).rows
+    assert row.reasons == reasons
+    moved = "out_of_sync" not in reasons
+    assert row.audio_shift_s == (frames / 25 if moved else None)
+    assert row.num_frames == (100 - frames if moved else 100)
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(None, 64.0), (150.0, 150.0)])

@@ -72,6 +72,19 @@ def test_clip_ids() -> None:
     assert clip_id("0123456789ab", 3599.9996, 3605.12, 0) == "0123456789ab_03600000_03605120_t0"
 
 
+@pytest.mark.parametrize("fps", [25.0, 23.976])
+@pytest.mark.parametrize("trim", [(0, 0), (6, 0), (0, 5), (10, 20)])
+def test_a_trimmed_clip_shows_the_frames_that_are_left(trim: tuple[int, int], fps: float) -> None:
+    clip = CLIP.model_copy(update={"fps": fps, "end_s": 1.0 + 75 / fps})
+    left = clip.trimmed(trim)
+    assert left.num_frames == 75 - sum(trim)
+    assert left.start_s == pytest.approx(1.0 + trim[0] / fps)
+    assert left.end_s == pytest.approx(left.start_s + left.duration_s)
+    assert clip.trim_of(left.start_s, left.num_frames) == trim
+    where = {"start_s", "end_s", "num_frames"}
+    assert left.model_dump(exclude=where) == clip.model_dump(exclude=where)
+
+
 def test_clip_ids_sort_by_time_and_have_no_dots() -> None:
     starts_s = [0.0, 0.04, 9.96, 10.0, 99.999, 100.0, 5000.5, 90_000.0]
     ids = [clip_id("0123456789ab", start_s, start_s + 3, 0) for start_s in starts_s]

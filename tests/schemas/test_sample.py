@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from talkforge.schemas import sample, units
-from talkforge.schemas.arrays import BLENDSHAPES, ClipArrays
+from talkforge.schemas.arrays import BLENDSHAPES, PER_FRAME, ClipArrays
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Reason, Record, Speaker, Sync, Verdict
@@ -103,6 +104,17 @@ def arrays(identity: bool = True) -> ClipArrays:
         face_contour=oval,
         face_valid=np.where(np.arange(FRAMES) == 4, 0, 2).astype(np.uint8),
     )
+
+
+def test_trimmed_arrays_lose_frames_in_all_that_has_frames_and_nowhere_else() -> None:
+    whole = arrays()
+    left = whole.trimmed(2, 3)
+    of_frames = {f.name for f in fields(ClipArrays) if len(getattr(whole, f.name)) == FRAMES}
+    assert of_frames == set(PER_FRAME)
+    for f in fields(ClipArrays):
+        kept = slice(2, FRAMES - 3) if f.name in PER_FRAME else slice(None)
+        np.testing.assert_array_equal(getattr(left, f.name), getattr(whole, f.name)[kept])
+    np.testing.assert_array_equal(whole.trimmed(0, 0).landmarks, whole.landmarks)
 
 
 def mask() -> np.ndarray:

@@ -43,6 +43,14 @@ def test_whole_frames_in_a_duration(duration_s: float, fps: float, frames: int) 
     assert units.frames_from_seconds(duration_s, fps) == frames
 
 
+@pytest.mark.parametrize(
+    ("duration_s", "frames"),
+    [(-1.0, 0), (0.0, 0), (1e-9, 0), (0.01, 1), (0.04, 1), (0.041, 2), (0.1 + 0.2 - 0.1, 5), (0.24, 6)],
+)
+def test_frames_that_cover_a_duration(duration_s: float, frames: int) -> None:
+    assert units.covering_frames(duration_s, 25.0) == frames
+
+
 @pytest.mark.parametrize("fps", [8.0, 23.0, 23.976, 24.0, 25.0, 29.97, 30_000 / 1001, 50.0, 60.0])
 def test_frames_to_seconds_and_back(fps: float) -> None:
     for frames in range(0, 3000, 7):
