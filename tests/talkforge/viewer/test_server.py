@@ -21,7 +21,7 @@ from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import current
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError
-from talkforge.schemas.records import ReviewRow, TranscriptRow
+from talkforge.schemas.records import Input, ReviewRow, TranscriptRow
 from talkforge.viewer import server
 from talkforge.viewer.library import Filter, Library
 from talkforge.viewer.server import POLICY, Mode, listen, make_app
@@ -214,7 +214,7 @@ def test_a_clip_that_is_in_no_shard_is_cut_from_its_source_once(
     _, key, client = rejected
     answer = get(client, f"clip/{key}/video")
     (tmp_path / "x.mp4").write_bytes(answer.data)
-    found = probe(tmp_path / "x.mp4", "x.mp4", "0" * 64)
+    found = probe(tmp_path / "x.mp4", Input(uri="x.mp4"), "0" * 64)
     clip = get(client, f"clip/{key}").json
     assert answer.status_code == 200
     assert (found.width_px, found.height_px, found.has_audio) == (clip["width_px"], clip["height_px"], True)
@@ -301,7 +301,7 @@ def test_other_requests_are_refused(measured: Curated, client: FlaskClient) -> N
     key = accepted(Store(str(measured.dataset)))[0]
     path = f"/{TOKEN}/clip/{key}/review"
     assert post(client, "nobody", {"decision": "drop"}).status_code == 404
-    assert client.get(path).status_code == 405
+    assert client.get(path).status_code == 404  # no address of the page, so no token in it that is known
     assert client.post(path, data="decision=drop").status_code == 415
     assert client.post(path, data=b"{", content_type="application/json").status_code == 400
     assert client.post(path, json={"note": "x" * 70_000}).status_code == 413
