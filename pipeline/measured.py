@@ -312,8 +312,10 @@ def _each_once(clips: pa.Table) -> pa.Table:
         order = [("clip_id", "ascending"), ("waits", "ascending"), ("part", "ascending")]
         clips = clips.append_column("waits", waits).sort_by(order).drop_columns(["waits"])
         keys = clips.column("clip_id")
-    first = pa.concat_arrays([pa.array([True]), pc.not_equal(keys[1:], keys[:-1]).combine_chunks()])
-    return clips if pc.all(first).as_py() else clips.filter(first)
+    is_new = pc.not_equal(keys[1:], keys[:-1])
+    if pc.all(is_new).as_py():
+        return clips
+    return clips.filter(pa.concat_arrays([pa.array([True]), is_new.combine_chunks()]))
 
 
 def _outcomes(table: pa.Table) -> list[Outcome]:

@@ -52,7 +52,8 @@ def arrow_type(annotation: Any) -> pa.DataType:
     if origin is typing.Literal:
         return pa.string()
     if origin is tuple:
-        return pa.list_(arrow_type(arguments[0]))
+        # Parquet's name of a list's items: a table that was read has the schema that it was written with.
+        return pa.list_(pa.field("element", arrow_type(arguments[0])))
     if isinstance(annotation, type) and issubclass(annotation, Record):
         return pa.struct(list(arrow_schema(annotation)))
     raise TypeError(f"no Arrow type for {annotation}")
@@ -129,7 +130,10 @@ def from_bytes(data: bytes, name: str, columns: list[str] | None = None) -> pa.T
         keys = {key.decode("utf-8", "replace") for key in file.metadata.metadata or {}}
         if not checked and keys - OLD_KEYS:
             raise ValueError("a checksum that cannot be read")
-        return file.read(columns)  # pq.read_table would import pandas
+        table = file.read(columns)  # pq.read_table would import pandas
+        # A table that is written again has the bytes that it had, and one checksum.
+        metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k.decode() != CHECKSUM}
+        return table.replace_schema_metadata(metadata or None)
     except MemoryError:
         raise
     except Exception as error:  # a damaged footer makes pyarrow raise almost anything

@@ -57,6 +57,11 @@ def test_the_same_records_are_the_same_bytes() -> None:
     )
 
 
+def test_a_table_that_is_read_and_written_again_has_its_bytes() -> None:
+    data = tables.to_bytes(tables.to_table(Verdict, [VERDICT]))
+    assert tables.to_bytes(tables.from_bytes(data, "clips.parquet")) == data
+
+
 def test_other_bytes_are_refused_with_the_name() -> None:
     with pytest.raises(DatasetError, match=r"clips\.parquet: not a readable Parquet file"):
         tables.from_bytes(b"nonsense", "clips.parquet")
