@@ -6,31 +6,41 @@ Every true clip whose row says `may_fit` = no is cut into pieces of 2, 3, 6 and 
 is, with its audio moved either way, with the voices of other people (from anywhere, and in the rhythm of its
 own audio), and with a picture that stands still. Longer pieces are scored with audio that drifts, and with
 another's voice for a part of the time. Files in the folder `fake` are scored as they are. With `--covers N`
-the mouths of N people are covered, too.
+the mouths of N people are covered, too, and with `--light-asd N` Light-ASD sees N people beside the scorer.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import typer
+from scipy.stats import spearmanr
 
 from benchmarks import judgement
+from benchmarks.material import NO_SPEAKER
 from benchmarks.sync_fit import footage, talks_of
-from talkforge.curation.face import landmarks
-from talkforge.curation.sync import contrastive
+from talkforge.curation import clips, media, scan, trace
+from talkforge.curation.audio import vad
+from talkforge.curation.face import detect, landmarks
+from talkforge.curation.face.crops import to_asd
+from talkforge.curation.media import probe
+from talkforge.curation.sync import SPEAKING_FRACTION, active_speaker, contrastive
 from talkforge.curation.sync.contrastive import IN_SYNC, LAGS, Scorer
 from talkforge.curation.sync.features import SYNC_HZ, audio_bands, mouth_measures
 from talkforge.curation.sync.fitting import SHIFTS, Case, Talk, at_instants, cases
 from talkforge.curation.sync.phones import PhoneRecogniser
+from talkforge.curation.sync.speaker_scorer import speech_mask
 from talkforge.curation.verdict import repair_s
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Doubles, Floats, Landmarks
-from talkforge.schemas.config import Thresholds
-from talkforge.schemas.records import Sync
+from talkforge.schemas.config import MeasureConfig, Thresholds
+from talkforge.schemas.records import Clip, Input, Speaker, Sync
+from talkforge.schemas.units import AUDIO_HZ
 
 LENGTHS_S = (2.0, 3.0, 6.0, 10.0)
 FAR_SHIFT = 6
@@ -43,6 +53,7 @@ def main(
     pictures: Path | None = None,
     weights: Path = contrastive.WEIGHTS_PATH,
     covers: int = 0,
+    light_asd: int = 0,
 ) -> None:
     """Print the tables, and draw the pictures.
 
@@ -52,6 +63,7 @@ def main(
         pictures: folder for the pictures; None draws none.
         weights: scorer to measure.
         covers: number of people whose mouths are covered: their videos are read and measured anew.
+        light_asd: number of people whom Light-ASD sees; likewise. Needs its weights and torch.
     """
     with (folder / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -74,6 +86,7 @@ def main(
     by_turn(talks, scorer, np.random.default_rng(0))
     by_person(found, scorer)
     by_cover(folder, covers, scorer)
+    by_light_asd(watched(folder / "real", held_out, light_asd), scorer)
     reliable = reliability(found, scorer)
     fakes(folder, [row for row in rows if row["folder"] == "fake"], scorer, cache)
     if pictures:
@@ -324,6 +337,143 @@ def _landmarks(
     rows = len(points) - 1
     arrays = (np.stack(points[1:]), np.stack(shapes[1:]), np.full((rows, 3), np.nan))
     return Landmarks(*(array.astype(np.float32) for array in arrays))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The first seconds of a person, as both networks see and hear them.
+
+    Attributes:
+        person: who is seen.
+        clip: the piece.
+        mouth: [F, M] of `mouth_measures`.
+        faces: uint8 [F, 112, 112] of `to_asd`.
+        samples: float32 [N] at 16 kHz.
+    """
+
+    person: str
+    clip: Clip
+    mouth: Floats
+    faces: Bytes
+    samples: Floats
+
+
+WATCHED_S, WATCHED_LEAST_S = 3.0, 2.0
+"""Length of the pieces that Light-ASD sees, and of the shortest of them."""
+
+
+def watched(folder: Path, person_of: Mapping[str, str], number: int) -> list[Watched]:
+    """The first `WATCHED_S` of as many people, one piece each.
+
+    Args:
+        folder: the videos.
+        person_of: file -> who is seen.
+        number: people wanted.
+    """
+    config, found = MeasureConfig(), dict[str, Watched]()
+    if not number:
+        return []
+    detector = detect.load_detector(config.scan)
+    landmarker = landmarks.FaceLandmarker(registry.weights("face_landmarker"))
+    for name, person in person_of.items():
+        if person in found or len(found) == number:
+            continue
+        video = probe.probe(folder / name, Input(uri=name), probe.content_hash(folder / name))
+        end_s = min(video.end_s, video.start_s + WATCHED_S)
+        seen = scan.scan(folder / name, video, video.start_s, end_s, config.scan, detector)
+        candidates = clips.candidates(video, seen.tracks, (), config.clip)
+        candidates = [one for one in candidates if one.clip.duration_s >= WATCHED_LEAST_S][:1]
+        crops: list[Bytes] = []
+
+        def keep(_: Clip, faces: Bytes, crops: list[Bytes] = crops) -> Speaker:
+            crops.extend(to_asd(face) for face in faces)
+            return NO_SPEAKER
+
+        for result in trace.trace(folder / name, video, candidates, landmarker, None, config, keep).values():
+            if isinstance(result, Exception):
+                raise result
+            clip = candidates[0].clip
+            samples = media.read_audio(folder / name, video, clip.start_s, clip.end_s)
+            found[person] = Watched(person, clip, mouth_measures(result.landmarks), np.stack(crops), samples)
+    return list(found.values())
+
+
+class Said(NamedTuple):
+    """What is said of one piece: the scorer's probability, Light-ASD's mean logit over the frames with
+    speech, and the fraction of these in which it sees the face speak."""
+
+    probability: float
+    logit: float
+    speaking: float
+
+
+def by_light_asd(pieces: Sequence[Watched], scorer: Scorer) -> None:
+    """What Light-ASD and the scorer say of the same pieces, and how often they say the same."""
+    if pieces:
+        said = opinions(pieces, scorer)
+        typer.echo(f"\nLight-ASD beside the scorer, {len(pieces)} people, pieces of {WATCHED_S:g} s\n")
+        agreement(said)
+
+
+def opinions(pieces: Sequence[Watched], scorer: Scorer) -> dict[str, list[Said]]:
+    """By kind of piece, what both say of it.
+
+    Pieces whose audio has no speech are left out: Light-ASD has no say there.
+
+    Args:
+        pieces: answer of `watched`.
+        scorer: scorer to compare with.
+    """
+    network, recogniser = active_speaker.LightAsd(registry.weights("light_asd")), PhoneRecogniser()
+    rng = np.random.default_rng(0)
+    said: dict[str, list[Said]] = {}
+    for index, piece in enumerate(pieces):
+        own, count = piece.samples, len(piece.mouth)
+        strangers = [n for n in range(len(pieces)) if n != index]
+        others = rng.choice(strangers, min(2, len(strangers)), replace=False)
+        late = round(rng.choice((-1, 1)) * 0.4 * AUDIO_HZ)
+        noise = 1e-3 * rng.normal(size=piece.mouth.shape)
+        still = (np.nanmedian(piece.mouth, axis=0) + noise).astype(np.float32)
+        made = [("own voice", piece.mouth, piece.faces, own)]
+        made += [
+            ("other voice", piece.mouth, piece.faces, np.resize(pieces[n].samples, len(own))) for n in others
+        ]
+        made += [("400 ms off", piece.mouth, piece.faces, np.roll(own, late))]
+        made += [("still face", still, np.repeat(piece.faces[:1], count, axis=0), own)]
+        for kind, mouth, faces, samples in made:
+            is_speech = speech_mask(piece.clip, vad.segments(samples, piece.clip.start_s))
+            heard = (samples, count, piece.clip.fps)
+            one = contrastive.score(
+                mouth, audio_bands(*heard), piece.clip.fps, scorer, recogniser.measure(*heard)
+            )
+            logits = network.score(faces, samples, piece.clip.fps)
+            speaking = active_speaker.speaking_fraction(logits, is_speech)
+            if one.sync_probability is not None and speaking is not None:
+                row = Said(one.sync_probability, float(logits[is_speech].mean()), speaking)
+                said.setdefault(kind, []).append(row)
+    return said
+
+
+def agreement(said: Mapping[str, Sequence[Said]]) -> None:
+    """Decisions of both by kind of piece, how often they are the same, AUC, and rank correlation."""
+    least = Thresholds().min_sync_probability or 0.0
+    typer.echo(
+        "| pieces | number | accepted by the scorer | Light-ASD sees speaking | the same decision |"
+        " AUC of own voices over these: scorer | Light-ASD |\n|---|---|---|---|---|---|---|"
+    )
+    true = np.array(said["own voice"])
+    for kind, rows in said.items():
+        found = np.array(rows)
+        accepted, speaks = found[:, 0] >= least, found[:, 2] > SPEAKING_FRACTION
+        apart = ["", ""] if kind == "own voice" else [f"{auc(true[:, k], found[:, k]):.3f}" for k in (0, 1)]
+        typer.echo(
+            f"| {kind} | {len(rows)} | {accepted.mean():.0%} | {speaks.mean():.0%} |"
+            f" {(accepted == speaks).mean():.0%} | {' | '.join(apart)} |"
+        )
+    typer.echo()
+    for kinds in (("own voice",), ("own voice", "other voice")):
+        both = np.array([row for kind in kinds for row in said[kind]])
+        typer.echo(f"rank correlation over {', '.join(kinds)}: {spearmanr(both[:, 0], both[:, 1])[0]:+.2f}")
 
 
 def by_person(found: Sequence[Case], scorer: Scorer) -> None:
