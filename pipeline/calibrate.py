@@ -233,7 +233,9 @@ def _state(store: Store, config: Config) -> str:
     digest = hashlib.sha256(contrastive.WEIGHTS_PATH.read_bytes())
     digest.update(contrastive.BANDS_ONLY_PATH.read_bytes())
     if config.thresholds.adapt_sync:
-        digest.update(f"adapt {config.shards.same_person} {extras.missing('torch')}\n".encode())
+        digest.update(
+            f"adapt, shipped calibration {config.shards.same_person} {extras.missing('torch')}\n".encode()
+        )
     for part in committed_parts(store):
         files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
         inputs = files.get(small_arrays.SYNC) or files[small_arrays.OLD]

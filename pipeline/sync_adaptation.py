@@ -136,10 +136,11 @@ def adapt(talks: Sequence[Talk], shipped: Scorer) -> Adapted | None:
     log.info("sync: fitted on %.0f s; AUC of pieces of 3 s %.3f, was %.3f", seconds, after, before)
     if after <= before:
         return None
-    calibration = fitting.calibrate(own)
+    # Not calibrated anew: the shipped scorer chose who teaches, so no true piece that is hard to tell is
+    # among them, and too much of what is wrong would be accepted (docs/sync.md).
     name = shipped.name + SUFFIX
     return Adapted(
-        tuple(Scorer(name, scorer.networks, calibration) for _, scorer in folds),
+        tuple(Scorer(name, scorer.networks, shipped.calibration) for _, scorer in folds),
         tuple(frozenset(talk.person for talk in held) for held, _ in folds),
     )
 
@@ -189,11 +190,7 @@ def to_bytes(adapted: Adapted | None, shipped: Scorer, of: str) -> bytes:
     """
     own = adapted.folds if adapted else ()
     people = [sorted(one) for one in adapted.people] if adapted else []
-    scorer = Scorer(
-        shipped.name + SUFFIX,
-        tuple(one.networks[-1] for one in own),
-        own[0].calibration if own else shipped.calibration,
-    )
+    scorer = Scorer(shipped.name + SUFFIX, tuple(one.networks[-1] for one in own), shipped.calibration)
     return scorer.to_bytes({"of": of, "people": people})
 
 
@@ -203,7 +200,7 @@ def from_bytes(data: bytes, name: str, shipped: Scorer, of: str) -> tuple[bool, 
     Args:
         data: answer of `to_bytes`.
         name: what messages call the file.
-        shipped: the other networks of each scorer.
+        shipped: the other networks of each scorer, and the calibration of all.
         of: answer of `digest` for the footage of now.
 
     Raises:
@@ -216,5 +213,5 @@ def from_bytes(data: bytes, name: str, shipped: Scorer, of: str) -> tuple[bool, 
     if not found.networks:
         return True, None
     # What was written is what scores, on the machine that fitted as on any other.
-    folds = tuple(Scorer(found.name, (*shipped.networks, one), found.calibration) for one in found.networks)
+    folds = tuple(Scorer(found.name, (*shipped.networks, one), shipped.calibration) for one in found.networks)
     return True, Adapted(folds, tuple(frozenset(people) for people in about["people"]))

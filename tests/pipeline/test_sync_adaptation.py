@@ -160,7 +160,7 @@ def test_clips_that_are_off_and_other_voices_do_not_move_the_zero(
 ) -> None:
     """30 % of the clips are off by 2 to 6 frames, a fifth have another's voice."""
     store = Store(str(fitted / "set"))
-    assert store.exists(WEIGHTS)
+    assert Scorer.from_bytes(store.read(WEIGHTS), WEIGHTS).calibration == weak().calibration
     found = [scores(store, number) for number in range(20)]
     assert {one.sync_method for one in found} == {"copying+own"}
     assert [one.sync_offset_frames for one in found[:16]] == [0] * 10 + [-2, 3, -4, 5, -6, 6]
