@@ -126,7 +126,8 @@ def who_it_is(material: Material) -> Iterator[Row]:
 
 
 def image_quality(material: Material) -> Iterator[Row]:
-    harms = {"brisque": blurred, "text": titled, "hands": hand_held(material.files[GESTURES])}
+    hands = hand_held(material.files[GESTURES])
+    harms = {"brisque": blurred, "text": titled, "hands": hands, "nsfw": blurred}
     asked = [
         name for name in harms if all(registry.present(weights) is not None for weights in WEIGHTS[name])
     ]
@@ -173,7 +174,14 @@ def hand_figures(pairs: list[tuple[FrameQuality, FrameQuality]]) -> str:
     )
 
 
-PICTURE_FIGURES = {"brisque": brisque_figures, "text": text_figures, "hands": hand_figures}
+def nsfw_figures(pairs: list[tuple[FrameQuality, FrameQuality]]) -> str:
+    clean, harmed = (max(p.nsfw_probability or 0.0 for p in side) for side in zip(*pairs, strict=True))
+    return f"at most {clean:.2f} in {len(pairs)} shots of speakers, {harmed:.2f} with blurred faces"
+
+
+PICTURE_FIGURES = {
+    "brisque": brisque_figures, "text": text_figures, "hands": hand_figures, "nsfw": nsfw_figures
+}  # fmt: skip
 
 
 def looked_at(file: File, shot: Shot) -> Iterator[tuple[range, Bytes, Floats | None]]:

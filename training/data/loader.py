@@ -124,9 +124,14 @@ class _Stream(IterableDataset):  # type: ignore[misc]  # torch is untyped to myp
             yield _Read(None, fault=(RunError, f"reading shards: {why}"))
 
 
+TERMINATION_S = 5
+"""Seconds that a loader process goes on after SIGTERM."""
+
+
 def _begin(_: int) -> None:
-    """Start of a loader process. It ignores interrupts, which the trainer answers."""
+    """Start of a loader process. The trainer answers signals, and may be reading from this process just then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_S))  # whose signal ends the process
 
 
 class SpanLoader:

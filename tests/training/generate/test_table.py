@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from talkforge.cli import main
 from talkforge.schemas.errors import CommandError
@@ -200,6 +202,7 @@ def test_what_is_a_column_is_no_option(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_a_worker_that_dies_costs_its_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Ray: the job is put off, and another process goes on. A worker without a model says why."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(tables, "Maker", StandIn)
     jobs: Any = [SimpleNamespace(out=tmp_path / f"{name}.mp4") for name in ("a", "dies", "b", "refused")]
     making: Any = SimpleNamespace(device="cpu", model="")
