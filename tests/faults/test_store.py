@@ -162,8 +162,8 @@ def write_report(store: Store, **_: Any) -> None:
 
 def content(root: str) -> dict[str, bytes]:
     """Every file of a data set, but for the seconds of CPU and the times of day that some tell."""
-    store = Store(root)
-    names = [name for name in store.list() if Path(name).name not in ("part.json", ".lock")]
+    store, hold_times = Store(root), ("part.json", "state.json", "copies.json", "people.json", ".lock")
+    names = [name for name in store.list() if Path(name).name not in hold_times]
     return {name: _without_time(name, store.read(name)) for name in names}
 
 

@@ -129,7 +129,7 @@ TERMINATION_S = 5
 
 
 def _begin(_: int) -> None:
-    """Start of a loader process. The trainer answers signals, and may be reading from this process just then."""
+    """Start of a loader process. The trainer answers signals, and may be reading from it just then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(TERMINATION_S))  # whose signal ends the process
 
