@@ -62,4 +62,4 @@ def test_status_imports_nothing_large(curated: Any) -> None:
     assert imported("select", curated.dataset, "-s", "thresholds.colour=1") == (2, [])
     (marker,) = curated.dataset.glob("parts/*/part.json")
     marker.unlink()  # the ledger does not fit any more, and the parts are read
-    assert imported("status", curated.dataset) == (0, ["pandas"])  # by pyarrow, to make arrays of Python values
+    assert imported("status", curated.dataset) == (0, ["pandas"])  # by pyarrow, for arrays of values
