@@ -401,7 +401,9 @@ class RayExecutor(Executor):
         try:
             while waiting or running:
                 self._cluster.check()
-                most = most_at_once(self._settings.workers, self._cluster.num_cpus(), self._cluster.grows)
+                workers = self._settings.workers
+                num_cpus = 0 if workers else self._cluster.num_cpus()  # a call that waits where Ray is lost
+                most = most_at_once(workers, num_cpus, self._cluster.grows)
                 while waiting and len(running) < most:
                     running.append(self._submit(work, waiting.popleft()))
                 for task, result in self._collect(running):
