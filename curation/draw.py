@@ -24,6 +24,7 @@ from talkforge.schemas.arrays import (
     Floats,
     expect_shape,
 )
+from talkforge.schemas.units import samples_from_frames
 
 BOX_RGB = (255, 196, 61)
 MESH_RGB = (94, 226, 236)
@@ -41,6 +42,10 @@ TINT = 0.45
 
 LOUDNESS_FLOOR_DBFS = -60.0
 """Bottom of the loudness curve."""
+
+INNER_UPPER, INNER_LOWER = 13, 14
+EYE_OUTER_RIGHT, EYE_OUTER_LEFT = 33, 263
+"""Indices of MediaPipe's face mesh: middle of the inner lips, outer corners of the eyes."""
 
 JPEG_QUALITY = 80
 """Quality of thumbnails. They keep the full chroma resolution, because the marks are thin coloured lines."""
@@ -74,6 +79,37 @@ class Marks:
                 expect_shape(name, array, shape)
         if self.valid not in VALIDITY_RGB:
             raise ValueError(f"valid: expected a code of {sorted(VALIDITY_RGB)}, found {self.valid}")
+
+
+def mouth_opening(landmarks: Floats) -> Floats:
+    """[F]: gap between the inner lips over the distance of the outer eye corners, NaN where not seen.
+
+    Args:
+        landmarks: [F, 478, 3] in clip pixels.
+    """
+    plane = landmarks[:, :, :2]
+    gap = np.linalg.norm(plane[:, INNER_UPPER] - plane[:, INNER_LOWER], axis=1)
+    eyes = np.linalg.norm(plane[:, EYE_OUTER_RIGHT] - plane[:, EYE_OUTER_LEFT], axis=1)
+    return np.asarray(gap / np.where(eyes > 0, eyes, np.nan), np.float32)
+
+
+def loudness_dbfs(
+    samples: Floats, num_frames: int, fps: float, floor_dbfs: float = LOUDNESS_FLOOR_DBFS
+) -> Floats:
+    """[num_frames]: RMS level under each frame in dB relative to full scale.
+
+    Args:
+        samples: [N] mono at 16 kHz; missing samples count as silence.
+        num_frames: frames of the clip.
+        fps: frame rate of the clip.
+        floor_dbfs: the least level that is told.
+    """
+    edges = [samples_from_frames(frame, fps) for frame in range(num_frames + 1)]
+    power = np.zeros(edges[-1], np.float64)
+    count = min(len(samples), edges[-1])
+    power[:count] = np.square(samples[:count], dtype=np.float64)
+    mean = np.add.reduceat(power, edges[:-1]) / np.diff(edges)
+    return np.asarray(10 * np.log10(np.maximum(mean, 10 ** (floor_dbfs / 10))), np.float32)
 
 
 @dataclass(frozen=True)

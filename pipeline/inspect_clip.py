@@ -9,21 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from talkforge.curation import media
-from talkforge.curation.draw import LOUDNESS_FLOOR_DBFS, Curves, Marks, overlay
-from talkforge.schemas.arrays import Bytes, ClipArrays, Floats
+from talkforge.curation.draw import Curves, Marks, loudness_dbfs, mouth_opening, overlay
+from talkforge.schemas.arrays import Bytes, ClipArrays
 from talkforge.schemas.errors import DatasetError, MediaError
 from talkforge.schemas.records import Clip, Video
-from talkforge.schemas.units import samples_from_frames
 
 log = logging.getLogger(__name__)
 
 INSPECT_CRF = 20
 INSPECT_PRESET = "veryfast"
 INSPECT_HZ = 48_000
-
-INNER_UPPER, INNER_LOWER = 13, 14
-EYE_OUTER_RIGHT, EYE_OUTER_LEFT = 33, 263
-"""Indices of MediaPipe's face mesh: middle of the inner lips, outer corners of the eyes."""
 
 
 def inspect(clip: Clip, arrays: ClipArrays, video: Video, path: Path, out: Path) -> None:
@@ -79,34 +74,6 @@ def write_plain(clip: Clip, video: Video, path: Path, out: Path, shift_s: float 
         audio = media.read_audio(path, video, begin_s, end_s, hz=INSPECT_HZ, channels=2)
     frames = _frames(clip, video, path)
     media.encode_mp4(out, frames, clip.fps, audio, crf=INSPECT_CRF, preset=INSPECT_PRESET)
-
-
-def mouth_opening(landmarks: Floats) -> Floats:
-    """[F]: gap between the inner lips over the distance of the outer eye corners, NaN where not seen.
-
-    Args:
-        landmarks: [F, 478, 3] in clip pixels.
-    """
-    plane = landmarks[:, :, :2]
-    gap = np.linalg.norm(plane[:, INNER_UPPER] - plane[:, INNER_LOWER], axis=1)
-    eyes = np.linalg.norm(plane[:, EYE_OUTER_RIGHT] - plane[:, EYE_OUTER_LEFT], axis=1)
-    return np.asarray(gap / np.where(eyes > 0, eyes, np.nan), np.float32)
-
-
-def loudness_dbfs(samples: Floats, num_frames: int, fps: float) -> Floats:
-    """[num_frames]: RMS level under each frame in dB relative to full scale, -60 at the least.
-
-    Args:
-        samples: [N] mono at 16 kHz; missing samples count as silence.
-        num_frames: frames of the clip.
-        fps: frame rate of the clip.
-    """
-    edges = [samples_from_frames(frame, fps) for frame in range(num_frames + 1)]
-    power = np.zeros(edges[-1], np.float64)
-    count = min(len(samples), edges[-1])
-    power[:count] = np.square(samples[:count], dtype=np.float64)
-    mean = np.add.reduceat(power, edges[:-1]) / np.diff(edges)
-    return np.asarray(10 * np.log10(np.maximum(mean, 10 ** (LOUDNESS_FLOOR_DBFS / 10))), np.float32)
 
 
 def _overlaid(clip: Clip, arrays: ClipArrays, video: Video, path: Path, curves: Curves) -> Iterator[Bytes]:

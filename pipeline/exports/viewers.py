@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from talkforge.curation.draw import loudness_dbfs, mouth_opening
 from talkforge.curation.media import decode_flac
 from talkforge.pipeline.exports.clips import ClipMembers, Source, Written
 from talkforge.pipeline.exports.folder import ExportFolder, StoredFile
@@ -26,12 +26,11 @@ from talkforge.schemas import extras, sample, tar
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.progress import ProgressCallback, counted
-from talkforge.schemas.units import AUDIO_HZ
 
 TABLE = "clips.lance"
 
-UPPER_LIP, LOWER_LIP, EYES = 13, 14, (33, 263)
-"""Landmarks in the middle of the inner lips, and at the outer corners of the eyes. Source: MediaPipe."""
+SILENCE_DBFS = -120.0
+"""Level of digital silence in a recording, dB relative to full scale."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def _record(rerun: Any, recording: Any, clip: ClipMembers, found: sample.ShardSa
     for name, points in (("landmarks", found.landmarks), ("joints", found.joints)):
         _points(rerun, recording, f"clip/{name}", times, points[..., :2])
     _outlines(rerun, recording, "clip/lips", times, found.contour)
-    loudness = loudness_of(decode_flac(found.flac), frames, found.meta.clip.fps)
-    for name, values in (("mouth_opening", opening_of(found.landmarks)), ("loudness_dbfs", loudness)):
+    loudness = loudness_dbfs(decode_flac(found.flac), frames, found.meta.clip.fps, SILENCE_DBFS)
+    for name, values in (("mouth_opening", mouth_opening(found.landmarks)), ("loudness_dbfs", loudness)):
         seen = np.isfinite(values)
         recording.send_columns(
             name, _at(rerun, at[seen], found.meta.clip.fps), rerun.Scalars.columns(scalars=values[seen])
@@ -100,32 +99,6 @@ def _outlines(rerun: Any, recording: Any, entity: str, times: list[Any], contour
     lines = [np.vstack([one, one[:1]]) for one in contour[seen]]
     columns = rerun.LineStrips2D.columns(strips=lines).partition(seen.astype(int))
     recording.send_columns(entity, times, columns)
-
-
-def opening_of(landmarks: Floats) -> Floats:
-    """Distance of the inner lips over that of the eyes' outer corners, [F]; NaN where the face was not seen.
-
-    Args:
-        landmarks: [F, 478, 3] in pixels.
-    """
-    gap = np.linalg.norm(landmarks[:, UPPER_LIP, :2] - landmarks[:, LOWER_LIP, :2], axis=1)
-    eyes = np.linalg.norm(landmarks[:, EYES[0], :2] - landmarks[:, EYES[1], :2], axis=1)
-    opening: Floats = np.divide(gap, eyes, out=np.full(len(landmarks), np.nan, np.float32), where=eyes > 0)
-    return opening
-
-
-def loudness_of(audio: Floats, frames: int, fps: float) -> Floats:
-    """RMS level of the audio of each frame in dBFS, [F]; -120 is digital silence.
-
-    Args:
-        audio: [N] at 16 kHz.
-        frames: F.
-        fps: frames per second.
-    """
-    edges = np.round(np.arange(frames + 1) / fps * AUDIO_HZ).astype(int)
-    power = np.array([np.mean(np.square(audio[a:b], dtype=np.float64)) for a, b in pairwise(edges)])
-    level_dbfs: Floats = (10 * np.log10(np.maximum(power, 1e-12))).astype(np.float32)
-    return level_dbfs
 
 
 @dataclass(frozen=True)

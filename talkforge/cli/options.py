@@ -61,9 +61,6 @@ BaseOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; write nothing.")]
-RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a run (its last checkpoint), or of a checkpoint.")
-]
 VideoOutOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE.mp4", help="Video to write.")]
 
 

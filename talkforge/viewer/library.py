@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
+from talkforge.curation import draw
 from talkforge.pipeline import annotate, cut, inspect_clip, ledger, review, snapshots, tables
 from talkforge.pipeline.dataset import load_dataset, load_ingested, stamps_by_id, videos_by_id
 from talkforge.pipeline.store import Store
@@ -212,7 +213,7 @@ class Library:
             "contour": np.asarray(arrays.contour, np.float32),
             "joints": np.asarray(arrays.joints, np.float32),
             "valid": arrays.lip_valid.astype(np.float32),
-            "opening": inspect_clip.mouth_opening(arrays.landmarks),
+            "opening": draw.mouth_opening(arrays.landmarks),
         }
 
     def thumbnail(self, clip_id: str) -> bytes | None:

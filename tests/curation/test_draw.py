@@ -18,6 +18,8 @@ from talkforge.curation.draw import (
     Curves,
     Marks,
     draw_marks,
+    loudness_dbfs,
+    mouth_opening,
     overlay,
     thumbnail,
 )
@@ -129,3 +131,36 @@ def test_a_frame_outside_the_curves_is_refused() -> None:
 def test_a_clip_without_a_face_still_has_its_strip() -> None:
     unseen = Curves(np.full(5, np.nan, np.float32), np.full(5, -60, np.float32), np.zeros(5, np.uint8), 25.0)
     assert overlay(grey(), Marks(), unseen, 4).shape == (172, 160, 3)
+
+
+def test_loudness_is_the_level_under_each_frame() -> None:
+    samples = np.zeros(640 * 4, np.float32)
+    samples[640:1280] = 1
+    samples[1280:1920] = 0.1
+    assert loudness_dbfs(samples, 4, 25.0).tolist() == pytest.approx([-60, 0, -20, -60], abs=1e-4)
+    assert loudness_dbfs(samples[:1000], 4, 25.0)[2:].tolist() == [-60, -60]
+
+
+def test_mouth_opening_is_relative_to_the_eyes_and_unknown_without_a_face() -> None:
+    landmarks = np.zeros((3, 478, 3), np.float32)
+    landmarks[:, 33, 0], landmarks[:, 263, 0] = 10, 60
+    landmarks[:, 13, 1], landmarks[:, 14, 1] = 100, 110
+    landmarks[1] *= 3
+    landmarks[2] = np.nan
+    opening = mouth_opening(landmarks)
+    assert opening[:2].tolist() == pytest.approx([0.2, 0.2])
+    assert np.isnan(opening[2])
+
+
+def test_the_opening_of_the_mouth_is_measured_by_the_eyes() -> None:
+    landmarks = np.zeros((3, 478, 3), np.float32)
+    landmarks[:, 263, 0] = 50
+    landmarks[:, 14, 1] = [0, 5, np.nan]
+    assert mouth_opening(landmarks)[:2].tolist() == pytest.approx([0, 0.1])
+    assert np.isnan(mouth_opening(landmarks)[2])
+    assert np.isnan(mouth_opening(np.zeros((1, 478, 3), np.float32))).all()
+
+
+def test_loudness_is_that_of_each_frame() -> None:
+    audio = np.repeat(np.array([1.0, 0.1, 0.0], np.float32), 640)
+    assert loudness_dbfs(audio, 3, 25.0, -120.0).tolist() == pytest.approx([0, -20, -120])

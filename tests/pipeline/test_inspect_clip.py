@@ -10,7 +10,7 @@ import pytest
 from talkforge.curation import media
 from talkforge.curation.draw import VALIDITY_RGB
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.pipeline.inspect_clip import inspect, loudness_dbfs, mouth_opening
+from talkforge.pipeline.inspect_clip import inspect
 from talkforge.schemas.arrays import MEASURED, MISSING, ClipArrays
 from talkforge.schemas.errors import DatasetError, MediaError
 from talkforge.schemas.records import Clip, Input, Video, clip_id
@@ -101,22 +101,3 @@ def test_a_span_beyond_the_end_is_named_and_leaves_nothing(video: tuple[Path, Vi
     with pytest.raises(MediaError, match=r"expected 20 frames in known.mp4, found 10"):
         inspect(clip_of(video[1], start_s=1.6), arrays_of(), video[1], video[0], out)
     assert not out.exists()
-
-
-def test_loudness_is_the_level_under_each_frame() -> None:
-    samples = np.zeros(640 * 4, np.float32)
-    samples[640:1280] = 1
-    samples[1280:1920] = 0.1
-    assert loudness_dbfs(samples, 4, 25.0).tolist() == pytest.approx([-60, 0, -20, -60], abs=1e-4)
-    assert loudness_dbfs(samples[:1000], 4, 25.0)[2:].tolist() == [-60, -60]
-
-
-def test_mouth_opening_is_relative_to_the_eyes_and_unknown_without_a_face() -> None:
-    landmarks = np.zeros((3, 478, 3), np.float32)
-    landmarks[:, 33, 0], landmarks[:, 263, 0] = 10, 60
-    landmarks[:, 13, 1], landmarks[:, 14, 1] = 100, 110
-    landmarks[1] *= 3
-    landmarks[2] = np.nan
-    opening = mouth_opening(landmarks)
-    assert opening[:2].tolist() == pytest.approx([0.2, 0.2])
-    assert np.isnan(opening[2])

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from talkforge.pipeline.export import Options, export
-from talkforge.pipeline.exports.viewers import loudness_of, opening_of
 from talkforge.schemas.npz import npz_bytes
 from tests.pipeline.exports.published_set import CLIPS, members, publish
 from tests.pipeline.exports.test_trainers import check_sums
@@ -112,17 +111,3 @@ def test_rerun_accepts_every_recording(tmp_path: Path) -> None:
         assert f"/{entity}" in shown, entity
     assert "recording_id: clip00" in shown.replace('"', "") or "clip00" in shown
     assert check_sums(tmp_path / "out") == 3 + 2
-
-
-def test_the_opening_of_the_mouth_is_measured_by_the_eyes() -> None:
-    landmarks = np.zeros((3, 478, 3), np.float32)
-    landmarks[:, 263, 0] = 50
-    landmarks[:, 14, 1] = [0, 5, np.nan]
-    assert opening_of(landmarks)[:2].tolist() == pytest.approx([0, 0.1])
-    assert np.isnan(opening_of(landmarks)[2])
-    assert np.isnan(opening_of(np.zeros((1, 478, 3), np.float32))).all()
-
-
-def test_loudness_is_that_of_each_frame() -> None:
-    audio = np.repeat(np.array([1.0, 0.1, 0.0], np.float32), 640)
-    assert loudness_of(audio, 3, 25.0).tolist() == pytest.approx([0, -20, -120])
