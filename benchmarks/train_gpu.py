@@ -182,8 +182,7 @@ def stepper(model: TalkingWan, given: Conditions, device: torch.device) -> Calla
 
     def step() -> None:
         sigma_B = draw_sigmas(batch, FlowConfig(), generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            predicted = model(noised(z, noise, sigma_B), TIMESTEPS * sigma_B, given)
+        predicted = model(noised(z, noise, sigma_B), TIMESTEPS * sigma_B, given)
         loss = flow_loss(
             predicted, velocity(z, noise), mask_B1THW, masked_B, torch.ones_like(sigma_B), LossConfig()
         )

@@ -293,7 +293,10 @@ class RunConfig(Section):
     )
     steps: int = Field(1000, ge=1, description="Optimizer steps.")
     seed: int = Field(0, ge=0, description="Of everything drawn.")
-    precision: Literal["no", "bf16"] = Field("no", description="Accelerate's mixed precision.")
+    precision: Literal["no", "bf16"] = Field(
+        "no",
+        description="'bf16': the transformer computes in bf16, and its frozen weights are bf16; trained weights, their gradients and the optimizer stay float32. 'no': all is float32.",
+    )
     log_every: int = Field(10, ge=1, description="Steps between two lines in the trackers.")
     save_every: int = Field(1000, ge=1, description="Steps between two checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")

@@ -23,6 +23,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     gather_object,
+    parse_flag_from_env,
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
@@ -57,7 +58,8 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         if missing := {*config.run.trackers} - {"all"} - {str(tracker) for tracker in trackers}:
             raise CommandError(f"run.trackers: {', '.join(sorted(missing))}: its package is not installed")
         accelerator = Accelerator(
-            mixed_precision=config.run.precision,
+            # Types are explicit, see `training.wan.precision`. DeepSpeed's engine must know them.
+            mixed_precision=config.run.precision if _launched_with_deepspeed() else "no",
             # Without a data loader of its own, Accelerate must not look for the end of one.
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.optim.accumulate, sync_with_dataloader=False
@@ -91,6 +93,10 @@ def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
             raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
 
 
+def _launched_with_deepspeed() -> bool:
+    return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
+
+
 def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
     plugin = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2:
@@ -103,7 +109,7 @@ def _prepare_fsdp(accelerator: Accelerator, config: TrainConfig) -> None:
         raise CommandError(
             "accelerate: fsdp_activation_checkpointing is not supported; set model.gradient_checkpointing"
         )
-    # Weights keep their types, as without FSDP, and autocast decides: bf16 timesteps would be too coarse.
+    # Weights and inputs keep their types, as without FSDP: bf16 timesteps would be too coarse.
     # With all of Wan in float32, gathering it in bf16 halves what is sent.
     halved = config.model.trainable == "full" and config.run.precision == "bf16"
     plugin.mixed_precision_policy = MixedPrecisionPolicy(

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from talkforge.schemas.errors import RunError
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.batch import Batch, Conditions
+from talkforge.training.data.batch import Batch
 from talkforge.training.objective.losses import Loss
 from talkforge.training.objective.step import training_step
 from talkforge.training.run import parallel
@@ -107,7 +107,7 @@ class TrainState:
         processes = self._accelerator.num_processes
         number = micro * processes + self._accelerator.process_index
         return training_step(
-            self._predict,
+            self._prepared,
             self.encoders,
             batch,
             self._config,
@@ -115,11 +115,6 @@ class TrainState:
             rank=number,
             world=self._config.optim.accumulate * processes,
         )
-
-    def _predict(self, x_BCTHW: Tensor, timestep_B: Tensor, conditions: Conditions) -> Tensor:
-        with self._accelerator.autocast():
-            velocity_BCTHW: Tensor = self._prepared(x_BCTHW, timestep_B, conditions)
-            return velocity_BCTHW
 
     def _clip(self) -> float:
         """Norm of the gradient of all processes, before it is clipped."""

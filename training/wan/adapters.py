@@ -167,6 +167,7 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         return attended.flatten(2, 3).type_as(query_BNHD)
 
     def _audio(self, query_BNHD: Tensor, tokens_GWC: Tensor, signals: Signals) -> Tensor:
+        tokens_GWC = tokens_GWC.type_as(query_BNHD)
         # Attention is linear in its values, which are fewer than its outputs.
         value_GWC = self.v_proj(tokens_GWC) * signals.audio_scale_G11.to(tokens_GWC.dtype)
         query_GnHD = query_BNHD.unflatten(1, (signals.groups, -1)).flatten(0, 1)
@@ -174,6 +175,7 @@ class TalkingProcessor(nn.Module):  # type: ignore[misc]
         return attended.reshape(*query_BNHD.shape[:2], -1)
 
     def _face(self, query_BNHD: Tensor, tokens_BKC: Tensor, signals: Signals) -> Tensor:
+        tokens_BKC = tokens_BKC.type_as(query_BNHD)
         value_BKC = self.face_v_proj(tokens_BKC) * signals.face_scale_B11.to(tokens_BKC.dtype)
         return _attend(query_BNHD, self.face_k_proj(tokens_BKC), value_BKC, None)
 

@@ -28,6 +28,7 @@ from talkforge.training.wan.adapters import (
 )
 from talkforge.training.wan.alignment import gather_windows, windows
 from talkforge.training.wan.base import check_wan, load_transformer, random_transformer
+from talkforge.training.wan.precision import cast_weights, compute_in_type_of_input
 
 MAX_POSITIONS = 32
 """Most positions of a window with a learned embedding: enough for 9 frames/s and more."""
@@ -47,6 +48,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         face: identity to face tokens, or None.
         motion: motion intensities to the timestep embedding, or None.
         context: carries the signals of a forward pass to the processors.
+        dtype: in which the transformer computes, see `cast`. None means that of its weights.
     """
 
     _no_split_modules = ("WanTransformerBlock",)  # what FSDP wraps, by default
@@ -79,6 +81,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         self.config = config
         self.text_tokens = text_tokens
         self.context = Context()
+        self.dtype: torch.dtype | None = None
         self.transformer = transformer
         self.audio_proj = AudioProjection(speech_dim, config.audio_dim)
         # As large as the tokens, which are normalised, so that positions differ from the start.
@@ -114,7 +117,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         """
         self._check(x_BCTHW, conditions)
         self.context.signals = self._signals(conditions)
-        dtype = dtype_of(self.transformer.patch_embedding)
+        dtype = self.dtype or dtype_of(self.transformer.patch_embedding)
         if self.transformer.config.in_channels > LATENT_CHANNELS:
             x_BCTHW = torch.cat([x_BCTHW.to(dtype), conditions.condition_BCTHW.to(dtype)], dim=1)
         image_BKD = conditions.image_BKD if self.transformer.config.image_dim else None
@@ -233,8 +236,8 @@ def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.
     Args:
         config: of the run.
         info: of the data set, whose speech features and identity embedding have these widths.
-        dtype: type of the frozen weights, except for those that Wan keeps in float32. Trained weights are
-            float32, as the optimizer needs.
+        dtype: in which the transformer computes, and of the frozen weights, except for those that Wan keeps
+            in float32. Trained weights are float32, as the optimizer needs.
 
     Raises:
         ModelError: `model.base` cannot be loaded, or lacks or has other weights than Wan's.
@@ -264,13 +267,16 @@ def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.
 
 
 def cast(model: TalkingWan, dtype: torch.dtype) -> None:
-    """Set the type of the weights: float32 for trained ones, `dtype` for frozen ones.
+    """Set the type in which the transformer computes, and that of the weights.
+
+    Trained weights are float32, frozen ones `dtype`. The networks outside the transformer, which see a few
+    hundred tokens, compute in the type of their weights.
 
     Args:
         model: the model.
-        dtype: see `build`.
+        dtype: of the transformer's activations and of the frozen weights, but for those that Wan keeps in
+            float32.
     """
-    keep = set(WanTransformer3DModel._keep_in_fp32_modules)
-    for name, parameter in model.named_parameters():
-        precise = parameter.requires_grad or not keep.isdisjoint(name.split("."))
-        parameter.data = parameter.data.to(torch.float32 if precise else dtype)
+    compute_in_type_of_input(model.transformer)
+    cast_weights(model, dtype)
+    model.dtype = dtype
