@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,3 +96,23 @@ def test_a_value_that_looks_like_the_checksum_is_a_value() -> None:
 def test_a_field_without_a_column_type_is_refused() -> None:
     with pytest.raises(TypeError, match="no Arrow type"):
         tables.arrow_type(object)
+
+
+def test_arrows_threads_hold_nothing_of_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may let go of a file while Python shuts down, which then aborts."""
+    data = tables.to_bytes(tables.to_table(Verdict, [VERDICT]))
+    held: list[pa.Buffer] = []
+    buffer_reader = pa.BufferReader
+
+    def reader(source: pa.Buffer) -> pa.BufferReader:
+        held.append(source)
+        return buffer_reader(source)
+
+    monkeypatch.setattr(tables.pa, "BufferReader", reader)
+    references = sys.getrefcount(data)
+    table = tables.from_bytes(data, "v.parquet")
+    (buffer,) = held
+    assert (
+        isinstance(buffer, pa.Buffer) and buffer.to_pybytes() == data and sys.getrefcount(data) == references
+    )
+    assert tables.from_table(Verdict, table) == [VERDICT]
