@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +23,7 @@ from talkforge.display import Display, plain_console
 from talkforge.schemas import extras
 from talkforge.schemas.config import flatten
 from talkforge.schemas.errors import CommandError, MissingExtraError, RunError, TalkforgeError, one_line
+from talkforge.schemas.units import LATENT_CHANNELS
 
 if __name__ == "__main__":  # before torch is imported, so that its absence is one line
     try:
@@ -46,7 +48,8 @@ from talkforge.training.run.parallel import all_gather_messages, error_barrier, 
 from talkforge.training.run.progress import Report
 from talkforge.training.run.published import export_published, load_published
 from talkforge.training.run.update import TrainState
-from talkforge.training.wan.codec import LinearCodec
+from talkforge.training.wan.base import takes_condition
+from talkforge.training.wan.codec import LinearCodec, load_codec, training_dtype
 from talkforge.training.wan.encoders import Encoders, load_encoders
 from talkforge.training.wan.talking_wan import TalkingWan, build
 
@@ -220,7 +223,7 @@ def _data(config: TrainConfig) -> tuple[DatasetInfo, bool]:
     """Description of the data set, and whether cached latents are used."""
     shards = shard_list(config.data.shards, config.data.snapshot)
     info = dataset_info(shards, config.data.shards)
-    cached = usable(shards, config)
+    cached = usable(shards, config, takes_condition(config.model.base))
     log.info("%d samples; %s", info.num_samples, "cached latents" if cached else "frames, encoded now")
     if config.adapters.face and not info.identity_dim:
         log.warning("adapters.face: no sample has an identity, so there is no face attention")
@@ -262,11 +265,17 @@ def _encoders(
         config = config.model_copy(
             update={"codec": CodecConfig(kind=config.codec.kind, text="none", image="none")}
         )
-    encoders = load_encoders(config, model.transformer.config.text_dim, device)
+    encoders = load_encoders(
+        config,
+        model.transformer.config.text_dim,
+        device,
+        codec=load_codec(config, training_dtype(config, device)),
+        takes_condition=model.transformer.config.in_channels > LATENT_CHANNELS,
+    )
     if encoders.codec.kind != "linear":
         return encoders
     codec = (source.codec() if source else None) or _fitted(config, info)
-    return Encoders(codec.to(device), encoders.text, encoders.image)
+    return replace(encoders, codec=codec.to(device))
 
 
 def _fitted(config: TrainConfig, info: DatasetInfo) -> LinearCodec:

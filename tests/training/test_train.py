@@ -301,9 +301,9 @@ def test_a_cache_is_used_said_and_held_to(
     loaded: list[tuple[str, str]] = []
     real = train_module.load_encoders
 
-    def load(config: TrainConfig, text_dim: int, device: torch.device) -> Any:
+    def load(config: TrainConfig, text_dim: int, device: torch.device, **options: Any) -> Any:
         loaded.append((config.codec.text, config.codec.image))
-        return real(config, text_dim, device)
+        return real(config, text_dim, device, **options)
 
     monkeypatch.setattr(train_module, "load_encoders", load)
     result = train(config)

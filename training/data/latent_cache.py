@@ -46,6 +46,8 @@ class LatentsManifest(Record):
     codec_sha256: str
     text: str
     image: str
+    condition: bool = True
+    """Whether the reference image's condition is there. A base that takes none has none."""
 
 
 def path_of(shard: str) -> str:
@@ -91,13 +93,16 @@ def parse_manifest(data: bytes, file: str) -> LatentsManifest:
     return LatentsManifest.from_json(data, file, "a manifest of latents")
 
 
-def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -> list[str]:
+def misfits(
+    found: LatentsManifest, shard: ShardManifest, config: TrainConfig, condition: bool = True
+) -> list[str]:
     """Why this run cannot use these latents. Empty where it can.
 
     Args:
         found: manifest of the latents.
         shard: manifest of the shard that they should be of.
         config: of the run.
+        condition: whether the base takes the reference image's condition.
     """
     expected = {
         "shard": (shard.sha256, found.shard_sha256),
@@ -109,12 +114,13 @@ def misfits(found: LatentsManifest, shard: ShardManifest, config: TrainConfig) -
         "codec.text": (config.codec.text, found.text),
         "codec.image": (config.codec.image, found.image),
     }
-    return [
+    lacking = ["condition of the reference image: found none"] if condition and not found.condition else []
+    return lacking + [
         f"{name}: expected {want}, found {have}" for name, (want, have) in expected.items() if want != have
     ]
 
 
-def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> bool:
+def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig, condition: bool = True) -> bool:
     """Whether this run reads cached latents: all shards have fitting ones, or none is used.
 
     Where some exist and are not used, the log says why.
@@ -122,6 +128,7 @@ def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> 
     Args:
         shards: path or URI and manifest of each shard.
         config: of the run.
+        condition: whether the base takes the reference image's condition.
 
     Raises:
         DatasetError: `data.latents` is 'require' and a shard has none, or others.
@@ -130,7 +137,7 @@ def usable(shards: Sequence[tuple[str, ShardManifest]], config: TrainConfig) -> 
         return False
     manifests = read_manifests([url for url, _ in shards])
     for (url, manifest), found in zip(shards, manifests, strict=True):
-        reasons = ["none are there"] if found is None else misfits(found, manifest, config)
+        reasons = ["none are there"] if found is None else misfits(found, manifest, config, condition)
         if not reasons:
             continue
         text = f"latents of {url}: {'; '.join(reasons)}: run `talkforge encode` again"

@@ -70,7 +70,7 @@ class Latents:
     Attributes:
         first_frame: [n], number of each span's first frame in the clip.
         latents: [n, 16, T, h, w] float16.
-        condition: [n, 20, T, h, w] float16.
+        condition: [n, 20, T, h, w] float16, zeros where the base takes none.
         text: prompt embedding [S', D] without the zeros beyond the prompt's end, or None.
         empty_text: embedding of the empty prompt, likewise.
         image: CLIP features [n, K, D], or None.
@@ -372,19 +372,22 @@ def _identity(key: str, members: Mapping[str, bytes], clip: Clip, dim: int) -> F
 def _latents(key: str, members: Mapping[str, bytes], size: Size, num_frames: int) -> Latents:
     if "latents.npz" not in members:
         raise SkippedSampleError("no_latents", f"{key}: no cached latents")
-    needed = ("first_frame", "latents", "condition")
+    needed = ("first_frame", "latents")
     arrays = read_npz(members["latents.npz"], f"{key}: latents.npz")
     if lacking := [name for name in needed if name not in arrays]:
         raise SkippedSampleError("unreadable", f"{key}: latents.npz: no {', '.join(lacking)}")
     spans, grid = len(arrays["first_frame"]), [edge // LATENT_STRIDE_PX for edge in size]
     if not spans:
         raise SkippedSampleError("no_latents", f"{key}: latents.npz: no spans")
-    for name, channels in (("latents", LATENT_CHANNELS), ("condition", CONDITION_CHANNELS)):
-        _expect(key, name, arrays[name], (spans, channels, latent_frames(num_frames), *grid))
+    shape = (latent_frames(num_frames), *grid)
+    # Missing where the base takes no condition: `latent_cache.usable` sees to that.
+    condition = arrays.get("condition", np.broadcast_to(np.float16(0), (spans, CONDITION_CHANNELS, *shape)))
+    _expect(key, "latents", arrays["latents"], (spans, LATENT_CHANNELS, *shape))
+    _expect(key, "condition", condition, (spans, CONDITION_CHANNELS, *shape))
     return Latents(
         arrays["first_frame"],
         arrays["latents"],
-        arrays["condition"],
+        condition,
         arrays.get("text"),
         arrays.get("empty_text"),
         arrays.get("image"),

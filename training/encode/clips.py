@@ -6,7 +6,6 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from talkforge.curation.weights import hub
 from talkforge.schemas.errors import DatasetError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import DatasetInfo
@@ -22,9 +20,8 @@ from talkforge.training.data.frames import SkippedSampleError
 from talkforge.training.data.spans import MEMBERS, Span, decode_sample
 from talkforge.training.data.stream import SkippedSample
 from talkforge.training.data.tar import BrokenShardError, read_samples
+from talkforge.training.wan.base import transformer_config
 from talkforge.training.wan.encoders import Encoders
-
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,34 @@ class EncodedClip:
 
     Attributes:
         key: the clip's id.
-        arrays: `first_frame` int32 [n], float16 `latents` [n, 16, T, h, w] and `condition` [n, 20, T, h, w].
-            Where there are such encoders also `text` and `empty_text` [S', D] without the zeros at their
-            end, and `image` [n, K, D].
+        arrays: `first_frame` int32 [n], float16 `latents` [n, 16, T, h, w], and `condition` [n, 20, T, h, w]
+            where the base takes one. Where there are such encoders also `text` and `empty_text` [S', D]
+            without the zeros at their end, and `image` [n, K, D].
     """
 
     key: str
     arrays: dict[str, np.ndarray]
 
 
+COVER = 0
+"""In place of a number of spans: as many as it takes to have every frame of a clip in one."""
+
+
 def first_frames(clip_frames: int, num_frames: int, count: int) -> list[int]:
     """First frames of spans that are evenly spread over a clip.
 
     All possible first frames are divided into `count` equal parts, and a span begins in the middle of each.
+    Spans that cover the clip begin at the first possible frame, at the last, and evenly between.
 
     Args:
         clip_frames: frames of the clip.
         num_frames: frames of a span.
-        count: spans. There are fewer where the clip is too short for so many different ones.
+        count: spans, or `COVER`. There are fewer where the clip is too short for so many different ones.
     """
     possible = clip_frames - num_frames + 1
+    if count == COVER:
+        gaps = -(-clip_frames // num_frames) - 1
+        return [round(k * (possible - 1) / gaps) for k in range(gaps + 1)] if gaps else [0]
     return sorted({int((k + 0.5) * possible / count) for k in range(count)})
 
 
@@ -75,19 +80,14 @@ def text_dim(config: TrainConfig) -> int:
     base = config.model.base
     if base == "random" or config.codec.text == "none":
         return config.model.shape.text_dim
-    from diffusers import WanTransformer3DModel
-
-    local = hub.is_local(base, "transformer/config.json", "model.base")
-    try:
-        described = WanTransformer3DModel.load_config(base, subfolder="transformer", local_files_only=local)
-        return int(described["text_dim"])
-    except Exception as error:  # libraries below raise many kinds
-        reason = one_line(error, 300)
-        raise ModelError(f"model.base {base}: nothing usable in its folder transformer: {reason}") from None
+    found = transformer_config(base)
+    if "text_dim" not in found:
+        raise ModelError(f"model.base {base}: transformer/config.json: expected text_dim, found none")
+    return int(found["text_dim"])
 
 
 class ClipEncoder:
-    """Encodes clips on one device. On a GPU it computes in the precision of `run.precision`."""
+    """Encodes clips on one device."""
 
     def __init__(
         self,
@@ -141,19 +141,12 @@ class ClipEncoder:
     def _arrays(self, spans: Sequence[Span]) -> dict[str, np.ndarray]:
         rgb_BFHWC = torch.from_numpy(np.stack([span.rgb for span in spans if span.rgb is not None]))
         try:
-            with torch.no_grad(), self._precision():
+            with torch.no_grad():
                 return self._encoded(spans, rgb_BFHWC.to(self._device))
         except torch.OutOfMemoryError:
             _, frames, height_px, width_px, _ = rgb_BFHWC.shape
             what = f"{frames} frames of {height_px} x {width_px} px"
             raise RunError(f"{self._device}: not enough memory to encode {what}") from None
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        dtype = HALVES.get(self._config.run.precision)
-        if dtype is None or self._device.type != "cuda":
-            return nullcontext()
-        autocast: AbstractContextManager[Any] = torch.autocast("cuda", dtype)
-        return autocast
 
     def _encoded(self, spans: Sequence[Span], rgb_BFHWC: Tensor) -> dict[str, np.ndarray]:
         codec, text, image = self._encoders.codec, self._encoders.text, self._encoders.image
@@ -162,8 +155,9 @@ class ClipEncoder:
         arrays = {
             "first_frame": np.array([span.first for span in spans], np.int32),
             "latents": _half(torch.cat(latents)),
-            "condition": _half(codec.condition(first_BHWC, rgb_BFHWC.shape[1])),
         }
+        if self._encoders.takes_condition:
+            arrays["condition"] = _half(codec.condition(first_BHWC, rgb_BFHWC.shape[1]))
         if self._config.codec.text != "none":
             prompt, nothing = text.encode([spans[0].text, ""])
             arrays |= {"text": _trimmed(_half(prompt)), "empty_text": _trimmed(_half(nothing))}

@@ -9,13 +9,15 @@ over.
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,8 @@ from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store, sha256_of
-from talkforge.schemas.errors import CommandError, DatasetError
+from talkforge.pipeline.tombstones import check_not_erasing
+from talkforge.schemas.errors import CommandError, DatasetError, RunError
 from talkforge.schemas.sample import ShardManifest
 from talkforge.schemas.tar import tar_writer, write_sample
 from talkforge.training.config import TrainConfig, check_base, load_train_config
@@ -33,8 +36,9 @@ from talkforge.training.data import latent_cache
 from talkforge.training.data.latent_cache import LatentsManifest
 from talkforge.training.data.shards import dataset_info
 from talkforge.training.data.stream import SkippedSample
-from talkforge.training.encode.clips import ClipEncoder, EncodedClip, npz, text_dim
-from talkforge.training.wan.codec import load_codec
+from talkforge.training.encode.clips import COVER, ClipEncoder, EncodedClip, npz, text_dim
+from talkforge.training.wan.base import takes_condition
+from talkforge.training.wan.codec import load_codec, training_dtype
 from talkforge.training.wan.encoders import load_encoders
 
 
@@ -76,7 +80,12 @@ Show = Callable[[EncodeResult], None]
 
 
 def run_encode(
-    dataset: str, config_name: str | Path | None, settings: Sequence[str], spans: int, show: Show
+    dataset: str,
+    config_name: str | Path | None,
+    settings: Sequence[str],
+    spans: int,
+    show: Show,
+    part: tuple[int, int] = (1, 1),
 ) -> EncodeResult:
     """`encode_dataset` with the configuration of a training run.
 
@@ -84,11 +93,38 @@ def run_encode(
         dataset: folder or fsspec URI.
         config_name: name of a preset, or path of a YAML file. None means the defaults.
         settings: each `section.key=value` overrides one value.
-        spans: spans cached of each clip.
+        spans: spans cached of each clip, or `COVER`.
         show: called after every sample and shard.
+        part: see `encode_dataset`.
     """
     config = load_train_config(config_name, list(settings))
-    return encode_dataset(dataset, config, spans_per_clip=spans, progress=show)
+    return encode_dataset(dataset, config, spans_per_clip=spans, progress=show, part=part)
+
+
+def parsed_spans(text: str) -> int:
+    """Spans of a clip as the command line names them: a number, or 'cover'.
+
+    Raises:
+        CommandError: neither.
+    """
+    if text == "cover":
+        return COVER
+    if not text.isdecimal() or int(text) < 1:
+        raise CommandError(f"--spans: expected 1 or more, or cover, found {text}")
+    return int(text)
+
+
+def parsed_part(text: str) -> tuple[int, int]:
+    """Which of how many machines this is, as 'i/n' with i from 1 to n.
+
+    Raises:
+        CommandError: anything else.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part[0] <= part[1]:
+        raise CommandError(f"--shards: expected i/n with i from 1 to n, such as 1/4, found {text}")
+    return part
 
 
 def encode_dataset(
@@ -98,16 +134,19 @@ def encode_dataset(
     spans_per_clip: int = 1,
     progress: Show = lambda _: None,
     devices: Sequence[str] = (),
+    part: tuple[int, int] = (1, 1),
 ) -> EncodeResult:
-    """Encode every shard of a data set for runs with this `config`.
+    """Encode every shard of a data set for runs with this `config`, or every n-th of them.
 
     Args:
         dataset: folder or fsspec URI.
         config: of the training runs that shall use the latents.
-        spans_per_clip: spans cached of each clip. Fewer where it has no more.
+        spans_per_clip: spans cached of each clip, fewer where it has no more, or `COVER`.
         progress: called after every sample and shard.
         devices: devices, each of which encodes shards of its own. Without any, all GPUs are used, or the CPU
             where there is none.
+        part: (i, n): the i-th of n machines, each of which encodes every n-th shard. They do not keep each
+            other out, and nothing else may write to the data set meanwhile.
 
     Raises:
         CommandError: there are no shards, or the codec is too cheap to be cached.
@@ -118,23 +157,36 @@ def encode_dataset(
     if config.codec.kind == "linear":
         raise CommandError("codec.kind linear: needs no cache, it costs less than reading one")
     check_base(config)
-    if spans_per_clip < 1:
-        raise CommandError(f"--spans: expected 1 or more, found {spans_per_clip}")
     store = Store(dataset)
     snapshot = snapshots.current(store)
     shards = _shards(store, snapshot)
     info = dataset_info([(_url(store, snapshot, shard), shard) for shard in shards], dataset)
-    width = text_dim(config)
-    with exclusive(store):
-        store.sweep()
-        _remove_stale(store, shards)
-        codec_sha256 = load_codec(config).sha256
-        work = _Work(store, snapshot, config, spans_per_clip, codec_sha256, shards, progress)
+    width, condition = text_dim(config), takes_condition(config.model.base)
+    number, parts = part
+    with exclusive(store) if parts == 1 else nullcontext():
+        if parts == 1:
+            store.sweep()
+            _remove_stale(store, shards)
+        else:
+            check_not_erasing(store)
+            shards = shards[number - 1 :: parts]
+        places = [torch.device(device) for device in devices or _devices()]
+        codec = load_codec(config, training_dtype(config, places[0]))
+        work = _Work(
+            store, snapshot, config, spans_per_clip, codec.sha256, condition, shards, progress, parts > 1
+        )
         if work.waiting:  # the other encoders are large, and are loaded only where there is work
+            codecs = [codec, *(copy.deepcopy(codec) for _ in places[1:])]
             work.run(
                 [
-                    ClipEncoder(config, info, spans_per_clip, load_encoders(config, width, device), device)
-                    for device in map(torch.device, devices or _devices())
+                    ClipEncoder(
+                        config,
+                        info,
+                        spans_per_clip,
+                        load_encoders(config, width, device, codec=own, takes_condition=condition),
+                        device,
+                    )
+                    for device, own in zip(places, codecs, strict=True)
                 ]
             )
         return work.result
@@ -186,11 +238,14 @@ class _Work:
         config: TrainConfig,
         spans_per_clip: int,
         codec_sha256: str,
+        condition: bool,
         shards: Sequence[ShardManifest],
         show: Show,
+        shared: bool,
     ) -> None:
         self._store, self._snapshot, self._config = store, snapshot, config
         self._spans_per_clip, self._codec_sha256, self._show = spans_per_clip, codec_sha256, show
+        self._condition, self._shared = condition, shared
         self._begun_s = time.monotonic()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self.waiting = [shard for shard in shards if not self._is_current(shard)]
@@ -234,8 +289,17 @@ class _Work:
             size = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         written = self._manifest(shard).model_copy(update={"keys": tuple(keys), "lost": lost, **size})
         self._store.write(described, json.dumps(written.model_dump(mode="json"), indent=1).encode())
+        if self._shared:
+            self._take_back_if_old(shard)
         with self._counting() as result:
             result.done += 1
+
+    def _take_back_if_old(self, shard: ShardManifest) -> None:
+        """Remove latents of a snapshot that is no longer current: nobody was kept from changing it."""
+        if snapshots.current(self._store).number != self._snapshot.number:
+            for name in reversed(_files(shard)):
+                self._store.delete(name)
+            raise RunError(f"{self._store.root}: got another snapshot meanwhile; run the same command again")
 
     def _manifest(self, shard: ShardManifest) -> LatentsManifest:
         """Manifest of latents that are made now, without their checksum, size and keys."""
@@ -256,6 +320,7 @@ class _Work:
             codec_sha256=self._codec_sha256,
             text=config.codec.text,
             image=config.codec.image,
+            condition=self._condition,
         )
 
     def _is_current(self, shard: ShardManifest) -> bool:
@@ -264,6 +329,7 @@ class _Work:
         try:
             found = latent_cache.parse_manifest(self._store.read(described), described)
             own = {"sha256": found.sha256, "bytes": found.bytes, "keys": found.keys}
+            own["condition"] = found.condition or self._condition  # one that nobody reads does no harm
             wanted = self._manifest(shard).model_copy(update=own)
             return wanted == found and self._store.size(tar) == found.bytes
         except DatasetError:

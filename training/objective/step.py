@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from talkforge.schemas.errors import DatasetError
-from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS, latent_frames
+from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS, LATENT_STRIDE_PX, latent_frames
 from talkforge.training.config import AdapterConfig, DropoutConfig, TrainConfig
 from talkforge.training.data.batch import Batch, Conditions
 from talkforge.training.objective import losses
@@ -112,13 +112,20 @@ def encode_image(
         rgb_BHWC: reference images, uint8 [B, H, W, 3].
         num_frames: frames of the spans.
         texts: prompts.
-        encoders: of frames, prompts and reference images.
+        encoders: of frames, prompts and reference images. Where the model does not take the reference image
+            beside the latents, it is zeros, which nobody reads.
         latents_BCTHW: latents of the spans, which are passed on.
     """
     text_BSD, empty_SD = _texts(texts, encoders)
+    if encoders.takes_condition:
+        condition = encoders.codec.condition(rgb_BHWC, num_frames)
+    else:
+        samples, height_px, width_px, _ = rgb_BHWC.shape
+        grid = (latent_frames(num_frames), height_px // LATENT_STRIDE_PX, width_px // LATENT_STRIDE_PX)
+        condition = torch.zeros(1, device=rgb_BHWC.device).expand(samples, CONDITION_CHANNELS, *grid)
     return EncodedBatch(
         latents_BCTHW=latents_BCTHW,
-        condition_BCTHW=encoders.codec.condition(rgb_BHWC, num_frames),
+        condition_BCTHW=condition,
         text_BSD=text_BSD,
         empty_text_SD=empty_SD,
         image_BKD=encoders.image.encode(rgb_BHWC) if encoders.image is not None else None,

@@ -309,11 +309,12 @@ class WanCodec:
         self.sha256 = sha256 or _weights_sha256(vae)
 
     @classmethod
-    def load(cls, base: str) -> WanCodec:
+    def load(cls, base: str, dtype: torch.dtype = torch.float32) -> WanCodec:
         """The VAE in the folder `vae` of a diffusers model.
 
         Args:
             base: folder of the model, or its name on the hub.
+            dtype: in which it computes. `sha256` is that of its weights in float32.
 
         Raises:
             ModelError: it is missing or damaged.
@@ -328,7 +329,10 @@ class WanCodec:
         except Exception as error:  # libraries below raise many kinds
             reason = one_line(error, 300)
             raise ModelError(f"model.base {base}: no usable Wan VAE in its folder vae: {reason}") from None
-        return cls(vae)
+        sha256 = _weights_sha256(vae)
+        for parameter in vae.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return cls(vae, sha256)
 
     def enable_tiling(self) -> None:
         """Encode and decode frames in tiles that overlap, larger than 256 px."""
@@ -425,13 +429,20 @@ def _weights_sha256(module: Any) -> str:
     return digest.hexdigest()
 
 
-def load_codec(config: TrainConfig) -> Codec:
+def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """In which frozen encoders compute for training: bf16 on a GPU where the run has that precision."""
+    halved = device.type == "cuda" and config.run.precision == "bf16"
+    return torch.bfloat16 if halved else torch.float32
+
+
+def load_codec(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Codec:
     """The codec that `config.codec.kind` names. A linear one has no statistics yet, see `LinearCodec.fit`.
 
     Args:
         config: of the run.
+        dtype: in which Wan's VAE computes.
 
     Raises:
         ModelError: the VAE's weights are missing or damaged.
     """
-    return LinearCodec() if config.codec.kind == "linear" else WanCodec.load(config.model.base)
+    return LinearCodec() if config.codec.kind == "linear" else WanCodec.load(config.model.base, dtype)

@@ -113,20 +113,38 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The frozen encoders of a run. `image` is None where the model takes no CLIP features."""
+    """The frozen encoders of a run.
+
+    Attributes:
+        codec: of frames.
+        text: of prompts.
+        image: of reference images, None where the model takes no CLIP features.
+        takes_condition: whether the model takes the reference image beside the noisy latents. Where it does
+            not, the codec does not encode it.
+    """
 
     codec: Codec
     text: TextEncoder
     image: ImageEncoder | None
+    takes_condition: bool = True
 
 
-def load_encoders(config: TrainConfig, text_dim: int, device: torch.device) -> Encoders:
+def load_encoders(
+    config: TrainConfig,
+    text_dim: int,
+    device: torch.device,
+    *,
+    codec: Codec | None = None,
+    takes_condition: bool = True,
+) -> Encoders:
     """The codec and encoders that `config.codec` names.
 
     Args:
         config: of the run.
         text_dim: width of the prompt embedding that the transformer takes.
         device: where they compute.
+        codec: one that is loaded already. None: it is loaded.
+        takes_condition: see `Encoders`.
 
     Raises:
         ModelError: weights are missing or damaged, or have another width.
@@ -135,7 +153,7 @@ def load_encoders(config: TrainConfig, text_dim: int, device: torch.device) -> E
     if config.codec.text == "umt5":
         text = _load_text(config.model.base, text_dim, device)
     image = _load_image(config.model.base, device) if config.codec.image == "clip" else None
-    return Encoders(load_codec(config).to(device), text, image)
+    return Encoders((codec or load_codec(config)).to(device), text, image, takes_condition)
 
 
 def _load_text(base: str, text_dim: int, device: torch.device) -> Umt5:

@@ -71,8 +71,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
             text_tokens: text tokens of a sample.
 
         Raises:
-            ModelError: not a Wan 2.1 transformer.
-            CommandError: `config` does not fit.
+            CommandError: not a Wan 2.1 transformer, or `config` does not fit.
         """
         super().__init__()
         check_wan(transformer)

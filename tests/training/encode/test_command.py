@@ -80,7 +80,7 @@ def test_latents_lie_beside_the_shards(dataset: Path, base: Path) -> None:
         "sha256": Store(str(dataset)).sha256("latents/train-000001.tar"), "keys": ("clip03",), "lost": 0,
         "num_frames": 9, "shorter_spans": (), "sizes": ((32, 32),), "spans_per_clip": 2, "base": str(base),
         "codec": "wan",
-        "codec_sha256": WanCodec.load(str(base)).sha256, "text": "none", "image": "none",
+        "codec_sha256": WanCodec.load(str(base)).sha256, "text": "none", "image": "none", "condition": True,
     }  # fmt: skip
     with tarfile.open(tar) as opened:
         (member,) = opened.getmembers()
@@ -135,7 +135,7 @@ def test_the_same_again_is_nothing_to_do(dataset: Path, base: Path, monkeypatch:
     again = encode_dataset(str(dataset), config(base))
     assert counts(again) == (2, 2, 0, 0) and again.line().startswith("shards 2/2 (2 were there), clips 0")
     assert [path.stat().st_mtime_ns for path in (dataset / "latents").iterdir()] == times
-    monkeypatch.setattr(command, "load_encoders", lambda *_: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr(command, "load_encoders", lambda *_, **__: pytest.fail("loaded for nothing"))
     encode_dataset(str(dataset), config(base))
     monkeypatch.undo()
     for path in (dataset / "latents").iterdir():
@@ -280,10 +280,65 @@ def test_encoders_that_are_stopped_do_not_complain(dataset: Path, base: Path) ->
     shards = [manifest for _, manifest in shard_list(f"{dataset}/shards/train-{{000000..000001}}.tar")]
     for encoders in ((Patient(), Broken()), (Broken(), Patient())):
         snapshot = snapshots.current(store)
-        work = command._Work(store, snapshot, config(base), 1, "", shards, lambda _: None)
+        work = command._Work(store, snapshot, config(base), 1, "", True, shards, lambda _: None, False)
         with pytest.raises(RunError, match=r"^broken$"):
             work.run(encoders)  # type: ignore[arg-type]
         assert files(dataset) == {}
+
+
+def test_machines_share_the_shards(dataset: Path, base: Path) -> None:
+    """Each encodes its own, while the others are at work, and together they leave what one leaves."""
+    settings = config(base)
+    second: list[EncodeResult] = []
+
+    def meanwhile(result: EncodeResult) -> None:
+        if not second:
+            second.append(result)
+            second.append(encode_dataset(str(dataset), settings, part=command.parsed_part("2/2")))
+
+    first = encode_dataset(str(dataset), settings, part=command.parsed_part("1/2"), progress=meanwhile)
+    assert counts(first) == (1, 0, 2, 2) and counts(second[1]) == (1, 0, 1, 1)
+    shared = files(dataset)
+    assert counts(encode_dataset(str(dataset), settings)) == (2, 2, 0, 0)
+    shutil.rmtree(dataset / "latents")
+    encode_dataset(str(dataset), settings)
+    assert files(dataset) == shared
+
+
+def test_a_machine_leaves_no_latents_of_a_snapshot_that_is_gone(
+    dataset: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = snapshots.current(Store(str(dataset)))
+    numbers = iter((now.number, now.number + 1))
+    monkeypatch.setattr(snapshots, "current", lambda _: now.model_copy(update={"number": next(numbers)}))
+    with pytest.raises(RunError, match=r"got another snapshot meanwhile; run the same command again$"):
+        encode_dataset(str(dataset), config(base), part=(1, 2))
+    assert files(dataset) == {}
+
+
+def test_a_base_without_picture_input_has_no_condition(
+    dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = tmp_path / "blind"
+    shutil.copytree(base, blind)
+    described = blind / "transformer" / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_bytes()) | {"in_channels": 16}))
+    with monkeypatch.context() as patched:
+        patched.setattr(WanCodec, "condition", lambda *_: pytest.fail("encoded for nothing"))
+        encode_dataset(str(dataset), config(blind))
+    found = LatentsManifest.model_validate_json(files(dataset)["train-000000.json"])
+    assert found.condition is False
+    shards = f"{dataset}/shards/train-{{000000..000001}}.tar"
+    settings = config(blind, shards=shards, batch_size=1)
+    listed = shard_list(shards)
+    assert usable(listed, settings, condition=False) and not usable(listed, settings, condition=True)
+    batch = next(iter(SpanLoader(settings.data, probe(shards), seed=0, cached=True)))
+    assert batch.cached is not None and batch.cached.condition_BCTHW.shape == (1, 20, 3, 4, 4)
+    assert not batch.cached.condition_BCTHW.any()
+    # A cache that has one for a base that takes none is current.
+    for path in (dataset / "latents").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"condition": True}))
+    assert counts(encode_dataset(str(dataset), config(blind))) == (2, 2, 0, 0)
 
 
 # --------------------------------------------------------------------------- what cannot be done
@@ -308,12 +363,17 @@ def test_what_is_refused(dataset: Path, base: Path, tmp_path: Path) -> None:
     linear = TrainConfig.model_validate({"codec": {"kind": "linear"}})
     with pytest.raises(CommandError, match=r"codec.kind linear: needs no cache"):
         encode_dataset(str(dataset), linear)
-    with pytest.raises(CommandError, match="--spans: expected 1 or more, found 0"):
-        encode_dataset(str(dataset), config(base), spans_per_clip=0)
+    for text in ("0", "-1", "all", ""):
+        with pytest.raises(CommandError, match=f"^--spans: expected 1 or more, or cover, found {text}$"):
+            command.parsed_spans(text)
+    for text in ("0/2", "3/2", "1", "1/0", "a/b"):
+        with pytest.raises(CommandError, match=f"^--shards: expected i/n with i from 1 to n.* found {text}$"):
+            command.parsed_part(text)
     with pytest.raises(CommandError, match=f"{tmp_path}/none: no shards here"):
         encode_dataset(str(tmp_path / "none"), config(base))
+    shutil.copytree(base / "transformer", tmp_path / "bare" / "transformer")
     with pytest.raises(ModelError, match="no usable Wan VAE") as caught:
-        encode_dataset(str(dataset), config(tmp_path))
+        encode_dataset(str(dataset), config(tmp_path / "bare"))
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="nothing usable in its folder transformer") as caught:
         encode_dataset(str(dataset), config(tmp_path, "umt5"))

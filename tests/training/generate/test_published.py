@@ -142,7 +142,7 @@ def test_the_text_encoder_is_gone_before_the_model_computes(folder: Path) -> Non
         ("pickle", "expected a torch file of tensors, found"),
         ("speech", "speech: expected width 24, found 16"),
         ("base", "model.base nowhere: expected 'random', a folder that exists, or a hub name"),
-        ("wan2.2", "expected a Wan 2.1 model, found Wan 2.2's two transformers"),
+        ("wan2.2", "expected a Wan 2.1 model, found Wan2.2-A14B, whose two transformers"),
         ("omega", "--omega-face 0.9: has no effect, the model has no motion branch"),
         ("empty", "expected safetensors, found"),
     ),

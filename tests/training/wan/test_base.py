@@ -9,10 +9,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from talkforge.schemas.errors import ModelError
+from talkforge.schemas.errors import CommandError, ModelError
 from talkforge.training.config import RunConfig
 from talkforge.training.wan.talking_wan import build
+from tests.command_line import run
 from tests.training.models import INFO, LATENTS, conditions, latents, run_config, wan
+from tests.training.runs import four_clips
 
 
 def test_a_random_model_is_the_same_each_time_and_leaves_the_generator_alone() -> None:
@@ -80,5 +82,37 @@ def test_another_model_than_wan_2_1_is_refused(base: Path) -> None:
     config = json.loads(file.read_text())
     shutil.rmtree(base / "transformer")
     WanTransformer3DModel.from_config({**config, "in_channels": 48}).save_pretrained(base / "transformer")
-    with pytest.raises(ModelError, match=r"^transformer: .* 16 or 36 channels in .* found .*, 48 and 16$"):
+    with pytest.raises(CommandError, match=r"^transformer: .* 16 or 36 channels in .* found .*, 48 and 16$"):
+        build(run_config(base=str(base)), INFO)
+
+
+def test_wan_2_2_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    """In one line, with exit code 2, before its weights are read."""
+    index = base / "model_index.json"
+    for parts in (
+        {"boundary_ratio": 0.9},
+        {"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+        {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]},
+    ):
+        index.write_text(json.dumps(parts))
+        with pytest.raises(CommandError, match=rf"^model\.base {base}: .*, found Wan2\.2-A14B, whose two"):
+            build(run_config(base=str(base)), INFO)
+    index.write_text(json.dumps({"boundary_ratio": None, "transformer_2": [None, None]}))
+    build(run_config(base=str(base)), INFO)
+    index.unlink()
+    (base / "transformer_2").mkdir()  # as a folder without its index
+    code, _, err = run(
+        "train", "tiny-stage1", "--set", f"model.base={base}", "--set", f"run.out={tmp_path / 'run'}",
+        "--set", f"data.shards={four_clips(tmp_path / 'set')}", "--set", "data.num_frames=9",
+    )  # fmt: skip
+    assert code == 2 and f"\ntalkforge: model.base {base}: expected a Wan 2.1 model" in err, err
+
+
+def test_the_5b_model_is_refused_by_name(base: Path) -> None:
+    file = base / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    shutil.rmtree(base / "transformer")
+    small = WanTransformer3DModel.from_config({**config, "in_channels": 48, "out_channels": 48})
+    small.save_pretrained(base / "transformer")
+    with pytest.raises(CommandError, match=r"48 and 48 \(Wan2\.2-TI2V-5B, whose VAE is another\)$"):
         build(run_config(base=str(base)), INFO)

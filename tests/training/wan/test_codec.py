@@ -17,6 +17,7 @@ from torch import Tensor
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import TrainConfig
 from talkforge.training.wan.codec import Codec, LinearCodec, WanCodec, load_codec
+from tests.training.tiny_base import write_base
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,18 @@ def codec(request: pytest.FixtureRequest, vae: AutoencoderKLWan) -> Codec:
 def noise(frames: int, height: int = 16, width: int = 24, batch: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (batch, frames, height, width, 3), generator=generator).to(torch.uint8)
+
+
+def test_wan_vae_in_bf16_is_near_and_keeps_its_name(tmp_path: Path) -> None:
+    """The latents are off by less than 5 % of their norm; the checksum is that of the stored weights."""
+    write_base(tmp_path)
+    precise, coarse = WanCodec.load(str(tmp_path)), WanCodec.load(str(tmp_path), torch.bfloat16)
+    assert precise.sha256 == coarse.sha256
+    generator = torch.Generator().manual_seed(0)
+    rgb_BFHWC = torch.randint(0, 256, (1, 9, 32, 32, 3), generator=generator).to(torch.uint8)
+    expected, found = precise.encode(rgb_BFHWC), coarse.encode(rgb_BFHWC)
+    assert found.dtype == torch.float32
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
 
 
 def test_geometry(codec: Codec) -> None:
