@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -458,9 +459,11 @@ def report(store: Store, selection: Selection | None = None) -> str:
         selection: the last one, where it is at hand: the parts are then not read once more.
     """
     # It loads pandas and jinja2, which nothing before it needs.
-    from talkforge.pipeline.report import write_report
+    from talkforge.pipeline.report import Title, write_report
+    from talkforge.pipeline.report.curves import read_curves
 
     dataset = load_dataset(store)
+    snapshot = snapshots.current(store) if snapshots.read_index(store) else None
     table = _table(store, "ledger.parquet")
     write_report(
         store,
@@ -472,6 +475,11 @@ def report(store: Store, selection: Selection | None = None) -> str:
         people=_people(store),
         audit=audit.result(store).document() if audit.is_labelled(store) else None,
         repeats=selection.repeats if selection else _repeats(store, table, dataset.config),
+        curves=functools.partial(read_curves, store),
+        title=Title(
+            store.root.rstrip("/").rpartition("/")[2],
+            f"snapshot {snapshot.number} of {snapshot.made_at[:10]}" if snapshot else "",
+        ),
     )
     return "report"
 

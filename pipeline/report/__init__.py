@@ -3,29 +3,33 @@
 statistics.py   the numbers, from the tables
 people.py       who gives how much, who may be one, and who may be two
 quantities.py   each measured quantity: distribution, threshold, what if
-what_if.py      a second page: all thresholds at once, live
 charts.py       histograms as inline SVG
-page.html.j2    the page
+page.html.j2    index.html, which runs no script
+clips.py        clips.html: a table of clips with filters, charts by uplot/; curves.py: of single clips
+what_if.py      what_if.html: all thresholds at once, live
+pages.py        what the pages share, with style.css and common.js
 """
 
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import json
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from talkforge.curation.verdict import REJECTIONS
 from talkforge.pipeline.report.charts import histogram_svg
+from talkforge.pipeline.report.clips import Shown, clips_page
+from talkforge.pipeline.report.pages import environment, span, visible
 from talkforge.pipeline.report.statistics import (
     broken_rules,
     clips_table,
     first_broken,
+    numbers_of,
     sources_table,
     statistics,
 )
@@ -33,7 +37,7 @@ from talkforge.pipeline.report.what_if import Repeats, what_if_page
 from talkforge.pipeline.store import Store
 from talkforge.schemas.dataset import Dataset
 
-__all__ = ["render", "statistics", "write_report"]
+__all__ = ["Title", "render", "span", "statistics", "visible", "write_report"]
 
 ACCEPTED_SHOWN, REJECTED_SHOWN = 48, 12
 """Most thumbnails of accepted clips, and of rejected clips for each reason."""
@@ -65,10 +69,21 @@ STEPS = {
 
 REASONS = {rejection.code: rejection.meaning for rejection in REJECTIONS}
 
-PLAIN_UNITS = ("fraction", "0..1", "faces", "see ")
-"""Units that begin like this say nothing beside a number."""
-
 Thumbnails = Callable[[str], bytes | None]
+ReadCurves = Callable[[Mapping[str, float]], Mapping[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Title:
+    """What a report is of.
+
+    Attributes:
+        name: of the data set.
+        snapshot: its number and date; empty where there is none.
+    """
+
+    name: str = "a data set"
+    snapshot: str = ""
 
 
 def write_report(
@@ -81,8 +96,10 @@ def write_report(
     people: pd.DataFrame | None = None,
     audit: Mapping[str, Any] | None = None,
     repeats: Repeats | None = None,
+    curves: ReadCurves = lambda _: {},
+    title: Title = Title(),
 ) -> dict[str, Any]:
-    """Write `report/statistics.json`, `report/index.html` and `report/what_if.html`; returns the statistics.
+    """Write `report/statistics.json` and the pages beside it; returns the statistics.
 
     Args:
         store: the data set.
@@ -94,20 +111,31 @@ def write_report(
         people: one row per person; None where the data set has no such table yet.
         audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
         repeats: near duplicates among the clips that thresholds decide on; None: there is no what-if page.
+        curves: clips by id, with their frame rates -> answer of `curves.read_curves`.
+        title: what the report is of.
 
     Raises:
         DatasetError: the tables do not add up; nothing is written then.
     """
-    numbers = statistics(ledger, sources, failures, dataset, people, audit)
-    page = render(numbers, ledger, sources, failures, thumbnails, has_what_if=repeats is not None)
+    clips, inputs = clips_table(ledger), sources_table(sources)
+    numbers = numbers_of(clips, inputs, failures, dataset, people, audit)
+    sheets = _sheets(clips, thumbnails)
+    pages = ["clips.html"] if repeats is None else ["clips.html", "what_if.html"]
+    index = _render(numbers, clips, inputs, failures, sheets, thumbnails, title, pages)
+    cards = [card for sheet in sheets for card in sheet["cards"]]
+    shown = Shown(
+        pictures={card["clip_id"]: card["jpeg"] for card in cards if card["jpeg"]},
+        curves=curves({card["clip_id"]: card["fps"] for card in cards}),
+    )
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())
-    if repeats is None:
+    what_if = what_if_page(clips, dataset.config, repeats) if repeats is not None else None
+    if what_if is None:
         store.delete("report/what_if.html")
     else:
-        what_if = what_if_page(clips_table(ledger), dataset.config, repeats)
         store.write("report/what_if.html", what_if.encode())
-    store.write("report/index.html", page.encode())
+    store.write("report/clips.html", clips_page(clips, numbers, shown, title.name).encode())
+    store.write("report/index.html", index.encode())
     return numbers
 
 
@@ -117,9 +145,8 @@ def render(
     sources: pd.DataFrame,
     failures: pd.DataFrame,
     thumbnails: Thumbnails,
-    has_what_if: bool = False,
 ) -> str:
-    """The report as one self-contained HTML page; the same arguments give the same text.
+    """The page without scripts, self-contained; the same arguments give the same text.
 
     Args:
         numbers: answer of `statistics` for the same tables.
@@ -127,73 +154,41 @@ def render(
         sources: one row per input.
         failures: one row per error.
         thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
-        has_what_if: whether `what_if.html` lies beside it.
     """
-    template = importlib.resources.files("talkforge.pipeline.report").joinpath("page.html.j2")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {
-        "span": span,
-        "visible": visible,
-        "num": number,
-        "count": count,
-        "unit": unit,
-        "rate": rate,
-    }
-    page = environment.from_string(template.read_text(encoding="utf-8"))
     clips, inputs = clips_table(ledger), sources_table(sources)
-    return page.render(
-        s=numbers,
-        steps=STEPS,
-        reasons=REASONS,
-        charts={entry["field"]: Markup(histogram_svg(entry)) for entry in numbers["measures"]},
-        what_if=_by_field(numbers["what_if"]),
-        faces=_faces(numbers["people"], thumbnails),
-        sheets=_sheets(clips, thumbnails),
-        sources=_source_rows(inputs, clips),
-        failures=_failure_rows(failures),
-        rows_shown=ROWS_SHOWN,
-        num_failures=len(failures),
-        has_what_if=has_what_if,
+    sheets = _sheets(clips, thumbnails)
+    return _render(numbers, clips, inputs, failures, sheets, thumbnails, Title(), [])
+
+
+def _render(
+    numbers: Mapping[str, Any],
+    clips: pd.DataFrame,
+    inputs: pd.DataFrame,
+    failures: pd.DataFrame,
+    sheets: list[dict[str, Any]],
+    thumbnails: Thumbnails,
+    title: Title,
+    pages: list[str],
+) -> str:
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            s=numbers,
+            title=title,
+            pages=pages,
+            steps=STEPS,
+            reasons=REASONS,
+            charts={entry["field"]: Markup(histogram_svg(entry)) for entry in numbers["measures"]},
+            what_if=_by_field(numbers["what_if"]),
+            faces=_faces(numbers["people"], thumbnails),
+            sheets=sheets,
+            sources=_source_rows(inputs, clips),
+            failures=_failure_rows(failures),
+            rows_shown=ROWS_SHOWN,
+            num_failures=len(failures),
+        )
     )
-
-
-def span(hours: float | None) -> str:
-    """A length of time as people say it."""
-    if hours is None or pd.isna(hours):
-        return "unknown"
-    if hours * 3600 < 99.95:
-        return f"{hours * 3600:.1f} s"
-    if hours * 60 < 99.95:
-        return f"{hours * 60:.1f} min"
-    return f"{hours:,.1f} h" if hours < 999.5 else f"{hours:,.0f} h"
-
-
-def number(value: float | None) -> str:
-    """A measured value with four digits that mean something."""
-    return "–" if value is None or pd.isna(value) else f"{value:.4g}"
-
-
-def rate(found: Mapping[str, Any]) -> str:
-    """A fraction with its confidence interval, in percent."""
-    value = "–" if found["value"] is None else f"{100 * found['value']:.0f} %"
-    return f"{value} ({100 * found['low']:.0f} to {100 * found['high']:.0f})"
-
-
-def count(value: int) -> str:
-    """A count with thousands apart."""
-    return f"{value:,}"
-
-
-def unit(name: str) -> str:
-    """A unit worth printing after a number, else nothing."""
-    return "" if name.startswith(PLAIN_UNITS) else name
-
-
-def visible(text: object) -> str:
-    """Text with every character that would not show (line breaks, direction marks, bad bytes) spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _by_field(what_if: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -263,6 +258,8 @@ def _card(row: Any, jpeg: bytes | None) -> dict[str, Any]:
         "sync_offset_frames": row.sync_offset_frames,
         "details": row.reason_details or row.reasons,
         "stopped_by": row.stopped_by,
+        "fps": row.fps,
+        "jpeg": jpeg,
         "image": _data_uri(jpeg) if jpeg else None,
     }
 

@@ -49,7 +49,18 @@ def statistics(
     Raises:
         DatasetError: a clip or an input is lost or counted twice; says which.
     """
-    clips, inputs = clips_table(ledger), sources_table(sources)
+    return numbers_of(clips_table(ledger), sources_table(sources), failures, dataset, people, audit)
+
+
+def numbers_of(
+    clips: pd.DataFrame,
+    inputs: pd.DataFrame,
+    failures: pd.DataFrame,
+    dataset: Dataset,
+    people: pd.DataFrame | None,
+    audit: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The `statistics` of tables as `clips_table` and `sources_table` give them."""
     counts = conservation(clips, inputs)
     totals = count(
         zip(inputs["status"], inputs["duration_s"].fillna(0.0), strict=True),

@@ -1,14 +1,9 @@
 // Applies the rules as `talkforge select` does (curation/verdict.py, curation/duplicates.py), live.
 "use strict";
 (async () => {
-  const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
   const size = data.num_clips;
-  const text = atob(data.table);
-  const packed = new Uint8Array(text.length);
-  for (let n = 0; n < text.length; n++) packed[n] = text.charCodeAt(n);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const table = new Float64Array(await new Response(stream).arrayBuffer());
+  const table = new Float64Array(await unpack(data.table));
   const column = (n) => table.subarray(n * size, (n + 1) * size);
   const [durations, sources, people, languages] = [0, 1, 2, 3].map(column);
   const isKept = new Uint8Array(size);
@@ -62,9 +57,6 @@
     return { ...Object.fromEntries(sizes), alone };
   }
 
-  const span = (seconds) =>
-    seconds < 100 ? `${seconds.toFixed(1)} s` : seconds < 6000 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
-
   let before = null;
   function show() {
     const found = count();
@@ -72,14 +64,14 @@
     for (const name of ["clips", "seconds", "sources", "people", "languages"]) {
       const tile = $(name);
       tile.dataset.value = String(found[name]);
-      tile.querySelector("b").textContent = name === "seconds" ? span(found[name]) : found[name].toLocaleString("en");
+      tile.querySelector("b").textContent = name === "seconds" ? span(found[name]) : counted(found[name]);
       const change = found[name] - before[name];
-      const text = name === "seconds" ? span(Math.abs(change)) : Math.abs(change).toLocaleString("en");
+      const text = name === "seconds" ? span(Math.abs(change)) : counted(Math.abs(change));
       tile.querySelector("small").textContent = change ? `${change < 0 ? "−" : "+"}${text}` : "as selected";
     }
     rules.forEach((rule, n) => {
       const { clips, seconds } = found.alone[n];
-      rule.cell.textContent = clips ? `${span(seconds)}, ${clips.toLocaleString("en")}` : "–";
+      rule.cell.textContent = clips ? `${span(seconds)}, ${counted(clips)}` : "–";
     });
     const most = found.alone.reduce((best, one, n) => (one.seconds > found.alone[best].seconds ? n : best), 0);
     $("next").textContent = rules.length && found.alone[most].clips
@@ -116,13 +108,6 @@
     judge(rule);
   }
 
-  function make(tag, attributes = {}, text = "") {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.textContent = text;
-    return element;
-  }
-
   for (const rule of rules) {
     rule.row = make("tr", { id: rule.name });
     rule.isOn = make("input", { type: "checkbox", "aria-label": `${rule.name}: in force` });
@@ -156,15 +141,7 @@
     show();
   });
   for (const name of ["command", "yaml"]) {
-    $(`copy-${name}`).addEventListener("click", async () => {
-      $(name).select();
-      try {
-        await navigator.clipboard.writeText($(name).value);
-      } catch {
-        document.execCommand("copy"); // a file that is opened from a disk may have no clipboard
-      }
-      $("copied").textContent = "copied";
-    });
+    $(`copy-${name}`).addEventListener("click", () => copy($(name), $("copied")));
   }
   show();
   $("page").dataset.ready = "true";

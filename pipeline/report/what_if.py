@@ -7,21 +7,15 @@ network and runs no script but its own.
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
-import importlib.resources
-import json
 import typing
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule, hangs_on_numbers
+from talkforge.pipeline.report.pages import packed, page
 from talkforge.pipeline.report.quantities import judged, threshold_of
 from talkforge.schemas.config import Config, Thresholds
 
@@ -47,17 +41,7 @@ def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats) -> str:
         config: of the last selection.
         repeats: near duplicates among the clips that thresholds decide on.
     """
-    script = _resource("what_if.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    data = json.dumps(document(clips, config, repeats), allow_nan=False).replace("<", "\\u003c")
-    return environment.from_string(_resource("what_if.html.j2")).render(
-        script=Markup(script), digest=digest, data=Markup(data)
-    )
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files("talkforge.pipeline.report").joinpath(name).read_text(encoding="utf-8")
+    return page("what_if.html.j2", ["common.js", "what_if.js"], document(clips, config, repeats))
 
 
 def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str, Any]:
@@ -75,7 +59,7 @@ def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str,
         "num_clips": len(open_),
         "num_fixed": len(clips) - len(open_),
         # One column after the other: duration, source, person, language, then those of the rules.
-        "table": base64.b64encode(gzip.compress(table.tobytes(), 6, mtime=0)).decode(),
+        "table": packed(table.tobytes()),
         "rules": [
             _described(rule, values, config)
             for rule, values in zip(rules, table[len(columns) - len(rules) :], strict=True)
