@@ -459,8 +459,8 @@ def report(store: Store, selection: Selection | None = None) -> str:
         selection: the last one, where it is at hand: the parts are then not read once more.
     """
     # It loads pandas and jinja2, which nothing before it needs.
+    from talkforge.pipeline.clip_curves import read_curves
     from talkforge.pipeline.report import Title, write_report
-    from talkforge.pipeline.report.curves import read_curves
 
     dataset = load_dataset(store)
     snapshot = snapshots.current(store) if snapshots.read_index(store) else None

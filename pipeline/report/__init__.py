@@ -5,7 +5,7 @@ people.py       who gives how much, who may be one, and who may be two
 quantities.py   each measured quantity: distribution, threshold, what if
 charts.py       histograms as inline SVG
 page.html.j2    index.html, which runs no script
-clips.py        clips.html: a table of clips with filters, charts by uplot/; curves.py: of single clips
+clips.py        clips.html: a table of clips with filters, charts by uplot/
 what_if.py      what_if.html: all thresholds at once, live
 pages.py        what the pages share, with style.css and common.js
 """
@@ -111,7 +111,7 @@ def write_report(
         people: one row per person; None where the data set has no such table yet.
         audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
         repeats: near duplicates among the clips that thresholds decide on; None: there is no what-if page.
-        curves: clips by id, with their frame rates -> answer of `curves.read_curves`.
+        curves: clips by id, with their frame rates -> answer of `clip_curves.read_curves`.
         title: what the report is of.
 
     Raises:

@@ -54,7 +54,7 @@ class Shown:
 
     Attributes:
         pictures: clip id -> JPEG bytes.
-        curves: clip id -> answer of `curves.read_curves`.
+        curves: clip id -> answer of `clip_curves.read_curves`.
     """
 
     pictures: Mapping[str, bytes] = field(default_factory=dict)

@@ -121,8 +121,10 @@ def test_a_wheel_holds_the_package_and_nothing_else(built: dict[str, Path], kind
     for name in (*(f"talkforge/{file}" for file in weights), "talkforge/configs/offline.yaml"):
         assert found[name] == (ROOT / name).read_bytes()
     assert found[f"{info}/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    charts = "talkforge/pipeline/report/uplot/LICENSE"
+    assert found[f"{info}/licenses/{charts}"] == found[charts]
     metadata = found[f"{info}/METADATA"].decode()
-    assert "License-Expression: Apache-2.0\n" in metadata
+    assert "License-Expression: Apache-2.0 AND MIT\n" in metadata
 
 
 def test_an_sdist_holds_the_package_and_what_builds_it(built: dict[str, Path]) -> None:

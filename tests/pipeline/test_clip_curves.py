@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from talkforge.pipeline import small_arrays
+from talkforge.pipeline import clip_curves, small_arrays
+from talkforge.pipeline.clip_curves import read_curves
 from talkforge.pipeline.ledger import parts_of_clips
-from talkforge.pipeline.report import curves
-from talkforge.pipeline.report.curves import read_curves
 from talkforge.pipeline.store import Store
 from tests.conftest import Curated
 
@@ -41,5 +40,5 @@ def test_curves_are_of_the_first_clips_asked_for(measured: Curated, monkeypatch:
     store = Store(str(measured.dataset))
     rows = pq.read_table(measured.dataset / "ledger.parquet").to_pylist()
     traced = [row["clip_id"] for row in rows if row["sync_method"]]
-    monkeypatch.setattr(curves, "MOST", 1)
+    monkeypatch.setattr(clip_curves, "MOST", 1)
     assert list(read_curves(store, {"nowhere": 25.0, **dict.fromkeys(traced, 25.0)})) == traced[:1]
