@@ -270,7 +270,9 @@ def run(what: str, root: str) -> Any:
     if what == "read":
         return len(read_measured(store).clips)
     if what == "people":
-        rows, _ = rows_of_inputs(read_measured(store).clips, Planned(load_ingested(store)))
+        rows, _ = rows_of_inputs(
+            read_measured(store).clips, Planned(load_ingested(store)), Config().thresholds
+        )
         found = read_measured(store).people(rows.table, Config().shards.same_person or 0.4)
         return len(found["people"])
     if what == "copies":

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from talkforge.curation.credentials import REMOTE, UNREAD, UNREADABLE
 from talkforge.curation.sync import SPEAKING_FRACTION
 from talkforge.schemas.config import MeasureConfig, Thresholds
 from talkforge.schemas.records import Reason, Verdict
@@ -186,8 +187,17 @@ NO_CONSENT = Rejection(
 OTHER_LICENCE = Rejection(
     "other_licence", "licence", "list", "Not of a licence to keep", "Of a licence to keep"
 )
-GOVERNANCE = (NO_CONSENT.code, OTHER_LICENCE.code)
+TRAINING_RESERVED = Rejection(
+    "training_reserved", "training_mining", "list",
+    "Content credentials reserve training or data mining, or were not read",
+    "Not reserved by its content credentials",
+)  # fmt: skip
+GOVERNANCE = (NO_CONSENT.code, OTHER_LICENCE.code, TRAINING_RESERVED.code)
 """Codes of what may not be used, however good it is: nobody's opinion of the clip overrides them."""
+
+OUR_USES = ("ai_generative_training", "data_mining")
+"""Uses of a file that making training data for a video model is. Source: CAWG Training and Data Mining
+Assertion 1.1, by which `constrained` is `notAllowed` unless somebody knows more."""
 
 NO = frozenset({
     "", "0", "denied", "false", "n", "no", "none", "not given", "pending", "refused", "revoked", "unknown",
@@ -234,12 +244,12 @@ REVIEWED_DROP = Rejection(
 """Given by the selection to a clip that a person has looked at and dropped, see `pipeline.review`."""
 
 REJECTIONS: tuple[Rejection, ...] = (
-    *RULES, NO_CONSENT, OTHER_LICENCE, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED, NOT_SPEAKING,
-    SPEAKER_UNCLEAR, NOT_TRACED, NEAR_DUPLICATE, REVIEWED_DROP,
+    *RULES, NO_CONSENT, OTHER_LICENCE, TRAINING_RESERVED, OTHER_LANGUAGE, FORBIDDEN_WORDS, SYNC_UNSCORED,
+    NOT_SPEAKING, SPEAKER_UNCLEAR, NOT_TRACED, NEAR_DUPLICATE, REVIEWED_DROP,
 )  # fmt: skip
 """Every reason for a rejection, in the order of the funnel."""
 
-BINDING = frozenset({NO_CONSENT.code, OTHER_LICENCE.code, FORBIDDEN_WORDS.code})
+BINDING = frozenset({*GOVERNANCE, FORBIDDEN_WORDS.code})
 """Codes of what the owner of the data set does not allow: a reviewer's `keep` does not overrule them."""
 
 CODES: tuple[str, ...] = tuple(rejection.code for rejection in REJECTIONS)
@@ -323,9 +333,9 @@ def judge(row: Mapping[str, Any], thresholds: Thresholds) -> Verdict:
             the rules, these are read: `clip_id`, `stopped_by` (the code of the gate that ended measuring, or
             "not_traced"),
             `active_speaker` (False where another face in view speaks), `crop_width_px`, `language`,
-            `num_forbidden_words`, `audio_shift_s`, `consent` and `licence` (None: not joined from the list
-            yet). A clip whose audio is moved is judged by what its sync is then: its offset is none, and its
-            probability is `sync_offset_probability`.
+            `num_forbidden_words`, `audio_shift_s`, and `consent`, `licence` and `training_mining` (None: not
+            joined from the input yet). A clip whose audio is moved is judged by what its sync is then: its
+            offset is none, and its probability is `sync_offset_probability`.
         thresholds: limits of the rules. None switches a rule off.
     """
     row = _as_moved(row)
@@ -591,7 +601,22 @@ def _governance_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[
         found = licence.strip().lower()
         if not found or not any(fnmatchcase(found, pattern) for pattern in kept):
             reasons.append(_stated(OTHER_LICENCE, licence))
+    said = row.get("training_mining")
+    if thresholds.respect_reservations and said and reserves(said):
+        reasons.append(_stated(TRAINING_RESERVED, said))
     return reasons
+
+
+def reserves(said: str) -> bool:
+    """Whether content credentials reserve a use of ours, or were not read.
+
+    Args:
+        said: value of the ledger's `training_mining`.
+    """
+    if said in (REMOTE, UNREADABLE, UNREAD):
+        return True
+    answers = dict(one.split("=") for one in said.split())
+    return any(answers.get(use, "allowed") != "allowed" for use in OUR_USES)
 
 
 def _stated(rejection: Rejection, found: str) -> Reason:

@@ -22,12 +22,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from talkforge.curation import credentials
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
 from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, at_base, local_copy, without_base
 from talkforge.schemas import extras
-from talkforge.schemas.config import ExecutionConfig
+from talkforge.schemas.config import Config, ExecutionConfig
 from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, kind_of, one_line
 from talkforge.schemas.records import Failure, Input, InputKey, Record, Video
 
@@ -52,6 +53,9 @@ class IngestRow(Record):
     failure: Failure | None = None
     first_uri: str = ""
     """Input of the same content that is measured in a duplicate's place; empty for other rows."""
+    training_mining: str | None = None
+    """What the file's content credentials say, see `curation.credentials`; None where they were not read,
+    because the package c2pa was not there."""
 
     @property
     def span(self) -> Window | None:
@@ -284,12 +288,13 @@ def ingest(given: Input, base: str = "", limits: FetchLimits = DEFAULT_LIMITS) -
     try:
         with local_copy(uri, limits) as path:
             video = choose_audio(path, probe(path, given, content_hash(path)), given.audio_track)
+            said = None if extras.missing("c2pa") else credentials.training_mining(path)
         _check_span(given, video)
     except (RunError, ModelError):  # of this machine, not of the video
         raise
     except Exception as error:  # whatever a damaged file makes a library raise
         return failed(given, stamp, "probe", error, base)
-    return IngestRow(input=given, stamp=stamp, status="planned", video=video)
+    return IngestRow(input=given, stamp=stamp, status="planned", video=video, training_mining=said)
 
 
 def _check_span(given: Input, video: Video) -> None:
@@ -323,18 +328,21 @@ def failed(given: Input, stamp: str, stage: str, error: BaseException, base: str
     return IngestRow(input=given, stamp=stamp, status="failed", failure=failure)
 
 
-def is_due(row: IngestRow | None, stamp: str, max_attempts: int) -> bool:
-    """Whether an input is to be read: it is new, has changed, or infrastructure kept it from being read.
+def is_due(row: IngestRow | None, stamp: str, config: Config) -> bool:
+    """Whether an input is to be read: it is new, has changed, infrastructure kept it from being read, or a
+    threshold asks for content credentials that were not read.
 
     Args:
         row: what an earlier run found; None where there was none.
         stamp: state of its file now, see `stamp_of`.
-        max_attempts: after so many failures of infrastructure it is not tried any more.
+        config: `run.max_attempts` says after how many failures of infrastructure it is not tried any more.
     """
     if row is None or not row.stamp or row.stamp != stamp:
         return True
+    if config.thresholds.respect_reservations and row.video is not None and row.training_mining is None:
+        return True
     failure = row.failure
-    return failure is not None and failure.kind != "video" and failure.attempts < max_attempts
+    return failure is not None and failure.kind != "video" and failure.attempts < config.run.max_attempts
 
 
 def after(row: IngestRow, before: IngestRow | None) -> IngestRow:

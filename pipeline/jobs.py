@@ -56,6 +56,7 @@ from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
+from talkforge.schemas import extras
 from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, Thresholds, config_hash
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
@@ -179,6 +180,8 @@ def _go_on(
     on_download: download.ProgressCallback = download.no_progress,
     passed_over: Sequence[str] = (),
 ) -> Selection:
+    if config.thresholds.respect_reservations:
+        extras.require("c2pa", "thresholds.respect_reservations")
     store = _limited(store, config)
     gathered = gather(config.measure, on_download)
     fresh = describe(config, gathered.used, JOINTS, gathered.encoder, gathered.absent)
@@ -213,8 +216,9 @@ def _ingest(
 ) -> tuple[list[IngestRow], list[Part]]:
     known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
-    most = config.run.max_attempts
-    new = [given for given in inputs if is_due(known.get(given), stamp_of(store.input_uri(given.uri)), most)]
+    new = [
+        given for given in inputs if is_due(known.get(given), stamp_of(store.input_uri(given.uri)), config)
+    ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
 
     def read() -> Iterator[IngestRow]:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from talkforge.curation.body.motion import intensities
+from talkforge.curation.credentials import UNREAD
 from talkforge.curation.face import identity
 from talkforge.curation.sync import active_speaker, contrastive
 from talkforge.curation.verdict import (
@@ -230,7 +231,7 @@ def select(
         reviewed: what people said of clips, by clip id, see `pipeline.review`.
     """
     planned = Planned(ingested)
-    found, inputs = rows_of_inputs(measured.clips, planned)
+    found, inputs = rows_of_inputs(measured.clips, planned, config.thresholds)
     people, groups = _name_people(found, measured, config)
     _compare_voices(found, measured)
     _name_speakers(found)
@@ -480,7 +481,13 @@ def all_repeats(
 
 
 def _notes(table: pa.Table, groups: Sequence[str], config: Config) -> Iterator[str]:
-    """Where a gate ended measuring of clips, and where nothing is held out for validation, a line each."""
+    """What was not read of inputs, where a gate ended measuring, where nothing is held out: a line each."""
+    unread = pc.sum(pc.equal(table.column("training_mining"), UNREAD)).as_py()
+    if unread:
+        yield (
+            f"{unread} clips are rejected because nobody has read the content credentials of their files: "
+            "talkforge curate with the same inputs reads them (extra c2pa)"
+        )
     found = table.column("stopped_by").drop_null()
     stopped = found.filter(pc.not_equal(found, NOT_TRACED.code)).value_counts().to_pylist()
     if stopped:

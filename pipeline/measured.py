@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from talkforge.curation.credentials import UNREAD
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.curation.verdict import NOT_TRACED, Columns, Reasons, judge_columns
 from talkforge.pipeline import attempts, near_duplicates, people, small_arrays, tables
@@ -645,7 +646,9 @@ def face_clip_px(face_px: float, clip: Clip, video: Video) -> float:
     return round(face_px * height_scale(clip, video), 2)
 
 
-def rows_of_inputs(clips: pa.Table, planned: Planned) -> tuple[ClipRows, NDArray[np.int64]]:
+def rows_of_inputs(
+    clips: pa.Table, planned: Planned, thresholds: Thresholds
+) -> tuple[ClipRows, NDArray[np.int64]]:
     """The clips with what is known of their inputs, and the number of each one's input in `planned.rows`.
 
     What was measured of a file that has changed since is no longer part of the data set.
@@ -653,10 +656,14 @@ def rows_of_inputs(clips: pa.Table, planned: Planned) -> tuple[ClipRows, NDArray
     Args:
         clips: see `Measured.clips`.
         planned: the inputs that are measured.
+        thresholds: limits of the rules. Where they ask for content credentials, clips of files that nobody
+            has read them of are `unread`.
     """
     inputs = planned.of_clips(*(clips.column(name) for name in ("video_id", "start_s", "end_s")))
     rows = ClipRows(clips.filter(pa.array(inputs >= 0)).combine_chunks())
     _join_inputs(rows, planned.rows, inputs[inputs >= 0])
+    if thresholds.respect_reservations:
+        rows["training_mining"] = pc.fill_null(rows.table.column("training_mining"), UNREAD)
     return rows, inputs[inputs >= 0]
 
 
@@ -679,6 +686,8 @@ def _join_inputs(found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[
     for name in TERMS:
         values = pa.array([getattr(entry.input, name) for entry in entries], pa.string())
         found[name] = values.take(pa.array(inputs))
+    said = pa.array([entry.training_mining for entry in entries], pa.string())
+    found["training_mining"] = said.take(pa.array(inputs))
     _fill_heights(found, [entries[number].video for number in inputs.tolist()])
 
 

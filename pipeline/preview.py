@@ -78,7 +78,7 @@ def preview(
     for number, given in enumerate(found):
         on_progress(counted("reading headers", number, len(found)))
         uri, row = store.input_uri(given.uri), known.get(given)
-        due = is_due(row, stamp_of(uri), config.run.max_attempts)
+        due = is_due(row, stamp_of(uri), config)
         num_due += due
         lengths.add(given, uri, None if due else row)
     plan = load_plan(store)

@@ -108,7 +108,7 @@ def _unselected(store: Store, thresholds: Thresholds) -> tuple[Inputs, pa.Table]
     ingested = load_ingested(store)
     planned = Planned(ingested)
     measured = read_measured(store, writes=False)
-    rows, inputs = rows_of_inputs(measured.clips, planned)
+    rows, inputs = rows_of_inputs(measured.clips, planned, thresholds)
     rows.judge(thresholds)
     counts = np.bincount(inputs, minlength=len(planned.rows)).tolist()
     clips_of = {row.input.key: count for row, count in zip(planned.rows, counts, strict=True)}
@@ -165,6 +165,7 @@ def source_rows(
                 source=given.source,
                 licence=given.licence,
                 consent=given.consent,
+                training_mining=entry.training_mining,
                 person=given.person,
                 start_s=given.start_s,
                 end_s=given.end_s,

@@ -384,6 +384,10 @@ class Thresholds(Section):
         "off: whoever trains knows which licences allow it",
         "licences of the footage to keep, as lists of inputs give them, in any case, such as [CC0, CC-BY-*] (with * and ?); a clip without one is then rejected; empty: all",
     )
+    respect_reservations: bool = Field(
+        False,
+        description="Reject clips of files whose content credentials (C2PA) do not allow data mining or the training of generative models, or cannot be read. Needs the extra `c2pa` while curating (docs/privacy.md).",
+    )
     adapt_sync: bool = Field(
         False,
         description="Fit the sync networks further on the data set's own footage (docs/sync.md). Needs the extra `torch`, 2 minutes of ten people that are in sync, and a minute or two of one core whenever footage was added; the fitted weights stay in the data set.",

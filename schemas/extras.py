@@ -14,6 +14,7 @@ PACKAGES = {
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
     "sql": ("duckdb",),
+    "c2pa": ("c2pa",),
     "rerun": ("rerun",),
     "lance": ("lance",),
 }

@@ -728,6 +728,10 @@ class LedgerRow(Record):
     source: str
     licence: str
     consent: str
+    training_mining: str | None = None
+    """What the file's content credentials (C2PA) say of training and data mining, as `<use>=<answer>`; empty:
+    nothing; `remote` or `unreadable`: it has some that were not read; `unread`: nobody looked, though
+    `thresholds.respect_reservations` asks for it. None: not looked at."""
     person: str
     """Who is seen, by the name that the list of inputs gives; empty where it gives none."""
     start_s: float
@@ -984,6 +988,8 @@ class SourceRow(Record):
     """Licence of the footage, as the user says."""
     consent: str
     """Consent of the people shown, as the user says."""
+    training_mining: str | None = None
+    """What the file's content credentials (C2PA) say of training and data mining, as in `ledger.parquet`."""
     person: str = ""
     """Who is seen, by the name that the list of inputs gives; empty where it gives none."""
     start_s: float | None = None

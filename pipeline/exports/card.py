@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from talkforge.curation.verdict import FORBIDDEN_WORDS, GOVERNANCE
+from talkforge.curation.verdict import FORBIDDEN_WORDS, GOVERNANCE, reserves
 from talkforge.pipeline.exports.clips import Source
 from talkforge.pipeline.report.statistics import statistics
 from talkforge.schemas.dataset import Dataset
@@ -41,6 +41,8 @@ class Facts:
         statistics: of the whole snapshot, as the report has them.
         licences: licences of the exported clips, as lists give them, the most hours first.
         consents: what lists say of the consent of the people shown, likewise.
+        credentials: number of exported clips whose files' content credentials were looked for, and of those
+            whose files reserve training or data mining, or have some that could not be read.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Facts:
     statistics: dict[str, Any]
     licences: tuple[str, ...]
     consents: tuple[str, ...]
+    credentials: tuple[int, int]
 
     @property
     def languages(self) -> list[str]:
@@ -90,6 +93,7 @@ def facts_of(source: Source) -> Facts:
         totals = clips.groupby(clips[column].fillna("").str.strip())["hours"].sum()
         return tuple(sorted((str(name) for name in totals.index), key=lambda name: (-totals[name], name)))
 
+    said = clips["training_mining"].dropna().tolist() if "training_mining" in clips else []
     return Facts(
         name=PurePosixPath(source.store.root).name or "talking heads",
         dataset=source.dataset,
@@ -102,6 +106,7 @@ def facts_of(source: Source) -> Facts:
         ),
         licences=by_hours("licence"),
         consents=by_hours("consent"),
+        credentials=(len(said), sum(map(reserves, said))),
     )
 
 
@@ -192,14 +197,29 @@ def _terms(facts: Facts) -> str:
         gates.append("clips without a stated consent were rejected")
     if thresholds.licences:
         gates.append(f"only these licences were kept: {_text(', '.join(thresholds.licences))}")
+    if thresholds.respect_reservations:
+        gates.append("clips of files whose content credentials reserve training were rejected")
     return (
         "As the lists of inputs state it. Talkforge does not check what they say.\n\n"
         + _table(["licence", "consent", "inputs", "clips", "length"], rows[:FIRST_SHOWN])
         + (f"\n\nand {len(rows) - FIRST_SHOWN} more" if len(rows) > FIRST_SHOWN else "")
         + (f"\n\nAs gates: {'; '.join(gates)}." if gates else "\n\nNo gate on consent or licence was on.")
-        + "\n\nFaces and voices are personal data, and face embeddings are biometric data. To have a person "
+        + f"\n\n{_credentials(facts)}"
+        "\n\nFaces and voices are personal data, and face embeddings are biometric data. To have a person "
         "removed, ask whoever gave you this: `talkforge erase` removes a person from every file of the data "
         "set that this was made from."
+    )
+
+
+def _credentials(facts: Facts) -> str:
+    """What content credentials (C2PA) say of training, in a sentence or two."""
+    looked_at, reserved = facts.credentials
+    if not looked_at:
+        return "Content credentials (C2PA) of the files were not read."
+    return (
+        f"Content credentials (C2PA) were looked for in the files of {looked_at} of "
+        f"{sum(facts.clips.values())} clips. Those of {reserved} clips reserve data mining or the training "
+        "of generative models (`training-mining` of CAWG), or cannot be read."
     )
 
 
@@ -285,7 +305,7 @@ def training_summary(facts: Facts) -> str:
         _table(["licence", "consent of the people shown", "files", "length that was kept"], sources),
         f"Licences: {', '.join(licences)}.",
         "## 3. Data processing",
-        f"- Reservations of rights (text and data mining): {OPEN}. "
+        f"- Reservations of rights (text and data mining): {OPEN}. {_credentials(facts)} "
         + (
             f"Only these licences were kept: {_text(', '.join(thresholds.licences))}."
             if thresholds.licences

@@ -136,8 +136,8 @@ def test_each_rule_has_its_reason(field: str, value: float | str | None, code: s
 
 def test_the_codes_are_those_that_can_occur() -> None:
     transcript, sync = ["other_language", "forbidden_words"], ["sync_unscored", "not_speaking"]
-    special = ["no_consent", "other_licence", *transcript, *sync, "speaker_unclear", "not_traced"]
-    special += ["near_duplicate", "reviewed_drop"]
+    special = ["no_consent", "other_licence", "training_reserved", *transcript, *sync, "speaker_unclear"]
+    special += ["not_traced", "near_duplicate", "reviewed_drop"]
     assert [*(rule.code for rule in RULES), *special] == list(CODES)
     assert len(set(CODES)) == len(CODES)
 
@@ -172,6 +172,27 @@ def test_only_listed_licences_are_kept(licence: str | None, reason: str | None) 
     kept = Thresholds(licences=("cc0", "CC-BY-[0-9]*"))
     assert list(map(str, judge(GOOD | {"licence": licence}, kept).reasons)) == ([reason] if reason else [])
     assert judge(GOOD | {"licence": licence}, Thresholds()).accepted
+
+
+@pytest.mark.parametrize(
+    ("said", "is_reserved"),
+    [
+        ("", False),
+        ("ai_generative_training=allowed data_mining=allowed", False),
+        ("ai_inference=notAllowed ai_training=notAllowed", False),  # no generative model
+        ("ai_generative_training=notAllowed", True),
+        ("ai_generative_training=allowed data_mining=constrained", True),
+        ("remote", True),
+        ("unreadable", True),
+        ("unread", True),
+        (None, False),  # not joined from the input yet
+    ],
+)
+def test_reserved_training_is_a_gate(said: str | None, is_reserved: bool) -> None:
+    verdict = judge(GOOD | {"training_mining": said}, Thresholds(respect_reservations=True))
+    expected = [f"training_reserved (training_mining {said})"] if is_reserved else []
+    assert list(map(str, verdict.reasons)) == expected
+    assert judge(GOOD | {"training_mining": said}, Thresholds()).accepted
 
 
 def test_what_may_not_be_used_is_named_where_measuring_stopped_as_well() -> None:

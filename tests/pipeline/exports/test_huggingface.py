@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from talkforge.pipeline import tables
+from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.export import Options, export
+from talkforge.pipeline.exports import card
 from talkforge.pipeline.exports.card import Facts
 from talkforge.pipeline.exports.clips import open_source
 from talkforge.pipeline.exports.huggingface import features_of, size_category
@@ -118,6 +119,22 @@ def test_the_card_says_what_there_is(repository: Path) -> None:
     assert "4 people. The one with most hours has 27%" in text
     assert "- Nothing was transcribed: languages are not known." in text
     assert "No consent is stated" not in text
+    assert "Content credentials (C2PA) of the files were not read." in text
+
+
+def test_what_files_reserve_is_counted(tmp_path: Path) -> None:
+    store = publish(tmp_path / "set")
+    said = {"clip00": "", "clip01": "data_mining=notAllowed", "clip02": "remote"}
+    ledger = store.read(snapshots.current(store).table("ledger.parquet"))
+    rows = [
+        row.model_copy(update={"training_mining": said.get(row.clip_id)})
+        for row in tables.from_table(LedgerRow, tables.from_bytes(ledger, "ledger.parquet"))
+    ]
+    tables.write(store, snapshots.current(store).table("ledger.parquet"), LedgerRow, rows)
+    facts = card.facts_of(open_source(store))
+    assert facts.credentials == (3, 2)
+    for text in (card.page(facts), card.training_summary(facts)):
+        assert "were looked for in the files of 3 of 4 clips. Those of 2 clips reserve data mining" in text
 
 
 def test_what_users_wrote_stays_text_in_the_card(tmp_path: Path) -> None:
@@ -161,7 +178,7 @@ def test_sizes_have_the_words_of_the_hub(count: int, name: str) -> None:
 
 
 def facts(*licences: str) -> Facts:
-    return Facts("x", None, 1, "", {}, {}, {}, licences, ())  # type: ignore[arg-type]
+    return Facts("x", None, 1, "", {}, {}, {}, licences, (), (0, 0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
