@@ -46,7 +46,7 @@ from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result
 from talkforge.training.run.parallel import all_gather_messages, error_barrier, make_accelerator
 from talkforge.training.run.progress import Report
-from talkforge.training.run.published import export_published, load_published
+from talkforge.training.run.published import load_published
 from talkforge.training.run.update import TrainState
 from talkforge.training.wan.base import takes_condition
 from talkforge.training.wan.codec import LinearCodec, load_codec, training_dtype
@@ -126,23 +126,6 @@ def run_train(
     if _rank() == 0 and result.checkpoint:
         console.print(f"step {result.step}: {result.checkpoint}", soft_wrap=True, highlight=False)
     return 0 if result.finished else 130
-
-
-def run_export(run: Path, out: Path) -> None:
-    """Write the audio weights of a run in the published layout, the EMA weights where there are any.
-
-    Args:
-        run: a run's folder, or a checkpoint's.
-        out: file to write, .ckpt, .pt or .safetensors.
-
-    Raises:
-        CommandError: there is no checkpoint, or `out` has another suffix.
-        ModelError: it is damaged.
-        RunError: `out` cannot be written.
-    """
-    if out.suffix not in (".ckpt", ".pt", ".safetensors"):
-        raise CommandError(f"--out {out}: expected a name in .ckpt, .pt or .safetensors")
-    export_published(checkpoint.read(checkpoint.find(run)).best(), out)
 
 
 def train(

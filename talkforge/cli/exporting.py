@@ -22,8 +22,8 @@ from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.progress import Progress
 
-WEIGHTS = "weights"
-"""What `--as` is for a run of training."""
+WEIGHTS = ("weights", "adapters", "lora", "lora-comfyui", "transformer")
+"""What `--as` may be for a run of training; `training.run.exports.LAYOUTS`, which this does not import."""
 
 ROWS_SHOWN = 200
 """Most rows of an answer that a table on the terminal shows."""
@@ -35,6 +35,7 @@ ROWS_SHOWN = 200
     "talkforge export set --as energon",
     "talkforge export set --as musubi --out musubi/ --split train --snapshot 3",
     "talkforge export run2 --out fantasytalking.ckpt",
+    "talkforge export run2 --as lora-comfyui --out lora.safetensors",
 )
 def export(
     source: Annotated[
@@ -45,18 +46,19 @@ def export(
         typer.Option(
             "--as",
             metavar="FORMAT",
-            help="weights (of a run), or of a data set: energon, wids, huggingface, videox, diffsynth, "
+            help="Of a run: weights (audio weights as published), adapters (all added networks), lora, "
+            "lora-comfyui, transformer. Of a data set: energon, wids, huggingface, videox, diffsynth, "
             "musubi, stableavatar, fastvideo, automodel, fiftyone, rerun, lance; see docs/exports.md.",
         ),
-    ] = WEIGHTS,
+    ] = "weights",
     to: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
             metavar="DIR|FILE",
-            help="Folder to write to; energon and wids lie beside the shards without it. For weights a name "
-            "in .ckpt, .pt or .safetensors.",
+            help="Folder to write to; energon and wids lie beside the shards without it. Of a run a name "
+            "in .safetensors, .ckpt or .pt; for transformer a new folder.",
         ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only train or validation.")] = None,
@@ -71,10 +73,12 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a data set as other tools read it, or a run's audio weights as they were published. Resumes."""
-    if layout == WEIGHTS:
+    """Write a data set as other tools read it, or the weights of a run. Resumes."""
+    if layout in WEIGHTS:
         given = {"--split": split, "--snapshot": snapshot, "--prompt": prompt, "--workers": workers}
-        _export_weights(Path(source), to, [name for name, value in given.items() if value is not None])
+        _export_weights(
+            Path(source), to, layout, [name for name, value in given.items() if value is not None]
+        )
         return
     from talkforge.pipeline import export as job
     from talkforge.pipeline.exports.trainers import PROMPT
@@ -197,15 +201,15 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _export_weights(run: Path, to: Path | None, others: list[str]) -> None:
+def _export_weights(run: Path, to: Path | None, layout: str, others: list[str]) -> None:
     if (run / "dataset.json").is_file():
         raise CommandError(f"{run}: is a data set; expected a format for it (--as)")
     if others:
         raise CommandError(f"{', '.join(others)}: expected a data set and --as FORMAT")
     if to is None:
-        raise CommandError("--out: expected a name in .ckpt, .pt or .safetensors")
+        raise CommandError("--out: expected a name in .safetensors, .ckpt or .pt, or a new folder")
     extras.require("train", "export")
-    from talkforge.training.train import run_export
+    from talkforge.training.run.exports import run_export
 
-    run_export(run, to)
+    run_export(run, to, layout)
     out.print(str(to), soft_wrap=True)

@@ -29,8 +29,9 @@ from talkforge.schemas.errors import CommandError, ModelError, RunError
 from talkforge.training.config import AdapterConfig, TrainConfig
 from talkforge.training.encode.command import encode_dataset
 from talkforge.training.run import checkpoint, loop, update
+from talkforge.training.run.exports import run_export
 from talkforge.training.run.progress import Report
-from talkforge.training.train import main, run_export, run_train, train
+from talkforge.training.train import main, run_train, train
 from tests.training.run.test_progress import report
 from tests.training.runs import Stop, four_clips, last, small, tensors
 from tests.training.shard_files import Shown, publish, write_set
@@ -336,7 +337,9 @@ def test_the_command_trains_and_reports(
     assert "step 2/2  loss" in shown and "step-00000002" in shown
     run_export(tmp_path / "run", tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").exists()
-    with pytest.raises(CommandError, match=r"--out out\.txt: expected a name in \.ckpt"):
+    with pytest.raises(
+        CommandError, match=r"--out out\.txt: expected a name in \.ckpt or \.pt or \.safetensors"
+    ):
         run_export(tmp_path / "run", Path("out.txt"))
 
 

@@ -33,7 +33,7 @@ from talkforge.training.run.tensor_files import (
     read_tensors,
     write_tensors,
 )
-from talkforge.training.wan.talking_wan import TalkingWan
+from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,18 @@ _BLOCK = re.compile(r"(blocks\.\d+)\.cross_attn\.(?:processor\.)?([kv]_proj\.wei
 def load_published(model: TalkingWan, path: Path) -> None:
     """Load published audio weights into a model: projection, and keys and values of every block.
 
+    A file of all added networks, which `talkforge export --as adapters` has written, is loaded whole.
+
     Args:
-        model: its audio weights are overwritten.
-        path: file in one of the three layouts.
+        model: its audio weights, or all its added networks, are overwritten.
+        path: file in one of the three layouts, or of all added networks.
 
     Raises:
         ModelError: the file is damaged, or a key is missing, unexpected or of another shape.
     """
-    fill(audio_parameters(model), read_published(path), str(path))
+    found, adapters = read_published(path), dict(adapter_parameters(model))
+    audio = audio_parameters(model)
+    fill(adapters if found.keys() & (adapters.keys() - audio.keys()) else audio, found, str(path))
 
 
 def read_published(path: Path) -> State:

@@ -201,10 +201,11 @@ def _window_mask(found: Windows, tokens_BTWC: Tensor) -> Tensor:
 
 def adapter_parameters(model: TalkingWan) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and parameters of the networks that are added to Wan, without LoRA."""
-    return ((name, parameter) for name, parameter in model.named_parameters() if _is_adapter(name))
+    return ((name, parameter) for name, parameter in model.named_parameters() if is_adapter(name))
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter, by its name in `TalkingWan`, belongs to the networks that are added to Wan."""
     return not name.startswith("transformer.") or ".attn2.processor." in name
 
 
@@ -226,7 +227,7 @@ def set_trainable(model: TalkingWan, config: ModelConfig, *, seed: int = 0) -> N
             model.transformer.add_adapter(lora)
     for name, parameter in model.named_parameters():
         lora_trained = config.trainable == "lora" and ".lora_" in name
-        parameter.requires_grad_(config.trainable == "full" or _is_adapter(name) or lora_trained)
+        parameter.requires_grad_(config.trainable == "full" or is_adapter(name) or lora_trained)
 
 
 def build(config: TrainConfig, info: DatasetInfo, *, dtype: torch.dtype = torch.float32) -> TalkingWan:
