@@ -31,7 +31,7 @@ from talkforge.schemas.units import AUDIO_HZ
 
 Name = TypeVar("Name", int, str)
 
-GAPS, FEW_GAPS, MANY_CLIPS = 4, 2, 200_000
+GAPS, FEW_GAPS, MANY_CLIPS = 5, 3, 200_000
 """Each audio hash makes keys with the next `GAPS`, in a set of more than `MANY_CLIPS` with the next
 `FEW_GAPS`. Source: ours, docs/duplicates.md."""
 
@@ -79,8 +79,14 @@ _ANCHOR = np.uint64(12)
 """Shift to the first peak of an audio hash: its bin and time."""
 
 _KEY, _CLIP_BITS, _CLIP_MASK = np.uint64(36), np.uint64(22), np.uint64(MOST_INDEXED - 1)
-_TIME_MASK, _SHIFT_BITS = np.uint64(2**14 - 1), np.uint64(15)
-"""Parts of the numbers that stand for a key of a clip, and for a pair of clips; see `_packed`."""
+_KEY_MASK, _TIME_MASK, _SHIFT_BITS = np.uint64(2**64 - 2**36), np.uint64(2**14 - 1), np.uint64(15)
+_MOMENT_BITS, _MOMENT_MASK = np.uint64(5), np.uint64(2**5 - 1)
+"""Parts of the numbers that stand for a key of a clip, and for a pair of clips; see `_packed` and `_shared`.
+Of a moment, the time of a key in the first clip, a pair holds the lowest bits."""
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""Multiplied by this, 2 ** 64 over the golden ratio, keys differ in their highest bits. Source: Knuth, The
+Art of Computer Programming 3, section 6.4."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,8 @@ class Index:
 
     A key is two audio hashes that follow each other and begin with different peaks, and the time between
     them. Every clip is added, in any order. Keys are kept in files by their value, so that no more than one
-    of these is ever held in memory.
+    of these is ever held in memory. The more clips there are, the more bits of its value a key has, so that
+    few keys are equal that should not be.
 
     Attributes:
         folder: an empty folder.
@@ -325,7 +332,7 @@ class Index:
         self._gaps = GAPS if self.num_clips <= MANY_CLIPS else FEW_GAPS
         bits = min(8, (self.num_clips // CLIPS_IN_FILE).bit_length())
         self._keys = _Files(self.folder, "keys", bits, 64)
-        self._pairs = _Files(self.folder, "pairs", bits, 37 + max(self.num_clips - 1, 1).bit_length())
+        self._pairs = _Files(self.folder, "pairs", bits, 42 + max(self.num_clips - 1, 1).bit_length())
 
     def add(self, clips: NDArray[np.int64], hashes: AudioHashes) -> None:
         """Add the hashes of some clips.
@@ -334,49 +341,54 @@ class Index:
             clips: number of the clip [L] that each hash is of, those of one clip next to each other.
             hashes: audio hashes [L], ascending in each clip.
         """
-        found = [np.zeros(0, np.uint64)]
         for apart in range(1, self._gaps + 1):
             first, second = hashes[:-apart], hashes[apart:]
             used = (clips[:-apart] == clips[apart:]) & ((first >> _ANCHOR) != (second >> _ANCHOR))
             first, second = first[used], second[used]
             between = np.minimum((second >> _TIME) - (first >> _TIME), np.uint64(255))
             key = ((first & _HASH) << np.uint64(28)) | ((second & _HASH) << np.uint64(8)) | between
+            key *= _SPREAD
             times = (first >> _TIME) & _TIME_MASK
-            found.append(_packed(key, clips[:-apart][used].astype(np.uint64), times))
-        self._keys.write(np.concatenate(found))
+            self._keys.write(key, _packed(key << self._keys.bits, clips[:-apart][used], times))
 
     def pairs(self) -> NDArray[np.int64]:
-        """Pairs (i, j) of clips [P, 2], i < j, in order, that share two keys at one shift in time."""
+        """Pairs (i, j) of clips [P, 2], i < j, in order, that share keys of two moments at one shift in time.
+
+        Keys of one moment are seldom alike alone: all of them begin with one peak.
+        """
         for entries in self._keys.read():
             for codes in _shared(entries):
-                self._pairs.write(codes)
+                self._pairs.write(codes, codes)
         found = [np.zeros(0, np.uint64)]
         for codes in self._pairs.read():
-            codes.sort()  # by pair, then by shift
-            same = (codes[1:] >> _SHIFT_BITS) == (codes[:-1] >> _SHIFT_BITS)
-            near = codes[1:] - codes[:-1] <= 1
-            found.append(np.unique(codes[1:][same & near] >> _SHIFT_BITS))
+            codes = np.unique(codes)  # by pair, then by shift, then by moment
+            pairs, shifts = codes >> (_SHIFT_BITS + _MOMENT_BITS), codes >> _MOMENT_BITS
+            same, near = pairs[1:] == pairs[:-1], shifts[1:] - shifts[:-1] <= 1
+            other = ((codes[1:] ^ codes[:-1]) & _MOMENT_MASK) > 0
+            found.append(np.unique(pairs[1:][same & near & other]))
         merged = np.concatenate(found)
         return np.asarray(np.stack([merged >> _CLIP_BITS, merged & _CLIP_MASK], axis=1), np.int64)
 
 
 class _Files:
-    """Numbers in 2 ** `split_bits` files, by the highest of their `num_bits` bits."""
+    """Numbers in 2 ** `split_bits` files, each by the highest of the `num_bits` bits of its key."""
 
     def __init__(self, folder: Path, name: str, split_bits: int, num_bits: int) -> None:
         self._files = [(folder / f"{name}-{number}").open("wb") for number in range(1 << split_bits)]
-        edges = np.arange(1, 1 << split_bits, dtype=np.uint64)
-        self._edges = edges << np.uint64(max(num_bits - split_bits, 0) % 64)
+        self._below = np.uint64(num_bits - max(split_bits, 1))
+        self.bits = np.uint64(split_bits)
+        """How many bits of a key the name of its file stands for."""
 
-    def write(self, numbers: NDArray[np.uint64]) -> None:
-        """Add some, in any order."""
-        if len(self._files) > 1:
-            numbers.sort()
-        pieces = (
-            np.split(numbers, np.searchsorted(numbers, self._edges)) if len(self._files) > 1 else [numbers]
-        )
-        for file, piece in zip(self._files, pieces, strict=True):
-            file.write(piece.tobytes())
+    def write(self, keys: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> None:
+        """Add some numbers, in any order, each to the file of its key."""
+        if len(self._files) == 1:
+            self._files[0].write(numbers.tobytes())
+            return
+        files = (keys >> self._below).astype(np.uint8)
+        order = np.argsort(files, kind="stable")  # of bytes: a radix sort
+        ends = np.cumsum(np.bincount(files, minlength=len(self._files)))
+        for file, piece in zip(self._files, np.split(numbers[order], ends[:-1]), strict=True):
+            file.write(piece.data)
 
     def read(self) -> Iterator[NDArray[np.uint64]]:
         """What is in each file, which is gone then."""
@@ -387,15 +399,14 @@ class _Files:
 
 
 def _packed(
-    keys: NDArray[np.uint64], clips: NDArray[np.uint64], times: NDArray[np.uint64]
+    keys: NDArray[np.uint64], clips: NDArray[np.int64], times: NDArray[np.uint64]
 ) -> NDArray[np.uint64]:
-    """One number for each key: 28 bits of its value, spread evenly, 22 of its clip and 14 of its time."""
-    spread = (keys * np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFF000000000)
-    return spread | (clips << np.uint64(14)) | times
+    """One number for each key: its highest 28 bits, 22 of its clip and 14 of its time."""
+    return (keys & _KEY_MASK) | (clips.astype(np.uint64) << np.uint64(14)) | times
 
 
 def _shared(entries: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
-    """Pairs of clips and the shift in time at which they share a key, a number for each.
+    """Pairs of clips, the shift in time at which they share a key, and its moment, a number for each.
 
     A clip is paired with the first `COMPARED_CLIPS` that have the key, fewer where very many have it.
     """
@@ -413,8 +424,9 @@ def _shared(entries: NDArray[np.uint64]) -> Iterator[NDArray[np.uint64]]:
         other = one + 1 + _within(partners[start:end])
         a, b = entries[one], entries[other]
         clip_a, clip_b = (a >> np.uint64(14)) & _CLIP_MASK, (b >> np.uint64(14)) & _CLIP_MASK
-        shift = ((a & _TIME_MASK) - (b & _TIME_MASK)) & np.uint64(2**15 - 1)
+        shift = (a & _TIME_MASK) + np.uint64(2**14) - (b & _TIME_MASK)
         code = (((clip_a << _CLIP_BITS) | clip_b) << _SHIFT_BITS) | shift
+        code = (code << _MOMENT_BITS) | (a & _MOMENT_MASK)
         yield code[clip_a != clip_b]
 
 

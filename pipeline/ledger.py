@@ -399,9 +399,14 @@ def _overlapping(found: ClipRows, numbers: NDArray[np.int64]) -> Iterator[NDArra
     offset_s = videos[order] * 2 * far_s
     latest = np.maximum.accumulate(ends[order] + offset_s)
     begins = np.append(0, np.flatnonzero(starts[order][1:] + offset_s[1:] > latest[:-1] + 1e-3) + 1)
-    for group in np.split(numbers[order], begins[1:]):
-        if len(group) > 1:
-            yield np.sort(group)
+    for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+        if end - begin > 1:
+            group = order[begin:end]
+            latest = np.maximum.accumulate(
+                ends[group]
+            )  # exactly: clips that follow each other do not overlap
+            apart = np.flatnonzero(starts[group][1:] >= latest[:-1]) + 1
+            yield from (np.sort(numbers[some]) for some in np.split(group, apart) if len(some) > 1)
 
 
 def _speaker(together: Sequence[Mapping[str, Any]]) -> str | None:

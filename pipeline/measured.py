@@ -389,12 +389,12 @@ def _copies(store: Store, clips: pa.Table) -> pa.Table:
     for key, part in zip(ids, parts, strict=True):
         by_part.setdefault(part, {})[key] = number_of[key]
 
-    def arrays(part: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
-        return small_arrays.read(store, f"parts/{part}", names)
+    def arrays(part: str, names: Collection[str], wanted: Collection[str]) -> dict[str, dict[str, Any]]:
+        return small_arrays.read(store, f"parts/{part}", names, wanted)
 
     def hashes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
-        for part, found in _in_order(by_part, lambda part: arrays(part, ("sound",))):
-            own = [(by_part[part][key], one["sound"]) for key, one in found.items() if key in by_part[part]]
+        for part, found in _in_order(by_part, lambda part: arrays(part, ("sound",), by_part[part])):
+            own = [(by_part[part][key], one["sound"]) for key, one in found.items()]
             if own:
                 numbers = np.repeat([number for number, _ in own], [len(sound) for _, sound in own])
                 yield numbers, np.concatenate([sound for _, sound in own])
@@ -408,9 +408,8 @@ def _copies(store: Store, clips: pa.Table) -> pa.Table:
             wanted.setdefault(parts[number], set()).add(ids[number])
         return {
             number_of[key]: near_duplicates.fingerprint(known[key], one)
-            for part, found in _in_order(wanted, lambda part: arrays(part, names))
+            for part, found in _in_order(wanted, lambda part: arrays(part, names, wanted[part]))
             for key, one in found.items()
-            if key in wanted[part]
         }
 
     return near_duplicates.alike(ids, hashes(), read)

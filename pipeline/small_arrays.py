@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from talkforge.pipeline import tables
@@ -67,29 +68,38 @@ def _with_opening(arrays: Arrays) -> Arrays:
     return {**arrays, OPENING: arrays["mouth"][:, 0]} if "mouth" in arrays else arrays
 
 
-def read(store: Store, folder: str, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+def read(
+    store: Store, folder: str, names: Collection[str] | None = None, clips: Collection[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Clip id -> name -> array, of the clips of a part that have any.
 
     Args:
         store: the data set.
         folder: of the part.
         names: the arrays that are wanted; None reads all of them.
+        clips: ids of the clips that are wanted; None reads all of them.
 
     Raises:
         DatasetError: a file is missing or damaged; names it.
     """
-    if not store.exists(f"{folder}/{FEATURES}"):
-        return _read_old(store, f"{folder}/{OLD}", names)
     found: dict[str, dict[str, Any]] = {}
+    wanted = None if clips is None else pa.array(sorted(clips), pa.string())
     for file, held in ((FEATURES, None), (SYNC, SCORED)):
         if names is not None and not any((name in SCORED) == (held is not None) for name in names):
             continue
         name = f"{folder}/{file}"
-        table = tables.from_bytes(store.read(name), name)
+        try:
+            data = store.read(name)
+        except DatasetError:
+            if not store.exists(f"{folder}/{OLD}"):
+                raise
+            return _read_old(store, f"{folder}/{OLD}", names, clips)
+        table = tables.from_bytes(data, name, None if names is None else ["clip_id", *names])
+        if wanted is not None:
+            table = table.filter(pc.is_in(table.column("clip_id"), value_set=wanted))
         for column in table.column_names[1:]:
-            if names is None or column in names:
-                for key, array in _column(table, column, name):
-                    found.setdefault(key, {})[column] = array
+            for key, array in _column(table, column, name):
+                found.setdefault(key, {})[column] = array
     return found
 
 
@@ -106,12 +116,17 @@ def _column(table: pa.Table, column: str, file: str) -> Iterable[tuple[str, NDAr
                 raise DatasetError(f"{file}: {key}/{column}: {one_line(error)}") from None
 
 
-def _read_old(store: Store, name: str, names: Collection[str] | None) -> dict[str, dict[str, Any]]:
+def _read_old(
+    store: Store, name: str, names: Collection[str] | None, clips: Collection[str] | None
+) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     wanted = None if names is None else {*names, *(["mouth"] if OPENING in names else [])}
-    stored = read_npz(
-        store.read(name), name, wanted=lambda key: wanted is None or key.partition("/")[2] in wanted
-    )
+
+    def is_wanted(key: str) -> bool:
+        clip, _, what = key.partition("/")
+        return (clips is None or clip in clips) and (wanted is None or what in wanted)
+
+    stored = read_npz(store.read(name), name, wanted=is_wanted)
     for key, array in stored.items():
         clip, _, what = key.partition("/")
         own = found.setdefault(clip, {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.duplicates import made as dense_clips
 from examples import portraits
 from talkforge.curation import duplicates, media
 from talkforge.curation.duplicates import DuplicateThresholds
@@ -260,6 +263,56 @@ def test_of_very_many_copies_all_are_found(monkeypatch: pytest.MonkeyPatch, file
     monkeypatch.setattr(duplicates, "CLIPS_IN_FILE", files)
     clips = [(str(k), made(k % 2)) for k in range(10)]
     assert duplicates.near_duplicates(clips) == {str(k): str(k % 2) for k in range(2, 10)}
+
+
+def indexed(folder: Path, *clips: np.ndarray) -> list[list[int]]:
+    """Pairs of clips that an index compares."""
+    index = duplicates.Index(folder, len(clips))
+    for number, hashes in enumerate(clips):
+        index.add(np.full(len(hashes), number), hashes)
+    return index.pairs().tolist()
+
+
+def heard(*peaks: tuple[int, int]) -> np.ndarray:
+    """Hashes of peaks (time in hops, value): three for each."""
+    return np.array(
+        [(t << 20) | (value << 12) | (value + k) for t, value in peaks for k in range(3)], np.uint64
+    )
+
+
+A, B, C, D = (5, 17), (9, 80), (200, 33), (204, 140)
+
+
+@pytest.mark.parametrize(
+    ("other", "compared"),
+    [
+        ([A, B], False),  # many keys, and all of one moment
+        ([A, B, C, D], True),
+        ([A, B, (201, 33), (205, 140)], True),  # a shift between two hops is spread over both
+        ([A, B, (202, 33), (206, 140)], False),
+        ([(1005, 17), (1009, 80), (1200, 33), (1204, 140)], True),
+    ],
+)
+@pytest.mark.parametrize("files", [1, 4096])
+def test_clips_are_compared_that_share_keys_of_two_moments_at_one_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, other: list[tuple[int, int]], compared: bool
+) -> None:
+    monkeypatch.setattr(duplicates, "CLIPS_IN_FILE", files)
+    assert indexed(tmp_path, heard(A, B, C, D), heard(*other)) == ([[0, 1]] if compared else [])
+
+
+def test_what_is_compared_holds_every_copy_and_little_more() -> None:
+    """Against all pairs of clips whose hashes are as dense as those of speech.
+
+    One in twenty is a copy with four in ten of its hashes.
+    """
+    clips = dense_clips(60, duration_s=3)
+    with tempfile.TemporaryDirectory() as folder:
+        found = indexed(Path(folder), *(print_.audio_hashes for _, print_ in clips))
+    every = itertools.combinations(range(60), 2)
+    agree = [[a, b] for a, b in every if duplicates.agreement(clips[a][1], clips[b][1]) is not None]
+    assert agree == [[0, 59], [1, 58], [2, 57]]
+    assert found == agree
 
 
 def test_an_excerpt_repeats_the_whole_and_not_the_other_way_round() -> None:
