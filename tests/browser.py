@@ -11,6 +11,7 @@ import pytest
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--mute-audio",
     "--autoplay-policy=no-user-gesture-required", "--window-size=1280,1000",
+    "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",  # a microphone that beeps
 )  # fmt: skip
 
 PATIENCE_S = 120

@@ -18,14 +18,14 @@ ROOMS = {
     "curation": ("weights", "media", "face", "body", "picture", "audio", "shots", "sync"),
     "training": ("data", "wan", "objective", "run", "encode", "generate"),
     "pipeline": ("report", "exports"),
-    "talkforge": ("viewer", "cli"),
+    "talkforge": ("viewer", "studio", "cli"),
 }
 """The rooms inside a folder, from the ground up. Files beside the rooms stand above them, but for
 those of GROUND."""
 
 GROUND = {
     "training/config.py", "pipeline/snapshots.py", "pipeline/store.py", "pipeline/tables.py",
-    "pipeline/totals.py",
+    "pipeline/totals.py", "talkforge/local_page.py",
 }  # fmt: skip
 """Files beside the rooms that rooms may import."""
 

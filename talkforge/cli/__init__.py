@@ -8,6 +8,7 @@ from talkforge.cli import (  # noqa: F401 (each adds its commands)
     reviewing,
     text,
     training,
+    video,
     weights,
 )
 from talkforge.cli.app import app, main

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import webbrowser
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from talkforge.cli.app import LOOK, command, notes, out, print_json
+from talkforge.cli.app import LOOK, command, out, print_json
 from talkforge.cli.options import BaseOption, DatasetArgument, JsonOption
 from talkforge.cli.output import audit_tables
+from talkforge.cli.pages import OpenOption, PortOption, serve
 from talkforge.schemas import extras, scratch
 from talkforge.schemas.errors import CommandError
-
-if TYPE_CHECKING:
-    from talkforge.viewer.server import Server
-
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="TCP port of the page; 0: a free one.")]
-OpenOption = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
 @command(LOOK, "talkforge view set", "talkforge view set --clip 0f3a52 --port 8000")
@@ -112,13 +106,3 @@ def audit(
         f"{labelled} of {len(job.order(rows))} clips have a label: talkforge audit {dataset} --result",
         soft_wrap=True, markup=False, highlight=False,
     )  # fmt: skip
-
-
-def serve(server: Server, open_page: bool) -> None:
-    """Say where the page is, and answer it until interrupted."""
-    out.print(server.url, soft_wrap=True, markup=False, highlight=False)
-    out.file.flush()
-    notes.print("Ctrl-C ends this", markup=False, highlight=False)
-    if open_page:
-        webbrowser.open(server.url)
-    server.run()

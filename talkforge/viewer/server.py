@@ -11,18 +11,12 @@ Addresses, all below a random token, so that no other page and no other user of 
     /<token>/clip/<id>/image     its thumbnail
     /<token>/clip/<id>/review    POST: what somebody says of it
 
-It listens on the loopback interface. Only requests whose Host is this machine are answered, so that no other
-site can reach it under a name of its own. The page runs no script and loads nothing but its own.
+`talkforge.local_page` says who is answered.
 """
 
 from __future__ import annotations
 
 import functools
-import hmac
-import importlib.resources
-import logging
-import secrets
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -30,33 +24,15 @@ from typing import Any, get_args
 import flask
 import jinja2
 from pydantic import ValidationError
-from werkzeug.exceptions import HTTPException
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
+from talkforge import local_page
 from talkforge.curation.verdict import REJECTIONS
 from talkforge.pipeline.review import BAD_REASONS
-from talkforge.schemas.errors import CommandError, MediaError, TalkforgeError, first_invalid, one_line
+from talkforge.schemas.errors import first_invalid
 from talkforge.schemas.records import ReviewRow
 from talkforge.viewer.library import Filter, Library, Show, Span, packed, shapes
 
-log = logging.getLogger(__name__)
-
-HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Content-Security-Policy of every answer."""
-
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+PACKAGE = "talkforge.viewer"
 
 CHUNK_BYTES = 1 << 20
 """Bytes of a video that are in memory at a time."""
@@ -95,10 +71,7 @@ def make_app(library: Library, mode: Mode, token: str) -> flask.Flask:
         mode: what it is for.
         token: what every address begins with.
     """
-    app = flask.Flask(__name__, static_folder=None, template_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    routes: Mapping[str, Callable[..., Any]] = {
+    get: dict[str, Callable[..., Any]] = {
         "/": functools.partial(_page, mode),
         "/about": functools.partial(_about, library, mode),
         "/clips": functools.partial(_clips, library),
@@ -107,69 +80,19 @@ def make_app(library: Library, mode: Mode, token: str) -> flask.Flask:
         "/clip/<clip_id>/marks": functools.partial(_marks, library),
         "/clip/<clip_id>/image": functools.partial(_image, library),
     }
-    for path, answer in routes.items():
-        app.add_url_rule(f"/<token>{path}", path, answer, methods=["GET"])
-    for name, kind in (("page.js", "text/javascript"), ("page.css", "text/css")):
-        app.add_url_rule(f"/<token>/{name}", name, functools.partial(_resource, name, kind), methods=["GET"])
-    app.add_url_rule(
-        "/<token>/clip/<clip_id>/review", "review", functools.partial(_review, library), methods=["POST"]
-    )
+    post = {"/clip/<clip_id>/review": functools.partial(_review, library)}
+    app = local_page.make_app(token, PACKAGE, get, post, MAX_BODY_BYTES)
 
     @app.before_request
-    def admit() -> None:
-        host = flask.request.host
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        given = (flask.request.view_args or {}).pop("token", "")
-        if name not in HOSTS or not hmac.compare_digest(given.encode(), token.encode()):
-            flask.abort(404)
+    def known() -> None:
         clip_id = (flask.request.view_args or {}).get("clip_id")
         if clip_id is not None and clip_id not in library:
             flask.abort(404)
 
-    @app.after_request
-    def secure(response: flask.Response) -> flask.Response:
-        response.headers.update(HEADERS)
-        return response
-
-    @app.errorhandler(TalkforgeError)
-    def refuse(error: TalkforgeError) -> tuple[dict[str, str], int]:
-        log.debug("refused", exc_info=True)
-        code = 409 if isinstance(error, CommandError) else 404 if isinstance(error, MediaError) else 500
-        return {"error": one_line(error)}, code
-
-    @app.errorhandler(HTTPException)
-    def plain(error: HTTPException) -> tuple[dict[str, str], int]:
-        return {"error": error.name}, error.code or 500
-
-    @app.errorhandler(Exception)
-    def unexpected(error: Exception) -> tuple[dict[str, str], int]:
-        log.warning("the page asked for what failed: %s", one_line(error), exc_info=log.isEnabledFor(10))
-        return {"error": f"{type(error).__name__}: {one_line(error)}"}, 500
-
     return app
 
 
-@dataclass(frozen=True)
-class Server:
-    """A server that listens.
-
-    Attributes:
-        url: address of the page, with the token.
-    """
-
-    url: str
-    _server: BaseWSGIServer
-
-    def run(self) -> None:
-        """Answer until interrupted, or until `stop` is called in another thread."""
-        self._server.serve_forever()
-
-    def stop(self) -> None:
-        """End `run`."""
-        self._server.shutdown()
-
-
-def listen(library: Library, mode: Mode, port: int = 0) -> Server:
+def listen(library: Library, mode: Mode, port: int = 0) -> local_page.Server:
     """Begin to listen on 127.0.0.1.
 
     Args:
@@ -180,39 +103,15 @@ def listen(library: Library, mode: Mode, port: int = 0) -> Server:
     Raises:
         CommandError: the port is taken or not allowed.
     """
-    token = secrets.token_urlsafe(24)
-    app = make_app(library, mode, token)
-    try:
-        with socket.create_server(("127.0.0.1", port)) as listening:  # werkzeug takes a copy of it
-            server = make_server(
-                "127.0.0.1", port, app, threaded=True, request_handler=_Quiet, fd=listening.fileno()
-            )
-    except (OSError, OverflowError) as error:
-        raise CommandError(f"--port {port}: cannot listen there ({one_line(error)})") from None
-    return Server(f"http://127.0.0.1:{server.port}/{token}/", server)
-
-
-class _Quiet(WSGIRequestHandler):
-    """Does not write each request, with its token, to the terminal."""
-
-    def log_request(self, *_: object, **__: object) -> None:
-        pass
+    return local_page.listen(functools.partial(make_app, library, mode), port)
 
 
 # ------------------------------------------------------------------------------------- answers
 
 
-def _text_of(name: str) -> str:
-    return importlib.resources.files("talkforge.viewer").joinpath(name).read_text(encoding="utf-8")
-
-
 def _page(mode: Mode) -> str:
-    template = jinja2.Environment(autoescape=True).from_string(_text_of("page.html.j2"))
+    template = jinja2.Environment(autoescape=True).from_string(local_page.text_of(PACKAGE, "page.html.j2"))
     return template.render(mode=mode, reasons=list(enumerate(BAD_REASONS.values(), 1)))
-
-
-def _resource(name: str, kind: str) -> flask.Response:
-    return flask.Response(_text_of(name), mimetype=kind)
 
 
 def _about(library: Library, mode: Mode) -> dict[str, Any]:

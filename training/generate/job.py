@@ -29,7 +29,7 @@ from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import SampleConfig
 from talkforge.training.generate.long_video import LongVideo, Standing
 from talkforge.training.generate.pipeline import GenerationPipeline, Source, Speaker
-from talkforge.training.generate.portrait import read_portrait
+from talkforge.training.generate.portrait import Portrait, read_portrait
 from talkforge.training.generate.savings import Savings
 from talkforge.training.generate.sound import Sound, encode_speech, read_sound
 from talkforge.training.objective.sampling import SolverState
@@ -112,7 +112,8 @@ def generate(
     show(Progress("loading the model"))
     try:
         pipeline = load(source, [job], changes, device, saving)
-        make(pipeline, source, job, sample_config(pipeline, changes), show, portrait=portrait, sound=sound)
+        settings = sample_config(pipeline, changes)
+        make(pipeline, source, job, settings, show, saving=saving, portrait=portrait, sound=sound)
     except ModelError as error:
         raise CommandError(str(error)) from None
 
@@ -182,7 +183,10 @@ def make(
     job: Job,
     settings: SampleConfig,
     show: ProgressCallback = no_progress,
-    **read: Any,
+    *,
+    saving: Savings = Savings(),  # noqa: B008
+    portrait: Portrait | None = None,
+    sound: Sound | None = None,
 ) -> None:
     """Make one video with a model that is loaded.
 
@@ -191,12 +195,15 @@ def make(
         source: where it is from.
         job: the video.
         settings: how it is made.
-        show: gets the progress.
-        **read: `portrait` and `sound`, where they have been read already.
+        show: gets the progress. What it raises ends the job, which then goes on as after an interruption.
+        saving: what the model was loaded with.
+        portrait: where it has been read already.
+        sound: likewise.
     """
-    portrait = read.get("portrait") or read_portrait(job.image, job.face)
-    sound: Sound = read.get("sound") or read_sound(job.audio)
+    portrait = portrait or read_portrait(job.image, job.face)
+    sound = sound or read_sound(job.audio)
     info = pipeline.info
+    pipeline.use("codec")
     frames = sound.num_frames(info.fps)
     show(Progress("encoding speech"))
     speaker = Speaker(
@@ -211,7 +218,7 @@ def make(
     meter = _Meter(show)
     video = pipeline.long_video(speaker, settings, meter.window_done)
     meter.video = video
-    work = WorkFolder(job.out, fingerprint(source, job, settings))
+    work = WorkFolder(job.out, fingerprint(source, job, settings, saving))
     latents = _latents(pipeline, video, settings, work, meter)
     pipeline.use("codec")
     _write(job.out, _frames(pipeline, latents, frames, show), info.fps, sound.stereo, frames)
@@ -317,13 +324,19 @@ class _Meter:
 # --------------------------------------------------------------------------- going on
 
 
-def fingerprint(source: Source, job: Job, settings: SampleConfig) -> dict[str, Any]:
+def fingerprint(
+    source: Source,
+    job: Job,
+    settings: SampleConfig,
+    saving: Savings = Savings(),  # noqa: B008
+) -> dict[str, Any]:
     """What a video depends on. A job goes on only with the same.
 
     Args:
         source: the model.
         job: the video.
         settings: how it is made.
+        saving: of memory and time. What leaves the video as it is does not count.
     """
     model: dict[str, Any]
     if source.run is not None:
@@ -340,7 +353,11 @@ def fingerprint(source: Source, job: Job, settings: SampleConfig) -> dict[str, A
             "speech_model": source.speech_model,
             "fps": source.fps,
         }
+    if saving.lora:
+        model["lora"] = [_file_state(path) for path in saving.lora]
     asked = {name: value for name, value in asdict(job).items() if name not in ("image", "audio", "out")}
+    if changed := {name: value for name, value in _of_video(saving).items() if value}:
+        asked["saving"] = changed  # videos that were made before have no such entry, and stay as they are
     return {
         "version": WORK_VERSION,
         "model": model,
@@ -349,6 +366,11 @@ def fingerprint(source: Source, job: Job, settings: SampleConfig) -> dict[str, A
         "job": asked,
         "sample": settings.model_dump(mode="json"),
     }
+
+
+def _of_video(saving: Savings) -> dict[str, Any]:
+    dtype = "" if saving.dtype == "auto" else saving.dtype
+    return {"dtype": dtype, "fp8": saving.fp8, "vae_tiling": saving.vae_tiling}
 
 
 def _file_state(path: Path) -> list[Any]:

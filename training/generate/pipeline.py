@@ -27,7 +27,7 @@ from talkforge.training.objective.step import EncodedBatch, encode_image, with_g
 from talkforge.training.run import checkpoint
 from talkforge.training.run.published import audio_parameters, read_published
 from talkforge.training.run.tensor_files import fill
-from talkforge.training.wan.encoders import Encoders, KnownTexts, load_encoders
+from talkforge.training.wan.encoders import Encoders, KnownTexts, Umt5, load_encoders
 from talkforge.training.wan.talking_wan import TalkingWan, build, cast
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,8 @@ class GenerationPipeline:
             device: 'auto', 'cpu' or a torch device.
             saving: of memory and time.
             prompts: all that will be asked for, beside the run's negative prompt. The text encoder embeds
-                them and is freed before the transformer goes to the device. None keeps the text encoder.
+                them and is freed before the transformer goes to the device. None keeps the text encoder, in
+                main memory where models are offloaded.
 
         Raises:
             CommandError: there is no checkpoint, or options do not fit.
@@ -177,6 +178,8 @@ class GenerationPipeline:
         if prompts is not None:
             known = KnownTexts(encoders.text, [config.sample.negative_prompt, *prompts])
             encoders = replace(encoders, text=known)
+        elif saving.offload != "none" and isinstance(encoders.text, Umt5):
+            encoders.text.to(torch.device("cpu"))
         model.requires_grad_(False)
         cast(model, dtype)
         savings.apply(model, encoders.codec, saving, where)
@@ -233,10 +236,11 @@ class GenerationPipeline:
             settings: has the negative prompt.
         """
         encoded = encode_image(rgb_BHWC.to(self.device), num_frames, texts, self.encoders)
-        if not settings.negative_prompt:
-            return encoded
-        (negative_SD,) = self.encoders.text.encode([settings.negative_prompt])
-        return replace(encoded, empty_text_SD=negative_SD)
+        empty_SD = encoded.empty_text_SD
+        if settings.negative_prompt:
+            (empty_SD,) = self.encoders.text.encode([settings.negative_prompt])
+        text_BSD = encoded.text_BSD.to(self.device)  # a text encoder in main memory leaves its results there
+        return replace(encoded, text_BSD=text_BSD, empty_text_SD=empty_SD.to(self.device))
 
     def long_video(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from talkforge.curation.crop import REACH
 from talkforge.curation.face import detect, identity
@@ -100,17 +100,34 @@ def read_portrait(path: Path, face: int | None = None) -> Portrait:
         raise CommandError(f"--face {face}: {path} has {_count(len(boxes))}{named}")
     if not boxes:
         log.warning("%s: no face was found in it, so its middle is taken", path)
-        return Portrait(rgb, None, None)
-    number = face or 1 + max(range(len(boxes)), key=lambda k: _area(boxes[k]))
-    if face is None and len(boxes) > 1:
+    elif face is None and len(boxes) > 1:
         log.warning(
             "%s: %s, of which the largest, %d, speaks (--face takes another): %s",
             path,
             _count(len(boxes)),
-            number,
+            largest(boxes),
             _named(boxes, rgb.shape[1]),
         )
-    return Portrait(rgb, boxes[number - 1], _landmarks(rgb, boxes[number - 1]))
+    return portrait_of(rgb, boxes, face)
+
+
+def portrait_of(rgb: Bytes, boxes: Sequence[Box], face: int | None = None) -> Portrait:
+    """An image with the face that speaks.
+
+    Args:
+        rgb: uint8 [H, W, 3], upright.
+        boxes: of its faces, from left to right.
+        face: number of the face that speaks, from 1 on. None means the largest.
+    """
+    if not boxes:
+        return Portrait(rgb, None, None)
+    box = boxes[(face or largest(boxes)) - 1]
+    return Portrait(rgb, box, _landmarks(rgb, box))
+
+
+def largest(boxes: Sequence[Box]) -> int:
+    """Number of the largest face, from 1 on."""
+    return 1 + max(range(len(boxes)), key=lambda k: _area(boxes[k]))
 
 
 def read_image(path: Path) -> Bytes:
@@ -133,9 +150,11 @@ def read_image(path: Path) -> Bytes:
                 layer = image.convert("RGBA")
     except FileNotFoundError:
         raise CommandError(f"--image {path}: no such file") from None
-    except Exception as error:  # damaged images make Pillow raise almost anything
-        found = "an empty file" if path.is_file() and not path.stat().st_size else one_line(error)
+    except UnidentifiedImageError:
+        found = "a file that is none" if path.stat().st_size else "an empty file"
         raise CommandError(f"--image {path}: expected an image, found {found}") from None
+    except Exception as error:  # damaged images make Pillow raise almost anything
+        raise CommandError(f"--image {path}: expected an image, found {one_line(error)}") from None
     behind = Image.new("RGBA", layer.size, WHITE)
     return np.asarray(Image.alpha_composite(behind, layer).convert("RGB"), np.uint8)
 
@@ -173,10 +192,15 @@ def _named(boxes: Sequence[Box], width_px: int) -> str:
     """Each face with its number and place."""
     named = []
     for number, (x0, y0, x1, y1) in enumerate(boxes, 1):
-        third = int(np.clip(3 * (x0 + x1) / 2 / width_px, 0, 2))
-        place = ("left", "middle", "right")[third]
-        named.append(f"{number} {place} (x {(x0 + x1) / 2:.0f}, y {(y0 + y1) / 2:.0f}, {x1 - x0:.0f} px)")
+        name = place((x0, y0, x1, y1), width_px)
+        named.append(f"{number} {name} (x {(x0 + x1) / 2:.0f}, y {(y0 + y1) / 2:.0f}, {x1 - x0:.0f} px)")
     return ", ".join(named)
+
+
+def place(box: Box, width_px: int) -> str:
+    """In which third of an image a face is: left, middle or right."""
+    third = int(np.clip(3 * (box[0] + box[2]) / 2 / width_px, 0, 2))
+    return ("left", "middle", "right")[third]
 
 
 def framing(own: Size, size: Size, box: Box | None, points: Floats | None) -> Crop:

@@ -40,6 +40,11 @@ class Sound:
     stereo: Floats
     mono: Floats
 
+    @property
+    def duration_s(self) -> float:
+        """Length, s."""
+        return len(self.stereo) / CLIP_AUDIO_HZ
+
     def num_frames(self, fps: float) -> int:
         """Frames of a video that is as long. A last frame that is not full is counted."""
         return max(1, math.ceil(round(len(self.stereo) / CLIP_AUDIO_HZ * fps, 6)))

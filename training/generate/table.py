@@ -162,11 +162,11 @@ class Maker:
         """Make one video. Returns what is wrong with the job, or nothing where the video is there."""
         try:
             settings = sample_config(self._pipeline, self._making.changes)
-            made = fingerprint(self._making.source, job, settings)
+            made = fingerprint(self._making.source, job, settings, self._making.saving)
             marker = job.out.with_name(f".{job.out.stem}.json")
             if job.out.exists() and _marked(marker, made):
                 return ""
-            make(self._pipeline, self._making.source, job, settings)
+            make(self._pipeline, self._making.source, job, settings, saving=self._making.saving)
             marker.write_text(json.dumps(made), encoding="utf-8")
         except RunError:
             raise

@@ -48,6 +48,10 @@ class Umt5:
         self._model, self._tokenizer = model.requires_grad_(False).eval(), tokenizer
         self._seen: dict[str, Tensor] = {}
 
+    def to(self, device: torch.device) -> None:
+        """Move it to a device, where it leaves its results as well."""
+        self._model.to(device)
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """See `TextEncoder.encode`. S is 512."""
         return torch.stack([self._one(" ".join(text.split())) for text in texts])

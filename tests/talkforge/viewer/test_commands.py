@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from talkforge.local_page import Server
 from talkforge.pipeline import audit, review
 from talkforge.pipeline.store import Store
-from talkforge.viewer.server import Server
 from tests.command_line import run
 from tests.conftest import ROOT, Curated
 

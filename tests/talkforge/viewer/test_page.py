@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from talkforge.local_page import Server
 from talkforge.pipeline import jobs, review, tables
 from talkforge.pipeline.annotate import TRANSCRIPTS
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.store import Store
 from talkforge.schemas.records import ReviewRow, TranscriptRow
 from talkforge.viewer.library import Library
-from talkforge.viewer.server import Mode, Server, listen
+from talkforge.viewer.server import Mode, listen
 from tests.browser import complaints, press, wait_until
 from tests.conftest import Curated
 

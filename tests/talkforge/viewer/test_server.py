@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from talkforge.curation.media.probe import probe
+from talkforge.local_page import POLICY
 from talkforge.pipeline import jobs, review, tables
 from talkforge.pipeline.annotate import TRANSCRIPTS
 from talkforge.pipeline.cut import read_arrays
@@ -24,7 +25,7 @@ from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import Input, ReviewRow, TranscriptRow
 from talkforge.viewer import server
 from talkforge.viewer.library import Filter, Library
-from talkforge.viewer.server import POLICY, Mode, listen, make_app
+from talkforge.viewer.server import Mode, listen, make_app
 from tests.conftest import Curated
 
 TOKEN = "secret"

@@ -23,6 +23,7 @@ from talkforge.training.data.batch import Conditions
 from talkforge.training.generate import job as jobs
 from talkforge.training.generate.job import Job, generate, write
 from talkforge.training.generate.pipeline import GenerationPipeline, Source
+from talkforge.training.generate.savings import Savings
 from talkforge.training.wan.talking_wan import TalkingWan
 from tests.training.batches import some_info
 from tests.training.speakers import EDGE_PX, HZ, a_run, portrait, shown, tone
@@ -151,6 +152,30 @@ def test_a_job_whose_state_cannot_be_kept_goes_on(
     generate(Source(run), a_job(files, tmp_path / "out.mp4"), {"steps": 2}, device="cpu")
     assert "the job's state cannot be kept (No space left on device)" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_other_weights_are_another_video(run: Path, files: Path, tmp_path: Path) -> None:
+    """A job does not go on with them. What leaves the video as it is does not count."""
+    job, lora = a_job(files, tmp_path / "out.mp4"), tmp_path / "a.safetensors"
+    lora.write_bytes(b"1")
+
+    def of(**saving: Any) -> dict[str, Any]:
+        return jobs.fingerprint(Source(run), job, SampleConfig(), Savings(**saving))
+
+    plain = of()
+    assert plain == jobs.fingerprint(Source(run), job, SampleConfig())
+    assert set(plain["job"]) == {
+        "prompt",
+        "omega_face",
+        "omega_body",
+        "seed",
+        "face",
+    }  # as before there were savings
+    assert of(offload="group") == plain
+    others = [of(lora=(lora,)), of(dtype="bfloat16"), of(fp8=True), of(vae_tiling=True)]
+    lora.write_bytes(b"22")
+    others.append(of(lora=(lora,)))
+    assert all(one not in (plain, *others[:k]) for k, one in enumerate(others))
 
 
 class Unit:

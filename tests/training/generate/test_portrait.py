@@ -81,7 +81,7 @@ def test_images_of_other_kinds_are_read(tmp_path: Path) -> None:
     (
         ("none.png", r"^--image .*none\.png: no such file$"),
         ("empty.png", r"^--image .*empty\.png: expected an image, found an empty file$"),
-        ("words.png", r"^--image .*words\.png: expected an image, found cannot identify image file"),
+        ("words.png", r"^--image .*words\.png: expected an image, found a file that is none$"),
         ("cut.png", r"^--image .*cut\.png: expected an image, found "),
         ("bomb.png", r"^--image .*bomb\.png: expected an image, found Image size \(\d+ pixels\) exceeds"),
         (".", r"^--image .*: expected an image, found Is a directory$"),
