@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 ASR := .venv-asr
+READERS := .readers
 
 # Schedules of `make faults`; `make test` runs a few.
 SEEDS ?= 50
@@ -18,7 +19,7 @@ SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run t
 	curation/sync/test_syncnet.py pipeline/test_transcribe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn test quick nightly faults check format bench asr lock dist clean
+.PHONY: help install demo learn test quick nightly faults check format bench asr readers lock dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,7 +38,7 @@ test: $(STAMP) check ## ruff, mypy and the whole test suite
 quick: $(STAMP) check ## ruff, mypy and the tests that are fast (about 3 min on two cores)
 	$(BIN)/pytest $(SLOW:%=--ignore=tests/%)
 
-nightly: $(STAMP) check ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
+nightly: $(STAMP) check readers ## everything in full: the whole suite with its long proofs, then `make learn` (over an hour)
 	SEEDS=$(SEEDS) $(BIN)/pytest --full
 	$(BIN)/python -m examples.learn
 
@@ -89,5 +90,13 @@ $(ASR)/.installed: configs/asr.txt
 	$(ASR)/bin/python -W ignore -c 'import whisperx.asr'
 	touch $@
 
+# Tests of exports then run the loaders of the tools themselves, and are skipped without them.
+readers: $(READERS)/.installed ## fetch the trainers' own readers of exports, for the tests (no training parts)
+
+$(READERS)/.installed: tests/pipeline/exports/readers.txt $(STAMP)
+	rm -rf $(READERS)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(READERS) -r tests/pipeline/exports/readers.txt
+	touch $@
+
 clean: ## remove environments, caches, and what demo and learn left
-	rm -rf $(VENV) $(ASR) build dist talkforge.egg-info demo-out learn-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(ASR) $(READERS) build dist talkforge.egg-info demo-out learn-out .mypy_cache .ruff_cache .pytest_cache

@@ -80,7 +80,7 @@ def test_datasets_reads_the_table(repository: Path, tmp_path: Path, monkeypatch:
     assert table.features["failure"].dtype == "string"
 
 
-def test_mlcroissant_reads_the_records(repository: Path) -> None:
+def test_mlcroissant_reads_the_records(repository: Path, caplog: pytest.LogCaptureFixture) -> None:
     croissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
     found = croissant.Dataset(str(repository / "croissant.json"))
     records = list(found.records("clips"))
@@ -90,6 +90,7 @@ def test_mlcroissant_reads_the_records(repository: Path) -> None:
     assert [record["clips/num_frames"] for record in records] == [30, 30, 30, 20]
     assert not found.metadata.ctx.issues.errors
     assert not found.metadata.ctx.issues.warnings
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
 def test_croissant_names_every_file_with_its_sum(repository: Path) -> None:
