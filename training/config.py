@@ -94,10 +94,14 @@ class AdapterConfig(Section):
 class CodecConfig(Section):
     """Encoders of frames, prompts and the reference image."""
 
-    kind: Literal["linear", "wan"] = Field(
+    kind: Literal["linear", "learned", "wan"] = Field(
         "wan",
-        description="'wan': Wan's VAE from `model.base`; 'linear': a truncated 3-D DCT with Wan's geometry, needs no weights.",
+        description="'wan': Wan's VAE from `model.base`; 'linear': a truncated 3-D DCT with Wan's geometry, needs no weights; 'learned': its latents, and a small decoder that is fitted to the data set before the first step.",
     )
+    fit_steps: int = Field(
+        600, ge=1, description="Steps in which the decoder of the learned codec is fitted (ours)."
+    )
+    fit_batch: int = Field(4, ge=1, description="Spans of each of these steps (ours).")
     text: Literal["none", "umt5"] = Field("umt5", description="Text encoder; 'none': the prompt is not used.")
     image: Literal["none", "clip"] = Field("clip", description="Image encoder of the reference image.")
 
@@ -182,9 +186,20 @@ class DataConfig(Section):
 class DropoutConfig(Section):
     """Each independently, for each sample. Source: paper, training details."""
 
-    image: float = Field(0.1, ge=0, le=1, description="Reference image: first frame, CLIP features and face.")
+    image: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Reference image: first frame, CLIP features and, unless `identity` is set, identity.",
+    )
     audio: float = Field(0.1, ge=0, le=1, description="Audio.")
     text: float = Field(0.1, ge=0, le=1, description="Prompt.")
+    identity: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Identity, by itself (ours); null: it is dropped where the image is, as one condition with it. A model that shall show somebody by the identity alone needs samples without the image that have it.",
+    )
 
 
 class FlowConfig(Section):
@@ -355,8 +370,12 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
 
 def _base_contradictions(config: TrainConfig) -> Iterator[str]:
     if config.model.base == "random":
-        for key, none in (("kind", "linear"), ("text", "none"), ("image", "none")):
-            if (found := getattr(config.codec, key)) != none:
+        for key, needs, none in (
+            ("kind", "wan", "linear"),
+            ("text", "umt5", "none"),
+            ("image", "clip", "none"),
+        ):
+            if (found := getattr(config.codec, key)) == needs:
                 yield f"codec.{key}={found} needs a model.base with weights: give one, or codec.{key}={none}"
     if config.codec.text == "umt5" and config.model.text_tokens != UMT5_TOKENS:
         yield f"codec.text=umt5: expected model.text_tokens={UMT5_TOKENS}, found {config.model.text_tokens}"
@@ -372,6 +391,8 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("adapters.face_",), "adapters.face=false"
     if not config.adapters.motion:
         yield ("adapters.motion_dim",), "adapters.motion=false"
+    if config.codec.kind != "learned":
+        yield ("codec.fit_",), f"codec.kind={config.codec.kind}"
     if config.run.stage == "clip":
         yield (
             ("adapters.reference_padding", "loss.eta", "loss.normalise", "loss.unmasked_weight"),

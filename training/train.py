@@ -8,7 +8,6 @@ the same as one that was not.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import os
 import signal
@@ -35,13 +34,13 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from talkforge.training.config import CodecConfig, TrainConfig, check, load_train_config
+from talkforge.training.config import TrainConfig, check, load_train_config
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.latent_cache import usable
 from talkforge.training.data.loader import SpanLoader
 from talkforge.training.data.shards import dataset_info, shard_list
 from talkforge.training.generate.preview import preview
-from talkforge.training.run import checkpoint, folder
+from talkforge.training.run import checkpoint, codecs, folder
 from talkforge.training.run.checkpoint import Checkpoint, TrainProgress
 from talkforge.training.run.loop import Loop, Result
 from talkforge.training.run.parallel import all_gather_messages, error_barrier, make_accelerator
@@ -49,14 +48,11 @@ from talkforge.training.run.progress import Report
 from talkforge.training.run.published import load_published
 from talkforge.training.run.update import TrainState
 from talkforge.training.wan.base import takes_condition
-from talkforge.training.wan.codec import LinearCodec, load_codec, training_dtype
+from talkforge.training.wan.codec import load_codec, training_dtype
 from talkforge.training.wan.encoders import Encoders, load_encoders
 from talkforge.training.wan.talking_wan import TalkingWan, build
 
 log = logging.getLogger("talkforge.training.train")  # its name, too, where this is the main module
-
-FIT_BATCHES = 16
-"""Batches from which the linear codec's statistics are computed."""
 
 
 # --------------------------------------------------------------------------- commands
@@ -194,7 +190,7 @@ def _prepared(
             folder.describe(out, config, progress)
         model = build(config, info, dtype=_frozen_dtype(config.run.precision))
         source = _load(model, config, resumed)
-        encoders = _encoders(config, model, info, cached, source, accelerator.device)
+        encoders = _encoders(config, model, info, cached, source, accelerator)
     if config.run.trackers:
         accelerator.init_trackers("talkforge", config={k: str(v) for k, v in flatten(config).items()})
     state = TrainState(accelerator, model, encoders, config, resumed)
@@ -241,13 +237,14 @@ def _encoders(
     info: DatasetInfo,
     cached: bool,
     source: Checkpoint | None,
-    device: torch.device,
+    accelerator: Accelerator,
 ) -> Encoders:
     """Encoders of frames, prompts and reference images, but for those that cached latents replace."""
     if cached and not config.run.validate_every:
         config = config.model_copy(
-            update={"codec": CodecConfig(kind=config.codec.kind, text="none", image="none")}
+            update={"codec": config.codec.model_copy(update={"text": "none", "image": "none"})}
         )
+    device = accelerator.device
     encoders = load_encoders(
         config,
         model.transformer.config.text_dim,
@@ -255,18 +252,11 @@ def _encoders(
         codec=load_codec(config, training_dtype(config, device)),
         takes_condition=model.transformer.config.in_channels > LATENT_CHANNELS,
     )
-    if encoders.codec.kind != "linear":
+    if config.codec.kind == "wan":
         return encoders
-    codec = (source.codec() if source else None) or _fitted(config, info)
+    before = source.codec() if source else None
+    codec = codecs.fitted(config, info, before, device, main=accelerator.is_main_process)
     return replace(encoders, codec=codec.to(device))
-
-
-def _fitted(config: TrainConfig, info: DatasetInfo) -> LinearCodec:
-    """A linear codec for these shards. It is the same on every process, because all read the same batches."""
-    alone = config.data.model_copy(update={"workers": 0})
-    loader = SpanLoader(alone, info, seed=config.run.seed)
-    batches = itertools.islice(loader, FIT_BATCHES)
-    return LinearCodec.fit(batch.rgb_BFHWC for batch in batches if batch.rgb_BFHWC is not None)
 
 
 # --------------------------------------------------------------------------- signals and messages

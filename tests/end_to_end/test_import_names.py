@@ -79,6 +79,7 @@ def test_a_launched_run_is_ours(theirs: Path, tmp_path: Path) -> None:
     shards, out = four_clips(tmp_path / "set"), tmp_path / "run"
     settings = ["model.shape.num_layers=1", "data.num_frames=9", "data.sizes=[[32,32]]", "data.batch_size=2"]
     settings += [f"data.shards={shards}", f"run.out={out}", "run.steps=1", "run.threads=1", "run.trackers=[]"]
+    settings += ["codec.fit_steps=1"]
     done = run(
         theirs, sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1,
         "--cpu", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "talkforge.training.train",

@@ -154,8 +154,8 @@ def encode_dataset(
         DatasetError: a manifest, or the first sample, cannot be read.
         RunError: the latents cannot be written, or a device's memory does not hold a span.
     """
-    if config.codec.kind == "linear":
-        raise CommandError("codec.kind linear: needs no cache, it costs less than reading one")
+    if config.codec.kind != "wan":
+        raise CommandError(f"codec.kind {config.codec.kind}: needs no cache, it costs less than reading one")
     check_base(config)
     store = Store(dataset)
     snapshot = snapshots.current(store)

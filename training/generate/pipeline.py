@@ -201,17 +201,28 @@ class GenerationPipeline:
         if self.offload == "model":
             self.model.to(there if part == "transformer" else away)
 
-    def sample(self, rgb_BHWC: Tensor, batch: Batch, settings: SampleConfig, seed: int) -> Tensor:
+    def sample(self, rgb_BHWC: Tensor | None, batch: Batch, settings: SampleConfig, seed: int) -> Tensor:
         """Videos of one window, uint8 [B, F, H, W, 3].
 
         Args:
-            rgb_BHWC: reference images, uint8 [B, H, W, 3], at a size of the run.
+            rgb_BHWC: reference images, uint8 [B, H, W, 3], at a size of the run. None: the image is dropped,
+                as in training, but for the identity, which is in `batch`.
             batch: speech, identity and motion intensities. Its frames are not used.
             settings: steps, solver and guidance weights.
             seed: of the noise.
         """
         batch = batch.to(self.device)
+        dropped = rgb_BHWC is None
+        if rgb_BHWC is None:
+            rgb_BHWC = torch.zeros(batch.size, *batch.lips_BFHW.shape[2:], 3, dtype=torch.uint8)
         encoded = self.encode(rgb_BHWC, batch.num_frames, batch.texts, settings)
+        if dropped:
+            image_BKD = encoded.image_BKD
+            encoded = replace(
+                encoded,
+                condition_BCTHW=torch.zeros_like(encoded.condition_BCTHW),
+                image_BKD=None if image_BKD is None else torch.zeros_like(image_BKD),
+            )
         latents = sampling.sample(
             self.model,
             batch,

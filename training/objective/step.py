@@ -3,6 +3,7 @@
 What "dropped" means, here and for guidance in `training.generate`:
 
     image   no first frame (all-zero condition), no CLIP features (zeros), no face attention (lambda2 = 0)
+            unless `dropout.identity` drops that by itself
     audio   no audio attention (lambda1 = 0), which is the model without its audio adapter
     text    the empty prompt
 """
@@ -29,11 +30,15 @@ Model = Callable[[Tensor, Tensor, Conditions], Tensor]
 
 @dataclass(frozen=True)
 class KeepMask:
-    """Which conditions of each sample are kept, bool [B]."""
+    """Which conditions of each sample are kept, bool [B].
+
+    The identity is kept where the image is if `identity_B` is None.
+    """
 
     image_B: Tensor
     audio_B: Tensor
     text_B: Tensor
+    identity_B: Tensor | None = None
 
     @classmethod
     def all(cls, batch: int) -> KeepMask:
@@ -49,7 +54,9 @@ class KeepMask:
             config: probability of each condition.
             generator: on the CPU.
         """
-        rates = (config.image, config.audio, config.text)
+        rates = [config.image, config.audio, config.text]
+        if config.identity is not None:
+            rates.append(config.identity)
         return cls(*(torch.rand(batch, generator=generator) >= rate for rate in rates))
 
 
@@ -149,8 +156,8 @@ def conditions(
         adapters: scales of the added attentions.
         stage: 'clip' or 'frame'.
     """
-    image_B, audio_B, text_B = (keep.to(batch.speech_BLD.device) for keep in _each(keep))
-    with_face_B = batch.has_identity_B & image_B
+    image_B, audio_B, text_B, identity_B = (kept.to(batch.speech_BLD.device) for kept in _each(keep))
+    with_face_B = batch.has_identity_B & identity_B
     image_BKD = encoded.image_BKD
     identity_known = adapters.face and batch.identity_BD.shape[1] > 0
     return Conditions(
@@ -167,8 +174,13 @@ def conditions(
     )
 
 
-def _each(keep: KeepMask) -> tuple[Tensor, Tensor, Tensor]:
-    return keep.image_B, keep.audio_B, keep.text_B
+def _each(keep: KeepMask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        keep.image_B,
+        keep.audio_B,
+        keep.text_B,
+        keep.image_B if keep.identity_B is None else keep.identity_B,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/
         trained.safetensors      what is trained, by its name in the model, float32
         ema.safetensors          EMA of these weights, where `optim.ema` is set
-        codec.safetensors        statistics of the linear codec, where it is used
+        codec.safetensors        the linear or the learned codec, where one is used
         optimizer.safetensors    AdamW's moments, as `<name in the model>.<moment>`
         deepspeed/               the optimizer in DeepSpeed's own files instead
         state.json               step, position in the data, info of the data set
@@ -29,6 +29,7 @@ from talkforge.schemas import yaml_text
 from talkforge.schemas.errors import CommandError, ModelError, RunError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.run.codecs import read_codec
 from talkforge.training.run.tensor_files import WRITE_ERRORS, State, fill, flush, read_tensors, write_tensors
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
@@ -97,9 +98,9 @@ class Checkpoint:
         return _read(self.folder / OPTIMIZER)
 
     def codec(self) -> LinearCodec | None:
-        """The linear codec with its statistics, or None where the run uses another."""
+        """The linear or learned codec, or None where the run uses another."""
         path = self.folder / CODEC
-        return LinearCodec(read_tensors(path)) if path.exists() else None
+        return read_codec(path) if path.exists() else None
 
 
 def _read(path: Path) -> State:
@@ -130,7 +131,7 @@ def save(
         trained: weights that are trained, by name.
         optimizer: moments of the optimizer, or DeepSpeed's folder beside the checkpoints, which is moved.
         ema: EMA of the weights, or None.
-        codec: the linear codec, or None where the run uses another.
+        codec: the linear or learned codec, or None where the run uses another.
         keep: how many checkpoints stay.
 
     Returns:

@@ -1,5 +1,7 @@
 """Codecs from frames to latents and back: Wan's VAE, and a linear one of the same geometry.
 
+`learned_codec.py` has a third, whose decoder is learned.
+
 Both map 4n + 1 frames of H x W to n + 1 latent frames of 16 channels, H/8 x W/8. They are causal: the first
 frame is encoded by itself, the others four at a time.
 """
@@ -66,17 +68,18 @@ class Codec(Protocol):
         """The codec on a device."""
 
 
-def _signal(rgb: Tensor) -> Tensor:
+def signal_of(rgb: Tensor) -> Tensor:
     """uint8 [..., F, H, W, 3] as float32 [..., 3, F, H, W], -1 to 1."""
     return rgb.movedim(-1, -4).float() / 127.5 - 1
 
 
-def _frames(signal: Tensor) -> Tensor:
+def frames_of(signal: Tensor) -> Tensor:
+    """float [..., 3, F, H, W], -1 to 1, as uint8 [..., F, H, W, 3]."""
     return ((signal.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1)
 
 
 def _first_then_grey(rgb_BHWC: Tensor, num_frames: int) -> Tensor:
-    first = _signal(rgb_BHWC[:, None])
+    first = signal_of(rgb_BHWC[:, None])
     return torch.cat([first, first.new_zeros(*first.shape[:2], num_frames - 1, *first.shape[3:])], dim=2)
 
 
@@ -94,7 +97,7 @@ _LUMA_GROUPS = (8, 4, 2)
 in each plane. Source: ours. Ranked by energy no temporal one would remain, and a mouth would move only every
 fourth frame."""
 
-_PART_LATENTS = 16
+PART_LATENTS = 16
 """Latent frames that are decoded at once where a video is decoded in parts."""
 
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
@@ -115,7 +118,7 @@ class LinearCodec:
         """A codec with the statistics of a data set.
 
         Args:
-            statistics: as `state` gives them. None means that coefficients are neither shifted nor scaled.
+            statistics: as the property gives them. None means that coefficients are not shifted and scaled.
         """
         found = statistics or {
             "mean_first": torch.zeros(LATENT_CHANNELS),
@@ -156,9 +159,14 @@ class LinearCodec:
             }
         )
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that `LinearCodec(statistics)` takes."""
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Tensors that `LinearCodec(statistics)` takes, on the CPU."""
         return {name: tensor.cpu().clone() for name, tensor in self._statistics.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self.statistics
 
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:  # noqa: ARG002
         """See `Codec.encode`. There is nothing to sample."""
@@ -169,6 +177,10 @@ class LinearCodec:
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """See `Codec.decode`."""
+        return frames_of(self.signal(latents_BCTHW))
+
+    def signal(self, latents_BCTHW: Tensor) -> Tensor:
+        """The frames before they are rounded, float32 [B, 3, F, H, W], -1 to 1 and a little beyond."""
         std, found = self._statistics["deviation"], []
         first = latents_BCTHW[:, :, :1].float() * std[0] + _column(self._statistics["mean_first"])
         found.append(_from_blocks(first, self._first))
@@ -177,13 +189,14 @@ class LinearCodec:
             found.append(_from_blocks(rest, self._rest))
         ycc = torch.cat(found, dim=2)
         to_rgb = torch.linalg.inv(self._ycc)
-        return _frames(torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc))
+        signal: Tensor = torch.einsum("rc,bcfhw->brfhw", to_rgb, ycc)
+        return signal
 
     def decode_parts(self, latents_CTHW: Tensor) -> Iterator[Tensor]:
         """See `Codec.decode_parts`."""
         first = latents_CTHW[None, :, :1].to(self._first.device)
         yield self.decode(first)[0]
-        for part in latents_CTHW[:, 1:].split(_PART_LATENTS, dim=1):
+        for part in latents_CTHW[:, 1:].split(PART_LATENTS, dim=1):
             yield self.decode(torch.cat([first, part[None].to(first)], dim=2))[0, 1:]
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
@@ -265,7 +278,7 @@ def _of_rgb(basis: Tensor) -> Tensor:
 
 def _analysed(rgb_BFHWC: Tensor, kernel: Tensor) -> Tensor:
     """Coefficients [B, 16, T, H/8, W/8] of uint8 frames, block by block."""
-    # The frames stay 0..255: scale and offset of `_signal` cost less on the coefficients.
+    # The frames stay 0..255: scale and offset of `signal_of` cost less on the coefficients.
     rgb_BCFHW = rgb_BFHWC.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
     found = functional.conv3d(rgb_BCFHW, kernel, stride=kernel.shape[2:])
     return found / 127.5 - _column(kernel.sum(dim=(1, 2, 3, 4)))
@@ -341,13 +354,13 @@ class WanCodec:
     def encode(self, rgb_BFHWC: Tensor, generator: Generator | None = None) -> Tensor:
         """See `Codec.encode`."""
         latent_frames(rgb_BFHWC.shape[1])
-        return self._encode(_signal(rgb_BFHWC), generator)
+        return self._encode(signal_of(rgb_BFHWC), generator)
 
     def decode(self, latents_BCTHW: Tensor) -> Tensor:
         """See `Codec.decode`."""
         raw = (latents_BCTHW.float() * self._deviation + self._mean).to(self._vae.dtype)
         with torch.no_grad():
-            return torch.cat([_frames(self._vae.decode(one).sample) for one in raw.split(1)])
+            return torch.cat([frames_of(self._vae.decode(one).sample) for one in raw.split(1)])
 
     def decode_parts(self, latents_CTHW: Tensor) -> Iterator[Tensor]:
         """See `Codec.decode_parts`. A part is a latent frame, decoded with what the VAE kept of those before.
@@ -358,7 +371,7 @@ class WanCodec:
         for number, latent_CHW in enumerate(latents_CTHW.unbind(1)):
             one = latent_CHW[None, :, None].to(self._mean.device).float() * self._deviation + self._mean
             with torch.no_grad():
-                yield _frames(parts.decoded(one.to(self._vae.dtype), first=number == 0))[0]
+                yield frames_of(parts.decoded(one.to(self._vae.dtype), first=number == 0))[0]
 
     def condition(self, rgb_BHWC: Tensor, num_frames: int) -> Tensor:
         """See `Codec.condition`."""
@@ -436,7 +449,7 @@ def training_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def load_codec(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Codec:
-    """The codec that `config.codec.kind` names. A linear one has no statistics yet, see `LinearCodec.fit`.
+    """The codec that `config.codec.kind` names. `training.run.codecs` fits all but Wan's.
 
     Args:
         config: of the run.
@@ -445,4 +458,4 @@ def load_codec(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Codec
     Raises:
         ModelError: the VAE's weights are missing or damaged.
     """
-    return LinearCodec() if config.codec.kind == "linear" else WanCodec.load(config.model.base, dtype)
+    return WanCodec.load(config.model.base, dtype) if config.codec.kind == "wan" else LinearCodec()

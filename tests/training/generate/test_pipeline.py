@@ -76,6 +76,22 @@ def test_an_identity_is_given_to_all_or_to_none(tmp_path: Path) -> None:
     assert unknown.has_identity_B.tolist() == [False] and not unknown.identity_BD.any()
 
 
+def test_the_image_is_dropped_and_the_identity_stays(tmp_path: Path) -> None:
+    pipeline = GenerationPipeline.load(a_run(tmp_path, some_info(speech_dim=80, identity_dim=8)), "cpu")
+    settings = SampleConfig(steps=2, text_cfg=1, audio_cfg=1)
+    image = torch.full((1, EDGE_PX, EDGE_PX, 3), 90, dtype=torch.uint8)
+
+    def video(rgb: torch.Tensor | None, who: int | None) -> torch.Tensor:
+        known = None if who is None else np.eye(8, dtype=np.float32)[who]
+        batch = pipeline.batch(torch.zeros(1, 18, 80), (0.5, 0.5), (EDGE_PX, EDGE_PX), identity_D=known)
+        return pipeline.sample(rgb, batch, settings, 0)
+
+    videos = [video(None, 1), video(None, 2), video(None, None), video(image, 1)]
+    assert all(one.shape == (1, FRAMES, EDGE_PX, EDGE_PX, 3) for one in videos)
+    assert len({one.numpy().tobytes() for one in videos}) == 4
+    assert torch.equal(video(None, 1), videos[0])
+
+
 def test_a_device_that_is_none_is_refused(run: Path) -> None:
     with pytest.raises(ModelError, match="--device quantum: is no torch device"):
         GenerationPipeline.load(run, "quantum")

@@ -78,6 +78,20 @@ def test_each_condition_is_dropped_by_itself() -> None:
     assert not bool((every.image_B | every.audio_B | every.text_B).any())
 
 
+def test_the_identity_is_dropped_by_itself_where_it_has_a_rate_of_its_own() -> None:
+    rates = {"image": 0.3, "audio": 0.1, "text": 0.1}
+    together = KeepMask.draw(40_000, DropoutConfig(**rates), seeded())
+    apart = KeepMask.draw(40_000, DropoutConfig(**rates, identity=0.2), seeded())
+    assert together.identity_B is None and apart.identity_B is not None
+    assert torch.equal(together.image_B, apart.image_B) and torch.equal(together.text_B, apart.text_B)
+    alone = apart.identity_B & ~apart.image_B
+    assert float(alone.float().mean()) == pytest.approx(0.3 * 0.8, abs=0.01)
+    keep = torch.tensor([True, False, False])
+    _, found = conditions_of(replace(KeepMask.all(3), image_B=keep, identity_B=~keep))
+    assert found.face_scale_B.tolist() == [0.0, 0.5, 0.0]  # the third sample has no identity
+    assert found.condition_BCTHW.flatten(1).any(dim=1).tolist() == keep.tolist()
+
+
 def conditions_of(keep: KeepMask) -> tuple[EncodedBatch, Conditions]:
     batch = a_batch(3, texts=("a", "bb", "ccc"), has_identity_B=torch.tensor([True, True, False]))
     encoded = encode(batch, ENCODERS, None)

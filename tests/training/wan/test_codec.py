@@ -1,4 +1,4 @@
-"""Both codecs: geometry, causality, normalisation; the linear one against its own definition."""
+"""All codecs: geometry, causality, normalisation; the linear one against its own definition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from torch import Tensor
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import TrainConfig
 from talkforge.training.wan.codec import Codec, LinearCodec, WanCodec, load_codec
+from talkforge.training.wan.learned_codec import LearnedCodec
 from tests.training.tiny_base import write_base
+from tests.training.wan.test_learned_codec import a_decoder
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,10 @@ def vae() -> AutoencoderKLWan:
     )
 
 
-@pytest.fixture(params=("linear", "wan"))
+@pytest.fixture(params=("linear", "learned", "wan"))
 def codec(request: pytest.FixtureRequest, vae: AutoencoderKLWan) -> Codec:
+    if request.param == "learned":
+        return LearnedCodec(LinearCodec().statistics, a_decoder())
     return LinearCodec() if request.param == "linear" else WanCodec(vae)
 
 
