@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,9 @@ from talkforge.schemas.records import (
 log = logging.getLogger(__name__)
 
 FOLDER, STATE, VERSION = "measured", "measured/state.json", 1
+
+TABLES, VECTORS = ("clips", "outcomes", "failures"), ("faces", "voices")
+"""What is read whole, and what a file at a time."""
 
 PIECE_ROWS = 1 << 16
 """Rows of one file: what is held twice while a table is written or read."""
@@ -180,37 +183,49 @@ def read_measured(store: Store, writes: bool = True) -> Measured:
         RunError: the store cannot be read or written.
     """
     now = store.stamps("parts", MARKER)
-    before = _read_state(store)
-    changed = before.parts != now
-    known = {part for part, mark in now.items() if before.parts.get(part) == mark}
-    found = _kept_tables(store, before.parts, known, changed) if known else None
+    before = _read_state(store).parts
+    known = {part for part, mark in now.items() if before.get(part) == mark}
+    found = _kept_tables(store, known, len(known) < len(before)) if known else None
     if found is None:
-        known, changed, found = set(), True, {}
-    if changed:
-        new = [part for part in now if part not in known]
-        found = _joined(found, _read_parts(store, new))
+        known, found = set(), {}
+    new = [part for part in now if part not in known]
+    changed = not known or before != now
+    if changed and writes:
+        store.delete(STATE)
+        with (
+            _Pieces(store, "faces", known, before) as faces,
+            _Pieces(store, "voices", known, before) as voices,
+        ):
+            found = _joined(found, _read_parts(store, new, {"faces": faces, "voices": voices}))
+        for name, table in found.items():
+            with _Pieces(store, name, (), ()) as pieces:
+                pieces.add(table)
+        store.write(STATE, _State(version=VERSION, parts=now).model_dump_json().encode())
+    elif changed:
+        found = _joined(found, _read_parts(store, new, {}))
     state = hashlib.sha256(json.dumps(now).encode()).hexdigest()
     clips = _each_once(found["clips"])
     kept = Kept(store, writes)
     of_copies = f"{state} {near_duplicates.TABLE.names}"
-    if changed and writes:
-        _write(store, found)
-    measured = Measured(
+
+    def vectors(name: str) -> Iterator[pa.Table]:
+        if not changed or writes:
+            return _pieces_of(store, name, None)
+        return itertools.chain(_pieces_of(store, name, known), _embedded_in(store, new, name))
+
+    return Measured(
         clips=clips,
         outcomes=_outcomes(found["outcomes"]),
         failures=_failures(store, found["failures"]),
         num_parts=len(now),
-        read_voices=lambda: _voices(store, found.get("voices"), clips),
-        read_faces=lambda: _faces(store, found.get("faces"), clips),
+        read_voices=lambda: _voices(vectors("voices"), clips),
+        read_faces=lambda: _faces(vectors("faces"), clips),
         read_copies=lambda: kept.table("copies", of_copies, lambda: {"copies": _copies(store, clips)})[
             "copies"
         ],
         kept=kept,
         state=state,
     )
-    if changed and writes:
-        store.write(STATE, _State(version=VERSION, parts=now).model_dump_json().encode())
-    return measured
 
 
 def read_clips(store: Store, columns: list[str]) -> pa.Table:
@@ -248,57 +263,105 @@ def forget(store: Store) -> None:
     store.delete_folder(FOLDER)
 
 
-def _kept_tables(
-    store: Store, before: Collection[str], known: Collection[str], changed: bool
-) -> dict[str, pa.Table] | None:
+def _kept_tables(store: Store, known: Collection[str], fewer: bool) -> dict[str, pa.Table] | None:
     """The tables as they were written last, for the parts that are as they were; None: they are damaged.
 
-    Faces are left where they are while nothing has changed: they are large, and seldom needed.
+    Embeddings are left where they are: they are large, and seldom needed.
+
+    Args:
+        store: the data set.
+        known: the parts that are as they were.
+        fewer: whether the tables hold other parts as well.
     """
     try:
-        names = ["clips", "outcomes", "failures", *(["faces", "voices"] if changed else [])]
-        found = {name: _read_pieces(store, name) for name in names}
+        found = {name: _read_pieces(store, name) for name in TABLES}
         if found["clips"].schema.names != _clips_schema().names:
             return None  # of a version with other columns
+        for name in VECTORS:  # an empty file is there, where there are none
+            _read_file(store, _piece(name, 0), ["part"])
     except DatasetError as error:
         log.info("what is kept of the parts is made again: %s", error)
         return None
-    if len(known) < len(before):
-        parts = pa.array(sorted(known), pa.string())
-        found = {n: t.filter(pc.is_in(t.column("part"), value_set=parts)) for n, t in found.items()}
-    return found
+    return {name: _of_parts(table, known) for name, table in found.items()} if fewer else found
+
+
+def _of_parts(table: pa.Table, parts: Collection[str]) -> pa.Table:
+    return table.filter(pc.is_in(table.column("part"), value_set=pa.array(sorted(parts), pa.string())))
 
 
 def _read_pieces(store: Store, name: str, columns: list[str] | None = None) -> pa.Table:
-    pieces = _pieces(store, name)
+    pieces = _names_of_pieces(store, name)
     if not pieces:
         raise DatasetError(f"{FOLDER}/{name}: expected a table, found none")
     return pa.concat_tables([_read_file(store, piece, columns) for piece in pieces])
 
 
-def _pieces(store: Store, name: str) -> list[str]:
-    numbers = (f"{FOLDER}/{name}-{number:04d}.parquet" for number in itertools.count())
-    return list(itertools.takewhile(store.exists, numbers))
+def _pieces_of(store: Store, name: str, parts: Collection[str] | None) -> Iterator[pa.Table]:
+    """One file after the other, rows of these parts; None: all rows."""
+    for piece in _names_of_pieces(store, name) if parts is None or parts else ():
+        table = _read_file(store, piece)
+        yield table if parts is None else _of_parts(table, parts)
+
+
+def _piece(name: str, number: int) -> str:
+    return f"{FOLDER}/{name}-{number:04d}.parquet"
+
+
+def _names_of_pieces(store: Store, name: str, first: int = 0) -> list[str]:
+    return list(itertools.takewhile(store.exists, (_piece(name, n) for n in itertools.count(first))))
 
 
 def _read_file(store: Store, file: str, columns: list[str] | None = None) -> pa.Table:
     return tables.from_bytes(store.read(file), file, columns)
 
 
-def _write(store: Store, found: Mapping[str, pa.Table]) -> None:
-    store.delete(STATE)
-    for name, table in found.items():
-        number = 0
-        for number, start in enumerate(range(0, max(len(table), 1), PIECE_ROWS)):
-            piece = table.slice(start, PIECE_ROWS)
-            store.write(f"{FOLDER}/{name}-{number:04d}.parquet", tables.to_bytes(piece))
-        for left in _pieces(store, name)[number + 1 :]:
-            store.delete(left)
+class _Pieces:
+    """Writes rows to the files of a table, `PIECE_ROWS` in each; the rest when it is left.
+
+    Args:
+        store: the data set.
+        name: of the table.
+        known: parts whose rows stay.
+        before: parts whose rows are there.
+    """
+
+    def __init__(self, store: Store, name: str, known: Collection[str], before: Collection[str]) -> None:
+        self._store, self._name, self._number = store, name, 0
+        self._held: list[pa.Table] = []
+        there = _names_of_pieces(store, name) if known else []
+        if len(known) == len(before):  # only the last file is written again
+            self._number = max(0, len(there) - 1)
+        for piece in there[self._number :]:
+            # As many files are read as are written: none is written over that is still to be read.
+            self.add(_of_parts(_read_file(store, piece), known))
+
+    def add(self, table: pa.Table) -> None:
+        """Add some rows."""
+        self._held.append(table)
+        while sum(map(len, self._held)) >= PIECE_ROWS:
+            rows = pa.concat_tables(self._held)
+            self._write(rows.slice(0, PIECE_ROWS))
+            self._held = [rows.slice(PIECE_ROWS)]
+
+    def _write(self, rows: pa.Table) -> None:
+        self._store.write(_piece(self._name, self._number), tables.to_bytes(rows))
+        self._number += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            rows = pa.concat_tables([_schemas()[self._name].empty_table(), *self._held])
+            if len(rows) or not self._number:
+                self._write(rows)
+            for left in _names_of_pieces(self._store, self._name, self._number):
+                self._store.delete(left)
 
 
 def _joined(before: Mapping[str, pa.Table], new: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
     """Old and new rows; clips in the order of their ids, and of the parts where one lies in two."""
-    found = {name: pa.concat_tables([before[name], new[name]]) if before else new[name] for name in new}
+    found = {name: pa.concat_tables([before[name], new[name]]) if before else new[name] for name in TABLES}
     found["clips"] = found["clips"].sort_by([("clip_id", "ascending"), ("part", "ascending")])
     return found
 
@@ -333,7 +396,7 @@ def _failures(store: Store, table: pa.Table) -> list[Failure]:
     return sorted(rows, key=lambda failure: (failure.uri, failure.key))
 
 
-def _faces(store: Store, table: pa.Table | None, clips: pa.Table) -> tuple[list[str], Floats]:
+def _faces(pieces: Iterable[pa.Table], clips: pa.Table) -> tuple[list[str], Floats]:
     """Clips with a face embedding, by id, and the embeddings at unit length; read a file at a time.
 
     Raises:
@@ -343,7 +406,6 @@ def _faces(store: Store, table: pa.Table | None, clips: pa.Table) -> tuple[list[
     row_of = {key: row for row, key in enumerate(names)}
     lengths = np.zeros(len(names), np.int64)
     vectors = np.zeros((0, 1), np.float32)
-    pieces = [table] if table is not None else (_read_file(store, file) for file in _pieces(store, "faces"))
     for piece in pieces:
         faces = piece.column("face").combine_chunks()
         edges, values = faces.offsets.to_numpy(), faces.values.to_numpy()
@@ -371,9 +433,9 @@ def _faces(store: Store, table: pa.Table | None, clips: pa.Table) -> tuple[list[
     return [names[row] for row in known.tolist()], vectors if len(known) == len(vectors) else vectors[known]
 
 
-def _voices(store: Store, table: pa.Table | None, clips: pa.Table) -> dict[str, Floats]:
+def _voices(pieces: Iterable[pa.Table], clips: pa.Table) -> dict[str, Floats]:
     """Voice embeddings by clip id."""
-    table = _read_pieces(store, "voices") if table is None else table
+    table = pa.concat_tables([_schemas()["voices"].empty_table(), *pieces])
     if not len(table):
         return {}
     part_of = dict(zip(*_lists(clips, "clip_id", "part"), strict=True))
@@ -443,13 +505,35 @@ def _threads() -> int:
 # ------------------------------------------------------------------------------ parts
 
 
-def _read_parts(store: Store, parts: Sequence[str]) -> dict[str, pa.Table]:
-    """Tables of some parts, read several at a time: most of the time goes to waiting for files."""
-    read = [found for _, found in _in_order(parts, functools.partial(_read_part, store))]
-    return {
-        name: pa.concat_tables([schema.empty_table(), *(one[name] for one in read)])
-        for name, schema in _schemas().items()
-    }
+def _read_parts(store: Store, parts: Sequence[str], vectors: Mapping[str, _Pieces]) -> dict[str, pa.Table]:
+    """Tables of some parts, read several at a time: most of the time goes to waiting for files.
+
+    Args:
+        store: the data set.
+        parts: their names.
+        vectors: where embeddings are written, by the name of their table; those that are not named are not
+            read.
+    """
+    found: dict[str, list[pa.Table]] = {name: [_schemas()[name].empty_table()] for name in TABLES}
+    for _, one in _in_order(parts, lambda part: _read_part(store, part, bool(vectors))):
+        for name, pieces in vectors.items():
+            pieces.add(one[name])
+        for name, held in found.items():
+            held.append(one[name])
+            if len(held) > MANY_PIECES:  # a small table is mostly what describes it
+                held[:] = [pa.concat_tables(held).combine_chunks()]
+    return {name: pa.concat_tables(held).combine_chunks() for name, held in found.items()}
+
+
+MANY_PIECES = 256
+"""Tables of parts that are held before they are put together."""
+
+
+def _embedded_in(store: Store, parts: Sequence[str], table: str) -> Iterator[pa.Table]:
+    """Embeddings in some parts, as `faces` or `voices` have them."""
+    name = {"faces": "identity", "voices": "voice"}[table]
+    for part, arrays in _in_order(parts, lambda part: small_arrays.read(store, f"parts/{part}", (name,))):
+        yield _in_part(_embedded(arrays, name), part, table)
 
 
 @functools.cache
@@ -491,21 +575,22 @@ def _plain(model: type[Record]) -> pa.Schema:
     return pa.schema([(field.name, field.type) for field in tables.arrow_schema(model)])
 
 
-def _read_part(store: Store, part: str) -> dict[str, pa.Table]:
+def _read_part(store: Store, part: str, with_vectors: bool) -> dict[str, pa.Table]:
     folder = f"parts/{part}"
     failures = _table(store, f"{folder}/failures.parquet", Failure)
-    arrays = small_arrays.read(store, folder, ("identity", "voice"))
     found = {
-        "clips": part_clips(store, part),
+        "clips": _part_clips(store, part, failures),
         "outcomes": _table(store, f"{folder}/outcomes.parquet", Outcome),
         "failures": failures,
-        "faces": _embedded(arrays, "identity"),
-        "voices": _embedded(arrays, "voice"),
     }
-    return {
-        name: table.append_column("part", pa.array([part] * len(table), pa.string())).cast(_schemas()[name])
-        for name, table in found.items()
-    }
+    if with_vectors:
+        arrays = small_arrays.read(store, folder, ("identity", "voice"))
+        found |= {"faces": _embedded(arrays, "identity"), "voices": _embedded(arrays, "voice")}
+    return {name: _in_part(table, part, name) for name, table in found.items()}
+
+
+def _in_part(table: pa.Table, part: str, name: str) -> pa.Table:
+    return table.append_column("part", pa.array([part] * len(table), pa.string())).cast(_schemas()[name])
 
 
 def _embedded(arrays: Mapping[str, Mapping[str, NDArray[Any]]], name: str) -> pa.Table:
@@ -520,9 +605,12 @@ def part_clips(store: Store, part: str) -> pa.Table:
     Raises:
         DatasetError: a file of the part is missing, damaged, or holds something else.
     """
-    folder = f"parts/{part}"
-    failures = _table(store, f"{folder}/failures.parquet", Failure)
-    clips = flat_clips(_table(store, f"{folder}/clips.parquet", ClipMeasures), f"{folder}/clips.parquet")
+    return _part_clips(store, part, _table(store, f"parts/{part}/failures.parquet", Failure))
+
+
+def _part_clips(store: Store, part: str, failures: pa.Table) -> pa.Table:
+    name = f"parts/{part}/clips.parquet"
+    clips = flat_clips(_table(store, name, ClipMeasures), name)
     keys, errors, messages = _lists(failures, "key", "error", "message")
     by_key = {k: f"{e}: {m}" for k, e, m in zip(keys, errors, messages, strict=True)}
     broken = pa.array([by_key.get(key) for key in clips.column("clip_id").to_pylist()], pa.string())
