@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,7 +241,7 @@ def write_fastvideo(
         for number, shard in enumerate(shards):
             on_progress(counted("exporting", number, len(shards), f"shards of {split}"))
             name = f"{split}/combined_parquet_dataset/{shard.name}.parquet"
-            if not folder.store.exists(name):
+            if not _is_whole(folder.path / name, held[shard.name]):
                 with folder.store.writing(name) as path, pq.ParquetWriter(path, FASTVIDEO) as writer:
                     for spans in spans_of(source, shard, held[shard.name]):
                         rows = [fastvideo_row(span) for span in spans]
@@ -249,6 +250,15 @@ def write_fastvideo(
             files[name] = StoredFile(bytes=target.stat().st_size, sha256=sha256_of(target))
             clips[split] = clips.get(split, 0) + len(held[shard.name].keys)
     return files, clips
+
+
+def _is_whole(path: Path, held: Described) -> bool:
+    """Whether a file of rows is there, can be read, and has the clips that have latents."""
+    try:
+        ids = pq.read_table(path, columns=["id"]).column("id").to_pylist()
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return {one.rpartition("_")[0] for one in ids} == set(held.keys)
 
 
 # ------------------------------------------------------------------------------ NeMo Automodel

@@ -10,8 +10,11 @@ Rerun's and Lance's files note the time at which they are written, so two export
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +27,10 @@ from talkforge.pipeline.exports.folder import ExportFolder, StoredFile
 from talkforge.pipeline.store import sha256_of
 from talkforge.schemas import extras, sample, tar
 from talkforge.schemas.arrays import Floats
-from talkforge.schemas.errors import DatasetError
+from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.progress import ProgressCallback, counted
+
+log = logging.getLogger(__name__)
 
 TABLE = "clips.lance"
 
@@ -205,9 +210,7 @@ def write_lance(source: Source, folder: ExportFolder, on_progress: ProgressCallb
     import lance
 
     path, total = str(folder.path / TABLE), sum(map(len, source.keys.values()))
-    done: set[str] = set()
-    if (folder.path / TABLE).is_dir():
-        done = set(lance.dataset(path).to_table(columns=["clip_id"]).column("clip_id").to_pylist())
+    done = _clips_in(lance, folder.path / TABLE)
     for split, shards in source.shards.items():
         for shard in shards:
             on_progress(counted("exporting", len(done), total, "clips"))
@@ -230,6 +233,20 @@ def write_lance(source: Source, folder: ExportFolder, on_progress: ProgressCallb
         for file in sorted((folder.path / TABLE).rglob("*"))
         if file.is_file()
     }
+
+
+def _clips_in(lance: Any, path: Path) -> set[str]:
+    """Ids of the clips in a table. One that cannot be read is removed, and has none."""
+    if not path.is_dir():
+        return set()
+    try:
+        return set(lance.dataset(str(path)).to_table(columns=["clip_id"]).column("clip_id").to_pylist())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # damaged files make Lance panic, and that is no Exception
+        log.warning("%s: cannot be read, and is written anew (%s)", path, one_line(error))
+        shutil.rmtree(path)
+        return set()
 
 
 def _rows(source: Source, split: str, keys: tuple[str, ...], held: dict[str, dict[str, bytes]]) -> pa.Table:

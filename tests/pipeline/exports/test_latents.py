@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from talkforge.pipeline.store import Store
 from talkforge.schemas import tar
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.npz import npz_bytes
-from tests.pipeline.exports.published_set import publish
+from tests.pipeline.exports.published_set import CLIPS, publish
 from tests.pipeline.exports.test_trainers import check_sums
+from tests.training.shard_files import Shown
 
 FIRST = (0, 9)
 
@@ -37,9 +39,16 @@ def arrays_of(number: int, *, image: bool = True) -> dict[str, np.ndarray]:
     return found | ({"image": random.normal(size=(2, 5, 6)).astype(np.float16)} if image else {})
 
 
-def encoded(folder: Path, *, image: bool = True, left_out: str = "", **changes: str) -> Store:
+def encoded(
+    folder: Path,
+    clips: Mapping[str, Sequence[Sequence[Shown]]] = CLIPS,
+    *,
+    image: bool = True,
+    left_out: str = "",
+    **changes: str,
+) -> Store:
     """A published set with latents beside its shards."""
-    store = publish(folder)
+    store = publish(folder, clips)
     for shard in snapshots.current(store).shards:
         stream, keys = io.BytesIO(), [key for key in shard.keys if key != left_out]
         with tar.tar_writer(stream) as out:

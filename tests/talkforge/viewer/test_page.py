@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from talkforge.local_page import Server
@@ -63,9 +64,12 @@ def page(chromium: Any, curated: Curated, tmp_path: Path) -> Iterator[Any]:
         chromium.get("about:blank")
 
 
+def ledger_of(store: Store) -> list[dict[str, Any]]:
+    return tables.from_bytes(store.read("ledger.parquet"), "").to_pylist()
+
+
 def keys(store: Store) -> list[str]:
-    rows = tables.from_bytes(store.read("ledger.parquet"), "").to_pylist()
-    return sorted(row["clip_id"] for row in rows)
+    return sorted(row["clip_id"] for row in ledger_of(store))
 
 
 def said_saved(browser: Any, key: str) -> None:
@@ -115,6 +119,79 @@ def test_a_clip_plays_is_vetoed_by_a_key_and_select_drops_it(page: Any, curated:
     assert rows[second].decision == "keep"
     selection = jobs.select(store, load_dataset(store), load_ingested(store))
     assert {row.clip_id: row.reasons for row in selection.rows} == {first: ("reviewed_drop",), second: ()}
+    assert complaints(page) == []
+
+
+DRAWN = """const c = document.getElementById('marks');
+const copy = new OffscreenCanvas(c.width, c.height).getContext('2d', {willReadFrequently: true});
+copy.drawImage(c, 0, 0);
+const {data, width} = copy.getImageData(0, 0, c.width, c.height);
+const found = {};
+const colours = {lips: [255, 64, 129], joints: [120, 230, 90], box: [255, 196, 61]};
+for (const [name, rgb] of Object.entries(colours)) {
+  let [x0, y0, x1, y1] = [Infinity, Infinity, -Infinity, -Infinity];
+  for (let n = 0; n < data.length; n += 4)
+    if (data[n + 3] == 255 && rgb.every((value, k) => data[n + k] == value)) {
+      const [x, y] = [(n / 4) % width, Math.floor(n / 4 / width)];
+      [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x), Math.max(y1, y)];
+    }
+  if (x1 >= x0) found[name] = [(x0 + x1 + 1) / 2 / c.width, (y0 + y1 + 1) / 2 / c.height];
+}
+const frame = Number(document.getElementById('frame').dataset.frame);
+return {frame, found}"""
+"""Which frame is marked, and the middle of what is drawn in each colour, in fractions of the picture."""
+
+
+def test_marks_lie_where_they_were_measured_in_the_frame_that_is_shown(
+    page: Any, curated: Curated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = min(ledger_of(Store(str(curated.dataset))), key=lambda row: row["clip_id"])
+    frames, width, height = row["num_frames"], row["width_px"], row["height_px"]
+
+    def marks(*_: object) -> dict[str, np.ndarray]:
+        """Everything moves to the right: lips and a joint by one pixel a frame, the face by half."""
+        found = {
+            "landmarks": np.full((frames, 478, 2), np.nan, np.float32),
+            "contour": np.zeros((frames, 4, 2), np.float32),
+            "joints": np.full((frames, 65, 3), np.nan, np.float32),
+            "valid": np.full(frames, 2, np.float32),
+            "opening": np.zeros(frames, np.float32),
+        }
+        at = np.arange(frames)
+        for corner, (x, y) in enumerate(((-20, -10), (20, -10), (20, 10), (-20, 10))):
+            found["contour"][:, corner] = np.stack([at + 60 + x, np.full(frames, 80 + y)], axis=1)
+        found["landmarks"][:, :2, 0] = at[:, None] / 2 + [20, 120]
+        found["landmarks"][:, :2, 1] = [30, 130]
+        found["joints"][:, 0] = np.stack([at + 30, np.full(frames, 150), np.ones(frames)], axis=1)
+        found["joints"][:, 1] = 10, 10, 0.1  # too unsure to be drawn
+        found["contour"][1::7], found["valid"][1::7] = np.nan, 0
+        return found
+
+    monkeypatch.setattr(Library, "marks", marks)
+    page.refresh()
+    wait_until(page, PLAYS)
+    press(page, " ")
+    wait_until(page, "return document.getElementById('video').paused")
+    seen = set()
+    for _ in range(8):
+        press(page, ".")
+        wait_until(
+            page,
+            "const v = document.getElementById('video');"
+            "return !v.seeking && Number(document.getElementById('frame').dataset.frame)"
+            " == Math.floor(v.currentTime * 25 + 0.001)",
+        )
+        drawn = page.execute_script(DRAWN)
+        frame, found = drawn["frame"], drawn["found"]
+        seen.add(frame)
+        true = {"box": (frame / 2 + 70, 80), "joints": (frame + 30, 150), "lips": (frame + 60, 80)}
+        if frame % 7 == 1:
+            del true["lips"]
+        assert set(found) == set(true), frame
+        for name, (x, y) in true.items():
+            middle = ((x + 0.5) / width, (y + 0.5) / height)
+            assert found[name] == pytest.approx(middle, abs=1.5 / min(width, height)), (frame, name)
+    assert len(seen) == 8 and any(frame % 7 == 1 for frame in seen)
     assert complaints(page) == []
 
 
