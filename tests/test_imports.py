@@ -16,7 +16,7 @@ FLOORS = ("schemas", "curation", "pipeline", "training", "talkforge")
 
 ROOMS = {
     "curation": ("weights", "media", "face", "body", "picture", "audio", "shots", "sync"),
-    "training": ("data", "wan", "objective", "run", "encode", "generate"),
+    "training": ("evaluate", "data", "wan", "objective", "run", "encode", "generate"),
     "pipeline": ("report", "exports"),
     "talkforge": ("viewer", "studio", "cli"),
 }

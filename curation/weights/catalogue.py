@@ -353,6 +353,28 @@ _ENTRIES = (
         commercial_use=False,
         address="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
     ),
+    Model(
+        name="fid_inception",
+        file="pt_inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        num_bytes=95_628_359,
+        needed_by="evaluate: FID",
+        licence="Apache-2.0 (mseitzer/pytorch-fid); trained on ImageNet, for research only",
+        commercial_use=False,
+        address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+    ),
+    Model(
+        name="fvd_i3d",
+        file="i3d_torchscript.pt",
+        sha256="bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+        num_bytes=51_235_320,
+        needed_by="evaluate: FVD",
+        licence="Apache-2.0 (deepmind/kinetics-i3d, as StyleGAN-V converted it); trained on Kinetics-400",
+        commercial_use=False,
+        address="https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/"
+        "1c2d61711c52571ad617a1063e6fa691b212e184/i3d_torchscript.pt",
+    ),
 )
 
 MODELS: dict[str, Model] = {model.name: model for model in _ENTRIES}

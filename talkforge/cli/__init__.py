@@ -4,6 +4,7 @@ from talkforge.cli import (  # noqa: F401 (each adds its commands)
     configs,
     datasets,
     erasing,
+    evaluating,
     exporting,
     reviewing,
     text,

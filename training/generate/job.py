@@ -340,11 +340,7 @@ def fingerprint(
     """
     model: dict[str, Any]
     if source.run is not None:
-        folder = checkpoint.find(source.run)
-        model = {
-            "checkpoint": _file_state(folder / "state.json"),
-            "trained": _file_state(folder / checkpoint.TRAINED),
-        }
+        model = checkpoint_state(source.run)
     else:
         assert source.adapters is not None
         model = {
@@ -371,6 +367,22 @@ def fingerprint(
 def _of_video(saving: Savings) -> dict[str, Any]:
     dtype = "" if saving.dtype == "auto" else saving.dtype
     return {"dtype": dtype, "fp8": saving.fp8, "vae_tiling": saving.vae_tiling}
+
+
+def checkpoint_state(run: Path) -> dict[str, list[Any]]:
+    """What tells the last checkpoint of a run from others: name, size and time of its files.
+
+    Args:
+        run: folder of a run, or of a checkpoint.
+
+    Raises:
+        CommandError: there is no checkpoint.
+    """
+    folder = checkpoint.find(run)
+    return {
+        "checkpoint": _file_state(folder / "state.json"),
+        "trained": _file_state(folder / checkpoint.TRAINED),
+    }
 
 
 def _file_state(path: Path) -> list[Any]:
