@@ -317,6 +317,10 @@ class RunConfig(Section):
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
     validate_every: int = Field(0, ge=0, description="Steps between two sets of validation samples; 0: none.")
     validation_samples: int = Field(2, ge=1, description="Videos generated each time.")
+    validation_measures: bool = Field(
+        True,
+        description="Measure them as `talkforge evaluate` does without a download (sync, lips, identity, motion): into the trackers and `validation.csv` of the run.",
+    )
     trackers: tuple[str, ...] = Field(
         ("tensorboard",), description="Accelerate's trackers by name; may be empty."
     )
@@ -399,7 +403,7 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             "run.stage=clip",
         )
     if not config.run.validate_every:
-        yield ("run.validation_samples",), "run.validate_every=0"
+        yield ("run.validation_samples", "run.validation_measures"), "run.validate_every=0"
 
 
 def load_train_config(name: str | Path | None, settings: tuple[str, ...] | list[str] = ()) -> TrainConfig:

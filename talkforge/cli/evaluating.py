@@ -1,4 +1,4 @@
-"""Commands that say how good generated videos are: evaluate."""
+"""Commands that say how good generated videos are: evaluate and ablate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import typer
 from rich.table import Table
 
 from talkforge.cli.app import TRAIN, command, notes, out, print_json
-from talkforge.cli.options import JsonOption
+from talkforge.cli.options import (
+    AddressOption,
+    ExecutorOption,
+    JsonOption,
+    SettingsOption,
+    check_executor,
+)
 from talkforge.display import Display
 from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError
@@ -161,3 +167,62 @@ def checks_table(tested: Mapping[str, Any]) -> None:
 def line(text: str) -> None:
     """One line as it is."""
     out.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+@command(
+    TRAIN,
+    "talkforge ablate tiny --set data.shards=set/shards/train-000000.tar --dataset set --out ablation",
+    "talkforge ablate wan-14b --dataset set --out ablation --address auto --only full --only clip_only",
+)
+def ablate(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Pair of presets, such as tiny: tiny-stage1, tiny-stage2.")
+    ],
+    to: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of runs, videos and tables.")
+    ],
+    dataset: Annotated[
+        str, typer.Option(metavar="DATASET", help="Data set whose clips are generated and evaluated.")
+    ],
+    settings: SettingsOption = [],  # noqa: B006
+    clips: Annotated[int, typer.Option(min=1, metavar="N", help="Most clips.")] = 20,
+    stage1_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 1; the preset's.")] = None,
+    stage2_steps: Annotated[int | None, typer.Option(min=1, help="Steps of stage 2; the preset's.")] = None,
+    only: Annotated[
+        list[str], typer.Option(metavar="VARIANT", help="Only this variant; may be given again.")
+    ] = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help="auto, cpu or a torch device.")] = "auto",
+    executor: ExecutorOption = "ray",
+    address: AddressOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", min=1, metavar="N", help="Trainings at once; one for each GPU."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and evaluate the paper's ablation: clip or frame level only, without identity, motion 0.1 to 1.
+
+    The same command goes on where it was interrupted.
+    """
+    extras.require("train", "ablate")
+    check_executor(executor, address, workers)
+    from talkforge.training.ablate import Ablation, run_ablation, table_rows
+
+    asked = Ablation(
+        config, tuple(settings), dataset, to, clips, (stage1_steps, stage2_steps), tuple(only), device
+    )
+    with Display(notes) as display:
+        document = run_ablation(
+            asked, workers=workers, address=address, inline=executor == "inline", show=display.show
+        )
+    if as_json:
+        print_json(document)
+        return
+    first, *rows = table_rows(document)
+    table = Table(*first, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for name, why in document["left_out"].items():
+        line(f"left out: {name}: {why}")
+    line(f"tables: {to}/ablation.csv, ablation.tex")

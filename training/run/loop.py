@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,16 +22,21 @@ from talkforge.training.objective.losses import Loss
 from talkforge.training.run import checkpoint, parallel
 from talkforge.training.run.checkpoint import FOLDER, TrainProgress
 from talkforge.training.run.optim import learning_rate
-from talkforge.training.run.progress import Clock, Report
+from talkforge.training.run.progress import Clock, Report, Validation
 from talkforge.training.run.update import TrainState
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
 
+log = logging.getLogger(__name__)
+
 _STOP = "stop"
 
-Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], object]
-"""Writes validation samples of a model into a folder."""
+Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], Validation]
+"""Writes validation samples of a model into a folder, and measures them."""
+
+VALIDATION = "validation.csv"
+"""File of a run with the measures of its validation samples, one row for each step."""
 
 
 @dataclass
@@ -185,7 +191,11 @@ class Loop:
         with parallel.error_barrier(self._accelerator):
             if main or parallel.is_sharded(self._accelerator):
                 with nullcontext(samples) if main else tempfile.TemporaryDirectory() as folder:
-                    self._preview(state.model, state.encoders, self._config, info, Path(folder))
+                    found = self._preview(state.model, state.encoders, self._config, info, Path(folder))
+                if main and found.measures:
+                    found.append(self._out / VALIDATION, step)
+                    self._accelerator.log(found.tracked(), step=step)
+                    log.info("step %d: %s", step, found.line())
 
 
 def _parts(loss: Loss) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from talkforge.schemas.progress import Progress
 
@@ -74,6 +76,50 @@ class Report:
     def progress(self) -> Progress:
         """The state for the display of all commands."""
         return Progress("training", self.step, self.steps, self.line())
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation samples of one step.
+
+    Attributes:
+        files: the videos.
+        measures: mean over the samples of each measure that could be taken, by its name; those of the true
+            videos begin with `true_`. Empty where nothing was measured.
+    """
+
+    files: list[Path]
+    measures: dict[str, float]
+
+    def tracked(self) -> dict[str, float]:
+        """Values for the trackers, by their names there."""
+        return {f"validation/{name}": value for name, value in self.measures.items()}
+
+    def line(self) -> str:
+        """The measures that follow the audio, in one line."""
+        names = ("sync_probability", "lip_aperture_r", "identity_similarity", "jitter")
+        shown = [f"{name} {self.measures[name]:.3f}" for name in names if name in self.measures]
+        return f"validation of {len(self.files)}: {', '.join(shown) or 'no face was found'}"
+
+    def append(self, path: Path, step: int) -> None:
+        """Write the measures as a row of a CSV file. Rows of this step and of later ones are replaced.
+
+        Args:
+            path: the file; columns are `step`, `videos`, and the names of the measures.
+            step: optimizer steps done.
+        """
+        rows: list[dict[str, str]] = []
+        with suppress(OSError), path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+        rows = [row for row in rows if int(row["step"]) < step]
+        new = {"step": str(step), "videos": str(len(self.files))}
+        rows.append(new | {name: f"{value:.6g}" for name, value in self.measures.items()})
+        part = path.with_name(f".{path.name}.part")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(path)
 
 
 class Clock:
