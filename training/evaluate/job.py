@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -127,11 +128,14 @@ def evaluate(
         pairing = videos.pair(generated, reference, folder)
         show(counted("evaluating", 0, len(pairing.pairs), "videos"))
         models, networks = Models.load(settings.identity), PaperNetworks.load()
-        results, failed = _measured(pairing, out / "videos", settings, models, networks, folder, show)
+        halves: dict[str, TestedVideo] = {}
+        results, failed = _measured(pairing, out / "videos", settings, models, networks, folder, halves, show)
         if not results:
             first = next(iter(failed.values()))
             raise CommandError(f"none of {len(pairing.pairs)} pairs could be measured; the first: {first}")
-        tested = _tested(pairing.pairs, results, settings, models, networks, folder, show)
+        measured = {result.key for result in results}
+        wanted = [pair for pair in pairing.pairs if pair.key in measured][: settings.self_test_videos]
+        tested = _tested(wanted, halves, settings, models, networks, folder, show)
     document = _document(generated, reference, settings, pairing, results, failed, models, networks)
     document["self_test"] = tested
     document["against"] = None if other is None else _compared(document, other, str(against))
@@ -166,7 +170,7 @@ def run_self_test(
         found = videos.only_true(reference, folder)
         models, networks = Models.load(settings.identity), PaperNetworks.load()
         wanted = found.pairs[: settings.self_test_videos or SELF_TEST_VIDEOS]
-        tested = _tested(wanted, None, settings, models, networks, folder, show)
+        tested = _tested(wanted, {}, settings, models, networks, folder, show)
     if tested is None:
         raise CommandError(f"none of the videos of {reference} could be measured")
     _text(out / "self_test.json", json.dumps(tested, indent=1))
@@ -183,17 +187,24 @@ def _measured(
     models: Models,
     networks: PaperNetworks,
     folder: Path,
+    halves: dict[str, TestedVideo],
     show: ProgressCallback,
 ) -> tuple[list[PairResult], dict[str, str]]:
-    """Results of the pairs, and why others have none."""
-    results, failed = [], {}
+    """Results of the pairs, and why others have none. The first true videos go into `halves`."""
+    results: list[PairResult] = []
+    failed: dict[str, str] = {}
     for number, pair in enumerate(pairing.pairs):
         try:
             made = _fingerprint(pair, settings, models, networks)
             result = _kept(kept, pair.key, made)
             if result is None:
-                result = measure_pair(pair, folder, settings, models, networks)
+                own = _own_folder(folder, number)
+                result, half = measure_pair(pair, own, settings, models, networks)
                 _keep(kept, result, made)
+                if len(halves) < settings.self_test_videos:
+                    halves[pair.key] = half
+                else:
+                    shutil.rmtree(own)
             results.append(result)
         except MediaError as error:
             failed[pair.key] = one_line(error)
@@ -205,9 +216,15 @@ def _measured(
     return results, failed
 
 
+def _own_folder(folder: Path, number: int) -> Path:
+    own = folder / f"pair-{number}"
+    own.mkdir(exist_ok=True)
+    return own
+
+
 def measure_pair(
     pair: VideoPair, folder: Path, settings: Settings, models: Models, networks: PaperNetworks
-) -> PairResult:
+) -> tuple[PairResult, TestedVideo]:
     """Prepare a pair and measure both videos.
 
     Args:
@@ -217,6 +234,9 @@ def measure_pair(
         models: the networks of the measures that need no download.
         networks: those of the paper's metrics.
 
+    Returns:
+        What was measured, and its true half, for the self-test.
+
     Raises:
         MediaError: a file cannot be read, the two do not fit each other, or the true one shows no face.
     """
@@ -225,7 +245,8 @@ def measure_pair(
     made = trace_frames(ready.generated, ready.num_frames, ready.fps, models, truth.boxes)
     values, features = _values(ready, made, truth, models, networks)
     strip = _strip([ready.generated, ready.truth], ready.num_frames)
-    return PairResult(pair.key, values, true.values, ready.steps, strip, features, true.features)
+    result = PairResult(pair.key, values, true.values, ready.steps, strip, features, true.features)
+    return result, true
 
 
 def _true_half(ready: PreparedPair, models: Models, networks: PaperNetworks) -> TestedVideo:
@@ -248,23 +269,23 @@ def _values(
 
 
 def _tested(
-    pairs: Sequence[VideoPair],
-    results: Sequence[PairResult] | None,
+    wanted: Sequence[VideoPair],
+    halves: Mapping[str, TestedVideo],
     settings: Settings,
     models: Models,
     networks: PaperNetworks,
     folder: Path,
     show: ProgressCallback,
 ) -> dict[str, Any] | None:
-    """The self-test on the first pairs that could be measured; None where there are none."""
-    measured = None if results is None else {result.key for result in results}
-    wanted = [pair for pair in pairs if measured is None or pair.key in measured]
+    """The self-test on true videos, of which some were measured already; None where none can be."""
     tested: list[TestedVideo] = []
-    for number, pair in enumerate(wanted[: settings.self_test_videos]):
-        own = folder / f"self-test-{number}"
-        own.mkdir()
-        with suppress(MediaError):
-            tested.append(_true_half(prepare(pair, own, models, settings.max_s), models, networks))
+    for number, pair in enumerate(wanted):
+        if (half := halves.get(pair.key)) is None:
+            with suppress(MediaError):
+                ready = prepare(pair, _own_folder(folder, number), models, settings.max_s)
+                half = _true_half(ready, models, networks)
+        if half is not None:
+            tested.append(half)
     if not tested:
         return None
     found, means = self_test.run(tested, models, networks, folder, show)

@@ -36,12 +36,12 @@ MIN_EDGE_PX = 256
 """Frames whose shorter edge is less are enlarged to this before faces are looked for, generated and true ones
 alike. Source: ours. At 64 px the landmarker misses three of four generated faces."""
 
-FLOW_EDGE_PX = 192
+FLOW_EDGE_PX = 128
 """Shorter edge of the frames whose optical flow is measured."""
 
-_FARNEBACK = (0.5, 3, 21, 3, 7, 1.5, 0)
+_FARNEBACK = (0.5, 3, 15, 2, 7, 1.5, 0)
 """Scale, levels, window, iterations, neighbourhood, its sigma, flags. Farnebäck's flow is near zero on a
-plain wall: 0.3 % of the height a second behind real speakers, where DIS finds 4 %, which is noise."""
+plain wall: 0.4 % of the height a second behind real speakers, where DIS finds 4 %, which is noise."""
 
 LOOKS_PER_S = 2.0
 """How often a face is looked for, and the person is told from the background, per second."""
