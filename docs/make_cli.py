@@ -37,6 +37,8 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 | `export` | `place`, `format`, `dataset`, `snapshot`, `snapshot_sha256`, `options`, `tool_version`, `complete`, `clips` (number of each split), `files`, `bytes`, `notes` |
 | `snapshots` | `dataset`, `snapshots` (each `number`, `sha256` of its manifest, `current`, `tags`, `made_at`, `tool_version`, `shards`, `samples`, `num_bytes`, `own_bytes`), `removed` |
 | `audit --result` | `dataset`, `seed`, `population`, `left_out`, `drawn`, `good`, `bad`, `accepted`, `accepted_labelled`, `precision`, `recall` (each `value` or null, `low`, `high`), `rules` (each `code`, `clips`, `labelled`, `precision`, `recall`, `only_clips`, `only_labelled`, `only_precision`), `accepted_bad` (clips by the label's reason) |
+| `evaluate` | `version`, `tool_version`, `generated`, `reference`, `settings`, `videos` (measured pairs), `failed`, `unpaired` (reason by name), `metrics` (each `name`, `label`, `unit`, `better`, `generated`, `truth`, `difference` with `mean`, `low`, `high`, `count`, and `why_not`), `fid_frames`, `models`, `self_test` (`videos`, `versions`, `means`, `checks`: each `version`, `metric`, `expected`, `found`, `compared`, `passed`), `against` (`name`, `videos`, `metrics`); with --self-test the content of `self_test` |
+| `ablate` | `config`, `settings`, `dataset`, `clips`, `steps`, `variants` (by name: `label`, `videos`, `figures`), `left_out` (reason by name) |
 | `models` | `models`: each with `name`, `needed_by`, `file`, `num_bytes`, `source`, `licence`, `commercial_use`, `present`, `found`, `note` |
 
 The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:

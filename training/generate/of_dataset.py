@@ -73,29 +73,41 @@ def generate_clips(
         raise CommandError(str(error)) from None
     made = {"run": checkpoint_state(run), "dataset": dataset, "omega": omega}
     skipped: dict[str, str] = {}
-    done = 0
+    done: list[str] = []
+    _refuse_others(generated, truth)
     try:
         for folder in (generated, truth):
             folder.mkdir(parents=True, exist_ok=True)
         goes_on = _is_made(generated / MADE, made)
         (generated / MADE).write_text(json.dumps(made), encoding="utf-8")
         for key, members, sample in _fitting(pattern, pipeline, skipped):
-            if done == clips:
+            if len(done) == clips:
                 break
-            show(counted("generating", done, clips, "clips"))
+            show(counted("generating", len(done), clips, "clips"))
             paths = [folder / f"{key}.mp4" for folder in (generated, truth)]
             if not (goes_on and all(path.exists() for path in paths)):
                 _make(pipeline, sample, members, omega, *paths)
-            done += 1
+            done.append(key)
     except OSError as error:
         raise RunError(f"{generated}: cannot be written: {one_line(error)}") from None
     if not done:
         why = next(iter(skipped.values()), "it has no samples")
         raise CommandError(f"--set {dataset}: no clip fits the run: {why}")
-    for path in generated.glob("*.mp4"):  # of an earlier run with more clips, or of another data set
-        if not (truth / path.name).exists():
+    for path in (*generated.glob("*.mp4"), *truth.glob("*.mp4")):  # of an earlier request
+        if path.stem not in done:
             path.unlink()
     return skipped
+
+
+def _refuse_others(generated: Path, truth: Path) -> None:
+    """Refuse folders with videos that were not made here: they would be overwritten.
+
+    Raises:
+        CommandError: there are such videos.
+    """
+    for folder in (generated, truth):
+        if not (generated / MADE).is_file() and any(folder.glob("*.mp4")):
+            raise CommandError(f"{folder}: expected no videos but those of `evaluate --run`")
 
 
 def _shards(dataset: str) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from talkforge.schemas.errors import DatasetError
+from talkforge.training import train as training
 from talkforge.training.data.batch import Batch
 from talkforge.training.run import checkpoint, loop, update
-from talkforge.training.run.progress import Report
+from talkforge.training.run.progress import Report, Validation
 from talkforge.training.train import train
-from tests.training.runs import four_clips, small
+from tests.training.runs import Stop, four_clips, small
 from tests.training.shard_files import Shown, write_set
 
 
@@ -46,12 +47,33 @@ def test_an_error_of_the_loader_ends_the_run_but_not_while_it_stops(
 
 
 def test_validation_samples_are_videos(shards: str, tmp_path: Path) -> None:
-    config = small(shards, tmp_path, run__steps=2, run__validate_every=2, run__validation_samples=1)
+    config = small(
+        shards, tmp_path, run__steps=2, run__validate_every=2, run__validation_samples=1,
+        run__validation_measures=False,
+    )  # fmt: skip
     plain = train(small(shards, tmp_path / "plain", run__steps=2))
     result = train(config)
     (video,) = (tmp_path / "samples" / "step-00000002").iterdir()
     assert video.suffix == ".mp4" and b"ftyp" in video.read_bytes()[:16]
     assert [report.loss for report in result.history] == [report.loss for report in plain.history]
+
+
+def test_the_curve_of_validation_goes_on_where_a_run_is_resumed(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*given: Any) -> Validation:
+        folder: Path = given[-1]
+        return Validation([folder / "a.mp4"], {"lip_aperture_r": float(folder.name[-1]) / 10})
+
+    monkeypatch.setattr(training, "preview", measured)
+    changes = {"run__validate_every": 2, "run__save_every": 3}
+    stopped = train(small(shards, tmp_path, **changes), stop=Stop(5))
+    assert stopped.step == 5
+    (tmp_path / "validation.csv").open("a").write("6,1,0.9\n")  # of a step that is taken again
+    assert train(small(shards, tmp_path, **changes)).finished
+    assert (tmp_path / "validation.csv").read_text(encoding="utf-8").splitlines() == [
+        "step,videos,lip_aperture_r", "2,1,0.2", "4,1,0.4", "6,1,0.6",
+    ]  # fmt: skip
 
 
 def test_reports_are_of_all_that_was_done(shards: str, tmp_path: Path) -> None:
