@@ -465,13 +465,14 @@ def report(store: Store, selection: Selection | None = None) -> str:
     # It loads pandas and jinja2, which nothing before it needs.
     from talkforge.pipeline.clip_curves import read_curves
     from talkforge.pipeline.report import Title, write_report
+    from talkforge.pipeline.report.statistics import frame_of
 
     dataset = load_dataset(store)
     snapshot = snapshots.current(store) if snapshots.read_index(store) else None
     table = _table(store, "ledger.parquet")
     write_report(
         store,
-        ledger=table.to_pandas(),
+        ledger=frame_of(table),
         sources=_frame(store, "sources.parquet"),
         failures=_frame(store, "failures.parquet"),
         dataset=dataset,

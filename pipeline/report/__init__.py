@@ -200,14 +200,16 @@ def _by_field(what_if: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def _sheets(clips: pd.DataFrame, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     """Accepted clips, then the rejected ones by the first rule they break: a fixed, spread choice."""
-    first = first_broken(broken_rules(clips))
+    broken = broken_rules(clips)
+    first = first_broken(broken)
     groups = [("", clips["accepted"], ACCEPTED_SHOWN)]
-    codes = broken_rules(clips).columns
-    groups += [(code, first.eq(code) & clips["failure"].isna(), REJECTED_SHOWN) for code in codes]
+    fine = clips["failure"].isna()
+    groups += [(code, fine & (first == number), REJECTED_SHOWN) for number, code in enumerate(broken.columns)]
+    lots = pd.Series(pd.util.hash_array(clips["clip_id"].to_numpy(object)), clips.index)
     sheets, room = [], SHEET_BYTES
     for code, belongs, most in groups:
         cards = []
-        for row in _spread(clips[belongs], most).itertuples():
+        for row in clips.loc[_spread(clips.loc[belongs, "video_id"], lots, most)].itertuples():
             jpeg = thumbnails(str(row.clip_id))
             if jpeg and len(jpeg) * 4 // 3 > room:
                 jpeg = None
@@ -238,11 +240,17 @@ def _data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
-def _spread(clips: pd.DataFrame, most: int) -> pd.DataFrame:
-    """At most `most` rows, from as many videos as there are, chosen by a hash of the clip's name."""
-    order = clips.assign(lot=pd.util.hash_array(clips["clip_id"].to_numpy(object))).sort_values("lot")
-    order = order.assign(turn=order.groupby("video_id").cumcount())
-    return order.sort_values(["turn", "lot"]).head(most)
+def _spread(videos: pd.Series, lots: pd.Series, most: int) -> pd.Index:
+    """Indices of at most `most` rows, from as many videos as there are.
+
+    Args:
+        videos: video of each row.
+        lots: number of every row, which decides within a video; a hash of the clip's name.
+        most: number of rows.
+    """
+    order = pd.DataFrame({"video_id": videos, "lot": lots[videos.index]}).sort_values("lot")
+    order["turn"] = order.groupby("video_id").cumcount()
+    return order.sort_values(["turn", "lot"]).head(most).index
 
 
 def _card(row: Any, jpeg: bytes | None) -> dict[str, Any]:
@@ -256,7 +264,7 @@ def _card(row: Any, jpeg: bytes | None) -> dict[str, Any]:
         "face_px": row.face_clip_px,
         "speech_fraction": row.speech_fraction,
         "sync_offset_frames": row.sync_offset_frames,
-        "details": row.reason_details or row.reasons,
+        "details": list(row.reason_details) or row.reasons,
         "stopped_by": row.stopped_by,
         "fps": row.fps,
         "jpeg": jpeg,

@@ -14,18 +14,23 @@ from typing import Any
 WIDTH, HEIGHT = 317.0, 137.0
 """Size of a chart in its own units, CSS pixels where it is shown as it is."""
 
+TIMES = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+"""Units of the heights, in seconds: the first of which there are two."""
+
 LEFT, RIGHT, TOP, BOTTOM = 35.0, 308.0, 7.0, 103.0
 """Edges of the plot within it."""
 
 
 def histogram_svg(entry: Mapping[str, Any]) -> str:
-    """Stacked histogram of one entry of `statistics["measures"]`, thresholds as dashed lines.
+    """Stacked histogram of one entry of `statistics["measures"]` by length, thresholds as dashed lines.
 
     Returns:
         An `<svg>` element without an XML header; the same entry gives the same text.
     """
     edges = [float(edge) for edge in entry["edges"]]
-    heights = [a + b for a, b in zip(entry["accepted"], entry["not_accepted"], strict=True)]
+    both_s = [a + b for a, b in zip(entry["accepted_s"], entry["not_accepted_s"], strict=True)]
+    unit_s, unit = next(one for one in TIMES if max(both_s) >= 2 * one[0] or one[0] == 1)
+    heights, kept = ([length / unit_s for length in lengths] for lengths in (both_s, entry["accepted_s"]))
     is_log = entry["scale"] == "log" and edges[0] > 0
     lines = threshold_positions(entry)
     x_of = _Axis([*edges, *lines], LEFT, RIGHT, 0.02, is_log)
@@ -33,14 +38,14 @@ def histogram_svg(entry: Mapping[str, Any]) -> str:
     ticks = edges[::6] if x_of.is_log else ticks_between(*x_of.span, 6, entry["scale"] == "whole")
     middle = (TOP + BOTTOM) / 2
     parts = [
-        *_grid(ticks_between(0.0, y_of.span[1], 3, whole=True), y_of),
+        *_grid(ticks_between(0.0, y_of.span[1], 3), y_of),
         *_bars(edges, heights, x_of, y_of, "var(--lost)"),
-        *_bars(edges, entry["accepted"], x_of, y_of, "var(--kept)"),
+        *_bars(edges, kept, x_of, y_of, "var(--kept)"),
         *(_line(x_of(at), TOP, x_of(at), BOTTOM, "var(--mark)", ' stroke-dasharray="6 3"') for at in lines),
         _line(LEFT, BOTTOM, RIGHT, BOTTOM, "var(--line)"),
         *(_text(x_of(at), BOTTOM + 12, f"{at:.3g}" if x_of.is_log else _number(at)) for at in ticks),
         _text((LEFT + RIGHT) / 2, BOTTOM + 27, str(entry["unit"])),
-        _text(9.0, middle, "clips", more=f' transform="rotate(-90 9 {middle:g})"'),
+        _text(9.0, middle, unit, more=f' transform="rotate(-90 9 {middle:g})"'),
     ]
     head = f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-hidden="true">'
     return head + "".join(parts) + "</svg>"

@@ -36,7 +36,8 @@ def people_statistics(
         people: answer of `people_table`.
         config: how clips are grouped and split.
     """
-    known = clips[clips["person_id"].notna()]
+    names = ["clip_id", "video_id", "person_id", "accepted", "split", "hours", "identity_model"]
+    known = clips.loc[clips["person_id"].notna(), names]
     if not len(known):
         return None
     kept = known[known["accepted"]]
@@ -46,7 +47,7 @@ def people_statistics(
     return {
         "found": int(known["person_id"].nunique()),
         "kept": len(hours),
-        "kept_without_identity": tally(clips[clips["accepted"] & clips["person_id"].isna()]),
+        "kept_without_identity": tally(clips.loc[clips["accepted"] & clips["person_id"].isna(), "hours"]),
         "same_person": threshold,
         "balance": _balance(hours),
         "largest": _largest(kept, hours, people),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,13 @@ HISTOGRAM_BINS = 24
 
 WHAT_IF_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 """Where a threshold is tried: at these quantiles of the clips that it alone decides on."""
+
+
+TOLD = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+"""Quantiles of each measurement that are told."""
+
+QUANTILES = (*TOLD[:1], 0.01, *TOLD[1:-1], 0.99, *TOLD[-1:])
+"""These, and those between which a histogram lies."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,13 @@ def rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def tally(rows: pd.DataFrame) -> dict[str, Any]:
-    """How many clips these are, and how long."""
-    return {"clips": len(rows), "hours": hours_of(rows["hours"])}
+def tally(hours: pd.Series) -> dict[str, Any]:
+    """How many clips these are, and how long.
+
+    Args:
+        hours: length of each, the column of `clips_table`.
+    """
+    return {"clips": len(hours), "hours": hours_of(hours)}
 
 
 def threshold_of(rule: Rule | None, config: Config) -> dict[str, Any]:
@@ -139,31 +151,55 @@ def threshold_of(rule: Rule | None, config: Config) -> dict[str, Any]:
 def what_if(rule: Rule, clips: pd.DataFrame, broken: pd.DataFrame, config: Config) -> dict[str, Any] | None:
     """What is kept where this threshold is moved and all others stay; None: nothing to try it on.
 
-    `clips` and `broken` are those of `clips_table` and `broken_rules`. Clips whose measuring
-    stopped at a gate are left out: what else they would break is unknown.
+    Args:
+        rule: whose threshold is moved.
+        clips: rows of `clips_table` that were measured to the end. What else the others break is unknown.
+        broken: answer of `broken_rules` for them.
+        config: of the last selection.
     """
-    others = broken.drop(columns=rule.code).any(axis=1)
-    open_ = clips[~others & clips["failure"].isna() & clips["stopped_by"].isna()]
-    values = judged(rule.field, open_)
-    values = values.abs() if rule.absolute else values
-    if rule.likely:
-        values = values.where(~(open_[rule.likely] < LIKELY_FROM))
-    if not values.notna().any():
+    open_ = clips.loc[broken["others"] <= broken[rule.code], sorted({rule.field, *rule_inputs(rule)})]
+    values = compared(rule, open_).to_numpy()
+    known = values[~np.isnan(values)]
+    if not len(known):
         return None
     now = getattr(config.thresholds, rule.threshold)
-    points = {rounded(q) for q in values.quantile(list(WHAT_IF_QUANTILES), interpolation="nearest")}
+    points = {rounded(q) for q in np.quantile(known, WHAT_IF_QUANTILES, method="nearest")}
     points |= set() if now is None else {float(now)}
+    hours = clips.loc[open_.index, "hours"]
+    is_kept = clips.loc[open_.index, "reviewed"].eq("keep").to_numpy()
+    passes_always = is_kept | (np.isnan(values) & (not rule.needed))
 
     def kept(threshold: float) -> dict[str, Any]:
-        passes = values.ge(threshold) if rule.side == "at_least" else values.le(threshold)
-        passes |= (values.isna() & (not rule.needed)) | open_["reviewed"].eq("keep")
-        return {"threshold": threshold, **tally(open_[passes])}
+        passes = values >= threshold if rule.side == "at_least" else values <= threshold
+        return {"threshold": threshold, **tally(hours[passes | passes_always])}
 
     return {
         "code": rule.code,
         **threshold_of(rule, config),
         "points": [kept(point) for point in sorted(points)],
     }
+
+
+def rule_inputs(rule: Rule) -> set[str]:
+    """Columns that `compared` reads beside that of the rule."""
+    moved = {"audio_shift_s", "sync_offset_probability"} if rule.field in MOVED else set()
+    return moved | ({rule.likely} if rule.likely else set())
+
+
+MOVED = ("sync_offset_frames", "sync_probability")
+"""Columns whose values are others once the audio is moved."""
+
+
+def compared(rule: Rule, clips: pd.DataFrame) -> pd.Series:
+    """What the rule compares in each clip; NaN where it has no value, or is skipped.
+
+    Args:
+        rule: a rule with a threshold.
+        clips: rows of `clips_table`.
+    """
+    values = judged(rule.field, clips)
+    values = values.abs() if rule.absolute else values
+    return values.where(~(clips[rule.likely] < LIKELY_FROM)) if rule.likely else values
 
 
 def judged(field: str, clips: pd.DataFrame) -> pd.Series:
@@ -180,36 +216,60 @@ def histogram(measure: Measure, clips: pd.DataFrame, config: Config) -> dict[str
 
     Values beyond the outermost edges are counted in the outermost bins.
     """
-    values = clips[measure.field]
-    known = values.dropna()
-    if known.empty:
+    column = clips[measure.field].to_numpy()
+    is_known = ~np.isnan(column)
+    known = column[is_known]
+    if not len(known):
         return None
     rules = [rule for rule in RULES if rule.field == measure.field]
     lines = [threshold_of(rule, config) for rule in rules]
-    edges = _edges(measure, known, [line["threshold"] for line in lines if line["threshold"] is not None])
-    inner = known.clip(edges[0], edges[-1])
-    accepted = clips.loc[known.index, "accepted"]
-    quantiles = known.quantile([0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    quantiles = dict(zip(QUANTILES, np.quantile(known, QUANTILES).tolist(), strict=True))
+    thresholds = [line["threshold"] for line in lines if line["threshold"] is not None]
+    edges = _edges(measure, known, quantiles, thresholds)
+    bins = np.clip(np.searchsorted(edges, known, side="right") - 1, 0, len(edges) - 2)
+    accepted = clips["accepted"].to_numpy()[is_known]
+    seconds = np.nan_to_num(clips["duration_s"].to_numpy()[is_known])
+
+    def heights(mask: NDArray[np.bool_]) -> tuple[list[int], list[float]]:
+        counts = np.bincount(bins[mask], minlength=len(edges) - 1)
+        lengths_s = np.bincount(bins[mask], seconds[mask], len(edges) - 1)
+        return counts.tolist(), [round(length, 3) for length in lengths_s.tolist()]
+
+    (kept, kept_s), (left, left_s) = heights(accepted), heights(~accepted)
     return {
         "field": measure.field,
         "label": measure.label,
         "unit": unit_of(measure.field),
         "scale": measure.scale,
         "known": len(known),
-        "unknown": len(values) - len(known),
+        "unknown": len(column) - len(known),
         "mean": rounded(known.mean()),
-        "quantiles": {f"{q:g}": rounded(value) for q, value in quantiles.items()},
+        "quantiles": {f"{q:g}": rounded(value) for q, value in quantiles.items() if q in TOLD},
         "thresholds": [line for line in lines if line["threshold"] is not None],
         "absolute": any(rule.absolute for rule in rules),
         "edges": [rounded(edge) for edge in edges],
-        "accepted": np.histogram(inner[accepted], edges)[0].tolist(),
-        "not_accepted": np.histogram(inner[~accepted], edges)[0].tolist(),
+        "accepted": kept,
+        "not_accepted": left,
+        "accepted_s": kept_s,
+        "not_accepted_s": left_s,
+        "median_of_accepted_s": weighted_median(known[accepted], seconds[accepted]),
     }
 
 
-def _edges(measure: Measure, known: pd.Series, thresholds: list[float]) -> NDArray[np.float64]:
+def weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float | None:
+    """The least value up to which half of the weight lies; None without any weight."""
+    if not weights.sum() > 0:
+        return None
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    return rounded(float(values[order][np.searchsorted(reached, reached[-1] / 2)]))
+
+
+def _edges(
+    measure: Measure, known: NDArray[np.float64], quantiles: Mapping[float, float], thresholds: list[float]
+) -> NDArray[np.float64]:
     """Edges of the bins: the middle 98 % of the values and the thresholds; the rest goes to the ends."""
-    low, high = (float(known.quantile(q)) for q in (0.01, 0.99))
+    low, high = quantiles[0.01], quantiles[0.99]
     low, high = min([low, *thresholds]), max([high, *thresholds])
     if measure.scale == "whole":
         low, high = np.floor(low), np.ceil(high)

@@ -7,16 +7,28 @@ face once, so that two people in one frame make two hours of clips in one hour o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from talkforge.curation.verdict import CODES, RULES
+from talkforge.pipeline.report.alerts import alerts, nearest
 from talkforge.pipeline.report.people import people_statistics, people_table
-from talkforge.pipeline.report.quantities import MEASURES, histogram, hours_of, tally, threshold_of, what_if
+from talkforge.pipeline.report.quantities import (
+    MEASURES,
+    histogram,
+    hours_of,
+    rule_inputs,
+    tally,
+    threshold_of,
+    what_if,
+)
+from talkforge.pipeline.report.relations import breakdown, correlations
 from talkforge.pipeline.totals import STATUSES, Totals, count
 from talkforge.schemas.config import Config
 from talkforge.schemas.dataset import Dataset
@@ -76,7 +88,7 @@ def numbers_of(
     config = dataset.config
     broken = broken_rules(clips)
     rules = _rules(clips, broken, config)
-    return {
+    found = {
         "schema_version": dataset.schema_version,
         "tool_version": dataset.tool_version,
         "config_hash": dataset.config_hash,
@@ -84,7 +96,7 @@ def numbers_of(
         "headline": _headline(clips, inputs, totals),
         "funnel": _funnel(clips, inputs, broken, [rule["code"] for rule in rules]),
         "rules": rules,
-        "what_if": [w for rule in RULES if (w := what_if(rule, clips, broken, config))],
+        "what_if": _what_if(clips, broken, config),
         "measures": [m for measure in MEASURES if (m := histogram(measure, clips, config))],
         "quantiles": {name: list(values) for name, values in dataset.quantiles.items()},
         "sync": _sync(clips),
@@ -96,7 +108,39 @@ def numbers_of(
         "models_absent": [absent.model_dump() for absent in dataset.models_absent],
         "failures": _failures(failures),
         "audit": audit,
+        "breakdown": breakdown(clips),
+        "correlations": correlations(clips),
     }
+    return found | {"alerts": alerts(found, clips, config), "nearest": nearest(clips, config)}
+
+
+def frame_of(ledger: pa.Table) -> pd.DataFrame:
+    """The ledger as pandas has it, for a million clips: equal names and lists of reasons are one object.
+
+    Args:
+        ledger: rows of `LedgerRow`, or some of its columns.
+    """
+    columns = {}
+    for name, column in zip(ledger.column_names, ledger.columns, strict=True):
+        if pa.types.is_list(column.type) and name != "reason_details":
+            texts = pc.binary_join(column.combine_chunks(), ",").dictionary_encode()
+            values = [tuple(text.split(",")) if text else () for text in texts.dictionary.to_pylist()]
+            columns[name] = _shared(texts, values)
+        elif pa.types.is_string(column.type) and name != "clip_id":
+            texts = column.combine_chunks().dictionary_encode()
+            columns[name] = _shared(texts, texts.dictionary.to_pylist())
+        elif name == "reason_details":  # a million lists; those of the clips that are shown are made
+            columns[name] = pd.Series(pd.arrays.ArrowExtensionArray(column))
+        else:
+            columns[name] = column.to_pandas()
+    return pd.DataFrame(columns)
+
+
+def _shared(texts: pa.DictionaryArray, values: Sequence[Any]) -> pd.Series:
+    own = np.empty(len(values) + 1, object)  # the last one stands for null
+    for number, value in enumerate(values):
+        own[number] = value
+    return pd.Series(own[texts.indices.fill_null(len(values)).to_numpy()], dtype=object)
 
 
 def clips_table(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -104,20 +148,28 @@ def clips_table(ledger: pd.DataFrame) -> pd.DataFrame:
     wanted = ["clip_id", "video_id", "uri", "reasons", "reason_details", "accepted", "fps", "num_frames"]
     wanted += [*TEXT_COLUMNS, *(measure.field for measure in MEASURES)]
     columns = dict.fromkeys([*ledger.columns, *wanted])
-    clips = ledger.reindex(columns=list(columns)).sort_values("clip_id", ignore_index=True)
-    for name in ("clip_id", "video_id", "uri"):
-        clips[name] = clips[name].astype(object)
+    clips = ledger.reset_index(drop=True).reindex(columns=list(columns))
+    if not clips["clip_id"].is_monotonic_increasing:
+        clips = clips.sort_values("clip_id", ignore_index=True)
+    made: dict[str, Any] = {name: clips[name].astype(object) for name in ("clip_id", "video_id", "uri")}
     for name in TEXT_COLUMNS:
-        clips[name] = clips[name].astype(object).where(clips[name].notna() & (clips[name] != ""), None)
+        text = clips[name].astype(object)
+        made[name] = text.where(text.notna() & text.ne(""), None)
     for name in ("reasons", "reason_details"):
-        clips[name] = [[] if value is None or np.ndim(value) == 0 else list(value) for value in clips[name]]
-    clips["accepted"] = clips["accepted"].eq(True).astype(bool)
+        if not isinstance(clips[name].dtype, pd.ArrowDtype):
+            made[name] = _tuples(clips[name])
+    made["accepted"] = clips["accepted"].eq(True).astype(bool)
+    made |= {measure.field: _numbers(clips[measure.field]) for measure in MEASURES}
     frames, fps = _numbers(clips["num_frames"]), _numbers(clips["fps"])
-    clips["duration_s"] = [seconds_from_frames(n, rate) for n, rate in zip(frames, fps, strict=True)]
-    clips["hours"] = clips["duration_s"] / 3600
-    for measure in MEASURES:
-        clips[measure.field] = _numbers(clips[measure.field])
-    return clips
+    made["duration_s"] = seconds_from_frames(frames, fps)
+    made["hours"] = made["duration_s"] / 3600
+    return pd.DataFrame({**{name: clips[name] for name in clips.columns}, **made})
+
+
+def _tuples(column: pd.Series) -> pd.Series:
+    """Lists as tuples; none is an empty one."""
+    values = [() if value is None or isinstance(value, float) else tuple(value) for value in column]
+    return pd.Series(values, column.index, dtype=object)
 
 
 def sources_table(sources: pd.DataFrame) -> pd.DataFrame:
@@ -168,19 +220,18 @@ def broken_rules(clips: pd.DataFrame) -> pd.DataFrame:
 
     A clip that failed is not judged, and breaks none.
     """
-    pairs = clips.loc[clips["failure"].isna(), "reasons"].explode().dropna()
-    found = sorted(set(pairs) - set(CODES))
+    numbers, sets = pd.factorize(clips["reasons"])
+    found = sorted({code for codes in sets for code in codes} - set(CODES))
     order = [*CODES, *found]
-    table = np.zeros((len(clips), len(order)), bool)
-    table[pairs.index.to_numpy(int), [order.index(code) for code in pairs]] = True
+    of_set = np.array([[code in codes for code in order] for codes in sets], bool).reshape(-1, len(order))
+    table = of_set[numbers] & clips["failure"].isna().to_numpy()[:, None]
     return pd.DataFrame(table, columns=order, index=clips.index)
 
 
-def first_broken(broken: pd.DataFrame) -> pd.Series:
-    """Code of the first rule each clip breaks, in the order of the funnel; "" for none."""
-    if not len(broken):
-        return pd.Series([], dtype=object)
-    return broken.idxmax(axis=1).where(broken.any(axis=1), "")
+def first_broken(broken: pd.DataFrame) -> NDArray[np.int64]:
+    """[clips]: number of the first column of `broken_rules` that each clip breaks; -1 for none."""
+    table = broken.to_numpy()
+    return np.where(table.any(axis=1), table.argmax(axis=1), -1)
 
 
 def _refuse(clips: pd.DataFrame, bad: pd.Series, complaint: str) -> None:
@@ -195,18 +246,18 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def _headline(clips: pd.DataFrame, inputs: pd.DataFrame, totals: Totals) -> dict[str, Any]:
-    kept = clips[clips["accepted"]]
+    kept = clips.loc[clips["accepted"], ["hours", "person_id", "video_id", "split"]]
     return {
         "input": {
             "sources": len(inputs),
             "hours": round(totals.input_s / 3600, 6),
             "unknown_length": int(inputs["hours"].isna().sum()),
         },
-        "candidates": tally(clips),
+        "candidates": tally(clips["hours"]),
         "accepted": {"clips": totals.accepted, "hours": round(totals.kept_s / 3600, 6)},
         "people": int(kept["person_id"].nunique()) or None,
         "videos": int(kept["video_id"].nunique()),
-        "splits": {str(split): tally(rows) for split, rows in kept.groupby("split")},
+        "splits": {str(split): tally(hours) for split, hours in kept.groupby("split")["hours"]},
     }
 
 
@@ -216,8 +267,8 @@ def _funnel(
     """What is left after each step. `kind` says what is counted: sources (footage) or clips."""
     steps: list[dict[str, Any]] = []
 
-    def add(step: str, kind: str, rows: pd.DataFrame) -> None:
-        count, hours = len(rows), hours_of(rows["hours"])
+    def add(step: str, kind: str, rows: pd.Series) -> None:
+        count, hours = len(rows), hours_of(rows)
         before = steps[-1] if steps and steps[-1]["kind"] == kind else None
         lost = before["count"] - count if before else 0
         lost_hours = round(before["hours"] - hours, 6) if before else 0.0
@@ -233,7 +284,7 @@ def _funnel(
         )
 
     left = inputs
-    add("input", "sources", left)
+    add("input", "sources", left["hours"])
     for step, status in (
         ("readable", "failed"),
         ("unique", "duplicate"),
@@ -243,59 +294,73 @@ def _funnel(
         left = left[left["status"] != status]
         if status == "pending" and not (inputs["status"] == "pending").any():
             continue  # only a run that was cut short has this step
-        add(step, "sources", left)
-    add("candidates", "clips", clips)
+        add(step, "sources", left["hours"])
+    hours = clips["hours"]
+    add("candidates", "clips", hours)
     alive = clips["failure"].isna()
-    add("measured", "clips", clips[alive])
+    add("measured", "clips", hours[alive])
     for code in codes:
         alive &= ~broken[code]
-        add(code, "clips", clips[alive])
-    add("accepted", "clips", clips[clips["accepted"]])
+        add(code, "clips", hours[alive])
+    add("accepted", "clips", hours[clips["accepted"]])
     return steps
 
 
 def _rules(clips: pd.DataFrame, broken: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
     """For every rule that is on or that some clip breaks: whom it stops first, at all, and alone."""
     first, several = first_broken(broken), broken.sum(axis=1)
-    stopped = clips["stopped_by"].notna()
+    is_whole = clips["failure"].isna()
+    stopped, hours = clips["stopped_by"].notna(), clips["hours"]
     known = {rule.code: rule for rule in RULES}
     rows = []
-    for code in broken.columns:
+    for number, code in enumerate(broken.columns):
         rule, hit = known.get(code), broken[code]
         threshold = getattr(config.thresholds, rule.threshold) if rule else None
         if threshold is None and not hit.any():
             continue
-        only = hit & several.eq(1) & clips["failure"].isna()
+        only = hit & several.eq(1) & is_whole
         rows.append(
             {
                 "code": code,
                 **threshold_of(rule, config),
-                "first": tally(clips[first == code]),
-                "any": tally(clips[hit]),
-                "only": tally(clips[only & ~stopped]),
-                "only_unmeasured": tally(clips[only & stopped]),
+                "first": tally(hours[first == number]),
+                "any": tally(hours[hit]),
+                "only": tally(hours[only & ~stopped]),
+                "only_unmeasured": tally(hours[only & stopped]),
             }
         )
     return rows
 
 
+def _what_if(clips: pd.DataFrame, broken: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
+    is_open = clips["failure"].isna() & clips["stopped_by"].isna()
+    names = {"hours", "reviewed", "audio_shift_s", *(rule.field for rule in RULES)}
+    names = {*names, *(name for rule in RULES for name in rule_inputs(rule))}
+    open_, tried = clips.loc[is_open, sorted(names)], broken[is_open]
+    tried = tried.assign(others=tried.sum(axis=1))
+    return [entry for rule in RULES if (entry := what_if(rule, open_, tried, config))]
+
+
 def _sync(clips: pd.DataFrame) -> dict[str, Any]:
-    reached = clips[clips["failure"].isna() & clips["stopped_by"].isna()]
-    scored = reached["sync_offset_frames"].notna()
+    reached = clips["failure"].isna() & clips["stopped_by"].isna()
+    scored, hours = clips["sync_offset_frames"].notna(), clips["hours"]
     return {
-        "methods": sorted({str(name) for name in reached["sync_method"].dropna()}),
-        "scored": tally(reached[scored]),
-        "unscored": tally(reached[~scored]),
-        "not_measured": tally(clips.drop(reached.index)),
+        "methods": sorted({str(name) for name in clips.loc[reached, "sync_method"].dropna().unique()}),
+        "scored": tally(hours[reached & scored]),
+        "unscored": tally(hours[reached & ~scored]),
+        "not_measured": tally(hours[~reached]),
     }
 
 
 def _languages(clips: pd.DataFrame) -> list[dict[str, Any]]:
     """Clips of each transcribed language, the most spoken first; none where nothing is transcribed."""
-    groups = clips.groupby("language", sort=True)
     rows = [
-        {"language": str(language), **tally(rows), "accepted": tally(rows[rows["accepted"]])}
-        for language, rows in groups
+        {
+            "language": str(language),
+            **tally(group["hours"]),
+            "accepted": tally(group.loc[group["accepted"], "hours"]),
+        }
+        for language, group in clips[["language", "hours", "accepted"]].groupby("language")
     ]
     return sorted(rows, key=lambda row: (-row["hours"], row["language"]))
 
@@ -303,7 +368,7 @@ def _languages(clips: pd.DataFrame) -> list[dict[str, Any]]:
 def _identity(clips: pd.DataFrame) -> dict[str, Any]:
     known = clips["identity_model"].notna()
     return {
-        "models": sorted({str(name) for name in clips.loc[known, "identity_model"]}),
+        "models": sorted({str(name) for name in clips.loc[known, "identity_model"].unique()}),
         "clips": int(known.sum()),
         "people": int(clips["person_id"].nunique()),
         "split_by": "person" if clips["person_id"].notna().any() else "source video",
@@ -316,10 +381,10 @@ def _provenance(clips: pd.DataFrame, inputs: pd.DataFrame) -> list[dict[str, Any
     first = inputs[inputs["video_id"] != ""]
     first = first.sort_values("status", key=lambda s: s.eq("duplicate"), kind="stable")
     of_video = first.drop_duplicates("video_id").set_index("video_id")[terms]
-    kept = clips[clips["accepted"]].drop(columns=terms, errors="ignore")
+    kept = clips.loc[clips["accepted"], ["video_id", "hours"]]
     kept = kept.join(of_video, on="video_id").fillna(dict.fromkeys(terms, ""))
-    by_kept = dict(list(kept.groupby(terms)))
-    empty = kept.iloc[:0]
+    by_kept = dict(list(kept.groupby(terms)["hours"]))
+    empty = kept["hours"].iloc[:0]
     return [
         {
             "licence": str(licence),

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule, hangs_on_numbers
+from talkforge.curation.verdict import RULES, Rule, hangs_on_numbers
 from talkforge.pipeline.report.pages import packed, page
-from talkforge.pipeline.report.quantities import judged, threshold_of
+from talkforge.pipeline.report.quantities import compared, threshold_of
 from talkforge.schemas.config import Config, Thresholds
 
 Repeats = Sequence[tuple[str, str]]
@@ -29,8 +29,9 @@ def decided_by_thresholds(clips: pd.DataFrame) -> pd.Series:
     Args:
         clips: answer of `clips_table`.
     """
-    told = zip(clips["failure"], clips["stopped_by"], clips["reasons"], strict=True)
-    return pd.Series([hangs_on_numbers(*row) for row in told], clips.index, dtype=bool)
+    numbers, sets = pd.factorize(clips["reasons"])
+    by_numbers = np.array([hangs_on_numbers(None, None, codes) for codes in sets], bool)
+    return clips["failure"].isna() & clips["stopped_by"].isna() & by_numbers[numbers]
 
 
 def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats) -> str:
@@ -51,7 +52,7 @@ def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str,
     columns = [
         open_["duration_s"],
         *(_numbered(open_[name]) for name in ("video_id", "person_id", "language")),
-        *(_values(rule, open_) for rule in rules),
+        *(compared(rule, open_) for rule in rules),
     ]
     table = np.stack([np.asarray(column, "<f8") for column in columns])
     place = {key: n for n, key in enumerate(open_["clip_id"])}
@@ -80,14 +81,7 @@ def _is_offered(rule: Rule, clips: pd.DataFrame, config: Config) -> bool:
     if rule.field == "sync_offset_frames" and config.thresholds.repair_sync:
         return False
     is_on = getattr(config.thresholds, rule.threshold) is not None
-    return bool(is_on or _values(rule, clips).notna().any())
-
-
-def _values(rule: Rule, clips: pd.DataFrame) -> pd.Series:
-    """What the rule compares in each clip; NaN where it has no value."""
-    values = judged(rule.field, clips)
-    values = values.abs() if rule.absolute else values
-    return values.where(~(clips[rule.likely] < LIKELY_FROM)) if rule.likely else values
+    return bool(is_on or compared(rule, clips).notna().any())
 
 
 def _numbered(names: pd.Series) -> pd.Series:

@@ -11,8 +11,9 @@ import pytest
 from talkforge.pipeline.report.charts import BOTTOM, LEFT, RIGHT, TOP, histogram_svg, ticks_between
 
 ENTRY = {
-    "field": "face_px", "edges": [0.0, 1.0, 2.0, 4.0], "accepted": [1, 2, 0], "not_accepted": [0, 2, 3],
-    "scale": "linear", "unit": "px <1>", "absolute": False, "thresholds": [],
+    "field": "face_px", "edges": [0.0, 1.0, 2.0, 4.0], "accepted_s": [0.5, 1.0, 0.0],
+    "not_accepted_s": [0.0, 1.0, 1.5], "scale": "linear", "unit": "px <1>",
+    "absolute": False, "thresholds": [],
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_thresholds_are_dashed_lines_at_their_place_and_ticks_are_round() -> Non
     svg = drawn(thresholds=[{"threshold": 2.0, "side": "at_least"}])
     (mark,) = (line for line in svg.iter("line") if line.get("stroke") == "var(--mark)")
     assert float(mark.get("x1", "")) == pytest.approx((LEFT + RIGHT) / 2, abs=0.01)
-    assert texts(svg) == ["0", "2", "4", "0", "1", "2", "3", "4", "px <1>", "clips"]
+    assert texts(svg) == ["0", "1", "2", "0", "1", "2", "3", "4", "px <1>", "s"]
 
 
 def test_a_logarithmic_axis_names_edges_and_turns_linear_where_a_threshold_is_zero() -> None:
@@ -59,7 +60,7 @@ def test_a_logarithmic_axis_names_edges_and_turns_linear_where_a_threshold_is_ze
 
 
 def test_nothing_at_all_is_a_chart_without_bars() -> None:
-    svg = drawn(accepted=[0, 0, 0], not_accepted=[0, 0, 0])
+    svg = drawn(accepted_s=[0, 0, 0], not_accepted_s=[0, 0, 0])
     assert list(svg.iter("path")) == []
 
 
