@@ -9,6 +9,7 @@ from talkforge.schemas.errors import MissingExtraError
 PACKAGES = {
     "torch": ("torch", "transformers"),
     "train": ("torch", "transformers", "diffusers", "accelerate", "peft", "webdataset"),
+    "train-8bit": ("torchao",),
     "dlib": ("dlib",),
     "view": ("flask",),
     "s3": ("s3fs",),

@@ -59,6 +59,24 @@ class ModelConfig(Section):
     )
     lora_rank: int = Field(64, ge=1, description="Rank of the low-rank updates.")
     gradient_checkpointing: bool = Field(False, description="Recompute blocks in the backward pass.")
+    keep: Literal["nothing", "attention", "auto"] | int = Field(
+        "nothing",
+        description="What is kept instead of recomputed: 'attention': outputs of self-attention; a number: these, and everything of so many blocks; 'auto': as much as the GPU's memory allows by the computed plan.",
+    )
+    attention: Literal["native", "cudnn", "flash", "flash3"] = Field(
+        "native",
+        description="Attention to video, prompt and image: torch's own choice, cuDNN, or the packages flash-attn 2 and 3; audio and face use torch's. (SageAttention has no backward pass.)",
+    )
+    compile: bool = Field(False, description="Compile each block by torch.compile, as one graph.")
+    fp8: bool = Field(
+        False, description="Store frozen weights of the blocks in 8 bits (e4m3); they compute in bf16."
+    )
+    swap_blocks: int = Field(
+        0, ge=0, description="Blocks whose frozen weights lie in main memory, and come for each use."
+    )
+    offload_activations: bool = Field(
+        False, description="Keep the inputs of recomputed blocks in main memory."
+    )
 
 
 class AdapterConfig(Section):
@@ -257,6 +275,7 @@ class OptimConfig(Section):
     schedule: Literal["constant", "cosine"] = Field("constant", description="After the warm-up.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     accumulate: int = Field(1, ge=1, description="Batches of one optimizer step.")
+    eight_bit: bool = Field(False, description="AdamW's moments in 8 bits, by torchao (extra train-8bit).")
     ema: float | None = Field(
         None, gt=0, lt=1, description="Decay of a moving average of the trained weights; null: none."
     )
@@ -381,8 +400,27 @@ def _base_contradictions(config: TrainConfig) -> Iterator[str]:
         ):
             if (found := getattr(config.codec, key)) == needs:
                 yield f"codec.{key}={found} needs a model.base with weights: give one, or codec.{key}={none}"
+    yield from _memory_contradictions(config)
     if config.codec.text == "umt5" and config.model.text_tokens != UMT5_TOKENS:
         yield f"codec.text=umt5: expected model.text_tokens={UMT5_TOKENS}, found {config.model.text_tokens}"
+
+
+def _memory_contradictions(config: TrainConfig) -> Iterator[str]:
+    model = config.model
+    if isinstance(model.keep, int) and model.keep < 0:
+        yield f"model.keep: expected 0 or more blocks, found {model.keep}"
+    frozen_only = [name for name in ("fp8", "swap_blocks") if getattr(model, name)]
+    for name in frozen_only:
+        if model.trainable == "full":
+            yield f"model.{name}: is for frozen weights, and model.trainable=full has none"
+        if not model.gradient_checkpointing:
+            yield f"model.{name}: needs model.gradient_checkpointing, or every block keeps a copy of its weights"
+    if model.attention != "native" and config.run.precision != "bf16":
+        yield f"model.attention={model.attention}: needs run.precision=bf16"
+    if model.compile:
+        for name in ("swap_blocks", "offload_activations"):
+            if getattr(model, name):
+                yield f"model.{name}: not with model.compile"
 
 
 def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -391,6 +429,8 @@ def _unused(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("model.shape.",), f"model.base={config.model.base}"
     if config.model.trainable != "lora":
         yield ("model.lora_rank",), f"model.trainable={config.model.trainable}"
+    if not config.model.gradient_checkpointing:
+        yield ("model.keep", "model.offload_activations"), "model.gradient_checkpointing=false"
     if not config.adapters.face:
         yield ("adapters.face_",), "adapters.face=false"
     if not config.adapters.motion:

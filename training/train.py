@@ -154,6 +154,8 @@ def train(
             f"out of memory on {accelerator.device}: {one_line(error, 150)}: lower "
             "data.batch_size, set model.gradient_checkpointing, or use more devices; see docs/training.md"
         ) from None
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise RunError(f"model.compile: {one_line(error, 300)}") from None
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()

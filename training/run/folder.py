@@ -34,7 +34,12 @@ MAY_CHANGE = (
     "data.shards",  # compared by fingerprint, because they may have moved
     "data.snapshot",  # likewise
     "data.validation_shards",
+    "model.attention",
+    "model.compile",
     "model.gradient_checkpointing",
+    "model.keep",
+    "model.offload_activations",
+    "model.swap_blocks",
     "run.keep",
     "run.log_every",
     "run.out",

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from talkforge.schemas import extras
 from talkforge.training.config import OptimConfig
 from talkforge.training.run.parallel import placed_like, trained_parameters
 from talkforge.training.run.tensor_files import check_names
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 
-def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.AdamW:
+def make_optimizer(model: TalkingWan, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW over the trained parameters. Adapters have a learning rate of their own, see `set_learning_rate`.
 
     Args:
         model: its trained parameters.
-        config: learning rates, moments and weight decay.
+        config: learning rates, moments, weight decay, and whether moments have 8 bits.
+
+    Raises:
+        MissingExtraError: 8 bits need torchao.
     """
     adapters = {name for name, _ in adapter_parameters(model)}
     trained = trained_parameters(model)
+    if config.eight_bit:
+        extras.require("train-8bit", "optim.eight_bit")
+        from torchao.optim import AdamW8bit
+
+        kind: Any = AdamW8bit
+    else:
+        kind = functools.partial(torch.optim.AdamW, fused=True)
     groups = [
         {"params": [p for name, p in trained.items() if (name in adapters) == added], "scale": scale}
         for added, scale in ((True, config.adapter_lr_scale), (False, 1.0))
     ]
-    return torch.optim.AdamW(
+    optimizer: torch.optim.Optimizer = kind(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=True,
     )
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -58,7 +71,13 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group: `rate` times the scale of the group."""
     for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * rate
+        own = group["scale"] * rate
+        if isinstance(
+            group["lr"], Tensor
+        ):  # torchao's step is compiled, and takes a new number for a new program
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 class EMA:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +37,9 @@ PATIENCE = timedelta(minutes=60)
 """Processes wait this long for each other, because one of them writes checkpoints and validation samples."""
 
 DEEPSPEED_TAG = "optimizer"
+
+_SCALE = "_scale"
+"""Added to the name of a moment of 8 bits: the scales of its blocks."""
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -241,19 +244,26 @@ def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
 def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Moments of the trained parameters as `<name>.<moment>`, whole, on the main process.
 
+    Moments of 8 bits are their codes, and `<name>.<moment>_scale`.
+
     Args:
         accelerator: of this process.
         model: the unwrapped model.
         optimizer: its optimizer.
     """
-    return gathered(
-        accelerator,
-        {
-            f"{name}.{moment}": value
-            for name, parameter in trained_parameters(model).items()
-            for moment, value in optimizer.state[parameter].items()
-        },
-    )
+    found: State = {}
+    for name, parameter in trained_parameters(model).items():
+        for moment, value in optimizer.state[parameter].items():
+            if is_8_bit(value):
+                found[f"{name}.{moment}"], found[f"{name}.{moment}{_SCALE}"] = value.codes, value.scale
+            else:
+                found[f"{name}.{moment}"] = value
+    return gathered(accelerator, found)
+
+
+def is_8_bit(moment: Tensor) -> bool:
+    """Whether a moment is torchao's, of 8 bits and a scale for each block."""
+    return type(moment).__name__ == "OptimState8bit"
 
 
 def load_optimizer_state(
@@ -281,10 +291,28 @@ def load_optimizer_state(
             f"{name}: expected moments of the trained parameters, found others for {listed(others)}"
         )
     for parameter_name, parameter in parameters.items():
+        own = moments[parameter_name]
+        scales = {moment: own.pop(f"{moment}{_SCALE}") for moment in [*own] if f"{moment}{_SCALE}" in own}
         optimizer.state[parameter] = {
             moment: placed_like(value, parameter) if value.shape == parameter.shape else value
-            for moment, value in moments[parameter_name].items()
+            for moment, value in own.items()
         }
+        for moment, scale in scales.items():
+            if scale is not None:
+                optimizer.state[parameter][moment] = _of_8_bits(
+                    optimizer, moment, own[moment], scale, parameter
+                )
+
+
+def _of_8_bits(
+    optimizer: torch.optim.Optimizer, moment: str, codes: Tensor, scale: Tensor, parameter: nn.Parameter
+) -> Tensor:
+    """A moment of 8 bits as torchao's optimizer keeps it."""
+    own: Any = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper has the optimizer inside
+    found: Any = own._new_buffer(parameter, moment == "exp_avg")
+    found.codes.copy_(codes)
+    found.scale.copy_(scale)
+    return cast(Tensor, found)
 
 
 def save_deepspeed(accelerator: Accelerator, engine: Any, folder: Path) -> None:

@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from torch import Generator, Tensor
 
-from talkforge.schemas.errors import RunError
+from talkforge.schemas.errors import CommandError, RunError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch
 from talkforge.training.objective.losses import Loss
 from talkforge.training.objective.step import training_step
 from talkforge.training.run import parallel
 from talkforge.training.run.checkpoint import DEEPSPEED, EMA_FILE, OPTIMIZER, Checkpoint
+from talkforge.training.run.fit import fit, strategy_of
 from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
 from talkforge.training.run.tensor_files import State
 from talkforge.training.wan.encoders import Encoders
@@ -40,7 +41,7 @@ class TrainState:
         config: TrainConfig,
         resumed: Checkpoint | None = None,
     ) -> None:
-        """Hands model and optimizer over to Accelerate, and loads the optimizer's state.
+        """Fits the model to its devices, hands it over to Accelerate, and loads the optimizer's state.
 
         Args:
             accelerator: of this process.
@@ -50,9 +51,14 @@ class TrainState:
             resumed: checkpoint from which optimizer and EMA are loaded, or None.
 
         Raises:
-            ModelError, CommandError: the checkpoint does not fit.
+            ModelError, CommandError: the checkpoint does not fit, or a setting does not fit the devices.
         """
+        if config.optim.eight_bit and strategy_of(accelerator) != "DDP":
+            raise CommandError(
+                f"optim.eight_bit: not with {strategy_of(accelerator)}, which shards the moments"
+            )
         self._accelerator, self._config, self.encoders = accelerator, config, encoders
+        fit(model, config, accelerator)
         self._prepared, optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
         self._optimizer: torch.optim.Optimizer = optimizer
         self.model: TalkingWan = accelerator.unwrap_model(self._prepared)

@@ -9,6 +9,7 @@ B * T), W audio tokens of a group.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from talkforge.schemas.errors import CommandError
+from talkforge.training.wan.blocks import is_kept, recomputed
 
 FACE_MLP_RATIO = 4
 """Width of the Q-Former's feed-forward layers over its own (ours)."""
@@ -54,10 +55,16 @@ class Context:
     It is no module, so that its tensors are not in any state dict. It keeps the signals after a forward
     pass. Code that recomputes blocks by other means than `checkpoint` finds them there, and may run one
     forward pass before each backward pass. With `checkpoint` there may be any number.
+
+    Attributes:
+        signals: of this forward pass.
+        keep_attention: what `checkpoint` keeps, see `blocks.recomputed`.
+        offload: likewise where it keeps the blocks' inputs.
     """
 
     def __init__(self) -> None:
         self.signals: Signals | None = None
+        self.keep_attention, self.offload = False, False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Context:
         """An empty context, because the signals belong to a graph, which cannot be copied."""
@@ -70,14 +77,10 @@ class Context:
             block: the transformer block.
             args: its arguments.
         """
-        signals = self.signals
-        return checkpoint(
-            block,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,  # nothing in a block is random
-            context_fn=lambda: (contextlib.nullcontext(), self._showing(signals)),
-        )
+        if is_kept(block):
+            return block(*args)
+        again = functools.partial(self._showing, self.signals)
+        return recomputed(block, *args, keep_attention=self.keep_attention, offload=self.offload, again=again)
 
     @contextlib.contextmanager
     def _showing(self, signals: Signals | None) -> Iterator[None]:
