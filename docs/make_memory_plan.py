@@ -9,7 +9,7 @@ import itertools
 from pathlib import Path
 
 from talkforge.schemas.units import latent_frames
-from talkforge.training.wan.memory import GB, USABLE, Savings, Sizes, cheapest, plan
+from talkforge.training.wan.memory import GB, USABLE, MemoryOptions, Sizes, cheapest, plan
 
 BEGIN, END = "<!-- memory plan: written by docs/make_memory_plan.py -->\n", "<!-- end of memory plan -->\n"
 
@@ -69,7 +69,7 @@ def _by_card() -> str:
     return "".join(lines)
 
 
-def _said(saving: Savings) -> str:
+def _said(saving: MemoryOptions) -> str:
     settings = ["`model.gradient_checkpointing`"]
     settings += ["`optim.eight_bit`"] if saving.eight_bit else []
     settings += ["`model.fp8`"] if saving.fp8 else []

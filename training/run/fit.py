@@ -15,7 +15,7 @@ from talkforge.schemas.units import LATENT_STRIDE_PX, latent_frames
 from talkforge.training.config import DataConfig, ModelConfig, TrainConfig
 from talkforge.training.wan import memory
 from talkforge.training.wan.blocks import compile_blocks, keep_blocks
-from talkforge.training.wan.memory import GB, Savings, Sizes
+from talkforge.training.wan.memory import GB, MemoryOptions, Sizes
 from talkforge.training.wan.precision import keep_on_host, store_in_8_bits
 from talkforge.training.wan.talking_wan import TalkingWan
 
@@ -45,7 +45,7 @@ def fit(model: TalkingWan, config: TrainConfig, accelerator: Accelerator) -> Non
     if own.attention != "native":
         _set_attention(model, own.attention, accelerator.device)
     _store(model, own, strategy)
-    saving = Savings(
+    saving = MemoryOptions(
         recompute=own.gradient_checkpointing,
         fp8=own.fp8,
         swapped_blocks=min(own.swap_blocks, len(blocks)),
@@ -126,8 +126,8 @@ def _store(model: TalkingWan, own: ModelConfig, strategy: str) -> None:
 
 
 def _kept(
-    own: ModelConfig, saving: Savings, sizes: Sizes, strategy: str, count: int, accelerator: Accelerator
-) -> Savings:
+    own: ModelConfig, saving: MemoryOptions, sizes: Sizes, strategy: str, count: int, accelerator: Accelerator
+) -> MemoryOptions:
     """The savings, and what is kept of the activations."""
     if own.keep == "nothing" or not saving.recompute:
         return saving

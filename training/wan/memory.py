@@ -47,7 +47,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Savings:
+class MemoryOptions:
     """What is done to need less memory, and what is kept because there is enough.
 
     Attributes:
@@ -84,7 +84,7 @@ class Plan:
         return self.weights + self.gradients + self.optimizer + self.working
 
 
-def activations(sizes: Sizes, tokens: int, saving: Savings = Savings()) -> float:
+def activations(sizes: Sizes, tokens: int, saving: MemoryOptions = MemoryOptions()) -> float:
     """Bytes of activations on the GPU.
 
     Where blocks are recomputed, each keeps its input, and one at a time what it needs to go backward.
@@ -105,7 +105,9 @@ def activations(sizes: Sizes, tokens: int, saving: Savings = Savings()) -> float
     return whole * block + at_work + in_flight + inputs + attention
 
 
-def plan(strategy: str, sizes: Sizes, gpus: int, tokens: int, saving: Savings = Savings()) -> Plan:
+def plan(
+    strategy: str, sizes: Sizes, gpus: int, tokens: int, saving: MemoryOptions = MemoryOptions()
+) -> Plan:
     """Bytes on each GPU in bf16, with cached latents and no moving average.
 
     Frozen weights take 2 bytes, trained ones 4, their gradients 4, AdamW's moments 8. DeepSpeed holds trained
@@ -142,7 +144,9 @@ def plan(strategy: str, sizes: Sizes, gpus: int, tokens: int, saving: Savings = 
     return Plan((stored + 4 * trained) / parts, 4 * trained / parts, moments * trained / parts, working)
 
 
-def kept(strategy: str, sizes: Sizes, gpus: int, tokens: int, memory: float, saving: Savings) -> Savings:
+def kept(
+    strategy: str, sizes: Sizes, gpus: int, tokens: int, memory: float, saving: MemoryOptions
+) -> MemoryOptions:
     """What is kept instead of recomputed, as much as the memory allows.
 
     First what self-attention gives, which saves two fifths of the repetition for a fortieth of a block's
@@ -164,7 +168,7 @@ def kept(strategy: str, sizes: Sizes, gpus: int, tokens: int, memory: float, sav
     return found
 
 
-def cheapest(sizes: Sizes, tokens: int, memory: float) -> Savings | None:
+def cheapest(sizes: Sizes, tokens: int, memory: float) -> MemoryOptions | None:
     """What one GPU of so much memory needs to train adapters, in the order of what costs the least time.
 
     Args:
@@ -181,8 +185,8 @@ def cheapest(sizes: Sizes, tokens: int, memory: float) -> Savings | None:
     return None
 
 
-def _in_order(blocks: int) -> Iterator[Savings]:
-    saving = Savings()
+def _in_order(blocks: int) -> Iterator[MemoryOptions]:
+    saving = MemoryOptions()
     yield saving
     saving = replace(saving, eight_bit=True)
     yield saving

@@ -195,7 +195,7 @@ def test_auto_keeps_what_the_memory_allows(tmp_path: Path, monkeypatch: pytest.M
     assert sizes.frozen + sizes.trained == sum(p.numel() for p in model.parameters())
 
     def needed(blocks: int) -> float:
-        saving = memory.Savings(keep_attention=True, kept_blocks=blocks)
+        saving = memory.MemoryOptions(keep_attention=True, kept_blocks=blocks)
         return memory.plan("DDP", sizes, 1, count, saving).total / memory.USABLE
 
     for give, kept in (

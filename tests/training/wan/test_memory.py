@@ -10,7 +10,7 @@ from torch import Tensor
 
 from docs.make_memory_plan import ADAPTERS, BASE, FROZEN, FULL, tokens
 from talkforge.training.config import ModelConfig
-from talkforge.training.wan.memory import GB, USABLE, Savings, activations, cheapest, kept, plan
+from talkforge.training.wan.memory import GB, USABLE, MemoryOptions, activations, cheapest, kept, plan
 from talkforge.training.wan.talking_wan import cast, set_trainable
 from tests.training.models import adapters_with, awake, conditions, latents
 
@@ -65,7 +65,7 @@ def test_each_saving_takes_away_what_it_says() -> None:
     full = plan("DDP", FROZEN, 1, tokens(81))
 
     def less(**changes: object) -> float:
-        return full.total - plan("DDP", FROZEN, 1, tokens(81), replace(Savings(), **changes)).total  # type: ignore[arg-type]
+        return full.total - plan("DDP", FROZEN, 1, tokens(81), replace(MemoryOptions(), **changes)).total  # type: ignore[arg-type]
 
     one = FROZEN.block_frozen
     assert less(eight_bit=True) == 6 * ADAPTERS
@@ -79,22 +79,22 @@ def test_each_saving_takes_away_what_it_says() -> None:
 
 def test_more_is_kept_where_there_is_more_memory() -> None:
     least = plan("DDP", FROZEN, 1, tokens(81)).total / USABLE
-    none = kept("DDP", FROZEN, 1, tokens(81), least + 1, Savings())
+    none = kept("DDP", FROZEN, 1, tokens(81), least + 1, MemoryOptions())
     assert (none.keep_attention, none.kept_blocks) == (False, 0)
-    attention = plan("DDP", FROZEN, 1, tokens(81), Savings(keep_attention=True)).total / USABLE
-    some = kept("DDP", FROZEN, 1, tokens(81), attention + 1, Savings())
+    attention = plan("DDP", FROZEN, 1, tokens(81), MemoryOptions(keep_attention=True)).total / USABLE
+    some = kept("DDP", FROZEN, 1, tokens(81), attention + 1, MemoryOptions())
     assert (some.keep_attention, some.kept_blocks) == (True, 0)
-    most = kept("FSDP2", FROZEN, 8, tokens(21), 1e15, Savings())
+    most = kept("FSDP2", FROZEN, 8, tokens(21), 1e15, MemoryOptions())
     assert (most.keep_attention, most.kept_blocks) == (True, 40)
     # On 64 GPUs of 80 GB, FSDP2 leaves room for this.
-    found = kept("FSDP2", FROZEN, 64, tokens(81), 80 * GB, Savings())
+    found = kept("FSDP2", FROZEN, 64, tokens(81), 80 * GB, MemoryOptions())
     assert found.keep_attention and 5 <= found.kept_blocks <= 8
     assert plan("FSDP2", FROZEN, 64, tokens(81), found).total <= USABLE * 80 * GB
 
 
 def test_the_cheapest_way_to_fit() -> None:
-    assert cheapest(FROZEN, tokens(81), 80 * GB) == Savings()
-    assert cheapest(FROZEN, tokens(49), 48 * GB) == Savings(eight_bit=True, fp8=True)
+    assert cheapest(FROZEN, tokens(81), 80 * GB) == MemoryOptions()
+    assert cheapest(FROZEN, tokens(49), 48 * GB) == MemoryOptions(eight_bit=True, fp8=True)
     assert cheapest(FROZEN, tokens(81), 10 * GB) is None
     found = cheapest(FROZEN, tokens(81), 40 * GB)
     assert found is not None and found.swapped_blocks > 0
