@@ -1,4 +1,4 @@
-"""`talkforge diff`: what came, what went and why, between two data sets, snapshots or sets of thresholds."""
+"""`diff` and `report --against`: what came and went, and why, between sets, snapshots or thresholds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pyarrow as pa
 from talkforge.pipeline import jobs, ledger, snapshots, tables
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.measured import read_measured
+from talkforge.pipeline.report.against import against_page
 from talkforge.pipeline.report.quantities import MEASURES
+from talkforge.pipeline.report.statistics import clips_table
 from talkforge.pipeline.store import Store
 from talkforge.schemas.columns import unit_of
 from talkforge.schemas.config import Config, differences
@@ -26,6 +28,8 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 DECIDED = ("accepted", "reasons", "reason_details", "split", "shard", "person_id", "omega_face", "omega_body")
 """Columns that the selection writes: they may differ where the clip itself does not."""
+
+AGAINST = "report/against.html"
 
 _AT = re.compile(r"(.+)@(\d+|[A-Za-z][\w.-]{0,63})")
 
@@ -132,6 +136,24 @@ def compare(before: Side, after: Side) -> dict[str, Any]:
         "reasons": _reasons(sides),
         "measures": _measures(sides),
     }
+
+
+def write_page(store: Store, other: str) -> str:
+    """Write `report/against.html`, the data set beside another one; its path in the data set.
+
+    Args:
+        store: the data set.
+        other: data set or snapshot to compare with, as `read_side` takes it.
+
+    Raises:
+        CommandError: there is no such data set or snapshot.
+        DatasetError: a table is missing or damaged.
+    """
+    before, after = read_side(other), read_side(store.root)
+    clips = [clips_table(side.clips.reset_index()) for side in (before, after)]
+    page = against_page(compare(before, after), clips[0], clips[1], after.config)
+    store.write(AGAINST, page.encode())
+    return AGAINST
 
 
 def _totals(side: Side) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _check_report(store: Store) -> Iterator[Problem]:
             _read_object(store, numbers)
         except DatasetError as error:
             yield Problem(numbers, str(error), (numbers,))
-    for page in ("report/index.html", "report/clips.html", "report/what_if.html"):
+    for page in (f"report/{name}.html" for name in ("index", "clips", "what_if", "against")):
         if store.exists(page) and not store.read(page).rstrip().endswith(b"</html>"):
             yield Problem(page, "cut short", (page,))
 

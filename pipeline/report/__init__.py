@@ -6,6 +6,7 @@ quantities.py   each measured quantity: distribution, threshold, what if
 charts.py       histograms as inline SVG
 page.html.j2    index.html, which runs no script
 clips.py        clips.html: a table of clips with filters, charts by uplot/
+against.py      against.html: beside another data set
 what_if.py      what_if.html: all thresholds at once, live
 pages.py        what the pages share, with style.css and common.js
 """
@@ -134,6 +135,7 @@ def write_report(
         store.delete("report/what_if.html")
     else:
         store.write("report/what_if.html", what_if.encode())
+    store.delete("report/against.html")  # it was of an earlier state
     store.write("report/clips.html", clips_page(clips, numbers, shown, title.name).encode())
     store.write("report/index.html", index.encode())
     return numbers

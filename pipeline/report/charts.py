@@ -21,20 +21,24 @@ LEFT, RIGHT, TOP, BOTTOM = 35.0, 308.0, 7.0, 103.0
 """Edges of the plot within it."""
 
 
-def histogram_svg(entry: Mapping[str, Any]) -> str:
+def histogram_svg(entry: Mapping[str, Any], top_s: float = 0.0) -> str:
     """Stacked histogram of one entry of `statistics["measures"]` by length, thresholds as dashed lines.
+
+    Args:
+        entry: its edges, lengths in each bin, thresholds and scale.
+        top_s: least length that the axis reaches up to, for charts that are compared.
 
     Returns:
         An `<svg>` element without an XML header; the same entry gives the same text.
     """
     edges = [float(edge) for edge in entry["edges"]]
     both_s = [a + b for a, b in zip(entry["accepted_s"], entry["not_accepted_s"], strict=True)]
-    unit_s, unit = next(one for one in TIMES if max(both_s) >= 2 * one[0] or one[0] == 1)
+    unit_s, unit = next(one for one in TIMES if max([*both_s, top_s]) >= 2 * one[0] or one[0] == 1)
     heights, kept = ([length / unit_s for length in lengths] for lengths in (both_s, entry["accepted_s"]))
     is_log = entry["scale"] == "log" and edges[0] > 0
     lines = threshold_positions(entry)
     x_of = _Axis([*edges, *lines], LEFT, RIGHT, 0.02, is_log)
-    y_of = _Axis([0.0, max([*heights, 1])], BOTTOM, TOP)
+    y_of = _Axis([0.0, max([*heights, top_s / unit_s]) or 1.0], BOTTOM, TOP)
     ticks = edges[::6] if x_of.is_log else ticks_between(*x_of.span, 6, entry["scale"] == "whole")
     middle = (TOP + BOTTOM) / 2
     parts = [

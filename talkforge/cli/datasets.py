@@ -346,14 +346,28 @@ def _note_snapshots(dataset: str) -> None:
         notes.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-@command(LOOK, "talkforge report set")
-def report(dataset: DatasetArgument) -> None:
+@command(LOOK, "talkforge report set", "talkforge report set --against set@3")
+def report(
+    dataset: DatasetArgument,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="DATASET",
+            help="Also write report/against.html: beside this data set or snapshot (SET@3).",
+        ),
+    ] = "",
+) -> None:
     """Write the pages of report/ and report/statistics.json again."""
     from talkforge.pipeline import jobs as job
     from talkforge.pipeline.store import Store
 
-    folder = job.report(Store(dataset))
+    store = Store(dataset)
+    folder = job.report(store)
     out.print(f"{dataset}/{folder}/index.html", soft_wrap=True)
+    if against:
+        from talkforge.pipeline.compare import write_page
+
+        out.print(f"{dataset}/{write_page(store, against)}", soft_wrap=True)
 
 
 @command(LOOK, "talkforge verify set", "talkforge verify set --deep", "talkforge verify set --json")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
+import pyarrow.parquet as pq
 import pytest
 
 from talkforge.pipeline.compare import compare, read_side
+from talkforge.pipeline.report import against
+from talkforge.pipeline.report.charts import TOP
+from talkforge.pipeline.report.quantities import Measure
+from talkforge.pipeline.report.statistics import clips_table
+from talkforge.schemas.config import Config
 from talkforge.schemas.errors import CommandError
 from tests.command_line import run
 from tests.conftest import Curated
@@ -82,3 +90,40 @@ def test_other_thresholds_are_compared_without_writing(curated: Curated) -> None
     assert found["went"] and {row["why"] for row in found["went"]} == {"is rejected: too_short"}
     assert found["sides"][1]["accepted"] == found["sides"][0]["accepted"] - len(found["went"])
     assert {path: path.read_bytes() for path in curated.dataset.rglob("*.parquet")} == before
+
+
+def test_the_report_stands_beside_another_set_or_snapshot(curated: Curated) -> None:
+    code, output, _ = run("report", curated.dataset, "--against", f"{curated.dataset}@1")
+    assert (code, output.splitlines()[-1]) == (0, f"{curated.dataset}/report/against.html")
+    page = (curated.dataset / "report/against.html").read_text()
+    assert "<script" not in page and page.count("<h2>") == 3 and page.rstrip().endswith("</html>")
+    assert f"{curated.dataset}@1" in page and "None." in page
+    keys = [row["clip_id"] for row in pq.read_table(curated.dataset / "ledger.parquet").to_pylist()]
+    assert keys and not any(key in page for key in keys), "clips that may be erased elsewhere are not named"
+    code, _, _ = run("select", curated.dataset, "-s", "thresholds.min_duration_s=19.9")
+    assert code == 0 and not (curated.dataset / "report/against.html").exists(), "it was of another state"
+    run("report", curated.dataset, "--against", f"{curated.dataset}@1")
+    page = (curated.dataset / "report/against.html").read_text()
+    found = compare(read_side(f"{curated.dataset}@1"), read_side(str(curated.dataset)))
+    went = sum(row["duration_s"] for row in found["went"])
+    assert re.search(rf"is rejected: too_short</td><td class=\"n\">{went:.1f} s</td>", page)
+    assert "thresholds.min_duration_s: 3.0 -&gt; 19.9" in page
+    code, _, error = run("report", curated.dataset, "--against", f"{curated.dataset}@9")
+    assert code == 2 and "no snapshot 9" in error
+
+
+def test_two_histograms_have_one_scale_and_the_lengths_of_their_side(path: str) -> None:
+    sides = read_side(f"{path}@1"), read_side(path)
+    before, after = (clips_table(side.clips.reset_index()) for side in sides)
+    chart = against._pair(Measure("duration_s", "Length"), before, after, Config())
+    assert chart is not None
+    left, right = ([text.text for text in ElementTree.fromstring(s).findall("text")] for s in chart["drawn"])
+    assert left == right and "s" in left
+    tops = [
+        min(float(y) for y in re.findall(r"[ML][-\d.]+ ([-\d.]+)", one.get("d", "")))
+        for svg in chart["drawn"]
+        for one in list(ElementTree.fromstring(svg).iter("path"))[:1]
+    ]
+    # Before four clips of 1.1 s on average and after of 1.15 s; the fuller side reaches the top.
+    assert min(tops) == pytest.approx(TOP, abs=0.1)
+    assert against._pair(Measure("sync_c", "Sync-C"), before, after, Config()) is None
