@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -580,15 +581,15 @@ def _encoder(config_json: str) -> speech_encoders.SpeechEncoder:
     return speech_encoders.load_speech_encoder(SpeechConfig.model_validate_json(config_json))
 
 
-def _frames(path: Path, video: Video, clip: Clip) -> Iterator[np.ndarray]:
-    """Exactly the clip's frames, uint8 [H, W, 3]; raises DatasetError where some cannot be decoded."""
-    count, rgb = 0, None
+def _frames(path: Path, video: Video, clip: Clip) -> Iterator[Any]:
+    """Exactly the clip's frames, as `encode_mp4` takes them; raises DatasetError where some are missing."""
+    count = 0
     for frame in media.read_frames(path, video, clip.start_s, clip.end_s):
         shown = media.clip_indices(frame, clip.start_s, clip.fps, clip.num_frames)
         if shown:
-            rgb = frame.of_clip(clip)
+            picture = frame.to_encode(clip)
             for _ in shown:
-                yield rgb
+                yield picture
             count += len(shown)
     if count != clip.num_frames:
         raise DatasetError(f"clip {clip.clip_id}: expected {clip.num_frames} frames, decoded {count}")

@@ -57,7 +57,7 @@ def load_estimator(config: MotionConfig) -> PoseEstimator | None:
         ModelError: its weights are missing or belong to another model.
     """
     if config.body == "mediapipe":
-        return MediaPipePose(registry.pose_task())
+        return MediaPipePose(registry.weights("pose_detector"), registry.weights("pose_landmark_full"))
     return DwPose(registry.weights("dwpose")) if config.body == "dwpose" else None
 
 

@@ -1,9 +1,9 @@
 """Dense face landmarks: MediaPipe's 478 points, detected in a crop that follows one face.
 
 The landmarker misses small faces in whole frames, so it gets a square crop of fixed size. Its cost then does
-not depend on the frame size either. It runs in image mode. Video mode would save the detector, about a tenth
-of the time. But it filters the points over time, which delays them by a quarter of a frame and makes them
-depend on the frames before the clip.
+not depend on the frame size either. It keeps no state between frames, as MediaPipe does in image mode. Video
+mode filters the points over time, which delays them by a quarter of a frame and makes them depend on the
+frames before the clip.
 
 The crop stays in place while the face is well inside, so that a still head is measured through a still crop.
 Once the face has drifted, the crop is placed anew around its last landmarks.
@@ -11,6 +11,8 @@ Once the face has drifted, the crop is placed anew around its last landmarks.
 
 from __future__ import annotations
 
+import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +20,38 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from talkforge.curation.face.head_pose import HeadPose
 from talkforge.curation.media import to_clip_px
-from talkforge.curation.weights.mediapipe_bundles import load_task
+from talkforge.curation.weights.blaze import MIN_SCORE, BlazeDetector, Network, Region, sigmoid
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
+from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.records import Clip, Video
 from talkforge.schemas.units import seconds_from_frames
 
 NUM_BLENDSHAPES = 52
+
+_MEMBERS = (
+    "face_detector.tflite",
+    "face_landmarks_detector.tflite",
+    "face_blendshapes.tflite",
+    "geometry_pipeline_metadata_landmarks.binarypb",
+)
+"""What is in the task bundle."""
+
+_BLENDSHAPE_POINTS = (
+    0, 1, 4, 5, 6, 7, 8, 10, 13, 14, 17, 21, 33, 37, 39, 40, 46, 52, 53, 54, 55, 58, 61, 63, 65, 66, 67,
+    70, 78, 80, 81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 127, 132, 133, 136, 144, 145, 146,
+    148, 149, 150, 152, 153, 154, 155, 157, 158, 159, 160, 161, 162, 163, 168, 172, 173, 176, 178, 181,
+    185, 191, 195, 197, 234, 246, 249, 251, 263, 267, 269, 270, 276, 282, 283, 284, 285, 288, 291, 293,
+    295, 296, 297, 300, 308, 310, 311, 312, 314, 317, 318, 321, 323, 324, 332, 334, 336, 338, 356, 361,
+    362, 365, 373, 374, 375, 377, 378, 379, 380, 381, 382, 384, 385, 386, 387, 388, 389, 390, 397, 398,
+    400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477,
+)  # fmt: skip
+"""Landmarks that the network of blendshapes takes. Source: MediaPipe, face_blendshapes_graph.cc."""
+
+REGION_MARGIN = 1.5
+"""Sides of the rectangle that the mesh network sees, in sides of the detector's box. Source: MediaPipe,
+face_detector_graph.cc."""
 
 LANDMARKER_PX = 256
 """Edge of the crop that the landmarker gets. Source: the input size of its mesh network."""
@@ -59,7 +86,7 @@ class DetectedFace(NamedTuple):
     Attributes:
         points: float32 [478, 3] in pixels of the image.
         blendshapes: float32 [52] in 0..1.
-        angles_deg: float32 [3], yaw, pitch and roll, see `head_angles`.
+        angles_deg: float32 [3], yaw, pitch and roll, see `head_pose.head_angles`.
     """
 
     points: Floats
@@ -70,51 +97,69 @@ class DetectedFace(NamedTuple):
 class FaceLandmarker:
     """MediaPipe's face landmarker for single images. It keeps no state between them.
 
+    A detector gives the region of the face, a mesh network the points in it, and a third network the
+    blendshapes. The points are those of MediaPipe's own graph, to a few hundredths of a pixel.
+
+    The detector looks at every image, although a crop that follows the face knows where the face is. The
+    points depend on the region, and one that is kept measures a moving head 2 to 9 times worse
+    (docs/performance.md).
+
+    Args:
+        path: the task bundle.
+
     Raises:
         ModelError: the file is not the task bundle of a face landmarker.
     """
 
     def __init__(self, path: Path) -> None:
-        self._detect = load_task(
-            "FaceLandmarker",
-            path,
-            num_faces=1,
-            output_face_blendshapes=True,
-            output_facial_transformation_matrixes=True,
+        try:
+            with zipfile.ZipFile(path) as bundle:
+                detector, mesh, blendshapes, geometry = map(bundle.read, _MEMBERS)
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            reason = one_line(error, 200)
+            raise ModelError(f"{path}: expected a bundle for FaceLandmarker: {reason}") from None
+        self._detector = BlazeDetector(
+            Network(detector, f"{path}: face detector", ((1, 896, 16), (1, 896, 1))), {8: 2, 16: 6}
         )
+        self._mesh = Network(mesh, f"{path}: face mesh", ((1, 1, 1, 3 * NUM_LANDMARKS), (1, 1, 1, 1)))
+        self._blendshapes = Network(blendshapes, f"{path}: blendshapes", ((NUM_BLENDSHAPES,),))
+        self._pose = HeadPose(geometry)
 
     def detect(self, rgb: Bytes) -> DetectedFace | None:
         """The most prominent face of an image uint8 [H, W, 3], or None.
 
         Pixel centres are whole numbers. z has the scale of x and is negative towards the viewer.
         """
-        result = self._detect(rgb)
-        if not result.face_landmarks:
+        region = self._region(rgb)
+        if region is None:
             return None
-        height_px, width_px = rgb.shape[:2]
-        points = np.array([(p.x, p.y, p.z) for p in result.face_landmarks[0]], np.float32)
-        points *= np.array([width_px, height_px, width_px], np.float32)
-        # MediaPipe measures from the image's edge, where pixel centres lie at k + 0.5. With this shift a
+        pixels = region.cut(rgb, LANDMARKER_PX, border=cv2.BORDER_REPLICATE)
+        raw, presence = self._mesh(np.multiply(pixels, np.float32(1 / 255), dtype=np.float32)[None])
+        if sigmoid(presence).item() < MIN_SCORE:
+            return None
+        points = raw.reshape(NUM_LANDMARKS, 3) / np.float32(LANDMARKER_PX)
+        points[:, :2] = region.to_image(points[:, :2])
+        points[:, 2] *= region.width_px
+        (shapes,) = self._blendshapes(np.ascontiguousarray(points[None, _BLENDSHAPE_POINTS, :2]))
+        angles_deg = self._pose.angles_deg(points, rgb.shape[1], rgb.shape[0])
+        # The networks measure from the image's edge, where pixel centres lie at k + 0.5. With this shift a
         # mirrored crop gives mirrored points within 0.03 px.
         points[:, :2] -= 0.5
-        shapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
-        return DetectedFace(points, shapes, head_angles(result.facial_transformation_matrixes[0]))
+        return DetectedFace(points, shapes, angles_deg)
 
-
-def head_angles(matrix: np.ndarray) -> Floats:
-    """Yaw, pitch and roll float32 [3], in degrees, of a facial transformation matrix [4, 4].
-
-    Yaw is positive when the face turns to the viewer's right, pitch when it looks up, and roll when the head
-    leans clockwise in the image. Source: MediaPipe's metric space has x to the right, y up and z towards the
-    viewer. The rotation is yaw about y, then pitch about x, then roll about z.
-    """
-    # The third column is where the face's own z axis points. Its x and z give the yaw, its y the pitch. The
-    # second row holds the vertical parts of the face's axes, which give the roll.
-    side, up = matrix[:3, 2], matrix[1, :3]
-    yaw = np.arctan2(side[0], side[2])
-    pitch = np.arctan2(side[1], np.hypot(side[0], side[2]))
-    roll = -np.arctan2(up[0], up[1])
-    return np.degrees([yaw, pitch, roll]).astype(np.float32)
+    def _region(self, rgb: Bytes) -> Region | None:
+        """The region around the most prominent face, turned so that the eyes are level."""
+        found = self._detector.detect(rgb, max_detections=1)
+        if not found:
+            return None
+        (x0, y0, x1, y1), (right_eye, left_eye) = found[0].box.tolist(), found[0].keypoints[:2].tolist()
+        return Region(
+            (x0 + x1) / 2,
+            (y0 + y1) / 2,
+            REGION_MARGIN * (x1 - x0),
+            REGION_MARGIN * (y1 - y0),
+            math.atan2(left_eye[1] - right_eye[1], left_eye[0] - right_eye[0]),
+        )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _BITEXACT = av.codec.context.Flags.bitexact
 
 def encode_mp4(
     out: Path,
-    frames: Iterable[Bytes],
+    frames: Iterable[Any],
     fps: float,
     audio: Floats | None,
     crf: int,
@@ -53,7 +53,8 @@ def encode_mp4(
 
     Args:
         out: path of the MP4 file. Nothing is left there if encoding fails.
-        frames: uint8 RGB [H, W, 3], all of one size, both edges even.
+        frames: uint8 RGB [H, W, 3], or PyAV's frames in yuv420p of BT.709 and limited range, see
+            `Frame.to_encode`. All of one size, both edges even.
         fps: frames per second.
         audio: float32 [N, 1] or [N, 2] at 48 kHz, sample 0 at the start of frame 0. None: no audio track.
         crf: constant rate factor of x264, 0 (lossless) to 51.
@@ -69,11 +70,12 @@ def encode_mp4(
             video_stream = _video_stream(container, rate, crf, preset)
             audio_track = _AacTrack(container, audio) if audio is not None else None
             count = 0
-            for rgb in frames:
+            for picture in frames:
+                frame = _yuv(picture)
+                frame.pts, frame.time_base = count, 1 / rate
                 if count == 0:
-                    expect_shape("frame", rgb, (None, None, 3))
-                    video_stream.height, video_stream.width = rgb.shape[:2]
-                container.mux(video_stream.encode(_yuv(rgb, count, rate)))
+                    video_stream.height, video_stream.width = frame.height, frame.width
+                container.mux(video_stream.encode(frame))
                 count += 1
                 if audio_track is not None:
                     audio_track.write_until(float(count / rate))
@@ -103,12 +105,14 @@ def _video_stream(container: Any, rate: Fraction, crf: int, preset: str) -> Any:
     return stream
 
 
-def _yuv(rgb: Bytes, index: int, rate: Fraction) -> Any:
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
+def _yuv(picture: Any) -> Any:
+    """A frame in yuv420p, without what else a decoded one carries: times, captions, its own type."""
+    if not isinstance(picture, np.ndarray):
+        return av.VideoFrame.from_ndarray(picture.to_ndarray(), format="yuv420p")
+    expect_shape("frame", picture, (None, None, 3))
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
         format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED, interpolation=SCALING, threads=1
     )
-    frame.pts, frame.time_base = index, 1 / rate
-    return frame
 
 
 class _AacTrack:

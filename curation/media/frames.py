@@ -72,6 +72,19 @@ class _Scaler:
         rgb = np.flipud(rgb) if self.video.mirrored else rgb
         return np.ascontiguousarray(np.rot90(rgb, -(self.video.rotation_deg // 90)))
 
+    def encodable(self, raw: Any, width_px: int, height_px: int, crop: Rectangle | None = None) -> Any:
+        """The frame as `encode_mp4` stores it, yuv420p, or as RGB where that takes a conversion anyway."""
+        video = self.video
+        upright = video.rotation_deg == 0 and not video.mirrored
+        as_probed = (raw.width, raw.height) == (video.coded_width_px, video.coded_height_px)
+        if not (upright and as_probed and _matrix(raw) == BT709):
+            return self.rgb(raw, width_px, height_px, crop)
+        try:
+            part = raw if crop is None else self._part(raw, crop)
+            return self._planes(part, (width_px, height_px), BT709)
+        except FFmpegError as error:
+            raise MediaError(f"{video.uri!r}: a frame cannot be converted: {reason(error)}") from error
+
     def _converted(self, raw: Any, size: tuple[int, int]) -> Bytes:
         """RGB of `size` (width, height); a frame of another shape than the video's keeps it, on black."""
         coded = (self.video.coded_width_px, self.video.coded_height_px)
@@ -86,22 +99,28 @@ class _Scaler:
 
     def _cropped(self, raw: Any, size: tuple[int, int], crop: Rectangle) -> Bytes:
         """RGB of `size` (width, height) of a part of the frame."""
-        left, top, width, height = coded_rectangle(self.video, crop)
         coded = (self.video.coded_width_px, self.video.coded_height_px)
         matrix = _matrix(raw)
         if (raw.width, raw.height) != coded:
+            left, top, width, height = coded_rectangle(self.video, crop)
             rgb = self._converted(raw, coded)[top : top + height, left : left + width]
             return self._scaled(
                 av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"), size, matrix
             )
+        return self._scaled(self._part(raw, crop), size, matrix)
+
+    def _part(self, raw: Any, crop: Rectangle) -> Any:
+        """A part of a frame of the size that the probe found, without copying it."""
+        left, top, width, height = coded_rectangle(self.video, crop)
         key = (raw.format.name, left, top, width, height)
         if key not in self._croppers:
             self._croppers[key] = _cropper(raw, left, top, width, height)
         self._croppers[key].push(raw)
-        return self._scaled(self._croppers[key].pull(), size, matrix)
+        return self._croppers[key].pull()
 
-    def _scaled(self, raw: Any, size: tuple[int, int], matrix: int) -> Bytes:
-        yuv = self._to_yuv[size].reformat(
+    def _planes(self, raw: Any, size: tuple[int, int], matrix: int) -> Any:
+        """The frame scaled to `size`, yuv420p of limited range in the matrix that it has."""
+        return self._to_yuv[size].reformat(
             raw,
             *size,
             format="yuv420p",
@@ -111,6 +130,9 @@ class _Scaler:
             interpolation=SCALING,
             threads=1,
         )
+
+    def _scaled(self, raw: Any, size: tuple[int, int], matrix: int) -> Bytes:
+        yuv = self._planes(raw, size, matrix)
         rgb = self._to_rgb[size].reformat(yuv, format="rgb24", src_colorspace=matrix, threads=1)
         return rgb.to_ndarray()  # type: ignore[no-any-return]
 
@@ -178,9 +200,17 @@ class Frame:
     def of_clip(self, clip: Clip) -> Bytes:
         """The frame as the clip shows it, uint8 [clip height, clip width, 3].
 
-        This is what is measured, and what is cut.
+        This is what is measured.
         """
         return self._scaler.rgb(self._raw, clip.width_px, clip.height_px, clip.crop)
+
+    def to_encode(self, clip: Clip) -> Any:
+        """The same picture for `encode_mp4`, which is what is cut.
+
+        It is a frame in yuv420p where the source has the matrix that is written, BT.709, as nearly all
+        footage in HD has. Then nothing is converted to RGB and back. Otherwise it is `of_clip`.
+        """
+        return self._scaler.encodable(self._raw, clip.width_px, clip.height_px, clip.crop)
 
 
 def read_frames(path: Path, video: Video, start_s: float = 0.0, end_s: float = math.inf) -> Iterator[Frame]:

@@ -210,6 +210,8 @@ def _sheets(clips: pd.DataFrame, thumbnails: Thumbnails) -> list[dict[str, Any]]
     lots = pd.Series(pd.util.hash_array(clips["clip_id"].to_numpy(object)), clips.index)
     sheets, room = [], SHEET_BYTES
     for code, belongs, most in groups:
+        if not belongs.any():
+            continue
         cards = []
         for row in clips.loc[_spread(clips.loc[belongs, "video_id"], lots, most)].itertuples():
             jpeg = thumbnails(str(row.clip_id))

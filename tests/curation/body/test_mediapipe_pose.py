@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import skimage.data
+from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
+from mediapipe.tasks.metadata import schema_py_generated as schema
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.body.mediapipe_pose import MediaPipePose
+from talkforge.curation.body.mediapipe_pose import _FROM, _GIVEN, MAX_POSES, MediaPipePose, _part
 from talkforge.curation.body.motion import UPPER_BODY
-from talkforge.curation.weights import registry
+from talkforge.curation.media import read_frames
+from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.weights import mediapipe_bundles
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import ModelError
+from talkforge.schemas.records import Input
+from tests.conftest import Packaged, RealClip
 
 PUBLISHED = {
     0: "nose", 1: "left_eye", 4: "right_ear", 5: "left_shoulder", 10: "right_wrist", 11: "left_hip",
@@ -29,12 +37,13 @@ def test_the_joints_are_those_of_coco_wholebody_without_the_face() -> None:
 
 
 @pytest.fixture(scope="module")
-def astronaut() -> Floats:
+def model(packaged: Packaged) -> MediaPipePose:
+    return MediaPipePose(packaged("pose_detector"), packaged("pose_landmark_full"))
+
+
+@pytest.fixture(scope="module")
+def astronaut(model: MediaPipePose) -> Floats:
     """Joints of a portrait of 512 x 512 px, head to waist, found in a region that starts at (30, 10)."""
-    try:
-        model = MediaPipePose(registry.pose_task())
-    except ModelError as error:
-        pytest.skip(str(error))
     (joints,) = model.detect(skimage.data.astronaut(), (30, 10, 430, 512))
     return joints
 
@@ -59,8 +68,76 @@ def test_a_portrait_has_its_joints_where_they_are(astronaut: Floats) -> None:
         assert left > right + 60, name
 
 
-def test_a_file_that_is_no_bundle_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "bad.task"
-    path.write_bytes(b"not a bundle")
-    with pytest.raises(ModelError, match=r"bad\.task: expected a bundle for PoseLandmarker"):
-        MediaPipePose(path)
+def mediapipes_own(detector: bytes, landmarks: bytes, folder: Path) -> Any:
+    """MediaPipe's landmarker from the same two networks.
+
+    Its bundle wants to be told that the second takes grey levels over 255, which its older graph knew.
+    """
+    described = flatbuffers.Builder(0)
+    scaling, unit = metadata.NormalizationOptionsT(), metadata.ProcessUnitT()
+    scaling.mean, scaling.std = [0.0], [255.0]
+    unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, scaling
+    content, image = metadata.ContentT(), metadata.ImagePropertiesT()
+    image.colorSpace = metadata.ColorSpaceType.RGB
+    content.contentPropertiesType, content.contentProperties = (
+        metadata.ContentProperties.ImageProperties,
+        image,
+    )
+    tensor, graph, root = metadata.TensorMetadataT(), metadata.SubGraphMetadataT(), metadata.ModelMetadataT()
+    tensor.name, tensor.content, tensor.processUnits = "image", content, [unit]
+    graph.inputTensorMetadata = [tensor]
+    graph.outputTensorMetadata = [metadata.TensorMetadataT() for _ in range(5)]
+    root.subgraphMetadata, root.minParserVersion = [graph], "1.0.0"
+    described.Finish(root.Pack(described), b"M001")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(landmarks, 0))
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = list(described.Output())
+    model.buffers.append(buffer)
+    entry.name, entry.buffer = b"TFLITE_METADATA", len(model.buffers) - 1
+    model.metadata = [entry]
+    builder = flatbuffers.Builder(len(landmarks))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path = folder / "pose.task"
+    path.write_bytes(
+        mediapipe_bundles._zipped(
+            {
+                "pose_detector.tflite": detector,
+                "pose_landmarks_detector.tflite": bytes(builder.Output()),
+            }
+        )
+    )
+    return mediapipe_bundles.load_task("PoseLandmarker", path, num_poses=MAX_POSES)
+
+
+def test_the_joints_are_those_of_mediapipes_own_graph(
+    model: MediaPipePose, packaged: Packaged, tmp_path: Path, real_clip: RealClip
+) -> None:
+    reference = mediapipes_own(
+        packaged("pose_detector").read_bytes(), packaged("pose_landmark_full").read_bytes(), tmp_path
+    )
+    images = [skimage.data.astronaut()]
+    for name in ("ls_demo3.mp4", "grid_bbaf2n.mpg"):
+        path = real_clip(name)
+        video = probe(path, Input(uri=path.name), content_hash(path))
+        images += [frame.rgb(longest_edge_px=384) for frame in list(read_frames(path, video, 0, 2))[::20]]
+    apart_px, apart_score = [], []
+    for image in images:
+        height, width = image.shape[:2]
+        ours = model.detect(image, (0, 0, width, height))
+        theirs = reference(_part(image, (0, 0, width, height))).pose_landmarks
+        assert len(ours) == len(theirs) == 1
+        points = np.array([(p.x * width - 0.5, p.y * height - 0.5, p.visibility) for p in theirs[0]])[_FROM]
+        apart_px.append(np.abs(ours[0, _GIVEN, :2] - points[:, :2]))
+        apart_score.append(np.abs(ours[0, _GIVEN, 2] - points[:, 2]))
+    assert np.median(apart_px) < 0.05
+    assert np.percentile(apart_px, 99) < 1
+    assert np.max(apart_score) < 0.01
+
+
+def test_a_file_that_is_another_network_is_named(tmp_path: Path, packaged: Packaged) -> None:
+    path = tmp_path / "bad.tflite"
+    path.write_bytes(b"not a network")
+    with pytest.raises(ModelError, match=r"bad\.tflite: pose detector: is not a TFLite model that runs"):
+        MediaPipePose(path, packaged("pose_landmark_full"))
+    with pytest.raises(ModelError, match=r"pose landmarks: expected outputs of shapes"):
+        MediaPipePose(packaged("pose_detector"), packaged("pose_detector"))

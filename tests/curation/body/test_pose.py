@@ -13,11 +13,9 @@ from talkforge.curation.body.joints import JOINTS, PoseEstimator
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.media import clip_indices, clip_size, read_frames
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes
-from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
-from tests.conftest import RealClip
+from tests.conftest import Packaged, RealClip
 from tests.records import clip_of
 
 FPS = 25.0
@@ -26,11 +24,8 @@ Shift = Callable[[int], int]
 
 
 @pytest.fixture(scope="module")
-def model() -> MediaPipePose:
-    try:
-        return MediaPipePose(registry.pose_task())
-    except ModelError as error:
-        pytest.skip(str(error))
+def model(packaged: Packaged) -> MediaPipePose:
+    return MediaPipePose(packaged("pose_detector"), packaged("pose_landmark_full"))
 
 
 SIDE = 480

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from talkforge.curation.face.head_pose import head_angles
 from talkforge.curation.face.landmarks import (
     LANDMARKER_PX,
     DetectedFace,
     FaceLandmarker,
     LandmarkTracer,
-    head_angles,
 )
 from talkforge.curation.media import clip_indices, clip_size, read_frames
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Bytes, FaceTrack, Landmarks
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input, Video
@@ -167,6 +168,30 @@ def test_a_mirrored_face_gives_mirrored_points(real_clip: RealClip, landmarker: 
     both = np.concatenate([pairs, pairs[:, ::-1]])
     sums = straight.points[both[:, 0], 0] + mirrored.points[both[:, 1], 0]
     assert sums.mean() == pytest.approx(LANDMARKER_PX - 1, abs=0.5)
+
+
+def test_points_blendshapes_and_angles_are_those_of_mediapipes_own_graph(
+    real_clip: RealClip, packaged: Packaged, landmarker: FaceLandmarker
+) -> None:
+    options = {"output_face_blendshapes": True, "output_facial_transformation_matrixes": True}
+    reference = load_task("FaceLandmarker", packaged("face_landmarker"), num_faces=1, **options)
+    apart_px = []
+    for name in ("grid_bbaf2n.mpg", "st_katie.mp4", "vr_1.mp4"):
+        path = real_clip(name)
+        video = probe(path, Input(uri=path.name), content_hash(path))
+        for frame in list(read_frames(path, video, 0, 3))[::20]:
+            rgb = frame.rgb(longest_edge_px=512)
+            ours, theirs = landmarker.detect(rgb), reference(rgb)
+            assert ours is not None
+            height, width = rgb.shape[:2]
+            points = np.array([(p.x, p.y, p.z) for p in theirs.face_landmarks[0]]) * (width, height, width)
+            apart_px.append(np.linalg.norm(ours.points - points + (0.5, 0.5, 0), axis=1))
+            shapes = [shape.score for shape in theirs.face_blendshapes[0]]
+            np.testing.assert_allclose(ours.blendshapes, shapes, atol=0.01)
+            matrix = theirs.facial_transformation_matrixes[0]
+            np.testing.assert_allclose(ours.angles_deg, head_angles(matrix), atol=0.1)
+    assert np.median(apart_px) < 0.02
+    assert np.percentile(apart_px, 99) < 0.1
 
 
 def test_without_a_face_the_landmarks_are_nan(landmarker: FaceLandmarker) -> None:

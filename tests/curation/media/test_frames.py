@@ -9,8 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from talkforge.curation.media import (
 from talkforge.curation.media.frames import Frame
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.errors import MediaError
-from talkforge.schemas.records import Input, Video
+from talkforge.schemas.records import Input, Rectangle, Video
 from tests.conftest import RealClip
 from tests.media_files import (
     Pictures,
@@ -40,6 +42,7 @@ from tests.media_files import (
     steady,
     write_media,
 )
+from tests.records import clip_of
 
 REAL_COUNTS = {
     "fr_hamilton.mp4": 275,
@@ -433,6 +436,58 @@ def test_clip_keeps_colours(tmp_path: Path, rgb: tuple[int, int, int]) -> None:
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+
+
+def tagged(path: Path, matrix: int, full_range: bool = False, turned: bool = False) -> tuple[Video, Frame]:
+    """The first frame of a file of noise in colour, as a decoder would give it: matrix and range as told."""
+    encode_mp4(path, [coloured_noise()] * 2, 25.0, None, crf=1, preset="veryfast")
+    video = probed(path).model_copy(update={"rotation_deg": 180 if turned else 0})
+    frame = next(read_frames(path, video))
+    frame._raw.colorspace, frame._raw.color_range = matrix, 2 if full_range else 1
+    return video, frame
+
+
+def coloured_noise() -> np.ndarray:
+    coarse = np.random.default_rng(5).integers(60, 200, (12, 16, 3)).astype(np.uint8)
+    return cv2.resize(coarse, (128, 96), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("crop", [None, Rectangle(left_px=32, top_px=16, width_px=64, height_px=48)])
+@pytest.mark.parametrize("full_range", [False, True])
+def test_what_is_encoded_is_what_is_measured_without_a_way_through_rgb(
+    tmp_path: Path, crop: Rectangle | None, full_range: bool
+) -> None:
+    _, frame = tagged(tmp_path / "a.mp4", 1, full_range)
+    clip = clip_of(1, 64, 48).model_copy(update={"crop": crop})
+    picture, rgb = frame.to_encode(clip), frame.of_clip(clip)
+    assert (picture.format.name, picture.width, picture.height) == ("yuv420p", 64, 48)
+    found = []
+    for name, frames_ in (("direct.mp4", [picture]), ("rgb.mp4", [rgb])):
+        encode_mp4(tmp_path / name, frames_ * 3, 25.0, None, crf=1, preset="veryfast")
+        decoded = list(read_frames(tmp_path / name, probed(tmp_path / name)))
+        assert [f._raw.colorspace for f in decoded] == [1] * 3
+        found.append(decoded[0].rgb().astype(int))
+    assert np.abs(found[0] - rgb).mean() < 1.5
+    assert np.abs(found[0] - rgb).mean() <= np.abs(found[1] - rgb).mean() + 0.1
+
+
+def test_what_needs_a_conversion_anyway_is_encoded_from_rgb(tmp_path: Path) -> None:
+    clip = clip_of(1, 64, 48)
+    for name, matrix, turned in (("a.mp4", 5, False), ("b.mp4", 1, True)):  # BT.601, and upside down
+        _, frame = tagged(tmp_path / name, matrix, turned=turned)
+        np.testing.assert_array_equal(frame.to_encode(clip), frame.of_clip(clip))
+
+
+def test_a_decoded_frame_leaves_nothing_but_its_planes(tmp_path: Path) -> None:
+    """Its type would force key frames, and its time would be another clock's."""
+    _, frame = tagged(tmp_path / "a.mp4", 1)
+    picture = frame.to_encode(clip_of(1, 128, 96))  # its own size: nothing was converted
+    assert picture.pict_type == PictureType.I
+    encode_mp4(tmp_path / "b.mp4", [picture] * 12, 25.0, None, crf=20, preset="medium")
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        found = list(container.decode(video=0))
+    assert [f.key_frame for f in found] == [True] + [False] * 11
+    assert [round(f.time * 25) for f in found] == list(range(12))
 
 
 def test_failed_encoding_leaves_nothing(tmp_path: Path) -> None:
