@@ -33,6 +33,9 @@ from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.curation.weights.fetching import RequestedFile
 from talkforge.schemas.errors import ModelError, one_line
 
+POSE_BUNDLE = "pose_landmarker_full.task"
+"""File name of the pose bundle in the cache."""
+
 HAND_BUNDLE = "hand_landmarker.task"
 """File name of the hand bundle in the cache."""
 
@@ -195,6 +198,20 @@ def _wanted(group: Iterable[Model], folder: Path) -> list[RequestedFile]:
                 RequestedFile(model.name, folder / path.name, piece.num_bytes, piece.sha256, member, url)
             )
     return [item for item in items if not item.target.is_file()]
+
+
+def pose_task() -> Path:
+    """Path of MediaPipe's pose bundle in the cache, where it is built from its two models.
+
+    Raises:
+        ModelError: as `weights`.
+    """
+    from talkforge.curation.weights.mediapipe_bundles import (
+        build_bundle,  # mediapipe takes a second to import
+    )
+
+    content = build_bundle(weights("pose_detector").read_bytes(), weights("pose_landmark_full").read_bytes())
+    return _bundle(POSE_BUNDLE, content)
 
 
 def hand_task() -> Path:

@@ -1,21 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import skimage.data
-from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
-from mediapipe.tasks.metadata import schema_py_generated as schema
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.body.mediapipe_pose import _FROM, _GIVEN, MAX_POSES, MediaPipePose, _part
 from talkforge.curation.body.motion import UPPER_BODY
 from talkforge.curation.media import read_frames
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.curation.weights import mediapipe_bundles
+from talkforge.curation.weights import registry
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import ModelError
 from talkforge.schemas.records import Input
@@ -68,53 +65,8 @@ def test_a_portrait_has_its_joints_where_they_are(astronaut: Floats) -> None:
         assert left > right + 60, name
 
 
-def mediapipes_own(detector: bytes, landmarks: bytes, folder: Path) -> Any:
-    """MediaPipe's landmarker from the same two networks.
-
-    Its bundle wants to be told that the second takes grey levels over 255, which its older graph knew.
-    """
-    described = flatbuffers.Builder(0)
-    scaling, unit = metadata.NormalizationOptionsT(), metadata.ProcessUnitT()
-    scaling.mean, scaling.std = [0.0], [255.0]
-    unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, scaling
-    content, image = metadata.ContentT(), metadata.ImagePropertiesT()
-    image.colorSpace = metadata.ColorSpaceType.RGB
-    content.contentPropertiesType, content.contentProperties = (
-        metadata.ContentProperties.ImageProperties,
-        image,
-    )
-    tensor, graph, root = metadata.TensorMetadataT(), metadata.SubGraphMetadataT(), metadata.ModelMetadataT()
-    tensor.name, tensor.content, tensor.processUnits = "image", content, [unit]
-    graph.inputTensorMetadata = [tensor]
-    graph.outputTensorMetadata = [metadata.TensorMetadataT() for _ in range(5)]
-    root.subgraphMetadata, root.minParserVersion = [graph], "1.0.0"
-    described.Finish(root.Pack(described), b"M001")
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(landmarks, 0))
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = list(described.Output())
-    model.buffers.append(buffer)
-    entry.name, entry.buffer = b"TFLITE_METADATA", len(model.buffers) - 1
-    model.metadata = [entry]
-    builder = flatbuffers.Builder(len(landmarks))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    path = folder / "pose.task"
-    path.write_bytes(
-        mediapipe_bundles._zipped(
-            {
-                "pose_detector.tflite": detector,
-                "pose_landmarks_detector.tflite": bytes(builder.Output()),
-            }
-        )
-    )
-    return mediapipe_bundles.load_task("PoseLandmarker", path, num_poses=MAX_POSES)
-
-
-def test_the_joints_are_those_of_mediapipes_own_graph(
-    model: MediaPipePose, packaged: Packaged, tmp_path: Path, real_clip: RealClip
-) -> None:
-    reference = mediapipes_own(
-        packaged("pose_detector").read_bytes(), packaged("pose_landmark_full").read_bytes(), tmp_path
-    )
+def test_the_joints_are_those_of_mediapipes_own_graph(model: MediaPipePose, real_clip: RealClip) -> None:
+    reference = load_task("PoseLandmarker", registry.pose_task(), num_poses=MAX_POSES)
     images = [skimage.data.astronaut()]
     for name in ("ls_demo3.mp4", "grid_bbaf2n.mpg"):
         path = real_clip(name)

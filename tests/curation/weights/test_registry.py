@@ -13,13 +13,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
+import mediapipe as mp
+import numpy as np
 import pytest
+from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
+from mediapipe.tasks.metadata import schema_py_generated as schema
+from mediapipe.tasks.python import BaseOptions, vision
 
+from talkforge.curation import media
 from talkforge.curation.audio import speech_encoders
+from talkforge.curation.media import probe
 from talkforge.curation.weights import catalogue, fetching, registry
 from talkforge.curation.weights.catalogue import Model, Piece
 from talkforge.curation.weights.download import FetchProgress
 from talkforge.schemas.errors import ModelError
+from talkforge.schemas.records import Input
+from tests.conftest import RealClip
 from tests.curation.web_server import Server
 
 CONTENT = bytes(range(256)) * 40
@@ -525,3 +534,70 @@ def test_the_rows_tell_what_is_here_and_fetch_nothing(
     assert rows["scrfd"].found.startswith(f"scrfd: {tmp_path / 'det_10g.onnx'}: expected sha256 5838f7fe")
     assert rows["mobilefacenet"].source == "TALKFORGE_MODELS"
     assert not cache.exists()
+
+
+# --------------------------------------------------------------------------- the pose bundle
+
+
+NOSE_AND_SHOULDERS = {
+    "ls_demo3.mp4": [[572, 650], [812, 915], [352, 925]],
+    "grid_bbaf2n.mpg": [[157, 180], [265, 285], [42, 285]],
+}
+"""Pixels x, y of the nose, the left and the right shoulder, 3 s into the clip or at its last frame."""
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("name", NOSE_AND_SHOULDERS)
+def test_the_pose_bundle_finds_the_shoulders(real_clip: RealClip, name: str) -> None:
+    bundle = registry.pose_task()
+    with zipfile.ZipFile(bundle) as file:
+        assert file.namelist() == ["pose_detector.tflite", "pose_landmarks_detector.tflite"]
+        whole = bundle.read_bytes()
+        for info in file.infolist():
+            assert info.compress_type == zipfile.ZIP_STORED
+            start = whole.index(file.read(info)[:64], info.header_offset)
+            assert start % 4 == 0
+    path = real_clip(name)
+    video = probe.probe(path, Input(uri=path.name), probe.content_hash(path))
+    *_, frame = media.read_frames(path, video, 0.0, 3.01)
+    rgb = frame.rgb()
+    options = vision.PoseLandmarkerOptions(base_options=BaseOptions(model_asset_path=str(bundle)))
+    with vision.PoseLandmarker.create_from_options(options) as landmarker:
+        (found,) = landmarker.detect(mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(rgb))).pose_landmarks
+    joints = np.array([[found[i].x * video.width_px, found[i].y * video.height_px] for i in (0, 11, 12)])
+    np.testing.assert_allclose(joints, NOSE_AND_SHOULDERS[name], atol=0.037 * video.width_px)
+    assert min(found[i].visibility for i in (11, 12)) > 0.9
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_pose_bundle_is_the_same_whenever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = registry.pose_task()
+    for name in ("pose_detector", "pose_landmark_full"):
+        (tmp_path / registry.MODELS[name].file).write_bytes(registry.weights(name).read_bytes())
+    monkeypatch.setenv("TALKFORGE_CACHE", str(tmp_path))
+    second = registry.pose_task()
+    assert second == tmp_path / registry.POSE_BUNDLE
+    assert second.read_bytes() == first.read_bytes()
+    second.write_bytes(b"damaged")
+    assert registry.pose_task().read_bytes() == first.read_bytes()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_landmark_model_says_that_its_input_is_grey_level_over_255() -> None:
+    with zipfile.ZipFile(registry.pose_task()) as file:
+        tflite = file.read("pose_landmarks_detector.tflite")
+    built = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(tflite, 0))
+    before = schema.ModelT.InitFromObj(
+        schema.Model.GetRootAsModel(registry.weights("pose_landmark_full").read_bytes(), 0)
+    )
+    (entry,) = [entry for entry in built.metadata if entry.name == b"TFLITE_METADATA"]
+    raw = bytes(built.buffers[entry.buffer].data)
+    described = metadata.ModelMetadataT.InitFromObj(metadata.ModelMetadata.GetRootAsModelMetadata(raw, 0))
+    (image,) = described.subgraphMetadata[0].inputTensorMetadata
+    (unit,) = image.processUnits
+    assert (list(unit.options.mean), list(unit.options.std)) == ([0.0], [255.0])
+    assert len(described.subgraphMetadata[0].outputTensorMetadata) == 5
+    for old, new in zip(before.buffers, built.buffers, strict=False):
+        np.testing.assert_array_equal(new.data, old.data)
