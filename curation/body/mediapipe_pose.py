@@ -9,7 +9,14 @@ import cv2
 import numpy as np
 
 from talkforge.curation.body.joints import JOINTS
-from talkforge.curation.weights.blaze import MIN_SCORE, BlazeDetector, Detection, Network, Region, sigmoid
+from talkforge.curation.weights.blaze import (
+    MIN_SCORE,
+    BlazeDetector,
+    Detection,
+    Region,
+    TfliteNetwork,
+    sigmoid,
+)
 from talkforge.schemas.arrays import Bytes, Floats
 
 MIN_JOINT_SCORE = 0.5
@@ -66,12 +73,12 @@ class MediaPipePose:
 
     def __init__(self, detector: Path, landmarks: Path) -> None:
         self._detector = BlazeDetector(
-            Network(detector.read_bytes(), f"{detector}: pose detector", ((1, 2254, 12), (1, 2254, 1))),
+            TfliteNetwork(detector.read_bytes(), f"{detector}: pose detector", ((1, 2254, 12), (1, 2254, 1))),
             {8: 2, 16: 2, 32: 6},
             rounded=True,
         )
         shapes = ((1, 5 * _NUM_POINTS), (1, 1), (1, HEAT_CELLS, HEAT_CELLS, _NUM_POINTS))
-        self._landmarks = Network(landmarks.read_bytes(), f"{landmarks}: pose landmarks", shapes)
+        self._landmarks = TfliteNetwork(landmarks.read_bytes(), f"{landmarks}: pose landmarks", shapes)
 
     def detect(self, rgb: Bytes, region: tuple[int, int, int, int]) -> Floats:
         """At most `MAX_POSES` poses, see `PoseEstimator`. The score is MediaPipe's visibility."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from talkforge.curation.face.head_pose import HeadPose
 from talkforge.curation.media import to_clip_px
-from talkforge.curation.weights.blaze import MIN_SCORE, BlazeDetector, Network, Region, sigmoid
+from talkforge.curation.weights.blaze import MIN_SCORE, BlazeDetector, Region, TfliteNetwork, sigmoid
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.records import Clip, Video
@@ -119,10 +119,10 @@ class FaceLandmarker:
             reason = one_line(error, 200)
             raise ModelError(f"{path}: expected a bundle for FaceLandmarker: {reason}") from None
         self._detector = BlazeDetector(
-            Network(detector, f"{path}: face detector", ((1, 896, 16), (1, 896, 1))), {8: 2, 16: 6}
+            TfliteNetwork(detector, f"{path}: face detector", ((1, 896, 16), (1, 896, 1))), {8: 2, 16: 6}
         )
-        self._mesh = Network(mesh, f"{path}: face mesh", ((1, 1, 1, 3 * NUM_LANDMARKS), (1, 1, 1, 1)))
-        self._blendshapes = Network(blendshapes, f"{path}: blendshapes", ((NUM_BLENDSHAPES,),))
+        self._mesh = TfliteNetwork(mesh, f"{path}: face mesh", ((1, 1, 1, 3 * NUM_LANDMARKS), (1, 1, 1, 1)))
+        self._blendshapes = TfliteNetwork(blendshapes, f"{path}: blendshapes", ((NUM_BLENDSHAPES,),))
         self._pose = HeadPose(geometry)
 
     def detect(self, rgb: Bytes) -> DetectedFace | None:

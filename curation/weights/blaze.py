@@ -39,7 +39,7 @@ _STEPS = 2048
 """Steps in such a part, in which positions are added up as integers, which is fast, up to 16,384 px."""
 
 
-class Network:
+class TfliteNetwork:
     """A TFLite network on one core.
 
     Args:
@@ -206,7 +206,7 @@ class BlazeDetector:
     tensors_to_detections_calculator.cc and non_max_suppression_calculator.cc.
     """
 
-    def __init__(self, network: Network, anchors: dict[int, int], *, rounded: bool = False) -> None:
+    def __init__(self, network: TfliteNetwork, anchors: dict[int, int], *, rounded: bool = False) -> None:
         self._network, self._rounded = network, rounded
         self._edge_px = network.input_shape[1]
         self._anchors = _anchors(self._edge_px, anchors)

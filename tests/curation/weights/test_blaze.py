@@ -8,7 +8,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from talkforge.curation.weights import blaze
-from talkforge.curation.weights.blaze import BlazeDetector, Network, Region
+from talkforge.curation.weights.blaze import BlazeDetector, Region, TfliteNetwork
 from talkforge.schemas.errors import ModelError
 from tests.conftest import Packaged
 
@@ -85,8 +85,8 @@ def test_a_detection_lies_at_its_anchor_in_the_image_without_the_borders() -> No
 def test_what_is_cut_off_changes_nothing_in_the_rest(packaged: Packaged) -> None:
     content, points, presence, tongue = mesh(packaged), (1, 1, 1, 1434), (1, 1, 1, 1), (1, 1)
     image = np.random.default_rng(0).random((1, 256, 256, 3)).astype(np.float32)
-    whole = Network(content, "mesh", (points, presence, tongue))(image)
-    less = Network(content, "mesh", (presence, points))(image)
+    whole = TfliteNetwork(content, "mesh", (points, presence, tongue))(image)
+    less = TfliteNetwork(content, "mesh", (presence, points))(image)
     counts = [
         schema.Model.GetRootAsModel(tflite, 0).Subgraphs(0).OperatorsLength()
         for tflite in (content, blaze._pruned(content, (points, presence)))
@@ -98,6 +98,6 @@ def test_what_is_cut_off_changes_nothing_in_the_rest(packaged: Packaged) -> None
 
 def test_a_file_of_another_kind_is_named(packaged: Packaged) -> None:
     with pytest.raises(ModelError, match=r"mesh: is not a TFLite model that runs"):
-        Network(b"not a model at all, but long enough to look at", "mesh", ((1, 1),))
+        TfliteNetwork(b"not a model at all, but long enough to look at", "mesh", ((1, 1),))
     with pytest.raises(ModelError, match=r"mesh: expected outputs of shapes \[\(1, 7\)\], found"):
-        Network(mesh(packaged), "mesh", ((1, 1), (1, 7)))
+        TfliteNetwork(mesh(packaged), "mesh", ((1, 1), (1, 7)))
