@@ -22,7 +22,7 @@ from typing import Any
 from talkforge.pipeline.cluster import Cluster, error_of
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
-from talkforge.training.config import TrainConfig, check, load_train_config
+from talkforge.training.config import AdapterConfig, TrainConfig, check, load_train_config
 from talkforge.training.evaluate import job
 from talkforge.training.evaluate.metrics import METRICS
 from talkforge.training.evaluate.report import interval, number
@@ -54,6 +54,13 @@ OMEGAS = {"motion_0.1": 0.1, "motion_0.5": 0.5, "motion_1.0": 1.0}
 """Variants that generate with the full model at one motion intensity of face and body."""
 
 
+NO_FACE: dict[str, Any] = {
+    "face": False,
+    **{name: field.default for name, field in AdapterConfig.model_fields.items() if name.startswith("face_")},
+}
+"""Adapters without the face branch: its sizes are the defaults, because they have no effect."""
+
+
 @dataclass(frozen=True)
 class Training:
     """One training, and the variants that its model gives.
@@ -74,7 +81,7 @@ class Ablation:
     """What is asked for.
 
     Attributes:
-        config: name of a pair of presets, without `-stage1` and `-stage2`.
+        config: name of a pair of presets or files, without `-stage1` and `-stage2` (and `.yaml`).
         settings: `section.key=value` for both stages.
         dataset: data set whose clips are generated and evaluated.
         out: folder of everything.
@@ -109,7 +116,7 @@ def trainings(ablation: Ablation) -> tuple[list[Training], dict[str, str]]:
     runs = ablation.out / "runs"
     one, two = (
         load_train_config(
-            f"{ablation.config}-{stage}",
+            _preset(ablation.config, stage),
             [*ablation.settings, *([] if steps is None else [f"run.steps={steps}"])],
         )
         for stage, steps in zip(("stage1", "stage2"), ablation.steps, strict=True)
@@ -134,7 +141,7 @@ def trainings(ablation: Ablation) -> tuple[list[Training], dict[str, str]]:
             run = {"out": str(runs / f"{name}-{alone}"), "init_from": "", "steps": together}
             found.append(Training(name, (_changed(config, run=run),), {name: None}))
     if "no_identity" in wanted and one.adapters.face:
-        found.append(Training("no_identity", pair("no_identity", face=False), {"no_identity": None}))
+        found.append(Training("no_identity", pair("no_identity", **NO_FACE), {"no_identity": None}))
     elif "no_identity" in wanted:
         left_out["no_identity"] = "the configuration has no face branch: --set adapters.face=true"
     for training in found:
@@ -143,6 +150,12 @@ def trainings(ablation: Ablation) -> tuple[list[Training], dict[str, str]]:
     if not found:
         raise CommandError(f"nothing is left to train: {'; '.join(left_out.values())}")
     return found, left_out
+
+
+def _preset(config: str, stage: str) -> str:
+    """The file of a stage where there is one, else the name of the preset."""
+    file = f"{config}-{stage}.yaml"
+    return file if Path(file).is_file() else f"{config}-{stage}"
 
 
 def _changed(config: TrainConfig, **sections: Mapping[str, Any]) -> TrainConfig:

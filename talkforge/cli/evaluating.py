@@ -176,7 +176,8 @@ def line(text: str) -> None:
 )
 def ablate(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="Pair of presets, such as tiny: tiny-stage1, tiny-stage2.")
+        str,
+        typer.Argument(metavar="CONFIG", help="Presets or files: tiny is tiny-stage1 and tiny-stage2."),
     ],
     to: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of runs, videos and tables.")

@@ -82,7 +82,7 @@ FREE = (
     ),
     Metric(
         "identity_drift", "Identity drift", "", "zero", "video",
-        "Similarity in the last quarter minus that in the first.",
+        "Similarity in the last three eighths minus that in the first three.",
     ),
     Metric("blinks_per_min", "Blinks", "1/min", "truth", "video", "Blinks in a minute."),
     Metric(
