@@ -72,8 +72,14 @@ def last(run: Path) -> Checkpoint:
     return read(find(run))
 
 
+def moments(found: Checkpoint) -> dict[str, Tensor]:
+    """All moments of the optimizer in a checkpoint."""
+    file = found.optimizer()
+    return {name: file.whole(name) for name in file.names}
+
+
 def tensors(run: Path) -> dict[str, Tensor]:
     """Everything in its last checkpoint."""
     found = last(run)
-    parts = {"trained": found.trained(), "ema": found.ema() or {}, "optimizer": found.optimizer()}
+    parts = {"trained": found.trained(), "ema": found.ema() or {}, "optimizer": moments(found)}
     return {f"{part} {name}": tensor for part, state in parts.items() for name, tensor in state.items()}

@@ -24,6 +24,7 @@ from talkforge.schemas.errors import DatasetError, RunError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch
 from talkforge.training.run import checkpoint, loop, parallel
+from talkforge.training.run.tensor_files import TensorFile
 from talkforge.training.run.update import TrainState
 from talkforge.training.train import train
 from talkforge.training.wan.codec import LinearCodec
@@ -159,6 +160,18 @@ def main(shards: str, folder: Path, rank: int) -> None:
         sharded.append((isinstance(blocks[0], FSDPModule), isinstance(next(blocks.parameters()), DTensor)))
 
     TrainState.__init__ = init  # type: ignore[method-assign]
+    read: list[int] = []
+    real_whole, real_rows = TensorFile.whole, TensorFile.rows
+
+    def counted(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def reads(*arguments: Any) -> torch.Tensor:
+            found = real(*arguments)
+            read.append(found.numel())
+            return found
+
+        return reads
+
+    TensorFile.whole, TensorFile.rows = counted(real_whole), counted(real_rows)  # type: ignore[method-assign]
     for name in ("fsdp", "fsdp-checkpointing"):
         for stop in (Stop(4), lambda: False):
             afresh()
@@ -166,7 +179,7 @@ def main(shards: str, folder: Path, rank: int) -> None:
             results.setdefault(name, []).extend(report.loss for report in result.history)
     afresh()
     results["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise)).history]
-    results["sharded"] = sharded
+    results["sharded"], results["read"] = sharded, sum(read)
     (folder / f"report-{rank}.json").write_text(json.dumps(results))
 
 

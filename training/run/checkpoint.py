@@ -30,7 +30,15 @@ from talkforge.schemas.errors import CommandError, ModelError, RunError, one_lin
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.run.codecs import read_codec
-from talkforge.training.run.tensor_files import WRITE_ERRORS, State, fill, flush, read_tensors, write_tensors
+from talkforge.training.run.tensor_files import (
+    WRITE_ERRORS,
+    State,
+    TensorFile,
+    fill,
+    flush,
+    read_tensors,
+    write_tensors,
+)
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
@@ -93,9 +101,14 @@ class Checkpoint:
         """Weights for inference or another run: the EMA if there is one, else the trained weights."""
         return self.ema() or self.trained()
 
-    def optimizer(self) -> State:
-        """Moments of the optimizer."""
-        return _read(self.folder / OPTIMIZER)
+    def optimizer(self) -> TensorFile:
+        """Moments of the optimizer, of which every process reads its part."""
+        return TensorFile(self.folder / OPTIMIZER, _current_name)
+
+    def ema_file(self) -> TensorFile | None:
+        """EMA of the trained weights likewise, or None where there is none."""
+        path = self.folder / EMA_FILE
+        return TensorFile(path, _current_name) if path.exists() else None
 
     def codec(self) -> LinearCodec | None:
         """The linear or learned codec, or None where the run uses another."""
@@ -105,10 +118,11 @@ class Checkpoint:
 
 def _read(path: Path) -> State:
     """Tensors of a checkpoint's file under the names that the model uses now."""
-    return {
-        _PREFIX + name.removeprefix(_OLD_PREFIX) if name.startswith(_OLD_PREFIX) else name: tensor
-        for name, tensor in read_tensors(path).items()
-    }
+    return {_current_name(name): tensor for name, tensor in read_tensors(path).items()}
+
+
+def _current_name(name: str) -> str:
+    return _PREFIX + name.removeprefix(_OLD_PREFIX) if name.startswith(_OLD_PREFIX) else name
 
 
 def save(

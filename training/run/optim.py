@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from talkforge.schemas import extras
 from talkforge.training.config import OptimConfig
-from talkforge.training.run.parallel import placed_like, trained_parameters
-from talkforge.training.run.tensor_files import check_names
+from talkforge.training.run.parallel import part_of, trained_parameters
+from talkforge.training.run.tensor_files import TensorFile, check_names
 from talkforge.training.wan.talking_wan import TalkingWan, adapter_parameters
 
 
@@ -100,19 +99,19 @@ class EMA:
             trained = trained_parameters(model)
             self.state = {name: p.detach().to(torch.float32, copy=True) for name, p in trained.items()}
 
-    def load(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Continue a saved average.
+    def load(self, file: TensorFile) -> None:
+        """Continue a saved average. Each process reads its part.
 
         Args:
-            state: the average, whole.
-            name: of the file, for messages.
+            file: the average, whole.
 
         Raises:
             ModelError: it is of other parameters.
         """
         if self.state is not None:
-            check_names(self.state, state, name)
-            self.state = {key: placed_like(state[key], value) for key, value in self.state.items()}
+            saved = {name: torch.empty(file.shape(name), device="meta") for name in file.names}
+            check_names(self.state, saved, str(file.path))
+            self.state = {key: part_of(file, key, value) for key, value in self.state.items()}
 
     def update(self, model: nn.Module) -> None:
         """Update the average with the weights after a step."""

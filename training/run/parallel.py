@@ -27,11 +27,12 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from talkforge.schemas.errors import CommandError, ModelError, RunError, TalkforgeError, one_line
 from talkforge.training.config import TrainConfig
-from talkforge.training.run.tensor_files import State, listed
+from talkforge.training.run.tensor_files import State, TensorFile, listed
 
 PATIENCE = timedelta(minutes=60)
 """Processes wait this long for each other, because one of them writes checkpoints and validation samples."""
@@ -266,42 +267,63 @@ def is_8_bit(moment: Tensor) -> bool:
     return type(moment).__name__ == "OptimState8bit"
 
 
-def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor], name: str
-) -> None:
-    """Load moments that `optimizer_state` gave. All processes hold all of them.
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, file: TensorFile) -> None:
+    """Load moments that `optimizer_state` gave. Each process reads its part.
 
     Args:
         model: the unwrapped model.
         optimizer: its optimizer.
-        state: moments as `<name>.<moment>`.
-        name: of the file, for messages.
+        file: moments as `<name>.<moment>`.
 
     Raises:
         ModelError: they are of other parameters.
     """
-    moments: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
+    moments: dict[str, list[str]] = {}
+    for key in file.names:
         parameter_name, _, moment = key.rpartition(".")
-        moments.setdefault(parameter_name, {})[moment] = value
+        moments.setdefault(parameter_name, []).append(moment)
     parameters = trained_parameters(model)
     if moments.keys() != parameters.keys():
         others = sorted(moments.keys() ^ parameters.keys())
         raise ModelError(
-            f"{name}: expected moments of the trained parameters, found others for {listed(others)}"
+            f"{file.path}: expected moments of the trained parameters, found others for {listed(others)}"
         )
-    for parameter_name, parameter in parameters.items():
-        own = moments[parameter_name]
-        scales = {moment: own.pop(f"{moment}{_SCALE}") for moment in [*own] if f"{moment}{_SCALE}" in own}
-        optimizer.state[parameter] = {
-            moment: placed_like(value, parameter) if value.shape == parameter.shape else value
-            for moment, value in own.items()
-        }
-        for moment, scale in scales.items():
-            if scale is not None:
-                optimizer.state[parameter][moment] = _of_8_bits(
-                    optimizer, moment, own[moment], scale, parameter
-                )
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter] = {}
+        for moment in moments[name]:
+            key = f"{name}.{moment}"
+            if f"{key}{_SCALE}" in file.names:
+                scale = file.whole(f"{key}{_SCALE}")
+                state[moment] = _of_8_bits(optimizer, moment, file.whole(key), scale, parameter)
+            elif not moment.endswith(_SCALE):
+                state[moment] = part_of(file, key, parameter)
+
+
+def part_of(file: TensorFile, name: str, parameter: Tensor) -> Tensor:
+    """A tensor of a file as `parameter` is sharded and placed. Nothing but this process's part is read.
+
+    Tensors of another shape, such as numbers of steps, are read whole.
+
+    Args:
+        file: with whole tensors.
+        name: of the tensor.
+        parameter: of this process.
+    """
+    if file.shape(name) != tuple(parameter.shape):
+        return file.whole(name)
+    if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
+        return placed_like(file.whole(name), parameter)
+    local, (first, *_) = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return DTensor.from_local(
+        file.rows(name, first, first + local[0]).to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _of_8_bits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,46 @@ def read_tensors(path: Path) -> State:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: expected safetensors, found {one_line(error)}") from None
+
+
+class TensorFile:
+    """A safetensors file of which single tensors, or rows of them, are read."""
+
+    def __init__(self, path: Path, renamed: Callable[[str], str] = lambda name: name) -> None:
+        """Opens the file, and reads its names alone.
+
+        Args:
+            path: of the file.
+            renamed: gives a tensor's name as it is asked for, of its name in the file.
+
+        Raises:
+            ModelError: it is not there, or not such a file.
+        """
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self._names = {renamed(name): name for name in self._file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: expected safetensors, found {one_line(error)}") from None
+
+    @property
+    def names(self) -> KeysView[str]:
+        """Names of the tensors."""
+        return self._names.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, which is not read."""
+        return tuple(self._file.get_slice(self._names[name]).get_shape())
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor, on the CPU."""
+        found: Tensor = self._file.get_tensor(self._names[name])
+        return found
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows [first, last) of a tensor, on the CPU. Nothing else of it is read."""
+        found: Tensor = self._file.get_slice(self._names[name])[first:last]
+        return found
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:

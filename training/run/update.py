@@ -17,7 +17,7 @@ from talkforge.training.data.batch import Batch
 from talkforge.training.objective.losses import Loss
 from talkforge.training.objective.step import training_step
 from talkforge.training.run import parallel
-from talkforge.training.run.checkpoint import DEEPSPEED, EMA_FILE, OPTIMIZER, Checkpoint
+from talkforge.training.run.checkpoint import DEEPSPEED, Checkpoint
 from talkforge.training.run.fit import fit, strategy_of
 from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
 from talkforge.training.run.tensor_files import State
@@ -70,10 +70,9 @@ class TrainState:
         if parallel.is_deepspeed(self._accelerator):
             parallel.load_deepspeed(self._prepared, resumed.folder / DEEPSPEED)
             return
-        file = resumed.folder / OPTIMIZER
-        parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer(), str(file))
-        if ema := resumed.ema():
-            self._ema.load(ema, str(resumed.folder / EMA_FILE))
+        parallel.load_optimizer_state(self.model, self._optimizer, resumed.optimizer())
+        if ema := resumed.ema_file():
+            self._ema.load(ema)
 
     def step(self, step: int, fetch: Callable[[], Batch]) -> tuple[list[Loss], float]:
         """One optimizer step: the losses of its batches on this process, and the gradient's norm.

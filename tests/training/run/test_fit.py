@@ -22,7 +22,7 @@ from talkforge.training.wan import memory
 from talkforge.training.wan.precision import InputTypedLinear
 from talkforge.training.wan.talking_wan import build
 from tests.training.batches import some_info
-from tests.training.runs import Stop, four_clips, last, small, tensors
+from tests.training.runs import Stop, four_clips, last, moments, small, tensors
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +229,10 @@ def test_moments_in_8_bits_train_and_resume(
     exact = [report.loss for report in train(config("exact")).history]
     straight = [report.loss for report in train(config("straight", optim__eight_bit=True)).history]
     assert straight == pytest.approx(exact, rel=1e-2)
-    moments = last(tmp_path / "straight").optimizer()
+    saved = moments(last(tmp_path / "straight"))
     eighth = "transformer.blocks.0.attn2.processor.k_proj.weight.exp_avg"
-    assert (moments[eighth].dtype, moments[f"{eighth}_scale"].shape) == (torch.uint8, (24,))
-    assert moments["audio_proj.norm.bias.exp_avg"].dtype == torch.float32  # too small
+    assert (saved[eighth].dtype, saved[f"{eighth}_scale"].shape) == (torch.uint8, (24,))
+    assert saved["audio_proj.norm.bias.exp_avg"].dtype == torch.float32  # too small
     first = train(config("stopped", optim__eight_bit=True), stop=Stop(2))
     assert first.step == 2
     second = train(config("stopped", optim__eight_bit=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from talkforge.schemas.errors import ModelError
 from talkforge.training.config import ModelConfig, OptimConfig
 from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
+from talkforge.training.run.tensor_files import TensorFile, write_tensors
 from talkforge.training.wan.talking_wan import adapter_parameters, set_trainable
 from tests.training.models import awake
 
@@ -46,7 +48,7 @@ def test_the_schedule() -> None:
     assert learning_rate(1, 1, OptimConfig(lr=3.0)) == 3.0
 
 
-def test_the_average_follows_the_weights() -> None:
+def test_the_average_follows_the_weights(tmp_path: Path) -> None:
     model = awake()
     set_trainable(model, ModelConfig(trainable="adapters"))
     average = EMA(model, 0.75)
@@ -61,16 +63,17 @@ def test_the_average_follows_the_weights() -> None:
     torch.testing.assert_close(average.state[name], expected)
     assert not torch.equal(start, expected)
     other = EMA(model, 0.75)
-    other.load(average.state, "file")
+    write_tensors(tmp_path / "ema", average.state)
+    other.load(TensorFile(tmp_path / "ema"))
     assert other.state is not None and torch.equal(other.state[name], average.state[name])
     del average.state[name]
-    with pytest.raises(ModelError, match=f"^file: does not fit the model: missing {name}$"):
-        other.load(average.state, "file")
+    write_tensors(tmp_path / "ema", average.state)
+    with pytest.raises(ModelError, match=f"^{tmp_path}/ema: does not fit the model: missing {name}$"):
+        other.load(TensorFile(tmp_path / "ema"))
 
 
 def test_no_average_is_no_work() -> None:
     model = awake()
     average = EMA(model, None)
     average.update(model)
-    average.load({}, "file")
     assert average.state is None

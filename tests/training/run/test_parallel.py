@@ -80,6 +80,7 @@ def test_gradients_are_those_of_one_process_with_all_batches(folder: Path, tmp_p
 
 
 def test_both_see_the_same_and_count_both(results: list[dict[str, Any]]) -> None:
+    results = [{key: value for key, value in found.items() if key != "read"} for found in results]
     assert results[0].pop("unprepared") == "RunError: the disk is gone"
     assert results[1].pop("unprepared") == "DatasetError: the disk is gone"
     assert results[0] == results[1]
@@ -121,6 +122,16 @@ def test_sharded_as_whole(folder: Path, results: list[dict[str, Any]], name: str
     assert 0 < len(whole) - len(compared) < len(whole) / 10
     for key in compared:
         torch.testing.assert_close(sharded[key], whole[key], rtol=1e-2, atol=1e-3, msg=key)
+
+
+def test_each_reads_its_part_of_what_it_resumes(folder: Path, results: list[dict[str, Any]]) -> None:
+    """Moments and EMA of two resumed runs: together the two processes read each number once."""
+    saved = tensors(folder / "fsdp")
+    size = sum(value.numel() for name, value in saved.items() if not name.startswith("trained "))
+    steps = sum(name.endswith(".step") for name in saved)
+    assert results[0]["read"] + results[1]["read"] == 2 * (size + steps)
+    # Rows do not divide evenly: the first has a little more.
+    assert size <= results[0]["read"] < 1.1 * size
 
 
 def test_sharded_as_whole_where_what_is_frozen_is_less_precise(

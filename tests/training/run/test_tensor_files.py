@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from talkforge.schemas.errors import ModelError
 from talkforge.training.run.tensor_files import (
+    TensorFile,
     check_names,
     fill,
     listed,
@@ -35,6 +36,21 @@ def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     )
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "made_by": "talkforge"}
+
+
+def test_parts_of_a_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    state = {"a.x": torch.arange(12.0).view(4, 3), "b": torch.tensor(3.0)}
+    write_tensors(path, state)
+    file = TensorFile(path, lambda name: name.replace("a.", "A."))
+    assert set(file.names) == {"A.x", "b"}
+    assert file.shape("A.x") == (4, 3) and file.shape("b") == ()
+    assert torch.equal(file.whole("A.x"), state["a.x"]) and torch.equal(file.whole("b"), state["b"])
+    assert torch.equal(file.rows("A.x", 1, 3), state["a.x"][1:3])
+    assert file.rows("A.x", 4, 4).shape == (0, 3)
+    for other in (tmp_path / "none", Path(__file__)):
+        with pytest.raises(ModelError, match=f"^{other}: expected safetensors, found"):
+            TensorFile(other)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
