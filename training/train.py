@@ -54,6 +54,9 @@ from talkforge.training.wan.talking_wan import TalkingWan, build
 
 log = logging.getLogger("talkforge.training.train")  # its name, too, where this is the main module
 
+PAPER_GPUS = 64
+"""Source: paper, training details."""
+
 
 # --------------------------------------------------------------------------- commands
 
@@ -188,6 +191,7 @@ def _prepared(
             cached=cached,
             faces=config.loss.face_weight > 0,
         )
+        log.info("%s", global_batch(config, world))
         if accelerator.is_main_process:
             folder.describe(out, config, progress)
         model = build(config, info, dtype=_frozen_dtype(config.run.precision))
@@ -198,6 +202,15 @@ def _prepared(
     state = TrainState(accelerator, model, encoders, config, resumed)
     result = Result(progress.step, checkpoint=resumed.folder if resumed else None)
     return Loop(accelerator, state, loader, config, progress, result, stop, show, preview), result
+
+
+def global_batch(config: TrainConfig, processes: int) -> str:
+    """Samples of an optimizer step over all processes, beside those of the paper."""
+    each, times = config.data.batch_size, config.optim.accumulate
+    return (
+        f"global batch {processes * each * times}: {processes} processes x {each} samples x {times} batches"
+        f" (the paper trained on {PAPER_GPUS} GPUs, and does not say its batch: at least {PAPER_GPUS})"
+    )
 
 
 def _data(config: TrainConfig) -> tuple[DatasetInfo, bool]:

@@ -334,6 +334,7 @@ def test_the_command_trains_and_reports(
     assert main([*arguments, "--set", "run.steps=2"]) == 0
     shown = capsys.readouterr().err
     assert "4 samples; frames, encoded now" in shown
+    assert "global batch 2: 1 processes x 2 samples x 1 batches (the paper trained on 64 GPUs" in shown
     assert "step 2/2  loss" in shown and "step-00000002" in shown
     run_export(tmp_path / "run", tmp_path / "out.safetensors")
     assert (tmp_path / "out.safetensors").exists()

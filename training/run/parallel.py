@@ -95,6 +95,12 @@ def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
         value = os.environ.get(f"ACCELERATE_{name.upper()}", fine[0])
         if value.lower() not in fine:
             raise CommandError(f"accelerate launch: {name}={value} has no effect; set {ours}")
+    for size, what in (("CP_SIZE", "context"), ("SP_SIZE", "sequence"), ("TP_SIZE", "tensor")):
+        if os.environ.get(f"PARALLELISM_CONFIG_{size}", "1") != "1":
+            raise CommandError(
+                f"accelerate launch: {what} parallelism is not supported: a token's audio window is known by"
+                " its place among all tokens of its sample"
+            )
 
 
 def _launched_with_deepspeed() -> bool:

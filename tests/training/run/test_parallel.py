@@ -245,6 +245,15 @@ def test_deepspeed_is_told_what_the_run_says() -> None:
         _prepare_deepspeed(accelerator, small("", Path(), optim__ema=0.5))
 
 
+@pytest.mark.parametrize("size", ("CP", "SP", "TP"))
+def test_tokens_of_a_sample_stay_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: str) -> None:
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{size}_SIZE", "2")
+    with pytest.raises(
+        CommandError, match=r"^accelerate launch: \w+ parallelism is not supported: a token's"
+    ):
+        make_accelerator(small("", tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "ours"),
     (
