@@ -20,15 +20,25 @@ import torch
 
 from examples import learn_videos
 from examples.learn_measures import luma
+from examples.portraits import frame
 from examples.speech import SPEECH_HZ
+from talkforge.curation.face.identity import Embedder, align, load_embedder
 from talkforge.curation.media.encode import decode_mp4
 from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import IdentityConfig
 from talkforge.schemas.units import LATENT_STRIDE_FRAMES
 from talkforge.training.generate.job import Job, load, make, sample_config
 from talkforge.training.generate.long_video import Window
 from talkforge.training.generate.pipeline import GenerationPipeline, Source
+from talkforge.training.generate.portrait import Portrait, faces, framing, portrait_of, read_portrait
 
 SEEDS = (3_000_002, 3_000_003)
+
+STRANGER = "hopper"
+"""Portrait of `examples/portraits.py` that none of the videos shows."""
+
+ENLARGED = 4
+"""Frames are enlarged so much before a face in them is embedded."""
 
 COMPARED_S = 5
 """The first and the last so many seconds are compared."""
@@ -70,6 +80,54 @@ def drift(rgb: Bytes, fps: int) -> Drift:
         sharpness=float(sharp[-few:].mean() / sharp[:few].mean()),
         likeness=float(min(np.corrcoef(means[0], mean)[0, 1] for mean in means)),
     )
+
+
+def frame_points(portrait: Portrait, size_px: int) -> Floats:
+    """Landmarks of a portrait in the square frame that a model of `size_px` gets, [478, 2] px.
+
+    Args:
+        portrait: with a face.
+        size_px: edge of the frame.
+    """
+    assert portrait.points is not None
+    own = portrait.rgb.shape[:2]
+    crop = framing(own, (size_px, size_px), portrait.box, portrait.points)
+    scale = np.array(crop.scaled[::-1]) / own[::-1]
+    return np.asarray(portrait.points[:, :2] * scale - (crop.left, crop.top), np.float32)
+
+
+def embedding(rgb: Bytes, points: Floats, embedder: Embedder) -> Floats:
+    """Identity embedding of some frames, of unit length, [D].
+
+    The face is looked for at given landmarks: in frames of 64 px a detector finds too few.
+
+    Args:
+        rgb: uint8 [F, H, W, 3].
+        points: landmarks of the face in all of them, [478, 2] px.
+        embedder: of faces.
+    """
+    size = (rgb.shape[2] * ENLARGED, rgb.shape[1] * ENLARGED)
+    large = [np.asarray(cv2.resize(one, size, interpolation=cv2.INTER_CUBIC), np.uint8) for one in rgb]
+    mean = embedder.embed(np.stack([align(one, points * ENLARGED) for one in large])).mean(axis=0)
+    return np.asarray(mean / np.linalg.norm(mean), np.float32)
+
+
+def identity(
+    rgb: Bytes, fps: int, points: Floats, stranger: Floats, embedder: Embedder
+) -> tuple[float, float]:
+    """Similarity of the face in the last seconds to that in the first ones, and to a stranger's.
+
+    Args:
+        rgb: frames, uint8 [F, H, W, 3].
+        fps: frames per second. One frame of each second is looked at.
+        points: see `embedding`.
+        stranger: embedding of another person, at the same size.
+        embedder: of faces.
+    """
+    looked = rgb[::fps]
+    few = max(1, min(COMPARED_S, len(looked) // 2))
+    first, last = (embedding(part, points, embedder) for part in (looked[:few], looked[-few:]))
+    return float(first @ last), float(stranger @ last)
 
 
 def borders(windows: list[Window], latents: int) -> list[int]:
@@ -138,6 +196,12 @@ def measure(
 ) -> list[Bytes]:
     """Print the figures of the videos of one way. Returns the videos."""
     settings = sample_config(pipeline, {"windows": way})
+    embedder = load_embedder(IdentityConfig(model="dlib"))
+    assert embedder is not None
+    size_px = pipeline.config.data.sizes[0][0]
+    picture = frame(STRANGER, learn_videos.SIZE_PX, learn_videos.SIZE_PX).picture
+    other = portrait_of(picture, faces(picture))
+    stranger = embedding(other.framed([(size_px, size_px)])[None], frame_points(other, size_px), embedder)
     videos = []
     for seed in SEEDS:
         image, audio = subject(seed, duration_s, out)
@@ -148,10 +212,13 @@ def measure(
         rgb = decode_mp4(job.out.read_bytes())
         windows = pipeline.windows(-(-(len(rgb) - 1) // LATENT_STRIDE_FRAMES) + 1, settings)
         found, jumps = drift(rgb, round(pipeline.info.fps)), seams(rgb, borders(windows, windows[-1][-1] + 1))
+        points = frame_points(read_portrait(image), size_px)
+        alike = identity(rgb, round(pipeline.info.fps), points, stranger, embedder)
         changes = (f"{mean:.1f} / {high:.1f}" for mean, high in (jumps.at_borders, jumps.elsewhere))
         cells = (
             way, str(seed), f"{len(rgb)}", f"{found.colour:.1f}", f"{found.last_colour:.1f}",
-            f"{found.sharpness:.2f}", f"{found.likeness:.3f}", *changes, f"{spent_s:.0f}",
+            f"{found.sharpness:.2f}", f"{found.likeness:.3f}",
+            f"{alike[0]:.3f} / {alike[1]:.3f}", *changes, f"{spent_s:.0f}",
         )  # fmt: skip
         sys.stdout.write(f"| {' | '.join(cells)} |\n")
         videos.append(rgb)

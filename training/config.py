@@ -284,7 +284,7 @@ class OptimConfig(Section):
 class SampleConfig(Section):
     """How a video is generated: validation samples and `talkforge generate`."""
 
-    steps: int = Field(30, ge=1, description="Steps of the solver. Source: paper.")
+    steps: int = Field(30, ge=1, le=10_000, description="Steps of the solver. Source: paper.")
     solver: Literal["euler", "dpm++2m"] = Field(
         "euler",
         description="'euler' (source: published inference code), or the second-order DPM-Solver++(2M), which needs fewer steps.",

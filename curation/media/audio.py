@@ -85,6 +85,22 @@ def read_audio_file(path: Path, hz: int = AUDIO_HZ, channels: int = 1) -> Floats
     return out[:, 0] if channels == 1 else out
 
 
+def promised_s(path: Path) -> float | None:
+    """How much audio a file says that it has, s. None where it does not say.
+
+    What a file with video says of its whole length is not taken for that of its audio.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    with opened(path, path.name) as file:
+        audio = file.audio
+        if audio is not None and audio.duration is not None:
+            return float(audio.duration * audio.time_base)
+        whole = file.container.duration
+        return None if audio is None or file.video is not None or whole is None else whole / av.time_base
+
+
 class _Chunk(NamedTuple):
     """Decoded samples [n, channels] at `hz`, of which the first lies at `time_s`."""
 

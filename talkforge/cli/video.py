@@ -157,6 +157,8 @@ def generate(
         return
     if image is None or audio is None:
         raise CommandError("expected --image and --audio, or --batch")
+    if address is not None or workers is not None or executor != "ray":
+        raise CommandError("--executor, --address, --workers: go with --batch")
     one = job.Job(image, audio, to, prompt, omega_face, omega_body, seed, face)
     with Display(notes) as display:
         job.generate(source, one, given, device=device, saving=saving, show=display.show)

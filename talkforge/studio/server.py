@@ -113,8 +113,11 @@ def controls(pipeline: GenerationPipeline) -> list[dict[str, Any]]:
     def choice(name: str, label: str, options: list[str], value: str) -> dict[str, Any]:
         return {"name": name, "label": label, "kind": "select", "options": options, "value": value}
 
-    def number(name: str, label: str, least: int, value: int) -> dict[str, Any]:
-        return {"name": name, "label": label, "kind": "number", "min": least, "step": 1, "value": value}
+    def number(name: str, label: str, least: int, most: int, value: int) -> dict[str, Any]:
+        return {
+            "name": name, "label": label, "kind": "number",
+            "min": least, "max": most, "step": 1, "value": value,
+        }  # fmt: skip
 
     found = []
     if has_text:
@@ -125,8 +128,8 @@ def controls(pipeline: GenerationPipeline) -> list[dict[str, Any]]:
     found.append(slider("sample.audio_cfg", "Guidance by the audio", 10, 0.1, sample.audio_cfg))
     if has_text:
         found.append(slider("sample.text_cfg", "Guidance by the prompt", 10, 0.1, sample.text_cfg))
-    found.append(number("sample.steps", "Steps", 1, sample.steps))
-    found.append(number("seed", "Seed", 0, 0))
+    found.append(number("sample.steps", "Steps", 1, 10_000, sample.steps))
+    found.append(number("seed", "Seed", 0, 2**31 - 1, 0))
     found.append(choice("sample.solver", "Solver", ["euler", "dpm++2m"], sample.solver))
     if pipeline.config.data.prefix_frames:
         found.append(choice("sample.windows", "Long videos", ["overlap", "continue"], sample.windows))

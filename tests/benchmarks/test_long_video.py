@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.long_video import borders, drift, seams, strip
+from benchmarks.long_video import borders, drift, embedding, frame_points, identity, seams, strip
+from examples.portraits import frame
+from talkforge.curation.face.identity import load_embedder
+from talkforge.schemas.config import IdentityConfig
 from talkforge.training.generate.long_video import following, overlapping
+from talkforge.training.generate.portrait import faces, portrait_of
 
 
 def still(frames: int) -> np.ndarray:
@@ -44,3 +48,21 @@ def test_a_seam_stands_out() -> None:
     found = seams(rgb, [20])
     assert found.at_borders == pytest.approx((7, 7), abs=0.01) and found.elsewhere == (0, 0)
     assert strip([rgb, rgb], 4).shape == (48, 96, 3)
+
+
+def test_a_face_that_becomes_another_loses_its_identity() -> None:
+    pytest.importorskip("dlib", reason="the extra dlib is not installed")
+    embedder = load_embedder(IdentityConfig(model="dlib"))
+    assert embedder is not None
+    pictures = [frame(name, 192, 192).picture for name in ("collins", "hopper")]
+    portraits = [portrait_of(picture, faces(picture)) for picture in pictures]
+    own, other = (portrait.framed([(64, 64)]) for portrait in portraits)
+    points = [frame_points(portrait, 64) for portrait in portraits]
+    assert all(one.min() > 0 and one.max() < 64 for one in points)
+    stranger = embedding(other[None], points[1], embedder)
+    stays = np.repeat(own[None], 40, axis=0)
+    same, far = identity(stays, 10, points[0], stranger, embedder)
+    assert same == pytest.approx(1, abs=1e-4) and far < 0.95
+    changes = np.concatenate([stays[:20], np.repeat(other[None], 20, axis=0)])
+    changed, near = identity(changes, 10, points[1], stranger, embedder)
+    assert near == pytest.approx(1, abs=1e-4) and changed < 0.95

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ, encode_mp4
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.errors import CommandError, ModelError, RunError, one_line
+from talkforge.schemas.errors import CommandError, ModelError, RunError, first_invalid, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import SampleConfig
 from talkforge.training.generate.long_video import LongVideo, Standing
@@ -39,6 +41,9 @@ from talkforge.training.run.tensor_files import WRITE_ERRORS, flush, read_tensor
 log = logging.getLogger(__name__)
 
 CRF, PRESET = 18, "veryfast"
+
+MOST_SEED = 2**63 - 1
+"""Largest seed that torch takes as it is."""
 
 SAVE_EVERY_S = 30.0
 """The solver's state is written at most this often, s, and when a job is interrupted."""
@@ -75,10 +80,12 @@ class Job:
         for name, omega in (("omega-face", self.omega_face), ("omega-body", self.omega_body)):
             if not 0 <= omega <= 1:
                 raise CommandError(f"--{name} {omega:g}: expected 0 to 1")
-        if self.seed < 0:
-            raise CommandError(f"--seed {self.seed}: expected 0 or more")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise CommandError(f"--seed {self.seed}: expected 0 to {MOST_SEED}")
         if self.out.suffix.lower() != ".mp4" or not self.out.parent.is_dir():
             raise CommandError(f"--out {self.out}: expected a .mp4 file in a folder that is there")
+        if not os.access(self.out.parent, os.W_OK):
+            raise CommandError(f"--out {self.out}: the folder cannot be written to")
 
 
 def generate(
@@ -144,6 +151,12 @@ def load(
     pipeline = GenerationPipeline.load(source, device, saving, prompts)
     for job in jobs:
         refuse_without_effect(pipeline, job)
+    idle = [name for name in ("negative_prompt", "text_cfg") if name in (changes or {})]
+    if idle and pipeline.config.codec.text == "none":
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        raise CommandError(f"{named}: has no effect, the model has no text encoder")
+    if "overlap" in (changes or {}) and sample_config(pipeline, changes).windows == "continue":
+        raise CommandError("--overlap: has no effect with windows that continue")
     return pipeline
 
 
@@ -173,8 +186,8 @@ def sample_config(pipeline: GenerationPipeline, changes: Mapping[str, Any] | Non
     values = {**pipeline.config.sample.model_dump(), **(changes or {})}
     try:
         return SampleConfig.model_validate(values)
-    except ValueError as error:
-        raise CommandError(f"sample: {one_line(error)}") from None
+    except ValidationError as error:
+        raise CommandError(f"sample.{first_invalid(error)}") from None
 
 
 def make(

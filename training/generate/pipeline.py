@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from talkforge.training.config import SampleConfig, TrainConfig, load_train_conf
 from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.generate import savings
 from talkforge.training.generate.long_video import LongVideo, Window, following, overlapping
-from talkforge.training.generate.savings import Savings
+from talkforge.training.generate.savings import Savings, StepCache
 from talkforge.training.generate.sound import SpeechTrack
 from talkforge.training.objective import sampling
 from talkforge.training.objective.sampling import Guidance, GuidancePass, guidance_passes, sigmas
@@ -296,10 +295,12 @@ class GenerationPipeline:
             found = guidance_passes(batch, own, self.config.adapters, self.config.run.stage, settings)
             return [replace(one, conditions=replace(one.conditions, windows=audio)) for one in found]
 
+        one_window = settings.windows == "continue"
+        cache = StepCache(self.model, settings.cache, self.device, one_window=one_window)
         return LongVideo(
             windows,
             passes,
-            Guidance(self.model, together=settings.passes_together, in_context=self._in_context(settings)),
+            Guidance(self.model, together=settings.passes_together, in_context=cache.call),
             sigmas(settings.steps, self.config.flow.shift).tolist(),
             settings.solver,
             (height_px // 8, width_px // 8),
@@ -334,13 +335,6 @@ class GenerationPipeline:
         if latents > window == 1:
             raise CommandError("data.num_frames=1: a model of still images makes no long video")
         return overlapping(latents, window, overlap)
-
-    def _in_context(self, settings: SampleConfig) -> Callable[[str], AbstractContextManager[None]]:
-        savings.cache_steps(self.model, settings.cache)
-        if not settings.cache:
-            return lambda _: nullcontext()
-        context: Callable[[str], AbstractContextManager[None]] = self.model.transformer.cache_context
-        return context
 
     def batch(
         self,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FirstBlockCacheConfig, WanTransformer3DModel
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.first_block_cache import _FBC_LEADER_BLOCK_HOOK, FBCSharedBlockState
 from diffusers.loaders import WanLoraLoaderMixin
 from torch import Tensor, nn
 
@@ -14,6 +20,12 @@ from talkforge.schemas.errors import CommandError, ModelError, one_line
 from talkforge.training.run.tensor_files import listed, read_tensors
 from talkforge.training.wan.codec import Codec, WanCodec
 from talkforge.training.wan.talking_wan import TalkingWan
+
+log = logging.getLogger(__name__)
+
+MOST_CACHED_BYTES = 16_000_000_000
+"""Most bytes that step caching keeps of one video, in main memory. Source: ours: what fits beside 14 billion
+parameters in 64 GB."""
 
 OFFLOAD = ("none", "model", "group")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,23 +108,100 @@ def apply(model: TalkingWan, codec: Codec, saving: Savings, device: torch.device
         model.to(device)
 
 
-def cache_steps(model: TalkingWan, threshold: float) -> None:
-    """Begin a video with step caching, or without.
+class StepCache:
+    """Step caching of one video, in bounded memory.
 
     Diffusers' First Block Cache, which is TeaCache's idea with the first block's output as the measure
-    (arXiv 2411.19108). For each window and each call of guidance it keeps one tensor of all video tokens.
-
-    Args:
-        model: the model.
-        threshold: `sample.cache`. 0 means no caching.
+    (arXiv 2411.19108). For each window and each call of guidance it keeps two tensors of all video tokens:
+    what the first block added, and what the other blocks added. Between two calls they are in main memory, so
+    that the device holds those of one call. Windows for which `MOST_CACHED_BYTES` leave no place are computed
+    in full at every step.
     """
-    transformer = model.transformer
-    if transformer.is_cache_enabled:
-        transformer.disable_cache()
-    if threshold:
-        if len(transformer.blocks) < 2:
+
+    def __init__(
+        self, model: TalkingWan, threshold: float, device: torch.device, *, one_window: bool = False
+    ) -> None:
+        """Begin a video with step caching, or without.
+
+        Args:
+            model: the model.
+            threshold: `sample.cache`. 0 means no caching.
+            device: where the model computes.
+            one_window: windows come one after the other, so what was kept of the last one is let go.
+
+        Raises:
+            CommandError: the model has one block.
+        """
+        self._transformer = model.transformer
+        self._device, self._one_window, self._window = device, one_window, ""
+        self._sizes: dict[str, int] = {}
+        self._states: dict[str, Any] | None = None
+        self._is_full = False
+        if self._transformer.is_cache_enabled:
+            self._transformer.disable_cache()
+        if not threshold:
+            return
+        if len(self._transformer.blocks) < 2:
             raise CommandError("cache: a model of one block has nothing to reuse")
-        transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        self._transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        hooks = HookRegistry.check_if_exists_or_initialize(self._transformer.blocks[0])
+        self._states = hooks.get_hook(_FBC_LEADER_BLOCK_HOOK).state_manager._state_cache
+
+    @contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """Entered around a call of the model.
+
+        Args:
+            name: of the call, `WINDOW/PASSES`. Two calls of one name have the same shapes.
+        """
+        if self._states is None:
+            yield
+            return
+        window = name.partition("/")[0]
+        if self._one_window and window != self._window:
+            self._states.clear()
+            self._sizes.clear()
+        self._window = window
+        _move(self._states.get(name), self._device)
+        try:
+            with self._transformer.cache_context(name):
+                yield
+        except BaseException:
+            self._states.pop(name, None)  # of a call that has failed, half of it may be new
+            self._sizes.pop(name, None)
+            raise
+        self._keep(name)
+
+    def _keep(self, name: str) -> None:
+        assert self._states is not None
+        state = self._states[name]
+        state.head_block_output = None  # is needed inside a call alone
+        self._sizes[name] = sum(tensor.nbytes for tensor in _tensors(state).values())
+        if sum(self._sizes.values()) <= MOST_CACHED_BYTES:
+            _move(state, torch.device("cpu"))
+            return
+        del self._states[name], self._sizes[name]
+        if not self._is_full:
+            self._is_full = True
+            log.warning(
+                "step caching keeps %.1f GB at the most: %s and those after it are computed in full",
+                MOST_CACHED_BYTES / 1e9,
+                name.partition("/")[0],
+            )
+
+
+def _tensors(state: FBCSharedBlockState) -> dict[str, Tensor]:
+    """What a call has left for the next step."""
+    found = {"head": state.head_block_residual, "tail": (state.tail_block_residuals or (None,))[0]}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _move(state: FBCSharedBlockState | None, device: torch.device) -> None:
+    if state is None:
+        return
+    moved = {name: tensor.to(device) for name, tensor in _tensors(state).items()}
+    state.head_block_residual = moved.get("head")
+    state.tail_block_residuals = (moved["tail"], None) if "tail" in moved else None
 
 
 def merge_lora(transformer: WanTransformer3DModel, path: Path) -> None:

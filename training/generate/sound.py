@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.audio.track import CANCELLED
-from talkforge.curation.media.audio import read_audio_file
+from talkforge.curation.media.audio import promised_s, read_audio_file
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import SpeechConfig
@@ -22,10 +23,17 @@ from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ, features_from_frames
 from talkforge.training.data.batch import DatasetInfo, Windows
 from talkforge.training.wan.alignment import windows_at
 
+log = logging.getLogger(__name__)
+
 PIECE_S, CONTEXT_S = 120, 10
 """Audio of up to `PIECE_S` is encoded as a whole, as clips are in curation. Longer audio is encoded in pieces
 of this length, each with `CONTEXT_S` of audio on both sides, because the encoder's memory grows with the
 length. Source: ours."""
+
+
+MISSING_S = 0.5
+"""Files from which more audio than this is missing are said to be damaged. Source: ours: encoders pad their
+last frames, and some containers round."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,17 @@ def read_sound(path: Path) -> Sound:
             raise CommandError(f"--audio {path}: no such file")
         if not path.stat().st_size:
             raise CommandError(f"--audio {path}: expected audio, found an empty file")
-        stereo = read_audio_file(path, CLIP_AUDIO_HZ, 2)
+        stereo, promised = read_audio_file(path, CLIP_AUDIO_HZ, 2), promised_s(path)
     except (MediaError, OSError) as error:
         text = str(error).removeprefix(f"{path.name!r}: ").replace("a video file", "audio or video")
         raise CommandError(f"--audio {path}: {text}") from None
     if not len(stereo):
         raise CommandError(f"--audio {path}: expected audio, found none")
+    found_s = len(stereo) / CLIP_AUDIO_HZ
+    if promised is not None and promised - found_s > MISSING_S:
+        log.warning(
+            "%s: only %.2f of its %.2f s can be read: it is damaged or cut short", path, found_s, promised
+        )
     power = (stereo.astype(np.float64) ** 2).mean(axis=0)
     mean = stereo.mean(axis=1)
     if power.max() > 0 and (mean.astype(np.float64) ** 2).mean() < CANCELLED * power.max():

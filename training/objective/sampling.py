@@ -138,8 +138,8 @@ class Guidance:
         Args:
             model: predicts the velocity.
             together: begin with all passes in one call. Otherwise each has its own.
-            in_context: entered around every call, with a name for the passes in it. Step caching tells the
-                results by this name.
+            in_context: entered around every call, with a name for window and passes, `WINDOW/FIRST+COUNT`.
+                Step caching tells the results by this name.
         """
         self._model, self._in_context = model, in_context
         self.at_once = 3 if together else 1
@@ -167,7 +167,7 @@ class Guidance:
             part = passes[first : first + self.at_once]
             timestep_B = torch.full((len(part) * len(x),), losses.TIMESTEPS * sigma, device=x.device)
             given = _stacked([one.conditions for one in part])
-            with self._in_context(f"{name}/{first}"):
+            with self._in_context(f"{name}/{first}+{len(part)}"):
                 velocities = self._model(x.repeat(len(part), 1, 1, 1, 1), timestep_B, given)
             for one, velocity in zip(part, velocities.chunk(len(part)), strict=True):
                 found = found + one.weight * velocity

@@ -43,8 +43,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A portrait, and a tone of 0.9 s: 23 frames, 7 latent frames, 5 windows of 3."""
     folder = tmp_path_factory.mktemp("files")
-    portrait(folder / "hopper.png")
-    tone(folder / "tone.wav", 0.9)
+    whole = portrait(folder / "hopper.png").read_bytes()
+    sound = tone(folder / "tone.wav", 0.9).read_bytes()
+    broken = {"cut.png": whole[: len(whole) // 2], "header.wav": sound[:44]}
+    for name, data in ({"empty.png": b"", "empty.wav": b""} | broken).items():
+        (folder / name).write_bytes(data)
     return folder
 
 
@@ -222,8 +225,18 @@ def test_a_face_that_is_not_there_is_refused(run: Path, files: Path, tmp_path: P
         ({"out": Path("video.avi")}, {}, r"video\.avi: expected a \.mp4 file in a folder that is there$"),
         ({"out": Path("none/o.mp4")}, {}, r"none/o\.mp4: expected a \.mp4 file in a folder that is there$"),
         ({"prompt": "a man"}, {}, r"^--prompt: has no effect, the model has no text encoder$"),
-        ({}, {"steps": 0}, r"^sample: .*steps"),
-        ({}, {"solver": "rk4"}, r"^sample: .*solver"),
+        ({"seed": 2**63}, {}, r"^--seed 9223372036854775808: expected 0 to 9223372036854775807$"),
+        ({}, {"steps": 0}, r"^sample\.steps: Input should be greater than or equal to 1$"),
+        ({}, {"steps": 10**12}, r"^sample\.steps: Input should be less than or equal to 10000$"),
+        ({}, {"audio_cfg": float("inf")}, r"^sample\.audio_cfg: Input should be a finite number$"),
+        ({}, {"solver": "rk4"}, r"^sample\.solver: Input should be 'euler' or 'dpm\+\+2m'$"),
+        ({}, {"text_cfg": 3.0}, r"^--text-cfg: has no effect, the model has no text encoder$"),
+        ({}, {"negative_prompt": "x"}, r"^--negative-prompt: has no effect, the model has no text encoder$"),
+        (
+            {},
+            {"windows": "continue", "overlap": 1},
+            r"^--overlap: has no effect with windows that continue$",
+        ),
         ({}, {"overlap": 9}, r"^overlap 9: expected at most 1 of a window's 3$"),
     ],
 )
@@ -340,6 +353,24 @@ def test_an_interrupted_command_is_130_and_goes_on(
         (
             ["{run}", "--device", "quantum", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
             "--device quantum: is no torch device",
+        ),
+        (["{run}", "--image", "{files}/empty.png", "--audio", "{files}/tone.wav"], "found an empty file"),
+        (
+            ["{run}", "--image", "{files}/cut.png", "--audio", "{files}/tone.wav"],
+            "found image file is trunc",
+        ),
+        (["{run}", "--image", "{files}/hopper.png", "--audio", "{files}/empty.wav"], "found an empty file"),
+        (
+            ["{run}", "--image", "{files}/hopper.png", "--audio", "{files}/header.wav"],
+            "expected audio, found no",
+        ),
+        (
+            ["{run}", "--workers", "3", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "--executor, --address, --workers: go with --batch",
+        ),
+        (
+            ["{run}", "--overlap", "9", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],
+            "overlap 9: expected at most 1 of a window's 3",
         ),
         (
             ["{run}", "--omega-face", "2", "--image", "{files}/hopper.png", "--audio", "{files}/tone.wav"],

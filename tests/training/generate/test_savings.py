@@ -12,7 +12,7 @@ from torch import Tensor
 
 from talkforge.schemas.errors import CommandError, ModelError
 from talkforge.training.generate import savings
-from talkforge.training.generate.savings import Savings, cache_steps, merge_lora
+from talkforge.training.generate.savings import Savings, StepCache, merge_lora
 from talkforge.training.wan.codec import LinearCodec
 from tests.training.models import awake, conditions, latents, wan
 
@@ -21,9 +21,14 @@ LAYER = "blocks.1.attn1.to_q"
 
 
 def velocity(model: Any) -> Tensor:
-    x, timestep = latents()
+    return velocity_of(model, *latents())
+
+
+def velocity_of(model: Any, x: Tensor, timestep: Tensor | None = None) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(x, timestep, conditions("frame"))
+        found: Tensor = model(
+            x, torch.tensor([500.0, 500.0]) if timestep is None else timestep, conditions("frame")
+        )
     return found
 
 
@@ -152,27 +157,108 @@ def test_what_is_no_saving_is_refused() -> None:
 # --------------------------------------------------------------------------- step caching
 
 
-def cached(model: Any, x: Tensor, name: str) -> Tensor:
-    with torch.no_grad(), model.transformer.cache_context(name):
+def cached(cache: StepCache, model: Any, x: Tensor, name: str) -> Tensor:
+    with torch.no_grad(), cache.call(name):
         found: Tensor = model(x, torch.tensor([500.0, 500.0]), conditions("frame"))
     return found
+
+
+def counted(model: Any) -> list[int]:
+    """A list that grows with each call that goes through all blocks."""
+    calls: list[int] = []
+    model.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def kept_bytes(cache: StepCache) -> int:
+    """Bytes of everything that is kept between two calls."""
+    assert cache._states is not None
+    parts = [value for state in cache._states.values() for value in vars(state).values()]
+    flat = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+    return sum(one.nbytes for one in flat if isinstance(one, Tensor))
 
 
 def test_a_step_that_changes_little_reuses_the_blocks() -> None:
     model = awake()
     x, _ = latents()
-    calls: list[int] = []
-    model.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
-    cache_steps(model, 0.2)
-    first = cached(model, x, "a")
-    again = cached(model, x + 1e-3, "a")
+    calls = counted(model)
+    cache = StepCache(model, 0.2, CPU)
+    first = cached(cache, model, x, "a/0+1")
+    again = cached(cache, model, x + 1e-3, "a/0+1")
     assert len(calls) == 1 and not torch.equal(first, again)
-    cached(model, x, "b")  # another window has its own
-    cached(model, -3 * x, "a")  # and a large change is computed
+    cached(cache, model, x, "b/0+1")  # another window has its own
+    cached(cache, model, -3 * x, "a/0+1")  # and a large change is computed
     assert len(calls) == 3
-    cache_steps(model, 0.2)  # another video begins with nothing
-    torch.testing.assert_close(cached(model, x, "a"), first)
+    cache = StepCache(model, 0.2, CPU)  # another video begins with nothing
+    torch.testing.assert_close(cached(cache, model, x, "a/0+1"), first)
     assert len(calls) == 4
-    cache_steps(model, 0)
+    cached(StepCache(model, 0, CPU), model, x, "a/0+1")
     assert not model.transformer.is_cache_enabled
     assert torch.equal(velocity(model), velocity(awake()))
+
+
+def test_windows_without_a_place_are_computed_in_full(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is kept does not grow with the number of windows, and the others are what they would be."""
+    model = awake()
+    x, _ = latents()
+    plain = velocity_of(awake(), x)
+    calls = counted(model)
+    cache = StepCache(model, 0.2, CPU)
+    cached(cache, model, x, "window 0/0+1")
+    one = kept_bytes(cache)
+    tokens, width = (
+        2 * x.shape[2] * x.shape[3] * x.shape[4] // 4,
+        model.transformer.config.attention_head_dim * 2,
+    )
+    assert one == 2 * 4 * tokens * width  # two float32 tensors of all video tokens
+    monkeypatch.setattr(savings, "MOST_CACHED_BYTES", 3 * one)
+    for number in range(1, 9):
+        cached(cache, model, x, f"window {number}/0+1")
+    assert kept_bytes(cache) == 3 * one and len(calls) == 9
+    (text,) = caplog.messages
+    assert text.startswith(
+        "step caching keeps 0.0 GB at the most: window 3 and those after it are computed in full"
+    )
+    for number in range(9):
+        torch.testing.assert_close(cached(cache, model, x, f"window {number}/0+1"), plain)
+    assert len(calls) == 9 + 6 and kept_bytes(cache) == 3 * one
+
+
+def test_of_windows_one_after_the_other_the_last_is_kept() -> None:
+    model = awake()
+    x, _ = latents()
+    cache = StepCache(model, 0.2, CPU, one_window=True)
+    sizes = []
+    for number in range(3):
+        for first in (0, 1):
+            cached(cache, model, x, f"window {number}/{first}+1")
+        sizes.append(kept_bytes(cache))
+    assert sizes == [sizes[0]] * 3 and sizes[0] > 0
+
+
+def test_a_call_that_fails_leaves_nothing() -> None:
+    model = awake()
+    x, _ = latents()
+    cache = StepCache(model, 0.2, CPU)
+    cached(cache, model, x, "a/0+1")
+    handle = model.transformer.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cached(cache, model, -3 * x, "a/0+1")
+    handle.remove()
+    assert kept_bytes(cache) == 0
+    plain = velocity_of(awake(), -3 * x)
+    torch.testing.assert_close(cached(cache, model, -3 * x, "a/0+1"), plain)
+
+
+def test_what_waits_in_main_memory_is_cached_as_well() -> None:
+    x, _ = latents()
+    found = []
+    for offload in ("none", "group"):
+        model = awake()
+        savings.apply(model, LinearCodec(), Savings(offload=offload), CPU)
+        cache = StepCache(model, 0.2, CPU)
+        found.append([cached(cache, model, one, "a/0+1") for one in (x, x + 1e-3)])
+    for plain, offloaded in zip(*found, strict=True):
+        torch.testing.assert_close(offloaded, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import wave
 from pathlib import Path
 
@@ -127,6 +128,35 @@ def test_what_holds_no_audio_is_one_line(tmp_path: Path, name: str, message: str
     with pytest.raises(CommandError, match=message) as caught:
         read_sound(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", (".flac", ".mp3"))
+def test_a_file_that_is_cut_short_is_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    with av.open(str(whole), "w") as file:
+        stream = file.add_stream(suffix[1:], rate=16_000, layout="mono")
+        for number, part in enumerate(np.split(sine(3.2, 16_000), 32)):
+            samples = (part * 32767).astype(np.int16)[None]
+            one = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            one.sample_rate, one.pts = 16_000, number * samples.shape[1]
+            for frame in av.AudioResampler(stream.format.name, "mono", 16_000).resample(one):
+                frame.pts = one.pts
+                file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with caplog.at_level(logging.WARNING):
+        assert read_sound(whole).duration_s == pytest.approx(3.2, abs=0.1)
+        assert not caplog.messages
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        found = read_sound(cut)
+    assert found.duration_s < 2
+    said = f"only {found.duration_s:.2f} of its 3.2"
+    assert [
+        said in text and text.endswith("s can be read: it is damaged or cut short")
+        for text in caplog.messages
+    ][-1]
 
 
 # --------------------------------------------------------------------------- windows of a long video
