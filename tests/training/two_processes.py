@@ -150,6 +150,30 @@ def main(shards: str, folder: Path, rank: int) -> None:
     afresh()
     results["half"] = [report.loss for report in train(config("half", **precise)).history]
 
+    afresh()
+    tokens: list[int] = []
+    real_loss = TrainState._loss
+
+    def loss(self: TrainState, step: int, micro: int, batch: Batch) -> Any:
+        tokens.append(batch.lips_BFHW.numel())
+        return real_loss(self, step, micro, batch)
+
+    TrainState._loss = loss  # type: ignore[method-assign]
+    mixed = {"data__shorter_spans": [5], "data__batch_size": 1, "optim__accumulate": 2}
+    several = str(folder / "mixed" / "shards" / "train-{000000..000001}.tar")
+
+    def of_two_lengths(name: str) -> TrainConfig:
+        return small(several, folder / name, run__steps=5, run__save_every=9, **mixed)
+
+    whole = train(of_two_lengths("lengths"))
+    results["mixed"] = [report.loss for report in whole.history]
+    results["tokens"] = [*tokens]
+    first = train(of_two_lengths("lengths-stopped"), stop=Stop(6) if rank == 1 else lambda: False)
+    second = train(of_two_lengths("lengths-stopped"))
+    results["mixed-stopped"] = first.step
+    results["mixed-resumed"] = [report.loss for report in first.history + second.history]
+    TrainState._loss = real_loss  # type: ignore[method-assign]
+
     sys.modules["talkforge.training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
     sharded: list[tuple[bool, bool]] = []
     real_init = TrainState.__init__

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from talkforge.schemas.errors import DatasetError, TalkforgeError
@@ -20,6 +22,7 @@ from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.loader import SpanLoader
 from talkforge.training.objective.losses import Loss
 from talkforge.training.run import checkpoint, parallel
+from talkforge.training.run.buckets import BucketQueue
 from talkforge.training.run.checkpoint import FOLDER, TrainProgress
 from talkforge.training.run.optim import learning_rate
 from talkforge.training.run.progress import Clock, Report, Validation
@@ -31,6 +34,8 @@ from talkforge.training.wan.talking_wan import TalkingWan
 log = logging.getLogger(__name__)
 
 _STOP = "stop"
+
+T = TypeVar("T")
 
 Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], Validation]
 """Writes validation samples of a model into a folder, and measures them."""
@@ -80,6 +85,8 @@ class Loop:
         self._accelerator, self._state, self._loader, self._config = accelerator, state, loader, config
         self._out, self._progress, self._result = Path(config.run.out), progress, result
         self._stop, self._show, self._preview = stop, show, preview
+        several = len(config.data.sizes) * len(config.data.lengths) > 1
+        self._choose = several and accelerator.num_processes > 1
 
     def run(self) -> None:
         """Train until the last step, or until a process is told to stop. Updates the result."""
@@ -96,11 +103,11 @@ class Loop:
     def _interval(self) -> None:
         """Steps to the next checkpoint."""
         run, begun = self._config.run, self._progress
-        batches = self._loader.batches(begun.interval, begun.consumed)
         clock = Clock(begun.step)
+        queue = self._queue(clock)
         end = min(run.steps, (begun.step // run.save_every + 1) * run.save_every)
         for step in range(begun.step + 1, end + 1):
-            losses, grad_norm = self._state.step(step, lambda: self._fetch(batches, clock))
+            losses, grad_norm = self._state.step(step, lambda: self._fetch(queue, clock))
             used = self._progress.consumed + self._config.optim.accumulate
             self._progress = replace(self._progress, step=step, consumed=used)
             if step % run.log_every == 0 or step == run.steps:
@@ -112,13 +119,40 @@ class Loop:
             if run.validate_every and step % run.validate_every == 0:
                 self._validate(step)
 
-    def _fetch(self, batches: Iterator[Batch], clock: Clock) -> Batch:
-        """The next batch of this process, unless a process stops or has none."""
-        batch, failed, status = None, None, _STOP if self._stop() else ""
+    def _queue(self, clock: Clock) -> BucketQueue:
+        """Batches from where the run stands in its interval.
+
+        Where processes choose together, a resumed one has to choose again what was used.
+        """
+        progress = self._progress
+        if not self._choose:
+            return BucketQueue(self._loader.batches(progress.interval, progress.consumed))
+        queue = BucketQueue(self._loader.batches(progress.interval))
+        for _ in range(progress.consumed):
+            self._fetch(queue, clock)
+        return queue
+
+    def _fetch(self, queue: BucketQueue, clock: Clock) -> Batch:
+        """The next batch of this process, unless a process stops or has none.
+
+        Where there are several buckets, each process in turn says which one all use.
+        """
+        own = self._together(queue.oldest, clock)
+        if not self._choose:
+            return queue.take(own)
+        speaker = queue.turn % self._accelerator.num_processes
+        said = torch.tensor(own, device=self._accelerator.device)
+        frames, height_px, width_px = broadcast(said, from_process=speaker).tolist()
+        return self._together(lambda: queue.take((frames, height_px, width_px)), clock)
+
+    def _together(self, read: Callable[[], T], clock: Clock) -> T:
+        """What this process reads, unless a process stops or fails."""
+        found: list[T] = []
+        failed, status = None, _STOP if self._stop() else ""
         if not status:
             try:
                 with clock.waiting():
-                    batch = next(batches)
+                    found.append(read())
             except TalkforgeError as error:
                 # A signal to the whole group ends the loader's processes, too.
                 failed, status = error, _STOP if self._stop() else str(error)
@@ -128,8 +162,7 @@ class Loop:
             raise failed or DatasetError("; ".join(errors))
         if statuses:
             raise _StopRun
-        assert batch is not None, "no process had a status, so each has a batch"
-        return batch
+        return found[0]
 
     # ----------------------------------------------------------------------- reports and checkpoints
 

@@ -24,6 +24,7 @@ from talkforge.training.run.parallel import _prepare_deepspeed, _prepare_fsdp, m
 from talkforge.training.train import train
 from tests.training import two_processes
 from tests.training.runs import four_clips, last, small, tensors
+from tests.training.shard_files import Shown, write_set
 
 TIMEOUT_S = 300
 
@@ -37,6 +38,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def folder(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have been; see `two_processes.py`."""
     out = tmp_path_factory.mktemp("two")
+    # Each process reads one of the two shards, in which short and long clips come in another order.
+    long, short = {"num_frames": 29}, {"num_frames": 6}
+    lengths = [[long, short, long, short], [short, long, long, short]]
+    write_set(
+        out / "mixed",
+        [[Shown(4 * k + n, **own) for n, own in enumerate(row)] for k, row in enumerate(lengths)],
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -94,6 +102,13 @@ def test_one_that_stops_stops_both_and_the_run_goes_on(folder: Path, results: li
     assert straight.keys() == stopped.keys()
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
     assert last(folder / "straight").progress.world == 2
+
+
+def test_all_have_as_many_tokens_in_a_step(results: list[dict[str, Any]]) -> None:
+    """Of two lengths, in an order that differs between the two; a run that was stopped chooses the same."""
+    assert results[0]["tokens"] == results[1]["tokens"]
+    assert len(set(results[0]["tokens"])) == 2 and len(results[0]["tokens"]) == 10
+    assert results[0]["mixed-stopped"] in (1, 2, 3) and results[0]["mixed-resumed"] == results[0]["mixed"]
 
 
 def test_they_fail_together(folder: Path, results: list[dict[str, Any]]) -> None:
