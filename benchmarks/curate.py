@@ -4,7 +4,7 @@ Curates a folder of videos in one process of one thread, as `talkforge curate --
 does, and prints the CPU seconds of every stage. Then, in the same process, measures the floor:
 
     decode    every frame of every readable video, once
-    convert   the frames of the accepted clips to RGB at the clip's size, once
+    convert   the frames of the accepted clips at the clip's size, once to RGB and once for the encoder
     landmark  one call of the face landmarker for each of these frames
     encode    the accepted clips, with the settings of the run
 
@@ -222,8 +222,8 @@ def floor(
 
 def _landmarked(
     path: Path, video: Video, row: LedgerRow, points: Floats, landmarker: FaceLandmarker, clock: Clock
-) -> Iterator[Bytes]:
-    """The clip's frames, each frame converted and landmarked once; other work counts as `aside`."""
+) -> Iterator[Any]:
+    """The clip's frames for the encoder, each converted and landmarked once; other work is `aside`."""
     clip = Clip.model_validate({name: getattr(row, name) for name in Clip.model_fields})
     for frame in clock.each("aside", media.read_frames(path, video, row.start_s, row.end_s)):
         shown = media.clip_indices(frame, row.start_s, row.fps, row.num_frames)
@@ -235,8 +235,10 @@ def _landmarked(
             crop = _crop(rgb, points[shown[0]])
         with clock("landmark"):
             landmarker.detect(crop)
+        with clock("convert"):
+            picture = frame.to_encode(clip)
         for _ in shown:
-            yield rgb
+            yield picture
 
 
 def _points(store: Store, clip_id: str) -> Floats:

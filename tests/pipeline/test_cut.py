@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 from talkforge.curation import media
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
-from talkforge.pipeline import cut, jobs, tables
+from talkforge.pipeline import cut, jobs, tables, timelines
 from talkforge.pipeline.cut import Order
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
@@ -477,6 +478,29 @@ def test_clips_of_a_video_that_is_fetched_are_cut_by_one_task(
         pieces = cut.CutTask(store, plan, orders, ShardConfig()).pieces()
         assert [len(piece.orders) for piece in pieces] == expected
         assert [piece.whole for piece in pieces] == [len(pieces) == 1] * len(pieces)
+
+
+def test_a_remote_video_is_fetched_once_for_all_of_its_clips_in_a_shard(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, video = film
+    fsspec.filesystem("memory").pipe_file("/footage/a.mkv", path.read_bytes())
+    remote, fetched = video.model_copy(update={"uri": "memory://footage/a.mkv"}), []
+    copy = timelines.local_copy
+    monkeypatch.setattr(timelines, "local_copy", lambda uri, *a: fetched.append(uri) or copy(uri, *a))
+    monkeypatch.setattr(cut, "PIECE_S", 0.5)
+    plan = []
+    orders: dict[str, Order] = {}
+    store = Store(str(tmp_path / "set"))
+    for number, starts_s in enumerate([(0.0, 0.2, 0.4), (0.6, 0.8)]):
+        clips = [clip_of(remote, start_s, start_s + 1, 25.0) for start_s in starts_s]
+        plan.append(ShardPlan(f"train-00000{number}", tuple(clip.clip_id for clip in clips), f"f{number}"))
+        for clip in clips:
+            store_arrays(store, clip)
+            orders[clip.clip_id] = order_of(remote, clip)
+    found = cut.cut_shards(store, plan, orders, ShardConfig(), Several())
+    assert [len(shard.keys) for shard in found] == [3, 2]
+    assert fetched == [remote.uri] * 2
 
 
 # ----------------------------------------------------------------------- what hangs or crashes

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from PIL import Image
 
 from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import identity
-from talkforge.pipeline import jobs, stages, tables
+from talkforge.pipeline import jobs, stages, tables, timelines
 from talkforge.pipeline.dataset import load_dataset, load_ingested, load_plan
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import stamp_of
@@ -106,6 +107,22 @@ def test_a_file_that_changed_since_it_was_hashed_is_not_measured(
     (failure,) = stages.measure(part, MeasureConfig(), store).failures
     assert failure.message.startswith(f"{str(copy)!r}: the file has changed since it was measured")
     assert seen == [copy, copy]
+
+
+def test_a_remote_video_is_fetched_once_for_each_of_its_windows(
+    measured: Curated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in load_ingested(Store(str(measured.dataset))) if row.input.uri.endswith("a.mp4"))
+    assert row.video is not None
+    fsspec.filesystem("memory").pipe_file("/footage/a.mp4", Path(row.input.uri).read_bytes())
+    video, fetched = row.video.model_copy(update={"uri": "memory://footage/a.mp4"}), []
+    copy = timelines.local_copy
+    monkeypatch.setattr(timelines, "local_copy", lambda uri, *a: fetched.append(uri) or copy(uri, *a))
+    monkeypatch.setattr(stages, "load_models", lambda _: None)
+    monkeypatch.setattr(stages, "_measure_window", lambda path, *_: path.stat())
+    part = Part(name="000000", windows=tuple(windows_of(video, video.duration_s / 3)), stamps={})
+    assert stages.measure(part, MeasureConfig(), Store(str(tmp_path / "set"))).failures == []
+    assert fetched == [video.uri] * 3
 
 
 def test_a_run_hands_the_state_of_the_files_to_its_parts(
