@@ -38,7 +38,7 @@ def cut_from(path: Path, video: Video, clip: Clip, folder: Path, audio_late_s: f
     start_s = clip.start_s + audio_late_s
     audio = media.read_audio(path, video, start_s, start_s + clip.duration_s, 48_000, 2)
     out = folder / "clip.mp4"
-    media.encode_mp4(out, cut._frames(path, video, clip), clip.fps, audio, 18, "veryfast")
+    media.encode_mp4(out, cut._frames(path, video, clip), clip.fps, audio, 18, "ultrafast")
     return out.read_bytes()
 
 
