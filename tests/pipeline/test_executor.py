@@ -136,11 +136,11 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "message"),
+    ("fault", "kind", "message", "path", "others"),
     [
-        (crash, "video", "the worker died (SIGSEGV), alone as well"),
-        (leave, "video", "the worker died (exit code 7), alone as well"),
-        (die, "worker", "the worker died (SIGKILL), alone as well"),
+        (crash, "video", "the worker died (SIGSEGV), alone as well", "10", ("0", "11")),
+        (leave, "video", "the worker died (exit code 7), alone as well", "1", ("0",)),
+        (die, "worker", "the worker died (SIGKILL), alone as well", "1", ("0",)),
     ],
 )
 @pytest.mark.usefixtures("light")
@@ -152,22 +152,28 @@ def test_a_window_that_kills_its_worker_fails_alone(
     fault: Fault,
     kind: str,
     message: str,
+    path: str,
+    others: tuple[str, ...],
 ) -> None:
-    """A crash is committed as the window's failure; what somebody else killed is put off."""
-    store, bad = Store(str(tmp_path)), videos[2]
+    """A crash is committed as the window's failure; what somebody else killed is put off.
+
+    `path` leads to the window with the fault, see `piece_of`, which is divided from `others`.
+    """
+    store, whole = Store(str(tmp_path)), part_of("000000", videos if len(path) == 2 else videos[:2])
+    (window,) = piece_of(whole, path).windows
+    bad = window.video
     monkeypatch.setattr(stages, "measure", faulty(bad.video_id, fault, _measure))
-    whole = part_of("000000", videos)
     done = {item.part.name: item.put_off for item in cluster.run([whole], CONFIG, store)}
-    assert set(done) == named(whole, "0", "10", "11")
+    assert set(done) == named(whole, path, *others)
     put_off = [failure for failures in done.values() for failure in failures]
-    assert set(committed_parts(store)) == named(whole, "0", "11", *([] if put_off else ["10"]))
-    bad_part = piece_of(whole, "10").name
+    assert set(committed_parts(store)) == named(whole, *others, *([] if put_off else [path]))
+    bad_part = piece_of(whole, path).name
     (failure,) = put_off or tables.read(store, f"parts/{bad_part}/failures.parquet", Failure)
     assert bool(put_off) == (kind != "video") == bool(attempts.waiting(store, [whole]))
     assert (failure.stage, failure.video_id, failure.uri) == ("measure", bad.video_id, bad.uri)
     assert failure.key == f"{bad.video_id} [0.0, 0.2) s"
     assert (failure.error, failure.kind, failure.message) == ("RunError", kind, message)
-    assert {piece.name for piece in outstanding(whole, store)} == (named(whole, "10") if put_off else set())
+    assert {piece.name for piece in outstanding(whole, store)} == (named(whole, path) if put_off else set())
 
 
 class HangClock:
