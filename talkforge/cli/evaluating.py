@@ -63,6 +63,9 @@ def evaluate(
     identity: Annotated[
         str, typer.Option(help="Face embedder: auto, none, or one of docs/identity.md.")
     ] = "auto",
+    workers: Annotated[
+        int, typer.Option("--workers", "-j", min=1, metavar="N", help="Processes that measure videos.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure generated videos against true ones: sync, lips, identity, motion, FID.
@@ -101,7 +104,9 @@ def evaluate(
     for key, why in skipped.items():
         line(f"not generated: {key}: {why}")
     with Display(notes) as display:
-        document = job.evaluate(generated, reference, to, settings, against=against, show=display.show)
+        document = job.evaluate(
+            generated, reference, to, settings, against=against, workers=workers, show=display.show
+        )
     if as_json:
         print_json({key: value for key, value in document.items() if key != "rows"})
         return

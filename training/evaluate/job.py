@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation.media.probe import content_hash
+from talkforge.pipeline.cluster import Cluster, error_of
 from talkforge.pipeline.dataset import tool_version
 from talkforge.schemas import scratch
 from talkforge.schemas.arrays import Bytes, Doubles
@@ -102,6 +103,7 @@ def evaluate(
     settings: Settings = Settings(),
     *,
     against: Path | None = None,
+    workers: int = 1,
     show: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
     """Evaluate generated videos against true ones, and write the report.
@@ -112,6 +114,7 @@ def evaluate(
         out: folder of the report, which is made where it is not there.
         settings: how.
         against: folder of another report, whose videos are compared with these one by one.
+        workers: processes that measure pairs, by Ray on this machine. 1: this process.
         show: gets the progress.
 
     Returns:
@@ -129,7 +132,8 @@ def evaluate(
         show(counted("evaluating", 0, len(pairing.pairs), "videos"))
         models, networks = Models.load(settings.identity), PaperNetworks.load()
         halves: dict[str, TestedVideo] = {}
-        results, failed = _measured(pairing, out / "videos", settings, models, networks, folder, halves, show)
+        kept = (out / "videos").absolute()
+        results, failed = _measured(pairing, kept, settings, models, networks, folder, halves, workers, show)
         if not results:
             first = next(iter(failed.values()))
             raise CommandError(f"none of {len(pairing.pairs)} pairs could be measured; the first: {first}")
@@ -180,6 +184,10 @@ def run_self_test(
 # --------------------------------------------------------------------------- pairs
 
 
+Outcome = PairResult | str
+"""What was measured of a pair, or why nothing was."""
+
+
 def _measured(
     pairing: Pairing,
     kept: Path,
@@ -188,32 +196,122 @@ def _measured(
     networks: PaperNetworks,
     folder: Path,
     halves: dict[str, TestedVideo],
+    workers: int,
     show: ProgressCallback,
 ) -> tuple[list[PairResult], dict[str, str]]:
     """Results of the pairs, and why others have none. The first true videos go into `halves`."""
-    results: list[PairResult] = []
+    results: dict[str, PairResult] = {}
     failed: dict[str, str] = {}
-    for number, pair in enumerate(pairing.pairs):
+    waiting: list[tuple[VideoPair, str]] = []
+    for pair in pairing.pairs:
         try:
             made = _fingerprint(pair, settings, models, networks)
-            result = _kept(kept, pair.key, made)
-            if result is None:
-                own = _own_folder(folder, number)
-                result, half = measure_pair(pair, own, settings, models, networks)
-                _keep(kept, result, made)
-                if len(halves) < settings.self_test_videos:
-                    halves[pair.key] = half
-                else:
-                    shutil.rmtree(own)
-            results.append(result)
         except MediaError as error:
             failed[pair.key] = one_line(error)
-        except (OSError, MemoryError) as error:
-            if kind_of(error) != "video":
-                raise RunError(f"{pair.key}: {one_line(error)}", kind_of(error)) from None
-            failed[pair.key] = one_line(error)
-        show(counted("evaluating", number + 1, len(pairing.pairs), "videos"))
-    return results, failed
+            continue
+        if (result := _kept(kept, pair.key, made)) is None:
+            waiting.append((pair, made))
+        else:
+            results[pair.key] = result
+    if workers > 1 and len(waiting) > 1:
+        found = _on_ray(waiting, kept, settings, min(workers, len(waiting)))
+    else:
+        found = _here(waiting, kept, settings, models, networks, folder, halves)
+    for pair, outcome in found:
+        if isinstance(outcome, str):
+            failed[pair.key] = outcome
+        else:
+            results[pair.key] = outcome
+        show(counted("evaluating", len(results) + len(failed), len(pairing.pairs), "videos"))
+    return [results[pair.key] for pair in pairing.pairs if pair.key in results], failed
+
+
+def _here(
+    waiting: Sequence[tuple[VideoPair, str]],
+    kept: Path,
+    settings: Settings,
+    models: Models,
+    networks: PaperNetworks,
+    folder: Path,
+    halves: dict[str, TestedVideo],
+) -> Iterator[tuple[VideoPair, Outcome]]:
+    """Measure pairs in this process."""
+    for number, (pair, made) in enumerate(waiting):
+        own = _own_folder(folder, number)
+        try:
+            result, half = measure_pair(pair, own, settings, models, networks)
+        except (MediaError, OSError, MemoryError) as error:
+            yield pair, _reason(pair, error)
+            continue
+        _keep(kept, result, made)
+        if len(halves) < settings.self_test_videos:
+            halves[pair.key] = half
+        else:
+            shutil.rmtree(own)
+        yield pair, result
+
+
+def _reason(pair: VideoPair, error: Exception) -> str:
+    """Why a pair cannot be measured.
+
+    Raises:
+        RunError: it is not the videos' fault.
+    """
+    if isinstance(error, MediaError) or kind_of(error) == "video":
+        return one_line(error)
+    raise RunError(f"{pair.key}: {one_line(error)}", kind_of(error)) from None
+
+
+class PairWorker:
+    """Measures pairs in a process of its own, with networks that are loaded once.
+
+    Args:
+        settings: how videos are evaluated.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._models, self._networks = Models.load(settings.identity), PaperNetworks.load()
+
+    def measure(self, pair: VideoPair, made: str, kept: Path) -> str:
+        """Measure one pair and keep the result. Returns why it could not be measured, or nothing."""
+        with scratch.folder() as folder:
+            found = _here([(pair, made)], kept, self._settings, self._models, self._networks, folder, {})
+            ((_, outcome),) = found
+        return outcome if isinstance(outcome, str) else ""
+
+
+def _on_ray(
+    waiting: Sequence[tuple[VideoPair, str]], kept: Path, settings: Settings, workers: int
+) -> Iterator[tuple[VideoPair, Outcome]]:
+    """Measure pairs in processes on this machine. One whose worker dies is told, and another goes on."""
+    cluster = Cluster(workers)
+    ray = cluster.ray
+    try:
+        remote = ray.remote(num_cpus=1)(PairWorker)
+        left, running = list(reversed(waiting)), {}
+        for worker in [remote.remote(settings) for _ in range(workers)]:
+            pair, made = left.pop()
+            running[worker.measure.remote(pair, made, kept)] = (worker, pair, made)
+        while running:
+            cluster.check()
+            ready, _ = ray.wait(list(running), timeout=1.0)
+            for reference in ready:
+                worker, pair, made = running.pop(reference)
+                try:
+                    why = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    cause = error_of(error)
+                    if getattr(cause, "kind", None) not in ("worker", "memory"):
+                        raise cause from None  # no networks, no disk, no Ray
+                    why, worker = one_line(cause), remote.remote(settings)
+                result = None if why else _kept(kept, pair.key, made)
+                yield pair, result or why or "what was measured of it cannot be read"
+                if left:
+                    pair, made = left.pop()
+                    running[worker.measure.remote(pair, made, kept)] = (worker, pair, made)
+    finally:
+        cluster.close()
 
 
 def _own_folder(folder: Path, number: int) -> Path:

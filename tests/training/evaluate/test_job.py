@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 from talkforge.curation.media import encode_mp4
-from talkforge.schemas.errors import CommandError
+from talkforge.schemas.errors import CommandError, RunError
 from talkforge.training.evaluate import job
 from talkforge.training.evaluate.self_test import EXPECTATIONS
+from talkforge.training.evaluate.videos import VideoPair
 from tests.conftest import CLIPS
 
 KEYS = ("grid_bbaf2n", "grid_brbk7n", "grid_id2_swwp2s", "grid_lrwp9a")
@@ -181,3 +183,72 @@ def test_odd_names_stay_in_the_folder(tmp_path: Path) -> None:
     text, arrays = job._names(tmp_path, "../over")
     assert text.parent == arrays.parent == tmp_path and re.fullmatch(r"[0-9a-f]{32}\.json", text.name)
     assert job._names(tmp_path, "clip-1.take_2")[0].name == "clip-1.take_2.json"
+
+
+class StandInRay:
+    """Runs a task when its result is asked for. The worker of one pair is lost."""
+
+    class exceptions:  # noqa: N801 (as Ray names it)
+        class RayError(Exception):
+            """What Ray raises."""
+
+    def __init__(self, lost: str) -> None:
+        self.lost, self.started = lost, 0
+
+    def remote(self, **_: Any) -> Any:
+        def start(settings: job.Settings) -> Any:
+            assert settings == SHORT
+            self.started += 1
+            return SimpleNamespace(measure=SimpleNamespace(remote=lambda *given: given))
+
+        return lambda _: SimpleNamespace(remote=start)
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        assert timeout > 0
+        return references[:1], references[1:]
+
+    def get(self, reference: Any) -> str:
+        pair, made, kept = reference
+        if pair.key == self.lost:
+            raise self.exceptions.RayError("died")
+        if pair.key == "broken":
+            return "it is broken"
+        job._keep(kept, job.PairResult(pair.key, {"jitter": 1.0}, {}, (), b"", {}, {}), made)
+        return ""
+
+
+def test_several_processes_share_the_pairs_and_a_lost_one_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = StandInRay("b")
+
+    def cluster(workers: int) -> Any:
+        assert workers == 2
+        return SimpleNamespace(ray=ray, check=lambda: None, close=lambda: None)
+
+    monkeypatch.setattr(job, "Cluster", cluster)
+    monkeypatch.setattr(job, "error_of", lambda _: RunError("the worker died", "worker"))
+    pairs = [(VideoPair(key, tmp_path, tmp_path), f"of {key}") for key in ("a", "b", "broken", "c")]
+    found = {pair.key: outcome for pair, outcome in job._on_ray(pairs, tmp_path, SHORT, 2)}
+    assert found["b"] == "the worker died" and found["broken"] == "it is broken"
+    assert [found[key].generated for key in "ac"] == [{"jitter": 1.0}] * 2  # type: ignore[union-attr]
+    assert ray.started == 3  # two, and one in the place of the one that died
+    monkeypatch.setattr(job, "error_of", lambda _: RunError("the disk is full", "storage"))
+    with pytest.raises(RunError, match="the disk is full"):
+        list(job._on_ray(pairs, tmp_path, SHORT, 2))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError(28, "No space left on device"), "storage"), (MemoryError(), "memory")]
+)
+def test_trouble_of_the_machine_is_no_fault_of_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    def measure(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(job, "measure_pair", measure)
+    waiting = [(VideoPair("a", tmp_path, tmp_path), "made")]
+    with pytest.raises(RunError) as raised:
+        list(job._here(waiting, tmp_path, SHORT, None, None, tmp_path, {}))  # type: ignore[arg-type]
+    assert raised.value.kind == kind and str(raised.value).startswith("a: ")
