@@ -6,6 +6,7 @@ costs little. Every network that is used here comes with a package.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from talkforge.curation.face import detail, eyes, identity, mouth_motion, qualit
 from talkforge.curation.face.detect import FaceDetector, load_detector
 from talkforge.curation.face.landmarks import FaceLandmarker, LandmarkTracer
 from talkforge.curation.picture.frozen import FrozenDetector
-from talkforge.curation.sync import contrastive
+from talkforge.curation.sync import contrastive, phones
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.sync.phones import PhoneRecogniser
 from talkforge.curation.weights import registry
@@ -102,13 +103,14 @@ class Models:
         )
 
     def described(self) -> list[dict[str, str]]:
-        """Name, sha256 and licence of each network whose weights are in the registry, for the report."""
+        """Name, sha256 and licence of each network, for the report."""
         names = ["centerface", "face_landmarker", "pose_landmark_full", "silero_vad"]
         names += [self.embedder.name] if self.embedder else []
         found = [registry.MODELS[name] for name in names]
         rows = [{"name": one.name, "sha256": one.sha256, "licence": one.licence} for one in found]
-        own = "of this package, Apache-2.0"
-        return [*rows, {"name": f"sync: {self.scorer.name}", "sha256": "", "licence": own}]
+        sync = hashlib.sha256(contrastive.WEIGHTS_PATH.read_bytes()).hexdigest()
+        rows.append({"name": self.scorer.name, "sha256": sync, "licence": "Apache-2.0 (of this package)"})
+        return [*rows, {"name": phones.NAME, "sha256": phones.weights_sha256(), "licence": phones.LICENCE}]
 
 
 @dataclass(frozen=True)
