@@ -111,7 +111,7 @@ def write_report(
         thumbnails: clip id, or `<clip id>/face` -> JPEG bytes; None or nothing where there is no image.
         people: one row per person; None where the data set has no such table yet.
         audit: what labels say of the rules, see `pipeline.audit`; None where no sample was labelled.
-        repeats: near duplicates among the clips that thresholds decide on; None: there is no what-if page.
+        repeats: near duplicates among the clips that thresholds decide on; None: there are too many clips.
         curves: clips by id, with their frame rates -> answer of `clip_curves.read_curves`.
         title: what the report is of.
 
@@ -121,8 +121,7 @@ def write_report(
     clips, inputs = clips_table(ledger), sources_table(sources)
     numbers = numbers_of(clips, inputs, failures, dataset, people, audit)
     sheets = _sheets(clips, thumbnails)
-    pages = ["clips.html"] if repeats is None else ["clips.html", "what_if.html"]
-    index = _render(numbers, clips, inputs, failures, sheets, thumbnails, title, pages)
+    index = _render(numbers, clips, inputs, failures, sheets, thumbnails, title, True)
     cards = [card for sheet in sheets for card in sheet["cards"]]
     shown = Shown(
         pictures={card["clip_id"]: card["jpeg"] for card in cards if card["jpeg"]},
@@ -130,11 +129,7 @@ def write_report(
     )
     text = json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False)
     store.write("report/statistics.json", (text + "\n").encode())
-    what_if = what_if_page(clips, dataset.config, repeats) if repeats is not None else None
-    if what_if is None:
-        store.delete("report/what_if.html")
-    else:
-        store.write("report/what_if.html", what_if.encode())
+    store.write("report/what_if.html", what_if_page(clips, dataset.config, repeats).encode())
     store.delete("report/against.html")  # it was of an earlier state
     store.write("report/clips.html", clips_page(clips, numbers, shown, title.name).encode())
     store.write("report/index.html", index.encode())
@@ -159,7 +154,7 @@ def render(
     """
     clips, inputs = clips_table(ledger), sources_table(sources)
     sheets = _sheets(clips, thumbnails)
-    return _render(numbers, clips, inputs, failures, sheets, thumbnails, Title(), [])
+    return _render(numbers, clips, inputs, failures, sheets, thumbnails, Title(), False)
 
 
 def _render(
@@ -170,7 +165,7 @@ def _render(
     sheets: list[dict[str, Any]],
     thumbnails: Thumbnails,
     title: Title,
-    pages: list[str],
+    has_pages: bool,
 ) -> str:
     return (
         environment()
@@ -178,7 +173,7 @@ def _render(
         .render(
             s=numbers,
             title=title,
-            pages=pages,
+            has_pages=has_pages,
             steps=STEPS,
             reasons=REASONS,
             charts={entry["field"]: Markup(histogram_svg(entry)) for entry in numbers["measures"]},

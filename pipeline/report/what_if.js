@@ -29,6 +29,17 @@
     }
   }
 
+  // Where the page holds a sample of the clips, it stands for all of them.
+  const scale = size ? data.of / size : 1;
+  const isSample = data.of > size;
+
+  // Half of the 95 % interval of a total over all clips, of which `size` were drawn without replacement: normal
+  // approximation, from the sum and the sum of squares over the sample.
+  function reach(sum, squares) {
+    const variance = (squares - (sum * sum) / size) / Math.max(size - 1, 1);
+    return 1.96 * data.of * Math.sqrt(Math.max((1 - size / data.of) * variance, 0) / size);
+  }
+
   function count() {
     const isAccepted = new Uint8Array(size);
     for (let n = 0; n < size; n++) isAccepted[n] = isKept[n] || fails[n] === 0 ? 1 : 0;
@@ -38,12 +49,13 @@
       repeats.add(second);
     }
     for (const n of repeats) if (!isKept[n]) isAccepted[n] = 0;
-    const found = { clips: 0, seconds: 0, sources: new Set(), people: new Set(), languages: new Set() };
+    const found = { clips: 0, seconds: 0, squares: 0, sources: new Set(), people: new Set(), languages: new Set() };
     const alone = rules.map(() => ({ clips: 0, seconds: 0 }));
     for (let n = 0; n < size; n++) {
       if (isAccepted[n]) {
         found.clips += 1;
         found.seconds += durations[n];
+        found.squares += durations[n] ** 2;
         found.sources.add(sources[n]);
         if (!Number.isNaN(people[n])) found.people.add(people[n]);
         if (!Number.isNaN(languages[n])) found.languages.add(languages[n]);
@@ -52,6 +64,10 @@
         only.clips += 1;
         only.seconds += durations[n];
       }
+    }
+    for (const one of [found, ...alone]) {
+      one.clips = Math.round(one.clips * scale);
+      one.seconds *= scale;
     }
     const sizes = Object.entries(found).map(([name, value]) => [name, value.size ?? value]);
     return { ...Object.fromEntries(sizes), alone };
@@ -67,7 +83,11 @@
       tile.querySelector("b").textContent = name === "seconds" ? span(found[name]) : counted(found[name]);
       const change = found[name] - before[name];
       const text = name === "seconds" ? span(Math.abs(change)) : counted(Math.abs(change));
-      tile.querySelector("small").textContent = change ? `${change < 0 ? "−" : "+"}${text}` : "as selected";
+      let note = change ? `${change < 0 ? "−" : "+"}${text}` : "as selected";
+      if (isSample && name === "clips") note += `, ± ${counted(Math.round(reach(found.clips / scale, found.clips / scale)))}`;
+      else if (isSample && name === "seconds") note += `, ± ${span(reach(found.seconds / scale, found.squares))}`;
+      else if (isSample) note = `in the sample, ${note}`;
+      tile.querySelector("small").textContent = note;
     }
     rules.forEach((rule, n) => {
       const { clips, seconds } = found.alone[n];
@@ -75,7 +95,7 @@
     });
     const most = found.alone.reduce((best, one, n) => (one.seconds > found.alone[best].seconds ? n : best), 0);
     $("next").textContent = rules.length && found.alone[most].clips
-      ? `Next: “${rules[most].meaning}” alone rejects ${span(found.alone[most].seconds)} in ${found.alone[most].clips} clips.`
+      ? `Next: “${rules[most].meaning}” alone rejects ${span(found.alone[most].seconds)} in ${counted(found.alone[most].clips)} clips.`
       : "No rule alone rejects anything.";
     write();
   }
@@ -142,6 +162,12 @@
   });
   for (const name of ["command", "yaml"]) {
     $(`copy-${name}`).addEventListener("click", () => copy($(name), $("copied")));
+  }
+  if (!data.knows_repeats) {
+    $("sample").hidden = false;
+    $("sample").textContent = (isSample
+      ? `An estimate: this page holds ${counted(size)} of the ${counted(data.of)} clips that thresholds decide on, drawn at random by their ids. Clips and length are those of all, with 95 % intervals. ` : "")
+      + "Near duplicates stay as they were selected last.";
   }
   show();
   $("page").dataset.ready = "true";

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkforge.curation.verdict import RULES, Rule, hangs_on_numbers
+from talkforge.curation.verdict import NEAR_DUPLICATE, RULES, Rule, hangs_on_numbers
+from talkforge.pipeline.report.clips import MOST_CLIPS, drawn
 from talkforge.pipeline.report.pages import packed, page
 from talkforge.pipeline.report.quantities import compared, threshold_of
 from talkforge.schemas.config import Config, Thresholds
@@ -34,20 +35,26 @@ def decided_by_thresholds(clips: pd.DataFrame) -> pd.Series:
     return clips["failure"].isna() & clips["stopped_by"].isna() & by_numbers[numbers]
 
 
-def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats) -> str:
+def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats | None) -> str:
     """The page; the same arguments give the same text.
 
     Args:
         clips: answer of `clips_table`.
         config: of the last selection.
-        repeats: near duplicates among the clips that thresholds decide on.
+        repeats: near duplicates among the clips that thresholds decide on. None: too many clips to know; near
+            duplicates then stay what they are, and of more than `MOST_CLIPS` clips the page holds as many and
+            estimates.
     """
     return page("what_if.html.j2", ["common.js", "what_if.js"], document(clips, config, repeats))
 
 
-def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str, Any]:
+def document(clips: pd.DataFrame, config: Config, repeats: Repeats | None) -> dict[str, Any]:
     """What the page knows, for JSON."""
-    open_ = clips[decided_by_thresholds(clips)].reset_index(drop=True)
+    is_open, most = decided_by_thresholds(clips), len(clips)
+    if repeats is None:
+        is_open &= ~clips["reasons"].map(lambda codes: NEAR_DUPLICATE.code in codes).astype(bool)
+        most = MOST_CLIPS
+    open_ = drawn(clips[is_open], most)
     rules = [rule for rule in RULES if _is_offered(rule, open_, config)]
     columns = [
         open_["duration_s"],
@@ -58,7 +65,9 @@ def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str,
     place = {key: n for n, key in enumerate(open_["clip_id"])}
     return {
         "num_clips": len(open_),
-        "num_fixed": len(clips) - len(open_),
+        "of": int(is_open.sum()),
+        "num_fixed": len(clips) - int(is_open.sum()),
+        "knows_repeats": repeats is not None,
         # One column after the other: duration, source, person, language, then those of the rules.
         "table": packed(table.tobytes()),
         "rules": [
@@ -66,7 +75,7 @@ def document(clips: pd.DataFrame, config: Config, repeats: Repeats) -> dict[str,
             for rule, values in zip(rules, table[len(columns) - len(rules) :], strict=True)
         ],
         "kept": np.flatnonzero(open_["reviewed"].eq("keep")).tolist(),
-        "repeats": [[place[a], place[b]] for a, b in repeats if a in place and b in place]
+        "repeats": [[place[a], place[b]] for a, b in repeats or () if a in place and b in place]
         if config.thresholds.near_duplicates
         else [],
         "config": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import shlex
@@ -15,8 +16,10 @@ from talkforge.pipeline import jobs, near_duplicates, tables
 from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ledger import Selection, ledger_tables, select
 from talkforge.pipeline.measured import Measured
+from talkforge.pipeline.report import what_if
+from talkforge.pipeline.report.clips import drawn
 from talkforge.pipeline.report.statistics import clips_table
-from talkforge.pipeline.report.what_if import document, what_if_page
+from talkforge.pipeline.report.what_if import decided_by_thresholds, document, what_if_page
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings, load_config
 from talkforge.schemas.records import Failure, ReviewRow
@@ -191,14 +194,43 @@ def test_the_report_reads_the_pairs_that_the_selection_found(
     assert selection.repeats and len(selection.repeats) > 20
 
 
-def test_the_report_links_it_unless_there_are_too_many_clips(
+def test_of_too_many_clips_a_sample_estimates(
+    chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 of the clips stand for all: what is shown is their number times what each stands for."""
+    monkeypatch.setattr(what_if, "MOST_CLIPS", 40)
+    config = Config()
+    frame = frame_of(chosen(clips(4), config, {}))
+    is_open = decided_by_thresholds(frame) & ~frame["reasons"].map(lambda codes: "near_duplicate" in codes)
+    sample = drawn(frame[is_open], 40)
+    scale = int(is_open.sum()) / 40
+    assert scale > 1.5
+    (tmp_path / "page.html").write_text(what_if_page(frame, config, None), encoding="utf-8")
+    chromium.get((tmp_path / "page.html").as_uri())
+    wait_until(chromium, "return document.getElementById('page').dataset.ready == 'true'")
+    for limit in (128, 200):
+        chromium.execute_script(MOVE, "min_face_px", "type", limit)
+        passes = sample["reasons"].map(lambda codes: set(codes) <= {"face_small"})
+        kept = sample[passes & sample["face_clip_px"].ge(limit)]
+        seen = shown(chromium)
+        assert seen["clips"] == round(len(kept) * scale)
+        assert seen["seconds"] == pytest.approx(kept["duration_s"].sum() * scale)
+        length = sample["duration_s"].where(sample.index.isin(kept.index), 0.0)
+        reach = 1.96 * 40 * scale * math.sqrt((1 - 1 / scale) * length.var(ddof=1) / 40)
+        note = chromium.execute_script("return document.querySelector('#seconds small').textContent")
+        assert note.endswith(f"± {reach:.1f} s" if reach < 100 else f"± {reach / 60:.1f} min")
+    text = chromium.execute_script("return document.getElementById('sample').textContent")
+    assert text.startswith("An estimate: this page holds 40 of the") and "Near duplicates stay" in text
+    chromium.get("about:blank")
+
+
+def test_the_report_links_it_whatever_the_number_of_clips(
     curated: Curated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(curated.dataset))
-    jobs.report(store)
-    assert b'href="what_if.html"' in store.read("report/index.html")
-    assert store.read("report/what_if.html").rstrip().endswith(b"</html>")
-    monkeypatch.setattr(near_duplicates, "MAX_CLIPS", 1)
-    jobs.report(store)
-    assert b"what_if.html" not in store.read("report/index.html")
-    assert not store.exists("report/what_if.html")
+    for most, is_known in ((near_duplicates.MAX_CLIPS, b"true"), (1, b"false")):
+        monkeypatch.setattr(near_duplicates, "MAX_CLIPS", most)
+        jobs.report(store)
+        assert b'href="what_if.html"' in store.read("report/index.html")
+        page = store.read("report/what_if.html")
+        assert b'"knows_repeats": ' + is_known in page and page.rstrip().endswith(b"</html>")
