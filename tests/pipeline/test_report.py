@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from talkforge.pipeline.report import render, span, statistics, visible, write_report
+from talkforge.pipeline.report import Title, render, span, statistics, visible, write_report
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings, config_hash
 from talkforge.schemas.dataset import Dataset, ModelAbsence, ModelUse
@@ -284,6 +284,17 @@ def test_the_order_of_rows_changes_no_byte(tables: Tables, tmp_path: Path) -> No
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     written = json.loads((tmp_path / "a" / "report/statistics.json").read_text())
     assert written == statistics(*tables)
+
+
+def test_the_title_names_the_data_set_its_snapshot_and_the_version(tables: Tables, tmp_path: Path) -> None:
+    title = Title("talks <2026>", "snapshot 3 of 2026-11-27")
+    write_report(Store(str(tmp_path)), *tables, no_pictures, repeats=[], title=title)
+    text = (tmp_path / "report/index.html").read_text()
+    assert "<h1>talks &lt;2026&gt;</h1>" in text
+    assert "<p>Data set report, snapshot 3 of 2026-11-27, Talkforge 0.1.0</p>" in text
+    links = set(re.findall(r'href="([^"#]+)', text))
+    assert links == {"clips.html", "what_if.html"}
+    assert all((tmp_path / "report" / name).exists() for name in links)
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tables: Tables) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from talkforge.pipeline import jobs, near_duplicates, tables
@@ -59,8 +60,12 @@ def chosen(found: Measured, config: Config, reviews: dict[str, ReviewRow]) -> Se
     return select(found, [planned(number) for number in range(1, VIDEOS + 1)], config, reviews)
 
 
+def ledger_of(selection: Selection) -> pa.Table:
+    return tables.from_bytes(ledger_tables(selection)["ledger.parquet"], "")
+
+
 def frame_of(selection: Selection) -> pd.DataFrame:
-    return clips_table(tables.from_bytes(ledger_tables(selection)["ledger.parquet"], "").to_pandas())
+    return clips_table(ledger_of(selection).to_pandas())
 
 
 def reviews_of(found: Measured) -> dict[str, ReviewRow]:
