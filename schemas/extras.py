@@ -10,6 +10,7 @@ PACKAGES = {
     "torch": ("torch", "transformers"),
     "train": ("torch", "transformers", "diffusers", "accelerate", "peft", "webdataset"),
     "train-8bit": ("torchao",),
+    "decord": ("decord",),
     "dlib": ("dlib",),
     "view": ("flask",),
     "s3": ("s3fs",),

@@ -154,6 +154,10 @@ class DataConfig(Section):
         "epochs",
         description="'epochs': each shard once before any repeats, over all ranks and workers; 'resampled': drawn with replacement.",
     )
+    decoder: Literal["pyav", "decord"] = Field(
+        "pyav",
+        description="What decodes the clips: PyAV, or decord (extra decord): the same frames, 1.2 levels of 255 darker where they are scaled, for more CPU time.",
+    )
     omega: Literal["span", "clip"] = Field(
         "span",
         description="Motion intensity of a sample: that of its span, or that of the whole clip. Paper: not said.",

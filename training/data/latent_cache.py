@@ -48,6 +48,7 @@ class LatentsManifest(Record):
     image: str
     condition: bool = True
     """Whether the reference image's condition is there. A base that takes none has none."""
+    decoder: str = "pyav"
 
 
 def path_of(shard: str) -> str:
@@ -109,6 +110,7 @@ def misfits(
         "data.num_frames": (config.data.num_frames, found.num_frames),
         "data.shorter_spans": (config.data.shorter_spans, found.shorter_spans),
         "data.sizes": (config.data.sizes, found.sizes),
+        "data.decoder": (config.data.decoder, found.decoder),
         "model.base": (config.model.base, found.base),
         "codec.kind": (config.codec.kind, found.codec),
         "codec.text": (config.codec.text, found.text),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from talkforge.schemas import extras
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, DatasetError, RunError, TalkforgeError, one_line
 from talkforge.schemas.machine import check_sockets
@@ -175,6 +176,8 @@ class SpanLoader:
         cv2.setNumThreads(1)
         if config.workers:
             check_sockets()
+        if config.decoder == "decord" and not cached:
+            extras.require("decord", "data.decoder=decord")
         listed = shard_list(config.shards, config.snapshot)
         shards = [(url, manifest) for url, manifest in listed if manifest.count]
         _check_enough(shards, len(listed), config, world)

@@ -259,6 +259,7 @@ def decode_sample(
     cached: bool = False,
     quantiles: Quantiles | None = None,
     faces: bool = False,
+    decoder: str = "pyav",
 ) -> DecodedSample:
     """A sample, checked and ready to be cut into spans. Its video is not decoded yet.
 
@@ -275,6 +276,7 @@ def decode_sample(
         quantiles: of the data set, by which the motion intensity of a span is told. None: it is that of the
             clip.
         faces: read the face oval, for the mask of the face.
+        decoder: of the video, see `frames.EncodedVideo`.
 
     Raises:
         SkippedSampleError: 'other_version', 'other_clip', 'other_fps', 'too_short', 'no_latents',
@@ -296,7 +298,7 @@ def decode_sample(
             num_frames=clip.num_frames,
             span_frames=span_frames,
             size=size,
-            frames=EncodedVideo(key, b"" if cached else members["mp4"], clip.num_frames, masks),
+            frames=EncodedVideo(key, b"" if cached else members["mp4"], clip.num_frames, masks, decoder),
             lip_valid=masks.valid,
             speech=_speech(key, members, clip, info.speech_dim),
             identity=_identity(key, members, clip, info.identity_dim),

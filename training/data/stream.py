@@ -274,6 +274,7 @@ class Reader:
             found = decode_sample(
                 item.key, item.what, self._config.sizes, self._config.lengths, self._info,
                 cached=self._cached, quantiles=self._quantiles.get(beside(item.shard, "")), faces=self._faces,
+                decoder=self._config.decoder,
             )  # fmt: skip
             self._tell_old(found)
             if self._cache.room_for(found):

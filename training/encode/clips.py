@@ -132,7 +132,7 @@ class ClipEncoder:
 
     def _spans(self, key: str, members: Mapping[str, bytes]) -> list[Span]:
         data = self._config.data
-        clip = decode_sample(key, members, data.sizes, data.lengths, self._info)
+        clip = decode_sample(key, members, data.sizes, data.lengths, self._info, decoder=data.decoder)
         firsts = first_frames(clip.num_frames, clip.span_frames, self._spans_per_clip)
         if len(firsts) > 1:
             clip = clip.in_memory()  # decoded once for all

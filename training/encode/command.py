@@ -28,6 +28,7 @@ from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store, sha256_of
 from talkforge.pipeline.tombstones import check_not_erasing
+from talkforge.schemas import extras
 from talkforge.schemas.errors import CommandError, DatasetError, RunError
 from talkforge.schemas.sample import ShardManifest
 from talkforge.schemas.tar import tar_writer, write_sample
@@ -157,6 +158,8 @@ def encode_dataset(
     if config.codec.kind != "wan":
         raise CommandError(f"codec.kind {config.codec.kind}: needs no cache, it costs less than reading one")
     check_base(config)
+    if config.data.decoder == "decord":
+        extras.require("decord", "data.decoder=decord")
     store = Store(dataset)
     snapshot = snapshots.current(store)
     shards = _shards(store, snapshot)
@@ -314,6 +317,7 @@ class _Work:
             num_frames=config.data.num_frames,
             shorter_spans=config.data.shorter_spans,
             sizes=config.data.sizes,
+            decoder=config.data.decoder,
             spans_per_clip=self._spans_per_clip,
             base=config.model.base,
             codec=config.codec.kind,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import decord
 import numpy as np
 import pytest
 
@@ -22,6 +26,8 @@ from talkforge.training.data.frames import (
 from tests.training.shard_files import Shown, members_of, number_and_frame
 
 SHOWN = Shown(5, num_frames=12)
+
+CLIPS = Path(__file__).parents[3] / "examples" / "clips"
 
 
 def encoded(shown: Shown = SHOWN, size: tuple[int, int] = (32, 32), mp4: bytes | None = None) -> EncodedVideo:
@@ -110,6 +116,56 @@ def test_small_pictures_are_means_of_large_ones(tmp_path: Path) -> None:
     means = grey.reshape(1, 32, 4, 32, 4, 3).mean((2, 4))
     assert np.abs(small - means).max() <= 2
     assert abs(small.mean() - means.mean()) < 0.5  # one pass of swscale is two levels too dark
+
+
+@pytest.mark.parametrize("size", ((64, 64), (32, 32)))
+def test_decord_gives_the_same_frames(size: tuple[int, int]) -> None:
+    """By the number in every frame, at the same time of the file's clock."""
+    video = replace(encoded(size=size), decoder="decord")
+    video.check(12)
+    for first, last in ((0, 12), (0, 1), (11, 12), (3, 8)):
+        clips, frames = number_and_frame(video.rgb(first, last))
+        assert clips.tolist() == [5] * (last - first) and frames.tolist() == list(range(first, last))
+    reader = decord.VideoReader(io.BytesIO(video.mp4))
+    times_s = reader.get_frame_timestamp(range(12))[:, 0]
+    assert times_s.tolist() == pytest.approx([k / 25 for k in range(12)], abs=1e-4)
+    assert np.array_equal(video.decoded().rgb(3, 8), video.rgb(3, 8))
+
+
+@pytest.mark.parametrize("size", ((288, 352), (144, 176)))
+def test_decord_on_a_real_clip(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Each frame is the nearest of all to that of PyAV, and at most two levels of 255 darker on average."""
+    with av.open(str(CLIPS / "grid_bbaf2n.mpg")) as container:
+        frames = [
+            frame.to_ndarray(format="rgb24") for frame in itertools.islice(container.decode(video=0), 20)
+        ]
+    height_px, width_px, _ = frames[0].shape
+    encode_mp4(tmp_path / "c.mp4", frames, 25, None, 18, "fast")
+    shown = Shown(0, num_frames=20, height_px=height_px, width_px=width_px)
+    video = encoded(shown, size, (tmp_path / "c.mp4").read_bytes())
+    expected = video.rgb(0, 20).astype(int)
+    found = replace(video, decoder="decord").rgb(0, 20).astype(int)
+    assert found.shape == expected.shape
+    apart = np.abs(found[:, None, ::4, ::4] - expected[None, :, ::4, ::4]).mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == list(range(20))
+    assert -2 < (found - expected).mean() < 0.5
+    assert np.abs(found - expected).mean() < 2.5
+
+
+def test_decord_refuses_what_pyav_refuses() -> None:
+    short = encoded(replace(SHOWN, num_frames=10))
+    cases = {
+        "wrong_shape": replace(short, num_frames=12, decoder="decord"),
+        "unreadable": replace(short, mp4=b"x" * 100, decoder="decord"),
+    }
+    for reason, video in cases.items():
+        for use in (lambda video=video: video.rgb(0, 12), lambda video=video: video.check(12)):
+            with pytest.raises(SkippedSampleError) as caught:
+                use()
+            assert caught.value.reason == reason and "\n" not in str(caught.value)
+    other = encoded(replace(SHOWN, width_px=32), mp4=short.mp4)
+    with pytest.raises(SkippedSampleError, match=r"clip05: mp4: expected 32 x 64 px, found 64 x 64$"):
+        replace(other, decoder="decord").rgb(0, 5)
 
 
 def area_fractions(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -81,6 +81,7 @@ def test_latents_lie_beside_the_shards(dataset: Path, base: Path) -> None:
         "num_frames": 9, "shorter_spans": (), "sizes": ((32, 32),), "spans_per_clip": 2, "base": str(base),
         "codec": "wan",
         "codec_sha256": WanCodec.load(str(base)).sha256, "text": "none", "image": "none", "condition": True,
+        "decoder": "pyav",
     }  # fmt: skip
     with tarfile.open(tar) as opened:
         (member,) = opened.getmembers()
