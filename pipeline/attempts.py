@@ -42,9 +42,13 @@ def put_off(part: Part, window: Window, failure: Failure, store: Store) -> Failu
 
 def waiting(store: Store, plan: Sequence[Part]) -> dict[str, Failure]:
     """Last failure of every window that is put off and not measured since, by the name of its part."""
+    return noted(store, remaining(plan, store)) if store.list(ATTEMPTS) else {}
+
+
+def noted(store: Store, left: Iterable[Part]) -> dict[str, Failure]:
+    """The same for what is left to do, see `parts.remaining`."""
     names = {name.removeprefix(f"{ATTEMPTS}/").removesuffix(".json") for name in store.list(ATTEMPTS)}
-    left = [piece.name for piece in remaining(plan, store)] if names else []
-    return {name: _read(store, name) for name in left if name in names}
+    return {part.name: _read(store, part.name) for part in left if part.name in names}
 
 
 def forgive(store: Store, plan: Sequence[Part], kinds: Collection[FailureKind]) -> int:

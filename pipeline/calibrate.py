@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from talkforge.curation.sync import contrastive
 from talkforge.curation.sync.contrastive import Scorer
 from talkforge.pipeline import shards, small_arrays, sync_adaptation, tables
 from talkforge.pipeline.ledger import Committed, CommittedClip, read_committed
-from talkforge.pipeline.measured import Measured
+from talkforge.pipeline.measured import Measured, in_order
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.people import FaceClip
 from talkforge.pipeline.small_arrays import SCORED
@@ -45,7 +45,7 @@ class Rescored(Record):
     sync: Sync
 
 
-def calibrate(store: Store, committed: Committed, config: Config) -> bool:
+def calibrate(store: Store, committed: Committed, config: Config, state: str | None = None) -> bool:
     """Score the clips again where their scores are not those of the scorer that counts now.
 
     Nothing is done again while the parts, the shipped weights and the settings are the same. Returns whether
@@ -55,8 +55,9 @@ def calibrate(store: Store, committed: Committed, config: Config) -> bool:
         store: the data set.
         committed: answer of `read_committed` for this store, with every array.
         config: says whether the data set's own footage is used, and how people are told apart.
+        state: what the scores depend on, where it is known already; None looks.
     """
-    state = _state(store, config)
+    state = state or _state(store, config, committed_parts(store))
     if scored_state(store) == state:
         return store.exists(TABLE)
     store.delete(MARKER)
@@ -166,10 +167,11 @@ def settle(store: Store, measured: Measured, config: Config) -> None:
         measured: what its parts say.
         config: says whether the data set's own footage is used, and how people are told apart.
     """
-    if scored_state(store) == _state(store, config):
+    state = _state(store, config, measured.parts)
+    if scored_state(store) == state:
         return
     if config.thresholds.adapt_sync:
-        calibrate(store, read_committed(store), config)
+        calibrate(store, read_committed(store), config, state)
         return
     methods = measured.clips.column("sync_method")
     scored_otherwise = pc.fill_null(pc.not_equal(methods, Scorer.load().name), False)
@@ -177,7 +179,7 @@ def settle(store: Store, measured: Measured, config: Config) -> None:
     parts: dict[str, set[str]] = {}
     for row in old.to_pylist():
         parts.setdefault(row["part"], set()).add(row["clip_id"])
-    calibrate(store, read_committed(store, SCORED, parts), config)
+    calibrate(store, read_committed(store, SCORED, parts), config, state)
 
 
 def read_calibrated(
@@ -228,7 +230,7 @@ def scored_state(store: Store) -> str | None:
         return None
 
 
-def _state(store: Store, config: Config) -> str:
+def _state(store: Store, config: Config, parts: Iterable[str]) -> str:
     """Changes with the committed parts, the shipped weights, and the settings that matter here."""
     digest = hashlib.sha256(contrastive.WEIGHTS_PATH.read_bytes())
     digest.update(contrastive.BANDS_ONLY_PATH.read_bytes())
@@ -236,8 +238,8 @@ def _state(store: Store, config: Config) -> str:
         digest.update(
             f"adapt, shipped calibration {config.shards.same_person} {extras.missing('torch')}\n".encode()
         )
-    for part in committed_parts(store):
-        files = json.loads(store.read(f"parts/{part}/part.json"))["files"]
+    for part, marker in in_order(parts, lambda part: store.read(f"parts/{part}/part.json")):
+        files = json.loads(marker)["files"]
         inputs = files.get(small_arrays.SYNC) or files[small_arrays.OLD]
         digest.update(f"{part} {inputs}\n".encode())
     return digest.hexdigest()

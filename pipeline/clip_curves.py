@@ -23,12 +23,15 @@ MOST = 96
 """Most clips with curves. Sync by lag takes 15 CPU ms for a clip of 5 s."""
 
 
-def read_curves(store: Store, fps_of: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def read_curves(
+    store: Store, fps_of: Mapping[str, float], part_of: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """The curves of clips that were traced, by id, for JSON; at most `MOST` of them.
 
     Args:
         store: the data set.
         fps_of: the clips by id, most wanted first, with the frame rate of each.
+        part_of: answer of `parts_of_clips`, where it is known already; None looks.
 
     Returns:
         `fps`; `opening` [F], gap of the lips over the distance of the eyes, None without a face; `loudness`
@@ -39,7 +42,7 @@ def read_curves(store: Store, fps_of: Mapping[str, float]) -> dict[str, dict[str
     Raises:
         DatasetError: a file of a part is missing or damaged; names it.
     """
-    part_of = parts_of_clips(store)
+    part_of = parts_of_clips(store) if part_of is None else part_of
     wanted: dict[str, list[str]] = {}
     for clip_id in [key for key in fps_of if key in part_of]:
         wanted.setdefault(part_of[clip_id], []).append(clip_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -26,7 +27,7 @@ from talkforge.schemas.dataset import (
     ModelUse,
     parse_dataset,
 )
-from talkforge.schemas.errors import CommandError, DatasetError, one_line
+from talkforge.schemas.errors import CommandError, DatasetError, RunError, one_line
 from talkforge.schemas.records import Input, Video
 
 if TYPE_CHECKING:
@@ -228,6 +229,48 @@ def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[
     tables.write(store, "intake.parquet", IngestRow, rows)
     tables.write(store, "plan.parquet", Part, plan)
     return rows, plan
+
+
+ARRIVED = "arrived"
+"""Folder of rows of inputs that were read and are in no plan yet."""
+
+ARRIVED_ROWS, ARRIVED_S = 256, 30.0
+"""They are written when there are so many, or when the last were written so long ago."""
+
+
+def keep_arrived(store: Store, rows: Iterable[IngestRow]) -> Iterator[IngestRow]:
+    """The rows, which are written from time to time, so that a run that is killed has not read them in vain.
+
+    Args:
+        store: the data set.
+        rows: of inputs as they are read.
+    """
+    held: list[IngestRow] = []
+    number, since_s = len(store.list(ARRIVED)), time.monotonic()
+
+    def write() -> None:
+        tables.write(store, f"{ARRIVED}/{number:06d}.parquet", IngestRow, held)
+
+    try:
+        for row in rows:
+            held.append(row)
+            if len(held) >= ARRIVED_ROWS or time.monotonic() - since_s > ARRIVED_S:
+                write()
+                held, number, since_s = [], number + 1, time.monotonic()
+            yield row
+    except GeneratorExit:
+        raise
+    except BaseException:
+        with suppress(RunError):  # what goes wrong already is told
+            write()
+        raise
+
+
+def read_arrived(store: Store) -> Iterator[IngestRow]:
+    """What `keep_arrived` has written; a file that is damaged is passed over."""
+    for name in store.list(ARRIVED):
+        with suppress(DatasetError):
+            yield from tables.read(store, name, IngestRow)
 
 
 def _by_video(windows: Iterable[Window]) -> dict[str, list[Window]]:

@@ -33,7 +33,7 @@ from talkforge.pipeline import (
     snapshots,
     tables,
 )
-from talkforge.pipeline.dataset import exclusive, load_dataset, load_ingested, load_plan
+from talkforge.pipeline.dataset import ARRIVED, exclusive, load_dataset, load_ingested, load_plan
 from talkforge.pipeline.exports.folder import EXPORT, Export
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.lists import read_list
@@ -310,6 +310,7 @@ def _erase_measured(store: Store, plan: Plan) -> None:
     """Inputs, parts, timelines, notes of attempts, sync, transcripts and captions."""
     ids = plan.needles.video_ids
     measured.forget(store)
+    store.delete_folder(ARRIVED)
     for folder in sorted({name.split("/")[1] for name in store.list("parts")}):
         _clean_part(store, folder, plan)
     for name in store.list(TIMELINES):

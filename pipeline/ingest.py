@@ -13,6 +13,7 @@ import mimetypes
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -261,6 +262,21 @@ def stamp_of(uri: str) -> str:
     except Exception:  # cloud libraries raise their own
         return ""
     return "-".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "updated"))
+
+
+def stamps_of(uris: Sequence[str]) -> list[str]:
+    """`stamp_of` of each of many files, several at a time: most of it is waiting for a disk or a store."""
+    step = max(1, min(256, len(uris) // STAMPED_AT_ONCE))
+
+    def some(start: int) -> list[str]:
+        return [stamp_of(uri) for uri in uris[start : start + step]]
+
+    with ThreadPoolExecutor(STAMPED_AT_ONCE) as pool:
+        return [mark for marks in pool.map(some, range(0, len(uris), step)) for mark in marks]
+
+
+STAMPED_AT_ONCE = 16
+"""Files whose state is asked for at a time."""
 
 
 def ingest(given: Input, base: str = "", limits: FetchLimits = DEFAULT_LIMITS) -> IngestRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections import Counter
@@ -30,27 +31,30 @@ from talkforge.pipeline import (
 )
 from talkforge.pipeline.calibrate import read_calibrated, settle, with_calibration
 from talkforge.pipeline.dataset import (
+    ARRIVED,
     check_base,
     check_target,
     describe,
     exclusive,
     extend_plan,
+    keep_arrived,
     load_dataset,
     load_ingested,
     load_plan,
     open_for_curating,
+    read_arrived,
     save_dataset,
     stamps_by_id,
     tool_version,
     videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamp_of, without_erased
+from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamps_of, without_erased
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.measured import Measured, kept_s, part_clips, read_measured
 from talkforge.pipeline.near_duplicates import Repeats
 from talkforge.pipeline.needs import gather
-from talkforge.pipeline.parts import Part, committed_parts, remaining
+from talkforge.pipeline.parts import Part, remaining
 from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
@@ -194,12 +198,13 @@ def _go_on(
         store.sweep()
         executor = make_executor()
         try:
-            ingested, plan = _ingest(found, store, config, executor, on_progress)
             settled = config.model_copy(update={"measure": gathered.config})
-            measure(plan, store, settled, executor, on_progress)
-            trace_untraced(plan, store, settled, executor, on_progress)
+            for intake in _ingest(found, store, config, executor, on_progress):
+                measured = measure(intake[1], store, settled, executor, on_progress)
+            ingested, plan = intake
+            measured = trace_untraced(plan, measured, store, settled, executor, on_progress)
             on_progress(Progress("selecting"))
-            selection = calibrate_and_select(store, dataset, ingested)
+            selection = calibrate_and_select(store, dataset, ingested, measured)
             return shard(store, load_dataset(store), selection, ingested, executor, on_progress)
         finally:
             executor.close()
@@ -211,26 +216,74 @@ def _limited(store: Store, config: Config) -> Store:
     return replace(store, limits=FetchLimits(run.max_input_gb * 1e9, run.fetch_timeout_s))
 
 
+FIRST_INPUTS = 1024
+"""Inputs that are read before the first parts are measured. Then as many are read as were before, so that the
+plan, which is written each time, is written twice in all."""
+
+
 def _ingest(
     inputs: Sequence[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
-) -> tuple[list[IngestRow], list[Part]]:
+) -> Iterator[tuple[list[IngestRow], list[Part]]]:
+    """Read the inputs in steps: after each all rows and the whole plan so far, so that they can be measured.
+
+    Rows that are in no plan yet are kept beside it, for the case that the run is killed while it reads.
+    """
     known = {row.input: row for row in load_ingested(store)}
     check_base(store, known)
-    new = [
-        given for given in inputs if is_due(known.get(given), stamp_of(store.input_uri(given.uri)), config)
-    ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
+    begin, num_read = 0, 0
+    while begin < len(inputs) or not begin:
+        some = inputs[begin : 2 * begin or FIRST_INPUTS]
+        begin += max(1, len(some))
+        stamps = stamps_of([store.input_uri(given.uri) for given in some])
+        due = {g: stamp for g, stamp in zip(some, stamps, strict=True) if is_due(known.get(g), stamp, config)}
+        rows: Iterable[IngestRow] = ()
+        if due:
+            read = _read_inputs(due, known, store, config, executor, tripwire)
+            rows = _counting(read, on_progress, num_read, len(due) + max(0, len(inputs) - begin))
+        num_read += len(due)
+        found = extend_plan(store, rows, config.run.part_s)
+        store.delete_folder(ARRIVED)
+        yield found
 
-    def read() -> Iterator[IngestRow]:
-        on_progress(counted("reading inputs", 0, len(new)))
-        for number, row in enumerate(executor.ingest(new, store.base, store.limits), 1):
-            row = without_erased(row, erased)
-            tripwire.note(1, [row.failure] if row.failure else ())
-            yield after(row, known.get(row.input))
-            on_progress(counted("reading inputs", number, len(new)))
 
+def _read_inputs(
+    due: Mapping[Input, str],
+    known: Mapping[Input, IngestRow],
+    store: Store,
+    config: Config,
+    executor: Executor,
+    tripwire: attempts.Tripwire,
+) -> Iterator[IngestRow]:
+    """Rows of these inputs: what a run that was killed has read of them, and the others read now.
+
+    Args:
+        due: state of the file of each input that is to be read.
+        known: what an earlier run found.
+        store: the data set.
+        config: the whole configuration.
+        executor: reads them.
+        tripwire: is told what failed.
+    """
     erased = set(read_tombstones(store).sha256)
-    return extend_plan(store, read() if new else (), config.run.part_s)
+    arrived = {row.input: row for row in read_arrived(store)}
+    there = {given for given, stamp in due.items() if not is_due(arrived.get(given), stamp, config)}
+    left = [given for given in due if given not in there]
+    fresh = keep_arrived(store, executor.ingest(left, store.base, store.limits))
+    for row in itertools.chain((arrived[given] for given in due if given in there), fresh):
+        row = without_erased(row, erased)
+        tripwire.note(1, [row.failure] if row.failure else ())
+        yield after(row, known.get(row.input))
+
+
+def _counting(
+    rows: Iterator[IngestRow], on_progress: ProgressCallback, before: int, total: int
+) -> Iterator[IngestRow]:
+    """The rows; says how many have passed, of so many after those before."""
+    on_progress(counted("reading inputs", before, before + total))
+    for number, row in enumerate(rows, before + 1):
+        yield row
+        on_progress(counted("reading inputs", number, before + total))
 
 
 def measure(
@@ -239,14 +292,18 @@ def measure(
     config: Config,
     executor: Executor,
     on_progress: ProgressCallback = no_progress,
-) -> None:
+) -> Measured:
     """Measure and commit every part of the plan that is not there yet.
+
+    Returns:
+        What all committed parts say then.
 
     Raises:
         RunError: the run cannot go on, or infrastructure fails too many inputs, see `attempts.Tripwire`.
     """
-    tried = {name: failure.attempts for name, failure in attempts.waiting(store, plan).items()}
-    left = remaining(plan, store)
+    measured = read_measured(store)
+    left = remaining(plan, store, measured.parts)
+    tried = {name: failure.attempts for name, failure in attempts.noted(store, left).items()}
     ingested = load_ingested(store)
     stamps, videos = stamps_by_id(ingested), videos_by_id(ingested)
     thresholds = _deciding(config)
@@ -256,7 +313,9 @@ def measure(
         if tried.get(part.name, 0) < config.run.max_attempts
     ]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
-    state = _progress(plan, left, store, config, videos)
+    state = _progress(plan, left, measured, config, videos)
+    if todo:
+        del measured  # not held for the hours that follow
     begin_s = time.monotonic()
     on_progress(state.shown())
 
@@ -275,32 +334,47 @@ def measure(
                 measured_s=state.measured_s + done.measured_s,
             )
         on_progress(state.shown())
+    return read_measured(store) if todo else measured
 
 
 def trace_untraced(
     plan: Sequence[Part],
+    measured: Measured,
     store: Store,
     config: Config,
     executor: Executor,
     on_progress: ProgressCallback = no_progress,
-) -> None:
+) -> Measured:
     """Trace the clips that were left out, and that the thresholds in force may accept, see `untraced.py`.
+
+    Args:
+        plan: all parts.
+        measured: what the committed ones say.
+        store: the data set.
+        config: the whole configuration.
+        executor: traces.
+        on_progress: see `curate`.
+
+    Returns:
+        What the parts say then.
 
     Raises:
         RunError: the run cannot go on, or infrastructure fails too many of them, see `attempts.Tripwire`.
     """
-    stamps = stamps_by_id(load_ingested(store))
     kept = {key for key, row in review.read(store).items() if row.decision == "keep"}
-    todo = [
-        part.model_copy(update={"stamps": _stamps_of(part, stamps)})
-        for part in untraced.supplements(store, plan, _deciding(config), kept)
-    ]
+    todo = untraced.supplements(store, measured.clips, plan, _deciding(config), kept)
+    if not todo:
+        return measured
+    del measured
+    stamps = stamps_by_id(load_ingested(store))
+    todo = [part.model_copy(update={"stamps": _stamps_of(part, stamps)}) for part in todo]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
     total, num_done = sum(len(part.clips) for part in todo), 0
     for done in executor.run(todo, config, store):
         tripwire.note(len(done.part.windows), done.put_off)
         num_done += len(done.part.clips)
         on_progress(counted("tracing what was left out", min(num_done, total), total, "clips"))
+    return read_measured(store)
 
 
 def _deciding(config: Config) -> Thresholds | None:
@@ -310,20 +384,23 @@ def _deciding(config: Config) -> Thresholds | None:
 
 def _stamps_of(part: Part, stamps: Mapping[str, str]) -> dict[str, str]:
     ids = {window.video.video_id for window in part.windows}
-    return {key: stamp for key, stamp in stamps.items() if key in ids}
+    return {key: stamps[key] for key in sorted(ids & stamps.keys())}
 
 
 def _progress(
-    plan: Sequence[Part], todo: Sequence[Part], store: Store, config: Config, videos: Mapping[str, Video]
+    plan: Sequence[Part],
+    todo: Sequence[Part],
+    measured: Measured,
+    config: Config,
+    videos: Mapping[str, Video],
 ) -> MeasureProgress:
     total_s = sum(part.duration_s for part in plan)
-    done = committed_parts(store)
     return MeasureProgress(
-        parts_done=len(done),
-        parts=len(done) + len(todo),
+        parts_done=len(measured.parts),
+        parts=len(measured.parts) + len(todo),
         done_s=total_s - sum(part.duration_s for part in todo),
         total_s=total_s,
-        kept_s=kept_s(read_measured(store).clips, videos, config.thresholds) if done else 0.0,
+        kept_s=kept_s(measured.clips, videos, config.thresholds) if measured.parts else 0.0,
         measured_s=0.0,
         wall_s=0.0,
     )
@@ -333,12 +410,20 @@ def _kept_s(part: str, store: Store, config: Config, videos: Mapping[str, Video]
     return kept_s(part_clips(store, part), videos, config.thresholds)
 
 
-def calibrate_and_select(store: Store, dataset: Dataset, ingested: Sequence[IngestRow]) -> Selection:
+def calibrate_and_select(
+    store: Store, dataset: Dataset, ingested: Sequence[IngestRow], measured: Measured | None = None
+) -> Selection:
     """`calibrate` and `select` by one reading of the parts.
 
     Nothing of it is held afterwards but what is cut.
+
+    Args:
+        store: the data set.
+        dataset: its description, with the thresholds to apply.
+        ingested: every input.
+        measured: answer of `read_measured`, where it was read already; None reads it.
     """
-    measured = read_measured(store)
+    measured = measured or read_measured(store)
     settle(store, measured, dataset.config)
     return select(store, dataset, ingested, measured)
 
@@ -371,7 +456,7 @@ def select(
     selection = choose(store, dataset.config, ingested, measured)
     ledger.write_ledger(store, selection)
     quantiles = {name: tuple(values) for name, values in selection.quantiles.items()}
-    selected = {"quantiles": quantiles, "parts_selected": measured.num_parts}
+    selected = {"quantiles": quantiles, "parts_selected": len(measured.parts)}
     save_dataset(store, dataset.model_copy(update=selected))
     return selection
 
@@ -470,17 +555,18 @@ def report(store: Store, selection: Selection | None = None) -> str:
     dataset = load_dataset(store)
     snapshot = snapshots.current(store) if snapshots.read_index(store) else None
     table = _table(store, "ledger.parquet")
+    part_of = ledger.parts_of_clips(store, selection)
     write_report(
         store,
         ledger=frame_of(table),
         sources=_frame(store, "sources.parquet"),
         failures=_frame(store, "failures.parquet"),
         dataset=dataset,
-        thumbnails=ledger.thumbnails(store),
+        thumbnails=ledger.thumbnails(store, part_of),
         people=_people(store),
         audit=audit.result(store).document() if audit.is_labelled(store) else None,
         repeats=selection.repeats if selection else _repeats(store, table, dataset.config),
-        curves=functools.partial(read_curves, store),
+        curves=functools.partial(read_curves, store, part_of=part_of),
         title=Title(
             store.root.rstrip("/").rpartition("/")[2],
             f"snapshot {snapshot.number} of {snapshot.made_at[:10]}" if snapshot else "",

@@ -551,18 +551,31 @@ def with_failures(selection: Selection, failures: Sequence[Failure], kept: Colle
     return after.with_columns(**changed)
 
 
-def parts_of_clips(store: Store) -> dict[str, str]:
-    """Name of the part that holds each candidate clip."""
-    clips = read_clips(store, ["clip_id", "part"])
-    return dict(zip(clips.column("clip_id").to_pylist(), clips.column("part").to_pylist(), strict=True))
+def parts_of_clips(store: Store, selection: Selection | None = None) -> dict[str, str]:
+    """Name of the part that holds each candidate clip.
+
+    Args:
+        store: the data set.
+        selection: the last one, where it is at hand: the parts are then not looked through once more.
+    """
+    if selection is None:
+        clips = read_clips(store, ["clip_id", "part"])
+        names = clips.column("clip_id"), clips.column("part")
+    else:
+        names = selection.table.column("clip_id"), selection.parts
+    return dict(zip(*(column.to_pylist() for column in names), strict=True))
 
 
-def thumbnails(store: Store) -> Callable[[str], bytes | None]:
+def thumbnails(store: Store, part_of: Mapping[str, str] | None = None) -> Callable[[str], bytes | None]:
     """Looks up the JPEG image of a clip by its id, or of its face by `<id>/face`; None where there is none.
 
     Only the images of the part that was read last are held in memory.
+
+    Args:
+        store: the data set.
+        part_of: answer of `parts_of_clips`, where it is known already; None looks.
     """
-    where = parts_of_clips(store)
+    where = parts_of_clips(store) if part_of is None else part_of
 
     @functools.lru_cache(maxsize=1)
     def images(name: str) -> dict[str, bytes]:

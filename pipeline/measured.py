@@ -81,7 +81,7 @@ class Measured:
         clips: by clip id, each once: the columns of `LedgerRow` that were measured, `part`, and `failure`.
         outcomes: one for each window, in the order of time.
         failures: by input.
-        num_parts: number of the parts.
+        parts: their names, sorted.
         read_faces: gives the clips with a face embedding, by id, and the embeddings [n, D].
         read_voices: gives the voice embeddings [D] by clip id, where there are any.
         read_copies: gives pairs of clips and how far they agree, see `near_duplicates.TABLE`.
@@ -92,7 +92,7 @@ class Measured:
     clips: pa.Table
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    num_parts: int = 0
+    parts: Sequence[str] = ()
     read_faces: Callable[[], tuple[list[str], Floats]] = lambda: ([], np.zeros((0, 0), np.float32))
     read_copies: Callable[[], pa.Table] = near_duplicates.empty
     read_voices: Callable[[], dict[str, Floats]] = dict
@@ -217,7 +217,7 @@ def read_measured(store: Store, writes: bool = True) -> Measured:
         clips=clips,
         outcomes=_outcomes(found["outcomes"]),
         failures=_failures(store, found["failures"]),
-        num_parts=len(now),
+        parts=tuple(now),
         read_voices=lambda: _voices(vectors("voices"), clips),
         read_faces=lambda: _faces(vectors("faces"), clips),
         read_copies=lambda: kept.table("copies", of_copies, lambda: {"copies": _copies(store, clips)})[
@@ -455,7 +455,7 @@ def _copies(store: Store, clips: pa.Table) -> pa.Table:
         return small_arrays.read(store, f"parts/{part}", names, wanted)
 
     def hashes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
-        for part, found in _in_order(by_part, lambda part: arrays(part, ("sound",), by_part[part])):
+        for part, found in in_order(by_part, lambda part: arrays(part, ("sound",), by_part[part])):
             own = [(by_part[part][key], one["sound"]) for key, one in found.items()]
             if own:
                 numbers = np.repeat([number for number, _ in own], [len(sound) for _, sound in own])
@@ -470,7 +470,7 @@ def _copies(store: Store, clips: pa.Table) -> pa.Table:
             wanted.setdefault(parts[number], set()).add(ids[number])
         return {
             number_of[key]: near_duplicates.fingerprint(known[key], one)
-            for part, found in _in_order(wanted, lambda part: arrays(part, names, wanted[part]))
+            for part, found in in_order(wanted, lambda part: arrays(part, names, wanted[part]))
             for key, one in found.items()
         }
 
@@ -489,7 +489,7 @@ def _best_first(clips: pa.Table) -> tuple[list[str], list[str]]:
     return ordered.column("clip_id").to_pylist(), ordered.column("part").to_pylist()
 
 
-def _in_order(keys: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+def in_order(keys: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
     """Keys and what is read of each, several read at a time, and few held."""
     with ThreadPoolExecutor(_threads()) as pool:
         ordered, most = sorted(keys), 8 * _threads()
@@ -515,7 +515,7 @@ def _read_parts(store: Store, parts: Sequence[str], vectors: Mapping[str, _Piece
             read.
     """
     found: dict[str, list[pa.Table]] = {name: [_schemas()[name].empty_table()] for name in TABLES}
-    for _, one in _in_order(parts, lambda part: _read_part(store, part, bool(vectors))):
+    for _, one in in_order(parts, lambda part: _read_part(store, part, bool(vectors))):
         for name, pieces in vectors.items():
             pieces.add(one[name])
         for name, held in found.items():
@@ -532,7 +532,7 @@ MANY_PIECES = 256
 def _embedded_in(store: Store, parts: Sequence[str], table: str) -> Iterator[pa.Table]:
     """Embeddings in some parts, as `faces` or `voices` have them."""
     name = {"faces": "identity", "voices": "voice"}[table]
-    for part, arrays in _in_order(parts, lambda part: small_arrays.read(store, f"parts/{part}", (name,))):
+    for part, arrays in in_order(parts, lambda part: small_arrays.read(store, f"parts/{part}", (name,))):
         yield _in_part(_embedded(arrays, name), part, table)
 
 

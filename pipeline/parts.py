@@ -184,12 +184,7 @@ def is_committed(part: Part, store: Store) -> bool:
     return store.exists(f"parts/{part.name}/part.json")
 
 
-def outstanding(part: Part, store: Store) -> list[Part]:
-    """What is left to do of a part: nothing, itself, the rest of its halves, windows that were put off."""
-    return remaining([part], store)
-
-
-def remaining(parts: Iterable[Part], store: Store) -> list[Part]:
+def remaining(parts: Iterable[Part], store: Store, committed: Iterable[str] | None = None) -> list[Part]:
     """What is left to do of several parts, in their order.
 
     A window that was put off is a part of its own, under the name of its note. The others stay together, or
@@ -199,11 +194,11 @@ def remaining(parts: Iterable[Part], store: Store) -> list[Part]:
         DatasetError: a committed part does not say which windows it holds.
     """
     noted = _by_root(PurePosixPath(name).stem for name in store.list(ATTEMPTS))
-    committed = _by_root(committed_parts(store))
+    there = _by_root(committed_parts(store) if committed is None else committed)
     left = []
     for part in parts:
         root = _root(part.name)
-        names = [name for name in committed.get(root, ()) if _is_of(name, part)]
+        names = [name for name in there.get(root, ()) if _is_of(name, part)]
         notes = [name for name in noted.get(root, ()) if _is_of(name, part)]
         if names != [part.name] or notes:
             done = {window.key for name in names for window in _windows_in(name, store)} if names else set()

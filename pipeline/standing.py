@@ -53,8 +53,8 @@ class Standing:
 def standing(store: Store, dataset: Dataset) -> Standing:
     """How far the data set in `store` is; opens no video and takes no lock."""
     plan = load_plan(store)
-    todo = remaining(plan, store)
     done = committed_parts(store)
+    todo = remaining(plan, store, done)
     planned_s = sum(part.duration_s for part in plan)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
     sources, clips = _selected(store) if exact else _unselected(store, dataset.config.thresholds)

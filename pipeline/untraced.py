@@ -14,11 +14,13 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from talkforge.curation.verdict import NOT_TRACED, is_open
 from talkforge.pipeline import small_arrays, tables
-from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed
+from talkforge.pipeline.parts import Part, Window, is_committed
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.npz import read_npz
@@ -27,7 +29,6 @@ from talkforge.schemas.records import ClipMeasures, ledger_columns
 Row = Mapping[str, Any]
 """Ledger columns of a clip."""
 
-_COLUMNS = ("clip", "face", "speech", "sound")
 _STOPPED = "stopped_by"
 
 
@@ -53,30 +54,35 @@ def mark(rows: Sequence[ClipMeasures], thresholds: Thresholds | None) -> list[Cl
 
 
 def supplements(
-    store: Store, plan: Iterable[Part], thresholds: Thresholds | None, kept: Collection[str] = ()
+    store: Store,
+    clips: pa.Table,
+    plan: Iterable[Part],
+    thresholds: Thresholds | None,
+    kept: Collection[str] = (),
 ) -> list[Part]:
     """One part for each committed part with clips that are to be traced now; none where there are none.
 
     Args:
         store: the data set.
+        clips: what its parts say, see `measured.Measured.clips`.
         plan: its parts; clips of videos that it does not name any more are left as they are.
         thresholds: those in force; None: every clip that was not traced is.
         kept: ids of clips that a reviewer keeps, whatever the rules say.
-
-    Raises:
-        DatasetError: a committed part cannot be read.
     """
-    waiting = _waiting(store)
-    if not waiting:
-        return []
-    rows = _rows(store, {row["video_id"] for found in waiting.values() for row in found})
+    waits = pc.fill_null(pc.equal(clips.column(_STOPPED), pa.scalar(NOT_TRACED.code)), False)
+    videos = clips.column("video_id").filter(waits).combine_chunks().unique()
+    rows = clips.filter(pc.is_in(clips.column("video_id"), value_set=videos)).select(_known()).to_pylist()
+    waiting: dict[str, list[Row]] = {}
+    for row in rows:
+        if row[_STOPPED] == NOT_TRACED.code:
+            waiting.setdefault(row["part"], []).append(row)
     wanted = _wanted(rows, thresholds, kept)
     planned: dict[str, list[Window]] = {}
     for part in plan:
         for window in part.windows:
             planned.setdefault(window.video.video_id, []).append(window)
     found = []
-    for name, of_part in waiting.items():
+    for name, of_part in sorted(waiting.items()):
         keys = {row["clip_id"]: row for row in of_part if row["clip_id"] in wanted}
         windows = {
             window.key: window
@@ -148,32 +154,10 @@ def _holds(window: Window, row: Row) -> bool:
     return bool(window.video.video_id == row["video_id"] and window.start_s <= middle_s < window.end_s)
 
 
-def _waiting(store: Store) -> dict[str, list[Row]]:
-    """By the name of its part, every clip that was not traced, and of which no supplement is committed."""
-    traced: set[str] = set()
-    found: dict[str, list[Row]] = {}
-    for name in committed_parts(store):
-        stored = f"parts/{name}/clips.parquet"
-        table = tables.from_bytes(store.read(stored), stored).select(["clip", _STOPPED])
-        for row in table.to_pylist():
-            if row[_STOPPED] == NOT_TRACED.code:
-                found.setdefault(name, []).append(row["clip"])
-            elif row[_STOPPED] is None:
-                traced.add(row["clip"]["clip_id"])
-    left = {name: [row for row in rows if row["clip_id"] not in traced] for name, rows in found.items()}
-    return {name: rows for name, rows in left.items() if rows}
-
-
-def _rows(store: Store, videos: Collection[str]) -> list[Row]:
-    """What is known of every clip of these videos before the dense pass."""
-    found: dict[str, Row] = {}
-    for name in committed_parts(store):
-        stored = f"parts/{name}/clips.parquet"
-        table = tables.from_bytes(store.read(stored), stored).select([*_COLUMNS, _STOPPED])
-        for row in table.to_pylist():
-            if row["clip"]["video_id"] in videos:
-                flat = {key: value for column in _COLUMNS for key, value in (row[column] or {}).items()}
-                length_s = row["clip"]["num_frames"] / row["clip"]["fps"]
-                known = flat | {_STOPPED: row[_STOPPED], "duration_s": length_s}
-                found[row["clip"]["clip_id"]] = known
-    return list(found.values())
+def _known() -> list[str]:
+    """Columns of what is known of a clip before the dense pass."""
+    schema = tables.arrow_schema(ClipMeasures)
+    known = [
+        leaf.name for record in ("clip", "face", "speech", "sound") for leaf in schema.field(record).type
+    ]
+    return [*known, "duration_s", _STOPPED, "part"]

@@ -160,7 +160,7 @@ def test_an_input_that_cannot_be_read_any_more_keeps_what_was_measured_of_it(
 ) -> None:
     store = Store(str(curated.dataset))
     before = golden(store)
-    monkeypatch.setattr(jobs, "stamp_of", lambda _: "")  # the server does not answer
+    monkeypatch.setattr(jobs, "stamps_of", lambda uris: [""] * len(uris))  # the server does not answer
     with failing(monkeypatch, ingest, "local_copy", lambda uri: FAULTS["network"](uri)):
         curate(curated.videos, store)
     assert golden(store) == before

@@ -26,7 +26,7 @@ from talkforge.pipeline import executor as executor_module
 from talkforge.pipeline.executor import Done, InlineExecutor, RayExecutor, make_executor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.needs import Gathered
-from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, outstanding
+from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, remaining
 from talkforge.pipeline.results import PartResult
 from talkforge.pipeline.store import Store
 from talkforge.schemas import telemetry
@@ -173,7 +173,7 @@ def test_a_window_that_kills_its_worker_fails_alone(
     assert (failure.stage, failure.video_id, failure.uri) == ("measure", bad.video_id, bad.uri)
     assert failure.key == f"{bad.video_id} [0.0, 0.2) s"
     assert (failure.error, failure.kind, failure.message) == ("RunError", kind, message)
-    assert {piece.name for piece in outstanding(whole, store)} == (named(whole, path) if put_off else set())
+    assert {piece.name for piece in remaining([whole], store)} == (named(whole, path) if put_off else set())
 
 
 class HangClock:
@@ -474,7 +474,7 @@ def test_what_is_left_of_a_part_that_was_split(
     store, part = Store(str(tmp_path)), part_of("000000", videos)
     for piece in (part_of("000001", videos), *(piece_of(part, path) for path in committed)):
         _commit(piece, store)
-    pieces = outstanding(part, store)
+    pieces = remaining([part], store)
     assert {piece.name for piece in pieces} == named(part, *left)
     assert len(pieces) == len(left)
     assert is_committed(part, store) == ("" in committed)

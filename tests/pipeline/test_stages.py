@@ -135,7 +135,7 @@ def test_a_run_hands_the_state_of_the_files_to_its_parts(
             parts.extend(todo)
             yield from ()
 
-    monkeypatch.setattr(jobs, "remaining", lambda plan, _: list(plan))
+    monkeypatch.setattr(jobs, "remaining", lambda plan, *_: list(plan))
     jobs.measure(load_plan(store), store, load_dataset(store).config, Executor())
     found = {key: stamp for part in parts for key, stamp in part.stamps.items()}
     rows = [row for row in load_ingested(store) if row.video is not None]

@@ -15,6 +15,7 @@ from talkforge.pipeline import jobs, stages, tables, untraced
 from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.measured import read_measured
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.rows import stored_track, track_arrays
 from talkforge.pipeline.store import Store
@@ -165,13 +166,13 @@ def test_a_clip_whose_trace_fails_says_so_and_waits_no_more(rejected: Path, tmp_
     shutil.copytree(rejected, dataset)
     store = Store(str(dataset))
     strict = load_config("offline", CURATE).thresholds
-    assert untraced.supplements(store, load_plan(store), strict) == []
+    assert untraced.supplements(store, read_measured(store).clips, load_plan(store), strict) == []
     (key, _) = sorted(row.clip_id for row in rows_of(dataset))
-    (reviewed,) = untraced.supplements(store, load_plan(store), strict, {key})
+    (reviewed,) = untraced.supplements(store, read_measured(store).clips, load_plan(store), strict, {key})
     assert reviewed.clips == (key,)
     config = load_config("offline", SETTINGS)
-    (part,) = untraced.supplements(store, load_plan(store), config.thresholds)
-    assert untraced.supplements(store, load_plan(store), None) == [part]
+    (part,) = untraced.supplements(store, read_measured(store).clips, load_plan(store), config.thresholds)
+    assert untraced.supplements(store, read_measured(store).clips, load_plan(store), None) == [part]
     assert [len(untraced.read_clips(part, window, store)[0]) for window in part.windows].count(1) == 2
 
     full = Failure(
@@ -180,10 +181,12 @@ def test_a_clip_whose_trace_fails_says_so_and_waits_no_more(rejected: Path, tmp_
     )  # fmt: skip
     result = stages.PartResult(part, put_off={window.key: full for window in part.windows})
     assert stages.commit(result, store) == (full,) * len(part.windows)
-    assert untraced.supplements(store, load_plan(store), config.thresholds) == [part]
+    assert untraced.supplements(store, read_measured(store).clips, load_plan(store), config.thresholds) == [
+        part
+    ]
 
     stages.give_up(part, RuntimeError("crashed"), store)
-    assert untraced.supplements(store, load_plan(store), config.thresholds) == []
+    assert untraced.supplements(store, read_measured(store).clips, load_plan(store), config.thresholds) == []
     committed = jobs.read_calibrated(store)
     assert [clip.failure.message for clip in committed.clips if clip.failure] == ["crashed"] * 2
     assert [clip.measures.stopped_by for clip in committed.clips] == [None, None]
