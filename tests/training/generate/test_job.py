@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from talkforge.training.generate.job import Job, generate, write
 from talkforge.training.generate.pipeline import GenerationPipeline, Source
 from talkforge.training.generate.savings import Savings
 from talkforge.training.wan.talking_wan import TalkingWan
+from tests.conftest import ROOT
 from tests.training.batches import some_info
 from tests.training.speakers import EDGE_PX, HZ, a_run, portrait, shown, tone
 
@@ -399,6 +402,25 @@ def test_bad_input_is_one_line_and_exit_code_2(
     found = capsys.readouterr()
     assert (ended.value.code, found.out, found.err.count("\n")) == (2, "", 1)
     assert message in found.err and not (tmp_path / "o.mp4").exists()
+
+
+def test_a_bad_command_says_one_line_and_libraries_none(files: Path, tmp_path: Path) -> None:
+    """In a process of its own, where libraries are imported anew and may warn."""
+    asked = [
+        "generate",
+        "-q",
+        "nowhere",
+        "--image",
+        str(files / "hopper.png"),
+        "--audio",
+        str(files / "tone.wav"),
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "talkforge", *asked, "-o", str(tmp_path / "o.mp4")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "talkforge: nowhere: expected a run or a checkpoint, found no checkpoints/step-*\n"
 
 
 # --------------------------------------------------------------------------- audio of the video
