@@ -23,6 +23,9 @@ HUB_LICENCES = frozenset({
 })  # fmt: skip
 """Identifiers of licences that the Hub knows, among those that footage has. Source: its list of licences."""
 
+NAME_LENGTH = 96
+"""Most characters of a licence's name in the card's head. Source: ours."""
+
 FIRST_SHOWN = 20
 """Rows of a table in the card."""
 
@@ -63,19 +66,33 @@ class Facts:
 
     @property
     def licence_head(self) -> dict[str, str]:
-        """Keys of the card's head: an identifier that the Hub knows, or `other` with the name."""
+        """Keys of the card's head: an identifier that the Hub knows, or `other` with one made of the names.
+
+        Source: the Hub's page on licences, by which `license_name` is an identifier such as `my-license-1.0`.
+        The names themselves are in the card.
+        """
         known = {_hub_licence(name) for name in self.licences}
         if len(known) == 1 and (only := known.pop()):
             return {"license": only}
-        stated = ", ".join(" ".join(name.split()) for name in self.licences if name) or "not stated"
-        return {"license": "other", "license_name": stated}
+        names = [_plain(name) or ("unnamed" if name.strip() else "not-stated") for name in self.licences]
+        return {"license": "other", "license_name": "-and-".join(names)[:NAME_LENGTH].strip("-")}
+
+    @property
+    def licences_stated(self) -> str:
+        """All licences by their names, on one line."""
+        return ", ".join(" ".join(name.split()) or "not stated" for name in self.licences)
 
 
 def _hub_licence(name: str) -> str:
     """The Hub's identifier of a licence; empty where it has none."""
-    plain = re.sub(r"[^a-z0-9.]+", "-", name.strip().lower()).strip("-")
+    plain = _plain(name)
     plain = {"cc0": "cc0-1.0", "cc-0": "cc0-1.0", "apache": "apache-2.0"}.get(plain, plain)
     return plain if plain in HUB_LICENCES else ""
+
+
+def _plain(name: str) -> str:
+    """A name in small letters, digits, `-` and `.`."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def facts_of(source: Source) -> Facts:

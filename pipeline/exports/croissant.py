@@ -106,7 +106,7 @@ def document(
         "url": f"urn:sha256:{_identity(source)}",
         "version": f"{facts.snapshot}.0.0",
         "creator": {"@type": "sc:Organization", "name": "not stated"},
-        "license": licence_url(head["license"]) if head["license"] != "other" else head["license_name"],
+        "license": licence_url(head["license"]) if head["license"] != "other" else facts.licences_stated,
         **({"datePublished": facts.made_at} if facts.made_at else {}),
         **({"inLanguage": facts.languages} if facts.languages else {}),
         "citeAs": f"Talkforge data set {facts.name}, snapshot {facts.snapshot}",

@@ -187,14 +187,20 @@ def facts(*licences: str) -> Facts:
     [
         (("CC BY 4.0",), {"license": "cc-by-4.0"}),
         (("cc0", "CC0-1.0"), {"license": "cc0-1.0"}),
-        (("CC BY 4.0", "CC0"), {"license": "other", "license_name": "CC BY 4.0, CC0"}),
+        (("CC BY 4.0", "CC0"), {"license": "other", "license_name": "cc-by-4.0-and-cc0"}),
         (("ours",), {"license": "other", "license_name": "ours"}),
-        (("",), {"license": "other", "license_name": "not stated"}),
-        (("CC0", ""), {"license": "other", "license_name": "CC0"}),
+        (("",), {"license": "other", "license_name": "not-stated"}),
+        (("CC0", ""), {"license": "other", "license_name": "cc0-and-not-stated"}),
+        (("私たちの",), {"license": "other", "license_name": "unnamed"}),
+        (("a: b\n- c" + 200 * "!",), {"license": "other", "license_name": "a-b-c"}),
     ],
 )
 def test_a_licence_is_named_as_the_hub_names_it(licences: tuple[str, ...], head: dict[str, str]) -> None:
-    assert facts(*licences).licence_head == head
+    found = facts(*licences)
+    assert found.licence_head == head
+    assert [name.split() for name in found.licences_stated.split(", ")] == [
+        name.split() or ["not", "stated"] for name in licences
+    ]
 
 
 def test_one_split_is_described_alone(tmp_path: Path) -> None:
