@@ -24,6 +24,7 @@ from talkforge.training.objective.losses import Loss
 from talkforge.training.run import checkpoint, parallel
 from talkforge.training.run.buckets import BucketQueue
 from talkforge.training.run.checkpoint import FOLDER, TrainProgress
+from talkforge.training.run.held_out import LEVELS, HeldOut
 from talkforge.training.run.optim import learning_rate
 from talkforge.training.run.progress import Clock, Report, Validation
 from talkforge.training.run.update import TrainState
@@ -85,6 +86,7 @@ class Loop:
         self._accelerator, self._state, self._loader, self._config = accelerator, state, loader, config
         self._out, self._progress, self._result = Path(config.run.out), progress, result
         self._stop, self._show, self._preview = stop, show, preview
+        self._samples: HeldOut | None = None
         several = len(config.data.sizes) * len(config.data.lengths) > 1
         self._choose = several and accelerator.num_processes > 1
 
@@ -221,14 +223,32 @@ class Loop:
         main = self._accelerator.is_main_process
         samples = self._out / "samples" / f"step-{step:08d}"
         state, info = self._state, self._progress.info
+        losses = self._held_out(step)
         with parallel.error_barrier(self._accelerator):
             if main or parallel.is_sharded(self._accelerator):
                 with nullcontext(samples) if main else tempfile.TemporaryDirectory() as folder:
                     found = self._preview(state.model, state.encoders, self._config, info, Path(folder))
+                if main:
+                    found.measures.update(losses)
                 if main and found.measures:
                     found.append(self._out / VALIDATION, step)
                     self._accelerator.log(found.tracked(), step=step)
-                    log.info("step %d: %s", step, found.line())
+                    if self._config.run.validation_measures:
+                        log.info("step %d: %s", step, found.line())
+
+    def _held_out(self, step: int) -> dict[str, float]:
+        """Losses on held-out samples, where there are any. Every process takes part."""
+        if not self._config.data.validation_shards:
+            return {}
+        if self._samples is None:
+            with parallel.error_barrier(self._accelerator):
+                self._samples = HeldOut(self._config, self._progress.info, self._accelerator)
+        assert self._samples is not None, "the barrier raises where it could not be made"
+        found = self._samples.measure(self._state.model, self._state.encoders)
+        shown = ", ".join(f"{found[f'held_out_{level}']:.4f} at {level}" for level in LEVELS)
+        if self._accelerator.is_main_process:
+            log.info("step %d: held-out loss %s", step, shown)
+        return found
 
 
 def _parts(loss: Loss) -> Tensor:
