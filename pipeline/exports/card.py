@@ -133,7 +133,7 @@ def page(facts: Facts) -> str:
         f"# {_text(facts.name)}",
         _summary(facts),
         "## Content", _content(facts),
-        "## Loading", _LOADING,
+        "## Loading", _LOADING.replace("SPLIT", next(iter(facts.clips))),
         "## How it was made", _made(facts),
         "## People", _people(facts),
         "## Licence and consent", _terms(facts),
@@ -145,13 +145,16 @@ def page(facts: Facts) -> str:
 _LOADING = """```python
 import datasets
 
-clips = datasets.load_dataset(PATH, split="train", streaming=True)  # video, audio, lips, landmarks, ...
+PATH = "."  # this folder; load_dataset takes its name on the Hub as well
+clips = datasets.load_dataset(PATH, split="SPLIT", streaming=True)  # video, audio, lips, landmarks, ...
+for name in ("mp4", "flac", "face.jpg"):  # without this they are decoded, for which datasets needs torchcodec
+    clips = clips.cast_column(name, datasets.Value("binary"))
+first = next(iter(clips))  # first["mp4"]["bytes"] is the video
 table = datasets.Dataset.from_parquet(f"{PATH}/clips.parquet")  # a row of measurements for each clip
 ```
 
 In the column `json`, -9999 stands for a number that was not measured and an empty text for a text that is
-not there. In the table these are null. Videos and audio are decoded when they are read, for which datasets
-needs torchcodec."""
+not there. In the table these are null."""
 
 
 def _summary(facts: Facts) -> str:
@@ -261,7 +264,9 @@ def _gaps(facts: Facts) -> str:
             f"Synchrony of mouth and audio could not be scored for {unscored} of the candidate clips."
         )
     for absent in found["models_absent"]:
-        gaps.append(f"{_text(absent['name'])} was enabled and absent: {_text(absent['why'])}.")
+        gaps.append(
+            f"The model {_text(absent['name'])} was enabled and not there: what it measures is missing."
+        )
     gaps.append("Age, sex, skin colour and accent were not measured: how they are balanced is not known.")
     return "\n".join(f"- {gap}" for gap in gaps)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,23 @@ def test_datasets_reads_every_sample(
             assert np.array_equal(
                 np.array(row["lips.npz"]["contour"], np.float32), lips.contour, equal_nan=True
             )
+
+
+def test_the_code_in_the_card_loads_the_clips(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    assert 'PATH = "."' in code
+    loaded: dict[str, Any] = {}
+    exec(code.replace('PATH = "."', f"PATH = {str(repository)!r}"), loaded)
+    rows = list(loaded["clips"])
+    for name in ("mp4", "flac", "face.jpg"):
+        assert [row[name]["bytes"] for row in rows] == [members(clip)[name] for clip in TRAIN]
+    assert loaded["first"]["mp4"]["bytes"] == members(TRAIN[0])["mp4"]
+    assert len(loaded["table"]) == 4
 
 
 def test_datasets_reads_the_table(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
