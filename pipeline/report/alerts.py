@@ -11,7 +11,7 @@ import pandas as pd
 
 from talkforge.curation.verdict import NOT_TRACED, RULES, Rule, hangs_on_numbers
 from talkforge.pipeline.report.pages import count, span, visible
-from talkforge.pipeline.report.quantities import compared, rounded, tally
+from talkforge.pipeline.report.quantities import carries, compared, rounded, tally
 from talkforge.schemas.config import Config, Thresholds
 
 LARGE_SHARE = 0.5
@@ -41,7 +41,8 @@ def alerts(numbers: Mapping[str, Any], clips: pd.DataFrame, config: Config) -> l
         clips: answer of `clips_table`.
         config: of the last selection.
     """
-    kept = clips.loc[clips["accepted"]]
+    names = {"hours", "person_id", "uri", "licence", "consent", *(rule.field for rule in RULES)}
+    kept = clips.loc[clips["accepted"], [name for name in clips.columns if name in names]]
     found = [*_nothing(numbers), *_validation(numbers, config), *_shares(numbers, kept)]
     found += [
         *_unmeasured(kept, config),
@@ -133,7 +134,7 @@ def _costs(numbers: Mapping[str, Any]) -> list[Alert]:
 
 
 def _untraced(clips: pd.DataFrame) -> list[Alert]:
-    waits = clips["reasons"].map(lambda codes: NOT_TRACED.code in codes).astype(bool)
+    waits = carries(clips["reasons"], NOT_TRACED.code)
     if not waits.any():
         return []
     text = f"Clips that wait to be traced by the next talkforge curate: {count(int(waits.sum()))}."

@@ -110,4 +110,7 @@ def unit(name: str) -> str:
 
 def visible(text: object) -> str:
     """Text with every character that would not show (line breaks, direction marks, bad bytes) spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

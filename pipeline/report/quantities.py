@@ -128,6 +128,18 @@ def tally(hours: pd.Series) -> dict[str, Any]:
     return {"clips": len(hours), "hours": hours_of(hours)}
 
 
+def carries(reasons: pd.Series, code: str) -> NDArray[np.bool_]:
+    """Which clips have a code among their reasons.
+
+    Args:
+        reasons: column of `clips_table`.
+        code: of a rejection.
+    """
+    numbers, sets = pd.factorize(reasons)
+    has_code = np.array([code in codes for codes in sets], bool)
+    return np.asarray(has_code[numbers], bool)
+
+
 def threshold_of(rule: Rule | None, config: Config) -> dict[str, Any]:
     """A rule's threshold with its unit and source; every value None for a reason without a threshold."""
     if rule is None:

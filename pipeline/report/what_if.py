@@ -17,7 +17,7 @@ import pandas as pd
 from talkforge.curation.verdict import NEAR_DUPLICATE, RULES, Rule, hangs_on_numbers
 from talkforge.pipeline.report.clips import MOST_CLIPS, drawn
 from talkforge.pipeline.report.pages import packed, page
-from talkforge.pipeline.report.quantities import compared, threshold_of
+from talkforge.pipeline.report.quantities import carries, compared, threshold_of
 from talkforge.schemas.config import Config, Thresholds
 
 Repeats = Sequence[tuple[str, str]]
@@ -52,7 +52,7 @@ def document(clips: pd.DataFrame, config: Config, repeats: Repeats | None) -> di
     """What the page knows, for JSON."""
     is_open, most = decided_by_thresholds(clips), len(clips)
     if repeats is None:
-        is_open &= ~clips["reasons"].map(lambda codes: NEAR_DUPLICATE.code in codes).astype(bool)
+        is_open &= ~carries(clips["reasons"], NEAR_DUPLICATE.code)
         most = MOST_CLIPS
     open_ = drawn(clips[is_open], most)
     rules = [rule for rule in RULES if _is_offered(rule, open_, config)]
