@@ -53,9 +53,7 @@ class TfliteNetwork:
     """
 
     def __init__(self, tflite: bytes, label: str, outputs: Sequence[tuple[int, ...]]) -> None:
-        from ai_edge_litert.interpreter import (
-            Interpreter,
-        )  # where it is used: half of all commands have no need
+        from ai_edge_litert.interpreter import Interpreter  # half of all commands need no network
 
         try:
             self._interpreter = Interpreter(model_content=_pruned(tflite, outputs), num_threads=1)
