@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from talkforge.schemas.errors import DatasetError, TalkforgeError
+from talkforge.schemas.errors import DatasetError, TalkforgeError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.loader import SpanLoader
@@ -231,7 +231,7 @@ class Loop:
                 if main:
                     found.measures.update(losses)
                 if main and found.measures:
-                    found.append(self._out / VALIDATION, step)
+                    self._keep_validation(found, step)
                     self._accelerator.log(found.tracked(), step=step)
                     if self._config.run.validation_measures:
                         log.info("step %d: %s", step, found.line())
@@ -249,6 +249,13 @@ class Loop:
         if self._accelerator.is_main_process:
             log.info("step %d: held-out loss %s", step, shown)
         return found
+
+    def _keep_validation(self, found: Validation, step: int) -> None:
+        """Write a row of the curve. Where that fails the run goes on, and the log says so."""
+        try:
+            found.append(self._out / VALIDATION, step)
+        except OSError as error:
+            log.warning("%s: cannot be written: %s", self._out / VALIDATION, one_line(error))
 
 
 def _parts(loss: Loss) -> Tensor:

@@ -99,7 +99,7 @@ class Validation:
         """The measures that follow the audio, in one line."""
         names = ("sync_probability", "lip_aperture_r", "identity_similarity", "jitter")
         shown = [f"{name} {self.measures[name]:.3f}" for name in names if name in self.measures]
-        return f"validation of {len(self.files)}: {', '.join(shown) or 'no face was found'}"
+        return f"validation of {len(self.files)}: {', '.join(shown) or 'no face could be compared'}"
 
     def append(self, path: Path, step: int) -> None:
         """Write the measures as a row of a CSV file. Rows of this step and of later ones are replaced.

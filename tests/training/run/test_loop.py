@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_the_curve_of_validation_goes_on_where_a_run_is_resumed(
     assert (tmp_path / "validation.csv").read_text(encoding="utf-8").splitlines() == [
         "step,videos,lip_aperture_r", "2,1,0.2", "4,1,0.4", "6,1,0.6",
     ]  # fmt: skip
+
+
+def test_a_curve_that_cannot_be_written_does_not_end_the_run(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "preview", lambda *_: Validation([tmp_path], {"jitter": 1.0}))
+    (tmp_path / "validation.csv").mkdir()
+    with caplog.at_level(logging.WARNING, "talkforge.training.run.loop"):
+        assert train(small(shards, tmp_path, run__steps=2, run__validate_every=1)).finished
+    assert caplog.text.count("validation.csv: cannot be written: Is a directory") == 2
 
 
 def test_reports_are_of_all_that_was_done(shards: str, tmp_path: Path) -> None:
