@@ -59,6 +59,9 @@ MIN_SILENT_FRAMES = 5
 BELONGS = 0.5
 """Least probability that mouth and audio belong together, at whatever delay, for the delay to be told."""
 
+MIN_SEEN = 0.5
+"""Least fraction of the frames with a face, for blinks to be counted: they are rare and short."""
+
 Values = dict[str, float | None]
 """Measures by the name of their metric; None: could not be measured."""
 
@@ -441,7 +444,8 @@ def _of_landmarks(landmarks: Landmarks, fps: float) -> Values:
     seen = landmarks.seen
     values: Values = {"face_seen_fraction": round(float(seen.mean()), 4)}
     measured = eyes.measure(landmarks, fps)
-    values["blinks_per_min"] = measured.blinks_per_min if measured else None
+    enough = measured is not None and seen.mean() >= MIN_SEEN
+    values["blinks_per_min"] = measured.blinks_per_min if measured and enough else None
     angles = landmarks.angles_deg[seen].astype(np.float64)
     values["head_motion_deg"] = (
         round(float(np.sqrt(angles.var(axis=0).sum())), 3) if len(angles) >= 5 else None

@@ -116,7 +116,11 @@ EXPECTATIONS = (
         "shifted", "sync_probability", "less than half of the truth's", lambda v, o: v < o / 2, "truth"
     ),
     Expectation(
-        "shifted", "av_delay_ms", f"{-1000 * SHIFT_S:.0f}, to within 80", lambda v, _: abs(v + 400) <= 80
+        "shifted",
+        "av_delay_ms",
+        f"{1000 * SHIFT_S:.0f} less than the truth's, to within 80",
+        lambda v, o: abs(v - o + 1000 * SHIFT_S) <= 80,
+        "truth",
     ),
     Expectation("shifted", "sync_c", "less than the truth", lambda v, o: v < o, "truth"),
     Expectation("swapped", "identity_similarity", "less than re-encoded", lambda v, o: v < o, "re-encoded"),

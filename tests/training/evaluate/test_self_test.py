@@ -10,13 +10,13 @@ from talkforge.training.evaluate.self_test import EXPECTATIONS, VERSIONS, checks
 SOUND: dict[str, Values] = {
     "truth": {
         "lip_aperture_r": 1.0, "lip_aperture_ratio": 1.0, "fid": 0.0, "sync_probability": 0.95, "sync_c": 6.0,
-        "sharpness": 90.0, "jitter": 2.0, "flow_subject": 1.5, "head_motion_deg": 1.0,
+        "av_delay_ms": 20.0, "sharpness": 90.0, "jitter": 2.0, "flow_subject": 1.5, "head_motion_deg": 1.0,
     },
     "re-encoded": {
         "lip_aperture_r": 0.9, "sync_probability": 0.9, "sharpness": 60.0, "identity_similarity": 0.97,
         "fid": 20.0,
     },
-    "shifted": {"sync_probability": 0.02, "av_delay_ms": -400.0, "sync_c": 1.0},
+    "shifted": {"sync_probability": 0.02, "av_delay_ms": -380.0, "sync_c": 1.0},
     "swapped": {"identity_similarity": 0.8, "lip_aperture_r": 0.1, "sync_probability": 0.3},
     "frozen": {
         "frozen_fraction": 1.0, "lip_aperture_r": 0.0, "still_fraction": 1.0, "flow_subject": 0.0,
@@ -38,7 +38,7 @@ def test_each_check_fails_where_its_metric_is_blind(one: object) -> None:
     """A blind metric says of a spoiled video what it says of the one that it is compared with."""
     version, metric, than = one.version, one.metric, one.than  # type: ignore[attr-defined]
     blind = {name: dict(values) for name, values in SOUND.items()}
-    same = {"lip_aperture_r": 0.5, "lip_aperture_ratio": 0.5, "fid": 5.0, "av_delay_ms": 0.0}
+    same = {"lip_aperture_r": 0.5, "lip_aperture_ratio": 0.5, "fid": 5.0}
     blind[version][metric] = SOUND[than][metric] if than else same.get(metric, 0.5)
     (check,) = [check for check in checks(blind) if (check.version, check.metric) == (version, metric)]
     assert check.passed is False and check.found == blind[version][metric]
