@@ -1,6 +1,7 @@
 """Drift and seams of long videos: `python -m benchmarks.long_video RUN` generates and measures them.
 
-Portraits and speech are synthetic and were never trained on (`examples/learn_videos.py`, `SEEDS`).
+Portraits and speech are synthetic (`examples/learn_videos.py`, `SEEDS`). Sentences, framing and colours were
+never trained on. The people were.
 """
 
 from __future__ import annotations

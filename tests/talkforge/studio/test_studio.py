@@ -159,6 +159,13 @@ def test_sound_that_is_too_long_or_too_large_is_refused(
     assert post(client, "audio", (files / "tone.wav").read_bytes()).status_code == 413
 
 
+def test_settings_are_no_place_for_files(client: FlaskClient, files: Path) -> None:
+    hand_over(client, files)
+    assert post(client, "make", {"prompt": "x" * 70_000}).status_code == 413
+    assert client.post(f"/{TOKEN}/make", data=b"{}").status_code == 415
+    assert client.post(f"/{TOKEN}/make", data=b"{", content_type="application/json").status_code == 400
+
+
 # --------------------------------------------------------------------------- videos
 
 

@@ -15,6 +15,8 @@ from talkforge.cli import main
 from talkforge.schemas.presets import find_config
 from talkforge.training.generate import pipeline
 from talkforge.training.generate.pipeline import GenerationPipeline, Source
+from talkforge.training.generate.savings import Savings
+from talkforge.training.wan.encoders import Umt5
 from talkforge.training.wan.talking_wan import TalkingWan
 from tests.training.generate.test_job import calls_of
 from tests.training.run.test_published import published, write
@@ -129,6 +131,20 @@ def test_the_text_encoder_is_gone_before_the_model_computes(folder: Path) -> Non
     assert texts.shape == (3, 512, TEXT_DIM) and not torch.equal(texts[0], texts[1])
     assert not [value for value in vars(found.encoders.text).values() if isinstance(value, torch.nn.Module)]
     assert isinstance(found.model, TalkingWan)
+
+
+def test_the_text_encoder_waits_in_main_memory_where_prompts_are_not_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the studio. It stays beside the transformer only where nothing is offloaded."""
+    moved: list[torch.device] = []
+    monkeypatch.setattr(Umt5, "to", lambda _, device: moved.append(device))
+    weights = folder / "flat" / "weights.safetensors"
+    source = Source(None, str(folder / "base"), weights, str(folder / "speech"))
+    for offload in ("none", "model"):
+        found = GenerationPipeline.load(source, "cpu", Savings(offload=offload))
+        assert isinstance(found.encoders.text, Umt5)
+        assert moved == ([] if offload == "none" else [torch.device("cpu")])
 
 
 @pytest.mark.parametrize(
