@@ -19,7 +19,7 @@ SLOW := end_to_end examples benchmarks faults docs/test_python.py training/run t
 	curation/sync/test_syncnet.py pipeline/test_transcribe.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo learn test quick nightly faults check format bench asr readers lock dist clean
+.PHONY: help install demo learn faces test quick nightly faults check format bench asr readers lock dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ demo: $(STAMP) ## generate talking videos with known truth, curate them, show wh
 
 learn: $(STAMP) ## generate, curate, train both stages on a CPU and measure whether lips follow (20 min)
 	$(BIN)/python -m examples.learn
+
+faces: $(STAMP) ## the same for identity and motion, on people who lie between two others (10 min)
+	$(BIN)/python -m examples.learn --faces
 
 test: $(STAMP) check ## ruff, mypy and the whole test suite
 	$(BIN)/pytest

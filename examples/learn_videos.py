@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from scipy.signal import resample_poly
 
-from examples.portraits import PORTRAITS, Framing, Head, frame
+from examples.portraits import PEOPLE, PORTRAITS, Framing, Head, blend, frame
 from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
 from examples.talking_heads import Acting, Take, talk, write
 from talkforge.curation.audio.speech_encoders import load_speech_encoder
@@ -53,6 +53,7 @@ class Window:
     Attributes:
         head: its face in pixels of `SIZE_PX`. portrait: uint8 [H, W, 3], the mouth closed.
         opening: true opening of the mouth in every frame [F], in widths of the closed mouth.
+        brows: how far the brows are raised [F]. pose: coefficients of the head [F, 5].
         speech: features [L, D]. shuffled: the same in pieces of 40 ms in another order.
         silent: as long, of the noise before the first word.
         rgb: what the scene shows, uint8 [F, H, W, 3]. sound: [N, 2] at 48 kHz.
@@ -61,6 +62,8 @@ class Window:
     head: Head
     portrait: Bytes
     opening: Floats
+    brows: Floats
+    pose: Floats
     speech: Floats
     shuffled: Floats
     silent: Floats
@@ -68,23 +71,30 @@ class Window:
     sound: Floats
 
 
-def scene(seed: int, duration_s: float) -> Scene:
-    """One of endlessly many."""
+def scene(seed: int, duration_s: float, many: bool = False) -> Scene:
+    """One of endlessly many.
+
+    Args:
+        seed: of everything in it.
+        duration_s: its length.
+        many: of somebody between two of `PEOPLE`, who moves the brows, too. Else of one of `PORTRAITS`.
+    """
     rng = np.random.default_rng([seed, 5])
     # In an image that stands still, a mouth that opens fast is taken for a cut.
-    acting = Acting(sway=float(rng.uniform(0.4, 2)), noise=2.0)
-    head = _close_up(rng)
+    sway = float(rng.uniform(0.4, 2.2 if many else 2))
+    acting = Acting(sway=sway, noise=2.0, brows=float(rng.uniform(0, 1.4)) if many else 0.0)
+    head = _close_up(rng, many)
     return Scene(head, talk(head, _phrases(rng, duration_s), FPS, seed, acting))
 
 
-def make(folder: Path, count: int, duration_s: float) -> None:
-    """Write `count` videos with seeds from 0 on, on all processors."""
+def make(folder: Path, count: int, duration_s: float, many: bool = False) -> None:
+    """Write `count` videos with seeds from 0 on, on all processors; `many` as of `scene`."""
     folder.mkdir(parents=True)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        list(pool.map(partial(_write, folder, duration_s), range(count)))
+        list(pool.map(partial(_write, folder, duration_s, many), range(count)))
 
 
-def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
+def window(seed: int, num_frames: int, size_px: int, embedding: str, many: bool = False) -> Window:
     """A window that begins somewhere in a scene's first words.
 
     Args:
@@ -92,11 +102,12 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
         num_frames: length of the window.
         size_px: edge of the square portrait.
         embedding: the speech encoder, as `measure.speech.embedding` of the curation.
+        many: as of `scene`.
     """
     rng = np.random.default_rng([seed, 6])
     first = int(rng.integers(8, 30))
     last = first + num_frames
-    shown = scene(seed, (last + 1) / FPS)
+    shown = scene(seed, (last + 1) / FPS, many)
     take, mono = shown.take, resample_poly(shown.take.samples, AUDIO_HZ, SPEECH_HZ).astype(np.float32)
     room = np.resize(mono[: round(_SILENT_S * AUDIO_HZ)], len(mono))
     counts = [features_from_frames(take.num_frames, FPS)] * 2
@@ -110,6 +121,8 @@ def window(seed: int, num_frames: int, size_px: int, embedding: str) -> Window:
         head=shown.head,
         portrait=small(shown.head.picture, size_px),
         opening=take.faces[0].opening[first:last] / float(np.ptp(shown.head.face.outer[:, 0])),
+        brows=take.faces[0].brows[first:last],
+        pose=take.faces[0].pose[first:last],
         speech=speech,
         shuffled=np.concatenate(pieces),
         silent=silent[span][:length].astype(np.float32),
@@ -123,12 +136,12 @@ def small(image: Bytes, size_px: int) -> Bytes:
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _write(folder: Path, duration_s: float, seed: int) -> None:
+def _write(folder: Path, duration_s: float, many: bool, seed: int) -> None:
     cv2.setNumThreads(1)
-    write(folder / f"head-{seed:04d}.mp4", scene(seed, duration_s).take)
+    write(folder / f"head-{seed:04d}.mp4", scene(seed, duration_s, many).take)
 
 
-def _close_up(rng: np.random.Generator) -> Head:
+def _close_up(rng: np.random.Generator, many: bool) -> Head:
     """A portrait whose face fills most of the image: its mouth must be some pixels wide at 64 px."""
     red, green, blue = rng.uniform(0.94, 1.06, 3).tolist()
     framing = Framing(
@@ -139,7 +152,11 @@ def _close_up(rng: np.random.Generator) -> Head:
         gains=(red, green, blue),
         gamma=float(rng.uniform(0.85, 1.2)),
     )
-    return frame(str(rng.choice(PORTRAITS)), SIZE_PX, SIZE_PX, framing)
+    if not many:
+        return frame(str(rng.choice(PORTRAITS)), SIZE_PX, SIZE_PX, framing)
+    one, other = rng.choice(PEOPLE, 2, replace=False).tolist()
+    share = float(np.clip(rng.uniform(-0.2, 1.2), 0, 1))
+    return frame(blend(one, other, share), SIZE_PX, SIZE_PX, framing)
 
 
 def _phrases(rng: np.random.Generator, duration_s: float) -> Speech:

@@ -4,7 +4,7 @@
     take = talk(frame("hopper", 640, 640), speech, seed=1)
     write(Path("hopper.mp4"), take, audio_offset_s=0.0)
 
-Lips, jaw, lids and head of the portrait are warped; the open mouth is painted with teeth and
+Lips, jaw, lids, brows and head of the portrait are warped; the open mouth is painted with teeth and
 tongue. Known of every frame: the outer-lip contour, the opening of the mouth, the box of the
 face. Known of the video: how late its audio is, its cuts, who speaks. The same arguments give
 the same bytes.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from examples.portraits import Head, varied
 from examples.speech import SPEECH_HZ, VOICES, WORDS, Speech, speak
-from examples.warps import NUM_POSE, HeadWarp, MouthWarp, carried
+from examples.warps import NUM_POSE, BrowWarp, HeadWarp, MouthWarp, carried
 from talkforge.curation.media import encode_mp4
 from talkforge.schemas.arrays import Bytes, Floats, expect_shape
 
@@ -44,6 +44,8 @@ class FaceTruth:
         box: [F, 4] x0, y0, x1, y1 around the face, forehead to chin of the closed mouth.
         speaks: whether the audio is this face's.
         lids: [F] how far the eyes are closed, 0..1.
+        pose: [F, 5] coefficients of the head, see `warps.NUM_POSE`.
+        brows: [F] how far the brows are raised, see `Acting`.
     """
 
     contour: Floats
@@ -51,6 +53,8 @@ class FaceTruth:
     box: Floats
     speaks: bool
     lids: Floats
+    pose: Floats
+    brows: Floats
 
     def __post_init__(self) -> None:
         expect_shape("contour", self.contour, (None, 20, 2))
@@ -79,11 +83,19 @@ class Take:
 
 @dataclass(frozen=True)
 class Acting:
-    """What a head does besides speaking: `sway` and `noise` (grey levels) may be 0."""
+    """What a head does besides speaking.
+
+    Attributes:
+        sway: how much the head moves, 0 or more.
+        noise: of the image, grey levels.
+        blinks: whether it blinks.
+        brows: how much the brows go up and down, 0 or more; 1 is 0.05 of the face's height.
+    """
 
     sway: float = 1.0
     noise: float = 2.0
     blinks: bool = True
+    brows: float = 0.0
 
 
 def talk(head: Head, speech: Speech, fps: float = 25.0, seed: int = 0, acting: Acting | None = None) -> Take:
@@ -95,7 +107,8 @@ def talk(head: Head, speech: Speech, fps: float = 25.0, seed: int = 0, acting: A
     mouth = np.column_stack([speech.mouth_at(times_s), np.ones(num_frames)]).astype(np.float32)
     pose = acting.sway * _swaying(rng, times_s)
     lids = _blinking(rng, times_s) * acting.blinks
-    motion = _Motion(head, mouth, pose, lids)
+    brows = acting.brows * _raising(np.random.default_rng([seed, 7]), times_s)
+    motion = _Motion(head, mouth, pose, lids, brows)
     samples = speech.samples[: round(num_frames / fps * SPEECH_HZ)]
     truth = motion.truth(speech.spoken)
     return Take(fps, num_frames, lambda: motion.render(acting.noise, seed), (truth,), samples)
@@ -126,6 +139,8 @@ def cut(first: Take, then: Take) -> Take:
             np.concatenate([a.box, b.box]),
             a.speaks,
             np.concatenate([a.lids, b.lids]),
+            np.concatenate([a.pose, b.pose]),
+            np.concatenate([a.brows, b.brows]),
         )
         for a, b in zip(first.faces, then.faces, strict=True)
     )
@@ -184,6 +199,8 @@ def _first(face: FaceTruth, num_frames: int, right_px: int) -> FaceTruth:
         face.box[:num_frames] + np.tile(step, 2),
         face.speaks,
         face.lids[:num_frames],
+        face.pose[:num_frames],
+        face.brows[:num_frames],
     )
 
 
@@ -195,6 +212,13 @@ def _swaying(rng: np.random.Generator, times_s: NDArray[np.float64]) -> Floats:
     waves = np.sin(2 * np.pi * rates_hz[..., None] * times_s + phases[..., None])
     swaying: Floats = np.einsum("kw,kwf->fk", size, waves).astype(np.float32)
     return swaying
+
+
+def _raising(rng: np.random.Generator, times_s: NDArray[np.float64]) -> Floats:
+    """How far the brows are raised [F], mostly within -1..1: a sum of three sines."""
+    rates_hz, phases = rng.uniform(0.3, 1.4, 3), rng.uniform(0, 2 * np.pi, 3)
+    raising: Floats = np.sin(2 * np.pi * np.outer(times_s, rates_hz) + phases).sum(1).astype(np.float32)
+    return raising * np.float32(0.58)
 
 
 def _blinking(rng: np.random.Generator, times_s: NDArray[np.float64]) -> Floats:
@@ -213,10 +237,10 @@ def _grid(x0: int, y0: int, x1: int, y1: int) -> Floats:
 
 
 class _Motion:
-    """A head with the coefficients of every frame: `mouth` [F, 5], `pose` [F, 5], `lids` [F]."""
+    """A head with the coefficients of every frame: `mouth` [F, 5], `pose` [F, 5], `lids` and `brows` [F]."""
 
-    def __init__(self, head: Head, mouth: Floats, pose: Floats, lids: Floats) -> None:
-        self.head, self.mouth, self.pose, self.lids = head, mouth, pose, lids
+    def __init__(self, head: Head, mouth: Floats, pose: Floats, lids: Floats, brows: Floats) -> None:
+        self.head, self.mouth, self.pose, self.lids, self.brows = head, mouth, pose, lids, brows
         self.mouth_warp, self.head_warp = MouthWarp(head.face), HeadWarp(head.face)
         height, width = head.picture.shape[:2]
         x0, y0, x1, y1 = self.mouth_warp.reach()
@@ -242,13 +266,14 @@ class _Motion:
         opening = np.maximum(moved[:, 21, 1] - moved[:, 20, 1], 0)
         corners = moved[:, 22:]
         boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
-        return FaceTruth(moved[:, :20], opening, boxes, speaks, self.lids)
+        return FaceTruth(moved[:, :20], opening, boxes, speaks, self.lids, self.pose, self.brows)
 
     def render(self, noise: float, seed: int) -> Iterator[Bytes]:
         """Pictures [H, W, 3] uint8, one for each row of coefficients."""
         height, width = self.head.picture.shape[:2]
         grid = _grid(0, 0, width, height)
         head_basis = self.head_warp.field(grid).reshape(NUM_POSE, -1)
+        raised = BrowWarp(self.head.face).field(grid) if self.brows.any() else None
         x0, y0, x1, y1 = self.region
         small = _grid(x0, y0, x1, y1)
         bases = [self.mouth_warp.field(small, lower) for lower in (False, True)]
@@ -263,6 +288,8 @@ class _Motion:
             if self.lids[index] > 0.02:
                 self._lids(still, float(self.lids[index]))
             lookup = grid - (pose @ head_basis).reshape(grid.shape)
+            if raised is not None:
+                lookup = lookup - self.brows[index] * raised
             moved = cv2.remap(still, lookup, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             grain = grains[int(rng.integers(_NOISE_POOL))]
             yield cv2.add(moved, grain, dtype=cv2.CV_8U) if noise else moved

@@ -1,4 +1,4 @@
-"""The displacement fields that move a portrait's lips, jaw, lids and head.
+"""The displacement fields that move a portrait's lips, jaw, brows and head.
 
 A field says for every point of the *new* image how far it was moved, so that an image is
 rendered by looking up `point - displacement`. Fields are linear in a few coefficients: their
@@ -142,6 +142,23 @@ class HeadWarp:
         moves = [(inside, zero), (zero, inside), (near, zero), (zero, near)]
         shift_x, shift_y, turn, nod = (np.stack(move, -1) for move in moves)
         field: Floats = (np.stack([shift_x, shift_y, roll, turn, nod]) * size).astype(np.float32)
+        return field
+
+
+@dataclass(frozen=True)
+class BrowWarp:
+    """Raises both brows, with the skin above the eyes, and leaves the eyes where they are."""
+
+    face: Face
+
+    def field(self, points: Floats) -> Floats:
+        """Displacements [..., 2] in pixels at `points` [..., 2] of the new image, for brows raised by 1."""
+        height = self.face.height_px
+        up = np.zeros(points.shape[:-1], np.float32)
+        for eye in self.face.eyes:
+            local = (points - eye.reshape(-1, 2).mean(0)) / height
+            up = np.maximum(up, _bump(np.hypot(local[..., 0] / 0.24, (local[..., 1] + 0.18) / 0.14)))
+        field: Floats = np.stack([np.zeros_like(up), -0.05 * height * up], -1).astype(np.float32)
         return field
 
 

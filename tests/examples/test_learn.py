@@ -12,9 +12,22 @@ from rich.console import Console
 from scipy.signal import resample_poly
 
 from examples import learn, learn_videos
-from examples.learn import FULL, SHORT, Bounds, Row
-from examples.learn_figures import Figures, Shown
-from examples.learn_measures import Mouth, MouthReader, boxes, correlation, motion_around
+from examples.learn import FACES, FULL, SHORT, Bounds, FaceBounds, Row
+from examples.learn_figures import FaceFigures, Figures, Shown
+from examples.learn_measures import (
+    Likeness,
+    MotionReader,
+    Mouth,
+    MouthReader,
+    boxes,
+    correlation,
+    motion,
+    motion_around,
+    psnr,
+)
+from examples.portraits import Framing, blend, frame
+from examples.speech import Speech
+from examples.talking_heads import Acting, talk
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.audio import read_audio_file
 from talkforge.schemas.arrays import Bytes, Floats
@@ -33,6 +46,19 @@ GOOD = Figures(
     motion=(4.0, 6.0, 10.0),
 )
 
+GOOD_FACES = FaceFigures(
+    own=0.3,
+    no_audio=0.05,
+    brows=(0.2, 0.3, 0.5),
+    head=(0.1, 0.2, 0.3),
+    motion_reader=(0.99, 0.98),
+    alone=Likeness(margin=0.1, rank=0.9),
+    nobody=Likeness(margin=0.0, rank=0.5),
+    true=Likeness(margin=0.15, rank=1.0),
+    face_db=(26.0, 2.5),
+    mouth_db=(25.0, 1.5),
+)
+
 
 def painted(openings: Floats, mouth: Mouth, grey: int = 150, size_px: int = 64) -> Bytes:
     """A grey picture for every opening (in mouth widths), in which a dark bar opens downwards."""
@@ -49,7 +75,8 @@ def painted(openings: Floats, mouth: Mouth, grey: int = 150, size_px: int = 64) 
 
 def test_good_figures_keep_every_bound() -> None:
     for plan in (FULL, SHORT):
-        assert all(row.holds for row in plan.bounds.rows(GOOD))
+        assert isinstance(plan.bounds, Bounds) and all(row.holds for row in plan.bounds.rows(GOOD))
+    assert isinstance(FACES.bounds, FaceBounds) and all(row.holds for row in FACES.bounds.rows(GOOD_FACES))
 
 
 @pytest.mark.parametrize(
@@ -68,12 +95,35 @@ def test_good_figures_keep_every_bound() -> None:
 )
 def test_each_figure_can_miss_its_bound(worse: dict[str, float]) -> None:
     for plan in (FULL, SHORT):
+        assert isinstance(plan.bounds, Bounds)
         missed = [row for row in plan.bounds.rows(replace(GOOD, **worse)) if not row.holds]
         assert len(missed) == 1
 
 
+@pytest.mark.parametrize(
+    ("worse", "missed"),
+    [
+        ({"no_audio": -0.2}, ["audio dropped"]),
+        ({"brows": (0.2, 0.21, 0.215)}, ["motion of the brows by omega of the face"]),
+        ({"brows": (0.3, 0.29, 0.5)}, ["motion of the brows by omega of the face"]),
+        ({"head": (0.1, 0.31, 0.3)}, ["motion of the head by omega of the body"]),
+        ({"motion_reader": (0.8, 0.98)}, ["motion of the brows"]),
+        ({"alone": Likeness(margin=0.1, rank=0.55)}, ["identity alone"]),
+        ({"nobody": Likeness(margin=0.0, rank=0.7)}, ["neither image nor identity"]),
+        ({"face_db": (26.0, 0.9)}, ["codec"]),
+        ({"mouth_db": (25.0, 0.4)}, ["codec"]),
+        ({"head": (0.1, float("nan"), 0.3)}, ["motion of the head by omega of the body"] * 2),
+    ],
+)
+def test_each_figure_of_faces_can_miss_its_bound(worse: dict[str, float], missed: list[str]) -> None:
+    assert isinstance(FACES.bounds, FaceBounds)
+    rows = FACES.bounds.rows(replace(GOOD_FACES, **worse))
+    assert [row.name.split(":")[0] for row in rows if not row.holds] == missed
+
+
 def test_what_only_the_full_proof_demands() -> None:
     worse = replace(GOOD, clip_stage=0.4, lips_loss=0.8)
+    assert isinstance(FULL.bounds, Bounds) and isinstance(SHORT.bounds, Bounds)
     assert [row.name.split(":")[0] for row in FULL.bounds.rows(worse) if not row.holds] == [
         "stage 1 alone",
         "lip-region loss, end of stage 2 / end of stage 1",
@@ -88,6 +138,7 @@ def test_the_bounds_are_those_that_were_set() -> None:
         shuffled=0.15, reader=0.95,
     )  # fmt: skip
     short = SHORT.bounds
+    assert isinstance(short, Bounds)
     assert (short.own, short.swapped, short.shuffled, short.silence) == (0.6, 0.4, 0.15, 0.12)
     assert (short.amplitude, short.motion) == ((0.5, 1.8), 1.3)
 
@@ -137,6 +188,46 @@ def test_motion_is_what_moves_outside_the_mouth() -> None:
     video[6:, :16] = 120  # half of the frames, a quarter of the picture
     outside = 64 * 64 - 19 * 19  # 9 px on each side of the middle
     assert motion_around(video, mouth) == pytest.approx(10 * 16 * 64 / outside, rel=1e-4)
+
+
+def test_motion_of_head_and_brows_is_read_from_pixels() -> None:
+    """Of the head's five coefficients and of the brows, by a portrait of somebody who was never looked at."""
+    head = frame(blend("grid_bbaf2n", "collins", 0.5), 96, 96, Framing(face_px=70))
+    silence = Speech(np.zeros(72_000, np.float32), np.zeros((1500, 4), np.float32), spoken=False)
+    take = talk(head, silence, 25.0, 3, Acting(sway=1.5, noise=2.0, blinks=False, brows=1.0))
+    truth = take.faces[0]
+    reader = MotionReader(head.picture, head.face)
+    found = reader.read(np.stack([*take.frames()]))
+    true = np.column_stack([truth.pose, truth.brows])
+    assert [correlation(found[:, k], true[:, k]) > 0.97 for k in range(6)] == [True] * 6
+    assert motion(found) == pytest.approx(motion(true), rel=0.25)
+    assert motion(reader.read(np.stack([head.picture] * 3))) == pytest.approx((0, 0), abs=1e-3)
+
+
+def test_motion_is_a_standard_deviation_over_time() -> None:
+    coefficients = np.zeros((4, 6), np.float32)
+    coefficients[:, 5] = [1, -1, 1, -1]
+    coefficients[:, 0], coefficients[:, 3] = [3, -3, 3, -3], [4, -4, 4, -4]
+    assert motion(coefficients) == (1.0, 5.0)
+
+
+def test_likeness_tells_who_was_asked_for() -> None:
+    people = np.eye(4, dtype=np.float32)
+    assert Likeness.of(people, people) == Likeness(margin=1.0, rank=1.0)
+    swapped = Likeness.of(people, people[[1, 0, 2, 3]])
+    assert swapped.margin == pytest.approx((2 * 1 - 2 * 1 / 3) / 4) and swapped.rank == pytest.approx(0.5)
+    same = np.ones((4, 4), np.float32) / 2
+    assert Likeness.of(same, people) == Likeness(margin=0.0, rank=0.0)
+
+
+def test_psnr_is_of_the_weighted_pixels() -> None:
+    true = np.full((2, 4, 4, 3), 100, np.uint8)
+    found = true.copy()
+    found[:, :2] = 110
+    assert psnr(found, true) == pytest.approx(20 * np.log10(255 / np.sqrt(50)))
+    half = np.zeros((2, 4, 4), np.float32)
+    half[:, :2] = 1
+    assert psnr(found, true, half) == pytest.approx(20 * np.log10(25.5))
 
 
 # --------------------------------------------------------------------------- videos
@@ -192,13 +283,25 @@ def test_silence_is_the_room_before_the_first_word() -> None:
 
 def test_what_is_kept_shows_both(tmp_path: Path) -> None:
     windows = [learn_videos.window(learn_videos.UNSEEN + k, 21, 64, "logmel-80") for k in range(2)]
-    learn.keep(Shown(windows, [255 - one.rgb for one in windows]), tmp_path)
+    videos = [255 - one.rgb for one in windows]
+    learn.keep(Shown(windows, videos, []), tmp_path)
     strip = cv2.imread(str(tmp_path / "strip.png"))
     assert strip is not None and strip.shape == (4 * 128, 7 * 128, 3)
     reader = cv2.VideoCapture(str(tmp_path / "heads.mp4"))
     assert int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) == 42
     assert reader.get(cv2.CAP_PROP_FRAME_WIDTH) == 2 * 192 and reader.get(cv2.CAP_PROP_FRAME_HEIGHT) == 192
     assert abs(len(read_audio_file(tmp_path / "heads.mp4", 48_000)) - 42 * 1920) < 2048
+
+
+def test_whose_face_was_asked_for_is_below_what_came_of_it(tmp_path: Path) -> None:
+    windows = [learn_videos.window(learn_videos.UNSEEN + k, 21, 64, "logmel-80", True) for k in range(2)]
+    videos = [one.rgb for one in windows]
+    learn.keep(Shown(windows, videos, [255 - one.rgb for one in windows]), tmp_path)
+    strip = cv2.imread(str(tmp_path / "strip.png"))[..., ::-1]
+    assert strip.shape == (6 * 128, 7 * 128, 3)
+    for row, expected in ((4, 255 - windows[0].rgb[10]), (5, windows[1].portrait)):
+        found = cv2.resize(strip[row * 128 :][:128, :128], (64, 64), interpolation=cv2.INTER_AREA)
+        assert np.abs(found.astype(int) - expected).mean() < 3
 
 
 # --------------------------------------------------------------------------- all of it, short

@@ -16,12 +16,13 @@ from scipy.ndimage import binary_fill_holes
 from scipy.signal import resample_poly
 
 from examples import demo_videos
-from examples.portraits import PORTRAITS, Framing, frame, portrait
+from examples.portraits import BLEND_PX, PEOPLE, PORTRAITS, Framing, Head, blend, frame, portrait
 from examples.speech import SPEECH_HZ, VOICES, silence, speak
 from examples.talking_heads import Acting, cut, side_by_side, talk, varied_take, write
-from examples.warps import MouthWarp, carried
+from examples.warps import BrowWarp, MouthWarp, carried
 from talkforge.curation.audio.vad import speech_probabilities
 from talkforge.curation.media import probe, read_audio
+from talkforge.schemas.arrays import Floats
 from talkforge.schemas.errors import CommandError, MediaError
 from talkforge.schemas.records import Input, Video
 from tests.conftest import CLIPS, Packaged
@@ -167,6 +168,51 @@ def test_a_landmarker_follows_the_mouth(name: str, packaged: Packaged) -> None:
             openings.append(truth.opening[index])
     assert np.mean(overlaps) >= 0.8
     assert np.corrcoef(apertures, openings)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_everybody_is_blended_from_nobody_else_at_share_0(name: str) -> None:
+    head = blend(name, "hopper", 0.0)
+    assert head.picture.shape == (BLEND_PX, BLEND_PX, 3)
+    assert head.face.height_px == pytest.approx(0.55 * BLEND_PX, rel=0.1)  # it was levelled
+    assert (head.face.landmarks > 0).all() and (head.face.landmarks < BLEND_PX).all()
+    nose = head.face.five[2]
+    assert head.face.five[0, 1] < nose[1] < head.face.five[3, 1]
+    assert head.face.five[0, 0] < nose[0] < head.face.five[1, 0]
+
+
+def test_a_blend_lies_between_two_people() -> None:
+    """Points and pixels: where its eye is, it looks like the mean of both people's eyes."""
+    one, other = (blend(name, name, 0.0) for name in ("grid_bbaf2n", "grid_brbk7n"))
+    half = blend("grid_bbaf2n", "grid_brbk7n", 0.5)
+    assert half.face.landmarks == pytest.approx((one.face.landmarks + other.face.landmarks) / 2, abs=1e-3)
+
+    def patch(head: Head) -> Floats:
+        found: Floats = cv2.getRectSubPix(head.picture, (9, 9), head.face.five[0].tolist()).astype(np.float32)
+        return found
+
+    expected = (patch(one) + patch(other)) / 2
+    assert np.abs(patch(half) - expected).mean() < 0.3 * np.abs(patch(one) - patch(other)).mean()
+    quarter, most = (blend("grid_bbaf2n", "grid_brbk7n", share) for share in (0.25, 0.75))
+    distances = [np.abs(patch(head) - patch(one)).mean() for head in (quarter, half, most)]
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_brows_are_raised_and_eyes_stay() -> None:
+    face = frame("collins", 320, 320, Framing(face_px=200)).face
+    warp, brows = BrowWarp(face), face.shape[36:56]
+    moved = warp.field(brows)
+    assert (moved[:, 0] == 0).all() and moved[:, 1].mean() < -0.02 * face.height_px
+    assert np.abs(warp.field(face.eyes.reshape(-1, 2))).max() < 0.01 * face.height_px
+    assert not warp.field(np.concatenate([face.outer, face.chin[None]])).any()
+    speech = speak(TEXT, duration_s=2)
+    still, lively = (
+        talk(frame("collins", 96, 96, Framing(60)), speech, seed=1, acting=Acting(brows=raised, noise=0))
+        for raised in (0.0, 1.0)
+    )
+    assert not still.faces[0].brows.any() and 0.3 < np.abs(lively.faces[0].brows).max() <= 1.74
+    assert np.array_equal(still.faces[0].contour, lively.faces[0].contour)
+    assert not np.array_equal(list(still.frames()), list(lively.frames()))
 
 
 def test_a_mirrored_face_is_annotated_from_left_to_right() -> None:
