@@ -222,8 +222,16 @@ FACES = Plan(
         mouth_db=0.5,
     ),
     many=True,
-    # Without samples that have the identity and not the image, nothing is learnt from it.
-    settings=("dropout.image=0.4", "dropout.identity=0.1"),
+    settings=(
+        "adapters.face=true",
+        "adapters.face_tokens=4",
+        "adapters.face_depth=2",
+        "adapters.face_dim=64",
+        "adapters.face_heads=4",
+        # Without samples that have the identity and not the image, nothing is learnt from it.
+        "dropout.image=0.4",
+        "dropout.identity=0.1",
+    ),
 )
 
 
