@@ -32,15 +32,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError
 from talkforge.schemas.units import CONDITION_CHANNELS, LATENT_CHANNELS, features_from_frames, latent_frames
-from talkforge.training.config import AdapterConfig, FlowConfig, LossConfig, ModelConfig, WanShape
+from talkforge.training.config import (
+    AdapterConfig,
+    FlowConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    WanShape,
+    memory_contradictions,
+)
 from talkforge.training.data.batch import Conditions
 from talkforge.training.objective.losses import TIMESTEPS, draw_sigmas, flow_loss, noised, velocity
+from talkforge.training.run.fit import fit
 from talkforge.training.wan.alignment import windows
+from talkforge.training.wan.blocks import is_kept
 from talkforge.training.wan.talking_wan import TalkingWan, cast, set_trainable
 
 FPS = 25.0
@@ -122,8 +133,16 @@ def step_flops(model: TalkingWan, given: Conditions) -> Flops:
     return Flops(
         forward=samples * (blocks + sum(forward for forward, _ in outside)),
         backward=samples * (back + sum(forward * factor for forward, factor in outside)),
-        recomputed=samples * blocks if model.transformer.is_gradient_checkpointing else 0,
+        recomputed=samples * _recomputed(model, sum(forward for forward, _ in block), 4 * N**2 * C),
     )
+
+
+def _recomputed(model: TalkingWan, block: float, attention: float) -> float:
+    """Operations that are done again for one sample, where a block takes so many, and its self-attention."""
+    if not model.recomputes:
+        return 0
+    again = sum(not is_kept(one) for one in model.transformer.blocks)
+    return again * (block - (attention if model.context.keep_attention else 0))
 
 
 def random_model(shape: Shape, trainable: str, device: torch.device, dtype: torch.dtype) -> TalkingWan:
@@ -235,11 +254,14 @@ def report(args: argparse.Namespace, device: torch.device) -> list[tuple[str, st
     shape = SHAPES[args.shape]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = random_model(shape, args.trainable, device, dtype)
+    given = random_conditions(shape, args.batch, args.frames, args.size, args.stage, device)
     if not args.no_checkpointing:
         model.enable_gradient_checkpointing()
-    given = random_conditions(shape, args.batch, args.frames, args.size, args.stage, device)
+    config = settings(args)
+    fit(model, config, Accelerator(cpu=device.type == "cpu"))
+    flops = step_flops(model, given)
     seconds = timed(stepper(model, given, device), args.steps, device)
-    flops, median_s = step_flops(model, given), statistics.median(seconds)
+    median_s = statistics.median(seconds)
     needed = flops.forward + flops.backward
     name, peak_tflops = chip(device, args.peak_tflops)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -260,6 +282,21 @@ def report(args: argparse.Namespace, device: torch.device) -> list[tuple[str, st
     ]
 
 
+def settings(args: argparse.Namespace) -> TrainConfig:
+    """The section `model` of a run, as the options name it."""
+    keep = int(args.keep) if args.keep.isdecimal() else args.keep
+    model = {
+        "trainable": args.trainable, "gradient_checkpointing": not args.no_checkpointing, "keep": keep,
+        "attention": args.attention, "compile": args.compile, "fp8": args.fp8,
+    }  # fmt: skip
+    data = {"sizes": [[args.size, args.size]], "num_frames": args.frames, "batch_size": args.batch}
+    run = {"precision": "bf16", "out": "none"}
+    config = TrainConfig.model_validate({"model": model, "data": data, "run": run})
+    if problems := [*memory_contradictions(config)]:
+        raise CommandError("; ".join(problems))
+    return config
+
+
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="14b")
@@ -269,6 +306,10 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     for name, value in {"frames": 81, "size": 512, "batch": 1, "steps": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--keep", default="nothing", help="model.keep: nothing, attention, auto or blocks")
+    parser.add_argument("--attention", choices=("native", "cudnn", "flash", "flash3"), default="native")
+    parser.add_argument("--compile", action="store_true", help="model.compile")
+    parser.add_argument("--fp8", action="store_true", help="model.fp8")
     parser.add_argument("--threads", type=int, default=0, help="of torch on a CPU; 0: torch decides")
     parser.add_argument("--peak-tflops", type=float, help="of a chip that is not known")
     return parser.parse_args(argv)

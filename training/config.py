@@ -404,12 +404,13 @@ def _base_contradictions(config: TrainConfig) -> Iterator[str]:
         ):
             if (found := getattr(config.codec, key)) == needs:
                 yield f"codec.{key}={found} needs a model.base with weights: give one, or codec.{key}={none}"
-    yield from _memory_contradictions(config)
+    yield from memory_contradictions(config)
     if config.codec.text == "umt5" and config.model.text_tokens != UMT5_TOKENS:
         yield f"codec.text=umt5: expected model.text_tokens={UMT5_TOKENS}, found {config.model.text_tokens}"
 
 
-def _memory_contradictions(config: TrainConfig) -> Iterator[str]:
+def memory_contradictions(config: TrainConfig) -> Iterator[str]:
+    """What settings of the section `model` that save memory or time contradict."""
     model = config.model
     if isinstance(model.keep, int) and model.keep < 0:
         yield f"model.keep: expected 0 or more blocks, found {model.keep}"

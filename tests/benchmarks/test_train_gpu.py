@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_gpu
 from talkforge.training.config import AdapterConfig, WanShape
+from talkforge.training.wan.blocks import keep_blocks
 
 torch.set_num_threads(1)
 
@@ -89,3 +90,19 @@ def test_a_loss_that_is_no_number_stops_it(
     options = "--shape tiny --device cpu --frames 5 --size 32 --steps 1"
     assert train_gpu.main(options.split()) == 1
     assert capsys.readouterr().err == "train_gpu: loss: expected a number, found nan\n"
+
+
+def test_what_is_kept_is_not_counted_as_recomputed() -> None:
+    shape = train_gpu.SHAPES["tiny"]
+    device = torch.device("cpu")
+    given = train_gpu.random_conditions(shape, 1, 9, 64, "frame", device)
+    model = train_gpu.random_model(shape, "full", device, torch.float32)
+    assert train_gpu.step_flops(model, given).recomputed == 0
+    model.enable_gradient_checkpointing()
+    everything = train_gpu.step_flops(model, given).recomputed
+    model.context.keep_attention = True
+    tokens, width, blocks = 3 * 4 * 4, 128, 4
+    attention = 4 * tokens**2 * width
+    assert everything - train_gpu.step_flops(model, given).recomputed == blocks * attention
+    keep_blocks(model.transformer.blocks, 1)
+    assert train_gpu.step_flops(model, given).recomputed == (everything / blocks - attention) * (blocks - 1)

@@ -49,6 +49,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         motion: motion intensities to the timestep embedding, or None.
         context: carries the signals of a forward pass to the processors.
         dtype: in which the transformer computes, see `cast`. None means that of its weights.
+        recomputes: whether blocks are recomputed in the backward pass.
     """
 
     _no_split_modules = ("WanTransformerBlock",)  # what FSDP wraps, by default
@@ -81,6 +82,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
         self.text_tokens = text_tokens
         self.context = Context()
         self.dtype: torch.dtype | None = None
+        self.recomputes = False
         self.transformer = transformer
         self.audio_proj = AudioProjection(speech_dim, config.audio_dim)
         # As large as the tokens, which are normalised, so that positions differ from the start.
@@ -102,6 +104,7 @@ class TalkingWan(nn.Module):  # type: ignore[misc]
     def enable_gradient_checkpointing(self) -> None:
         """Recompute every block in the backward pass, with the conditions of its forward pass."""
         self.transformer.enable_gradient_checkpointing(self.context.checkpoint)
+        self.recomputes = True
 
     def forward(self, x_BCTHW: Tensor, timestep_B: Tensor, conditions: Conditions) -> Tensor:
         """Predicted velocity, [B, 16, T, H, W] float32.
