@@ -3,8 +3,7 @@
 Read offline: manifests that lie at an address are not fetched, and no certificate is looked up. Nor is the
 signature checked, because a reservation binds whoever signed it, and a permission opens nothing here.
 
-Source: CAWG Training and Data Mining Assertion 1.1; C2PA 1.4, whose labels begin with
-`c2pa.`.
+Source: CAWG Training and Data Mining Assertion 1.1; C2PA 1.4, whose labels begin with `c2pa.`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from talkforge.schemas.errors import RunError, one_line
 
 LABELS = ("cawg.training-mining", "c2pa.training-mining")
 USES = ("ai_generative_training", "ai_inference", "ai_training", "data_mining")
@@ -36,8 +37,14 @@ def training_mining(path: Path) -> str:
     Returns:
         `<use>=<answer>` for each of `USES` that is named, in alphabetical order, separated by blanks; empty
         where there are no credentials or they say nothing; or `remote`, or `unreadable`.
+
+    Raises:
+        RunError: the package cannot be loaded on this machine.
     """
-    import c2pa
+    try:
+        import c2pa
+    except (ImportError, OSError) as error:
+        raise RunError(f"the package c2pa cannot be loaded: {one_line(error)}") from None
 
     try:
         reader = c2pa.Reader.try_create(str(path), context=_offline())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.store import Store
 from talkforge.schemas import extras
 from talkforge.schemas.config import Config, Thresholds
-from talkforge.schemas.errors import MissingExtraError
+from talkforge.schemas.errors import MissingExtraError, RunError
 from talkforge.schemas.records import Input
 from tests.conftest import Curated
 from tests.content_credentials import sign
@@ -56,6 +57,17 @@ def test_they_are_read_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ingest(Input(uri=str(plain))).training_mining == ""
     monkeypatch.setattr(extras, "missing", lambda _extra: "c2pa")
     assert ingest(Input(uri=str(path))).training_mining is None
+
+
+def test_a_package_that_cannot_be_loaded_is_no_fault_of_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("c2pa", reason="the extra c2pa is not installed")
+    path = write_media(tmp_path / "plain.mp4", Pictures(steady(5)))
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    monkeypatch.setattr(extras, "missing", lambda _extra: None)
+    with pytest.raises(RunError, match=r"^the package c2pa cannot be loaded: "):
+        ingest(Input(uri=str(path)))
 
 
 def test_what_they_reserve_leaves_the_selection(curated: Curated) -> None:

@@ -28,7 +28,7 @@ def test_commands_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     for arguments, said in (
         ((tmp_path / "set",), f"{tmp_path}/set: is a data set; expected a format for it (--as)"),
         ((tmp_path / "run", "--split", "train"), "--split: expected a data set and --as FORMAT"),
-        ((tmp_path / "run",), "--out: expected a name in .ckpt, .pt or .safetensors"),
+        ((tmp_path / "run",), "--out: expected a name in .safetensors, .ckpt or .pt, or a new folder"),
         ((tmp_path / "set", "--as", "musubi"), "--as musubi: expected a folder to write to (--out DIR)"),
         (
             (tmp_path / "run", "--as", "musubi", "-o", "x"),
