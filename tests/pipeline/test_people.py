@@ -179,3 +179,38 @@ def test_embeddings_of_two_models_are_refused() -> None:
         DatasetError, match=r"^clip c0002: expected a face embedding of 3 numbers as in clip c0001, found 2$"
     ):
         name_people([clip(2, 1, 0), clip(1, 1, 0, 0)], 0.5)
+
+
+# --- very many faces ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("noise", "least_recall", "least_precision"), [(0.8, 1.0, 1.0), (1.0, 0.98, 0.98)])
+def test_faces_that_are_compared_in_cells_give_the_people_of_an_exact_search(
+    monkeypatch: pytest.MonkeyPatch, noise: float, least_recall: float, least_precision: float
+) -> None:
+    """Pairs of clips of one person: those of cells against those of all pairs.
+
+    Faces of one person resemble each other by 0.61, and by 0.50, on average.
+    """
+    random = np.random.default_rng(0)
+    centres = np.repeat(random.normal(size=(60, 128)), 25, axis=0)
+    vectors = people.normalised(centres + noise * random.normal(size=centres.shape)).astype(np.float32)
+    vectors = vectors[random.permutation(len(vectors))]
+    together: list[np.ndarray] = []
+    for most in (len(vectors), 300):
+        monkeypatch.setattr(people, "MOST_COMPARED", most)
+        labels = people.cluster(vectors, np.zeros((0, 2), np.int64), 0.4)
+        together.append(labels[:, None] == labels)
+    exact, in_cells = together
+    both = np.count_nonzero(exact & in_cells)
+    assert both >= least_recall * np.count_nonzero(exact)
+    assert both >= least_precision * np.count_nonzero(in_cells)
+
+
+def test_faces_in_view_together_stay_two_where_they_are_compared_in_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(people, "MOST_COMPARED", 4)
+    vectors = np.tile(np.array([[1.0, 0.0, 0.0, 0.0]], np.float32), (8, 1))
+    labels = people.cluster(vectors, np.array([[0, 7]]), 0.4)
+    assert labels[0] != labels[7]
