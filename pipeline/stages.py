@@ -40,6 +40,7 @@ from talkforge.curation.sync import contrastive, phones, speaker_scorer
 from talkforge.curation.sync.features import audio_bands, mouth_measures
 from talkforge.curation.verdict import NOT_TRACED
 from talkforge.curation.weights import registry
+from talkforge.curation.weights.torch import torch_device
 from talkforge.pipeline import attempts, small_arrays, tables, untraced
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.results import MeasuredClip, PartResult
@@ -59,7 +60,7 @@ from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Audio, Bytes, Floats
-from talkforge.schemas.config import MeasureConfig, ScanConfig, Thresholds, VoiceConfig
+from talkforge.schemas.config import Device, MeasureConfig, ScanConfig, Thresholds, VoiceConfig
 from talkforge.schemas.errors import FailureKind, ModelError, RunError, kind_of
 from talkforge.schemas.npz import npz_bytes
 from talkforge.schemas.records import (
@@ -102,29 +103,29 @@ def load_models(config_json: str) -> Models:
     config = MeasureConfig.model_validate_json(config_json)
     cv2.setNumThreads(1)  # a worker is one thread; Ray runs as many as there are cores
     return Models(
-        detector=detect.load_detector(config.scan),
-        shot_network=_shot_network(config.scan),
+        detector=detect.load_detector(config.scan, config.device),
+        shot_network=_shot_network(config.scan, config.device),
         landmarker=landmarks.FaceLandmarker(registry.weights("face_landmarker")),
         mouth_classifier=covered.MouthClassifier() if config.lips.covered else None,
-        pose_estimator=pose.load_estimator(config.motion),
+        pose_estimator=pose.load_estimator(config.motion, config.device),
         sync_scorer=contrastive.Scorer.load(),
         phone_recogniser=phones.PhoneRecogniser(),
         singing_detector=music.MusicDetector() if config.speech.singing else None,
         audio_scorer=quality.AudioScorer(config.sound),
         picture_scorer=scorer.PictureScorer(config.picture),
-        face_audio_scorer=speaker_scorer.load(config.speaker),
+        face_audio_scorer=speaker_scorer.load(config.speaker, config.device),
         voice_encoder=_voice_encoder(config.voice),
     )
 
 
-def _shot_network(config: ScanConfig) -> network.ShotNetwork | None:
+def _shot_network(config: ScanConfig, device: Device = "cpu") -> network.ShotNetwork | None:
     """The network that `config.scene_detector` names, None where it names none."""
     if config.scene_detector != "transnet":
         return None
     extras.require("torch", "scan.scene_detector=transnet")
     from talkforge.curation.shots.transnet import TransNet  # imports torch, which takes seconds
 
-    return TransNet(registry.weights(TransNet.name))
+    return TransNet(registry.weights(TransNet.name), str(torch_device(device, "measure.device")))
 
 
 def _voice_encoder(config: VoiceConfig) -> voice.VoiceEncoder | None:
@@ -139,7 +140,8 @@ def _voice_encoder(config: VoiceConfig) -> voice.VoiceEncoder | None:
 def load_encoders(config_json: str) -> tuple[speech_encoders.SpeechEncoder, identity.Embedder | None]:
     """Models of the embedding stage, kept for the process."""
     config = MeasureConfig.model_validate_json(config_json)
-    return speech_encoders.load_speech_encoder(config.speech), identity.load_embedder(config.identity)
+    encoder = speech_encoders.load_speech_encoder(config.speech)
+    return encoder, identity.load_embedder(config.identity, config.device)
 
 
 SCAN_FRACTION = 0.25

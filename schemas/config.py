@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 TextSource = Literal["none", "transcript", "caption"]
 
+Device = Literal["cpu", "cuda", "auto"]
+"""What runs the heavy networks of measuring."""
+
 
 class Section(BaseModel):
     """Frozen, and refuses keys it does not know."""
@@ -234,6 +237,10 @@ class MeasureConfig(Section):
     identity: IdentityConfig = IdentityConfig()
     voice: VoiceConfig = VoiceConfig()
     picture: FrameQualityConfig = FrameQualityConfig()
+    device: Device = Field(
+        "cpu",
+        description="What runs face detection, DWPose, face embedding, TransNet V2, Light-ASD and SyncNet: cpu; cuda, an NVIDIA GPU, which needs onnxruntime-gpu and, for the last three, torch with CUDA; auto: cuda where there is one. Results differ in their last digits between devices, so cpu alone gives the same bytes everywhere (docs/performance.md).",
+    )
 
 
 FACE_CONFIDENCE: dict[str, tuple[float, str]] = {
@@ -555,7 +562,7 @@ class ExecutionConfig(Section):
         0.25,
         ge=0,
         le=1,
-        description="Fraction of a GPU that an embedding task takes, where the cluster has any.",
+        description="Fraction of a GPU that an embedding task takes, and a measuring task where measure.device is not cpu, where the cluster has any.",
     )
     trace: Literal["needed", "all"] = Field(
         "needed",

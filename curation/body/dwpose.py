@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.config import Device
 from talkforge.schemas.errors import ModelError
 
 Doubles = NDArray[np.float64]
@@ -46,6 +47,7 @@ class DwPose:
 
     Args:
         path: the ONNX network, see `dwpose` in `curation.weights.registry`.
+        device: `measure.device`.
 
     Raises:
         ModelError: the file is not an ONNX model with DWPose's input and outputs.
@@ -53,9 +55,9 @@ class DwPose:
 
     min_score = MIN_JOINT_SCORE
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: Device = "cpu") -> None:
         label = f"dwpose: {path}"
-        session = open_onnx(path, label)
+        session = open_onnx(path, label, device)
         _check(session, label)
         self._session = session
         self._input = session.get_inputs()[0].name

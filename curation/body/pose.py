@@ -17,7 +17,7 @@ from talkforge.curation.body.joints import HEAD, PoseEstimator, no_joints
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Doubles, Floats, expect_shape
-from talkforge.schemas.config import MotionConfig
+from talkforge.schemas.config import Device, MotionConfig
 from talkforge.schemas.records import Clip
 
 REACH_SIDE, REACH_UP, REACH_DOWN = 3.0, 1.0, 5.0
@@ -50,15 +50,19 @@ class CameraMotion:
         expect_shape("to_first", self.to_first, (len(self.frames), 2, 3))
 
 
-def load_estimator(config: MotionConfig) -> PoseEstimator | None:
+def load_estimator(config: MotionConfig, device: Device = "cpu") -> PoseEstimator | None:
     """The pose estimator that the configuration names. None where the body is not measured.
 
+    Args:
+        config: its name.
+        device: `measure.device`, for DWPose. MediaPipe's networks are run by LiteRT, on the CPU.
+
     Raises:
-        ModelError: its weights are missing or belong to another model.
+        ModelError: its weights are missing or belong to another model; or the device is not there.
     """
     if config.body == "mediapipe":
         return MediaPipePose(registry.weights("pose_detector"), registry.weights("pose_landmark_full"))
-    return DwPose(registry.weights("dwpose")) if config.body == "dwpose" else None
+    return DwPose(registry.weights("dwpose"), device) if config.body == "dwpose" else None
 
 
 class PoseTracer:

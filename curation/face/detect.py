@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from talkforge.curation.weights import registry
 from talkforge.curation.weights.onnx import open_onnx
 from talkforge.schemas.arrays import Bytes, Detections, FaceTrack, Floats
-from talkforge.schemas.config import ScanConfig
+from talkforge.schemas.config import Device, ScanConfig
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.records import Scene
 
@@ -62,7 +62,7 @@ class FaceDetector(Protocol):
 
 
 class CenterFace:
-    """CenterFace on one core. It gives a heat map of face centres, with a size and an offset in every cell.
+    """CenterFace. It gives a heat map of face centres, with a size and an offset in every cell.
 
     Source: Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point",
     arXiv 1911.03599.
@@ -70,8 +70,8 @@ class CenterFace:
 
     name = "centerface"
 
-    def __init__(self, path: Path, min_score: float) -> None:
-        self._session = _session(path, self.name)
+    def __init__(self, path: Path, min_score: float, device: Device = "cpu") -> None:
+        self._session = _session(path, self.name, device)
         found = [list(output.shape)[1:2] for output in self._session.get_outputs()][:3]
         if found != [[1], [2], [2]]:
             raise ModelError(f"{self.name}: {path}: expected maps of 1, 2 and 2 channels, found {found}")
@@ -94,7 +94,7 @@ class CenterFace:
 
 
 class Scrfd:
-    """SCRFD of InsightFace on one core: in every cell of its maps a score and distances to a box's sides.
+    """SCRFD of InsightFace: in every cell of its maps a score and distances to a box's sides.
 
     Source: Guo et al., "Sample and Computation Redistribution for Efficient Face Detection", arXiv
     2105.04714; the layout of the outputs and the scaling of the input as in InsightFace.
@@ -102,8 +102,8 @@ class Scrfd:
 
     name = "scrfd"
 
-    def __init__(self, path: Path, min_score: float) -> None:
-        self._session = _session(path, self.name)
+    def __init__(self, path: Path, min_score: float, device: Device = "cpu") -> None:
+        self._session = _session(path, self.name, device)
         count = len(self._session.get_outputs())
         if count not in SCRFD_OUTPUTS:
             raise ModelError(f"{self.name}: {path}: expected {tuple(SCRFD_OUTPUTS)} outputs, found {count}")
@@ -164,20 +164,24 @@ def _distinct(boxes: Floats) -> list[int]:
     return kept
 
 
-def load_detector(config: ScanConfig) -> FaceDetector:
-    """The face detector that the configuration names, on one core.
+def load_detector(config: ScanConfig, device: Device = "cpu") -> FaceDetector:
+    """The face detector that the configuration names.
+
+    Args:
+        config: its name and least score.
+        device: `measure.device`.
 
     Raises:
-        ModelError: the weights are missing, altered, or belong to another model.
+        ModelError: the weights are missing, altered, or belong to another model; or the device is not there.
     """
     path = registry.weights(config.detector)
     if config.detector == "scrfd":
-        return Scrfd(path, config.min_score)
-    return CenterFace(path, config.min_score)
+        return Scrfd(path, config.min_score, device)
+    return CenterFace(path, config.min_score, device)
 
 
-def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
-    """A session of an ONNX model on one core, for frames of any size.
+def _session(path: Path, name: str, device: Device) -> onnxruntime.InferenceSession:
+    """A session of an ONNX model for frames of any size.
 
     Raises:
         ModelError: the file is not an ONNX model with one input [any, 3, any, any]. The message is one line.
@@ -202,7 +206,7 @@ def _session(path: Path, name: str) -> onnxruntime.InferenceSession:
         for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
             if axis != 1:
                 dimension.dim_param = f"{value.name}_{axis}"
-    return open_onnx(model.SerializeToString(), f"{name}: {path}")
+    return open_onnx(model.SerializeToString(), f"{name}: {path}", device)
 
 
 def _best(boxes: Floats, scores: Floats, min_score: float) -> tuple[Floats, Floats]:

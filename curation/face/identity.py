@@ -11,10 +11,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from talkforge.curation.weights import registry
-from talkforge.curation.weights.onnx import open_onnx
+from talkforge.curation.weights.onnx import BATCH_IMAGES, open_onnx, runs_on_gpu
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, Floats, expect_shape
-from talkforge.schemas.config import IdentityConfig, ShardConfig
+from talkforge.schemas.config import Device, IdentityConfig, ShardConfig
 from talkforge.schemas.errors import ModelError, one_line
 
 ALIGNED_PX = 112
@@ -153,18 +153,22 @@ class Embedder(Protocol):
 
 
 class ArcFace:
-    """An ArcFace-style ONNX model, one crop and one thread at a time.
+    """An ArcFace-style ONNX model: one crop at a time on a CPU, so that a vector does not depend on the crops
+    beside it; on a GPU in batches, where the model takes any number.
 
     Input is RGB scaled by (x - 127.5) / 127.5, unless the model scales by itself. MobileFaceNet was
     trained with ImageNet's mean and standard deviation, which is nearly the same map, and separates
     people as well under this one.
 
     Raises:
-        ModelError: the file is not an ONNX model with one input [1, 3, 112, 112] and one output [1, D].
+        ModelError: the file is not an ONNX model with one input [1, 3, 112, 112] and one output [1, D]; or
+            the device is not there.
     """
 
-    def __init__(self, name: str, path: Path, sha256: str) -> None:
-        self._session = _session(name, path)
+    def __init__(self, name: str, path: Path, sha256: str, device: Device = "cpu") -> None:
+        self._session = _session(name, path, device)
+        takes_any = not isinstance(self._session.get_inputs()[0].shape[0], int)
+        self._batch = BATCH_IMAGES if takes_any and runs_on_gpu(self._session) else 1
         self.name, self.sha256 = name, sha256
         self.dim = int(self._session.get_outputs()[0].shape[1])
         self._input = self._session.get_inputs()[0].name
@@ -175,10 +179,11 @@ class ArcFace:
         expect_shape("crops", crops, (None, ALIGNED_PX, ALIGNED_PX, 3))
         if not len(crops):
             return np.zeros((0, self.dim), np.float32)
-        return _unit(np.concatenate([self._vector(crop) for crop in crops]))
+        starts = range(0, len(crops), self._batch)
+        return _unit(np.concatenate([self._vectors(crops[k : k + self._batch]) for k in starts]))
 
-    def _vector(self, crop: Bytes) -> Floats:
-        blob = cv2.dnn.blobFromImage(np.ascontiguousarray(crop), self._scale, mean=(self._mean,) * 3)
+    def _vectors(self, crops: Bytes) -> Floats:
+        blob = cv2.dnn.blobFromImages([*np.ascontiguousarray(crops)], self._scale, mean=(self._mean,) * 3)
         return np.asarray(self._session.run(None, {self._input: blob})[0])
 
 
@@ -252,17 +257,21 @@ def embedder_name(config: IdentityConfig) -> str | None:
     return config.model
 
 
-def load_embedder(config: IdentityConfig) -> Embedder | None:
+def load_embedder(config: IdentityConfig, device: Device = "cpu") -> Embedder | None:
     """The embedder that `embedder_name` gives. None for 'none', and where 'auto' finds no weights.
 
+    Args:
+        config: its name.
+        device: `measure.device`. dlib's network runs on the CPU on any.
+
     Raises:
-        ModelError: there is no such embedder, or its weights are missing or altered.
+        ModelError: there is no such embedder, its weights are missing or altered, or the device is not there.
     """
     name = embedder_name(config)
     if name is None or (config.model == "auto" and not _is_here(name)):
         return None
-    kind = Dlib if name == "dlib" else ArcFace
-    return kind(name, registry.weights(name), registry.MODELS[name].sha256)
+    path, sha256 = registry.weights(name), registry.MODELS[name].sha256
+    return Dlib(name, path, sha256) if name == "dlib" else ArcFace(name, path, sha256, device)
 
 
 def same_person_threshold(config: ShardConfig, model: str | None) -> float:
@@ -304,8 +313,8 @@ def _unit(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
-def _session(name: str, path: Path) -> onnxruntime.InferenceSession:
-    session = open_onnx(path, f"{name}: {path}")
+def _session(name: str, path: Path, device: Device) -> onnxruntime.InferenceSession:
+    session = open_onnx(path, f"{name}: {path}", device)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = list(inputs[0].shape)
     if len(inputs) != 1 or len(shape) != 4 or shape[1:] != [3, ALIGNED_PX, ALIGNED_PX]:

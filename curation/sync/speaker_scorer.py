@@ -15,9 +15,10 @@ from talkforge.curation.face.crops import to_asd
 from talkforge.curation.sync.active_speaker import LightAsd, speaking_fraction
 from talkforge.curation.sync.syncnet import SyncNet
 from talkforge.curation.weights import registry
+from talkforge.curation.weights.torch import torch_device
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.config import SpeakerConfig
+from talkforge.schemas.config import Device, SpeakerConfig
 from talkforge.schemas.records import Clip, Speaker
 
 
@@ -25,8 +26,8 @@ from talkforge.schemas.records import Clip, Speaker
 class SpeakerScorer:
     """Scores the face crops of clips with the enabled networks, at least one of them.
 
-    They run in the pass over the frames, on one thread of the CPU, so that only the crops of the clips in
-    view are held in memory.
+    They run in the pass over the frames, on one thread of the CPU or on a GPU, so that only the crops of the
+    clips in view are held in memory.
 
     Attributes:
         light_asd: active speaker detection; None: not enabled.
@@ -62,21 +63,24 @@ class SpeakerScorer:
         )
 
 
-def load(config: SpeakerConfig) -> SpeakerScorer | None:
+def load(config: SpeakerConfig, device: Device = "cpu") -> SpeakerScorer | None:
     """Load the networks that the configuration enables; None where it enables none.
 
     Args:
         config: which networks are enabled.
+        device: `measure.device`.
 
     Raises:
-        ModelError: weights are not available, or not the right ones.
+        ModelError: weights are not available, or not the right ones; or torch does not see the device.
         MissingExtraError: torch is not installed.
     """
-    if config.active_speaker or config.syncnet:
-        extras.require("torch", "measure.speaker")
-    light_asd = LightAsd(registry.weights(LightAsd.name)) if config.active_speaker else None
-    syncnet = SyncNet(registry.weights(SyncNet.name)) if config.syncnet else None
-    return SpeakerScorer(light_asd, syncnet) if light_asd or syncnet else None
+    if not (config.active_speaker or config.syncnet):
+        return None
+    extras.require("torch", "measure.speaker")
+    on = str(torch_device(device, "measure.device"))
+    light_asd = LightAsd(registry.weights(LightAsd.name), on) if config.active_speaker else None
+    syncnet = SyncNet(registry.weights(SyncNet.name), on) if config.syncnet else None
+    return SpeakerScorer(light_asd, syncnet)
 
 
 def speech_mask(clip: Clip, spans: Sequence[tuple[float, float]]) -> NDArray[np.bool_]:

@@ -75,7 +75,7 @@ def test_every_traced_clip_has_a_picture_of_its_face(measured: Curated) -> None:
 def test_models_are_loaded_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
     monkeypatch.setattr(speech_encoders, "load_speech_encoder", lambda _: loads.append("encoder"))
-    monkeypatch.setattr(identity, "load_embedder", lambda _: loads.append("embedder"))
+    monkeypatch.setattr(identity, "load_embedder", lambda *_: loads.append("embedder"))
     stages.load_encoders.cache_clear()
     try:
         for _ in range(3):

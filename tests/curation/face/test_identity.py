@@ -162,7 +162,7 @@ def test_a_model_that_embeds_no_faces_is_refused() -> None:
         identity.load_embedder(IdentityConfig(model="centerface"))
 
 
-def tiny_onnx(path: Path, input_shape: list[int], output_shape: list[int]) -> Path:
+def tiny_onnx(path: Path, input_shape: list[int | str], output_shape: list[int | str]) -> Path:
     """A model that averages the picture, or reshapes it."""
     value = onnx.helper.make_tensor_value_info
     nodes = [
@@ -188,6 +188,25 @@ def test_input_is_rgb_scaled_to_minus_one_to_one_and_output_has_unit_length(tmp_
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors * np.sqrt(3), [[1, -1, -1], [1, 1, -1]], atol=1e-5)
     assert embedder.embed(crops[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "takes", "batches"),
+    [(True, "n", [64, 6]), (True, 1, [1] * 70), (False, "n", [1] * 70), (False, 1, [1] * 70)],
+)
+def test_a_gpu_takes_many_crops_in_a_call_where_the_model_does(
+    on_gpu: bool, takes: str | int, batches: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "runs_on_gpu", lambda _: on_gpu)
+    path = tiny_onnx(tmp_path / "a.onnx", [takes, 3, 112, 112], [takes, 3])
+    embedder, alone = identity.ArcFace("tiny", path, ""), identity.ArcFace("tiny", path, "")
+    crops = np.random.default_rng(5).integers(0, 256, (70, 112, 112, 3), np.uint8)
+    sizes, one = [], embedder._vectors
+    monkeypatch.setattr(embedder, "_vectors", lambda given: sizes.append(len(given)) or one(given))
+    together = embedder.embed(crops)
+    assert sizes == batches
+    assert together.shape == (70, 3)
+    np.testing.assert_allclose(together, np.concatenate([alone.embed(c[None]) for c in crops]), atol=1e-5)
 
 
 def test_other_inputs_and_files_are_refused(tmp_path: Path) -> None:
