@@ -226,6 +226,8 @@ class GateConfig(Section):
 
 
 class MeasureConfig(Section):
+    """What is recorded of a clip, and on which device."""
+
     clip: ClipConfig = ClipConfig()
     scan: ScanConfig = ScanConfig()
     gates: GateConfig = GateConfig()
