@@ -254,7 +254,11 @@ def _encoders(
     source: Checkpoint | None,
     accelerator: Accelerator,
 ) -> Encoders:
-    """Encoders of frames, prompts and reference images, but for those that cached latents replace."""
+    """Encoders of frames, prompts and reference images, but for those that cached latents replace.
+
+    With cached latents, those of prompts and reference images are for validation alone, and wait in main
+    memory.
+    """
     if cached and not config.run.validate_every:
         config = config.model_copy(
             update={"codec": config.codec.model_copy(update={"text": "none", "image": "none"})}
@@ -266,6 +270,7 @@ def _encoders(
         device,
         codec=load_codec(config, training_dtype(config, device)),
         takes_condition=model.transformer.config.in_channels > LATENT_CHANNELS,
+        waiting=cached,
     )
     if config.codec.kind == "wan":
         return encoders

@@ -88,6 +88,34 @@ def test_clip_gives_the_states_before_its_last_layer(image_model: CLIPVisionMode
     torch.testing.assert_close(found, states[2])
 
 
+def test_encoders_that_wait_come_to_the_device_one_after_the_other(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[str, str]] = []
+
+    def move(self: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        moved.append((type(self).__name__, str(device)))
+        return self
+
+    at = load_encoders(config(base), 12, CPU)
+    assert at.image is not None
+    rgb = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+    expected = at.text.encode(["a person"]), at.image.encode(rgb)
+    monkeypatch.setattr(UMT5EncoderModel, "to", move)
+    monkeypatch.setattr(CLIPVisionModel, "to", move)
+    found = load_encoders(config(base), 12, CPU, waiting=True)
+    assert found.image is not None and moved == []  # loading leaves them in main memory
+    there, back = torch.device("cpu", 0), CPU
+    found.text._visits = found.image._visits = there  # type: ignore[attr-defined]
+    for _ in range(2):  # a prompt that is known needs no encoder
+        torch.testing.assert_close(found.text.encode(["a person"]), expected[0])
+    torch.testing.assert_close(found.image.encode(rgb), expected[1])
+    visit = [
+        (name, str(device)) for name in ("UMT5EncoderModel", "CLIPVisionModel") for device in (there, back)
+    ]
+    assert moved == visit
+
+
 def test_no_text_is_zeros() -> None:
     assert torch.equal(NoText(2, 3, CPU).encode(["a", "b"]), torch.zeros(2, 2, 3))
 
