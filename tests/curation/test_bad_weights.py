@@ -26,6 +26,7 @@ from talkforge.curation.shots import transnet
 from talkforge.curation.sync import syncnet
 from talkforge.curation.sync.active_speaker import LightAsd
 from talkforge.curation.weights import registry
+from talkforge.curation.weights.mediapipe_bundles import load_task
 from talkforge.schemas.config import AudioQualityConfig
 from talkforge.schemas.errors import ModelError
 
@@ -83,7 +84,15 @@ TORCH: dict[str, tuple[Callable[[Path], object], str]] = {
 BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "face": (FaceLandmarker, "expected a bundle for FaceLandmarker"),
     "hands": (HandDetector, "expected a bundle for HandLandmarker"),
-    "pose": (MediaPipePose, "expected a bundle for PoseLandmarker"),
+    "pose bundle": (lambda path: load_task("PoseLandmarker", path), "expected a bundle for PoseLandmarker"),
+    "pose detector": (
+        lambda path: MediaPipePose(path, path),
+        "pose detector: is not a TFLite model that runs",
+    ),
+    "pose landmarks": (
+        lambda path: MediaPipePose(registry.weights("pose_detector"), path),
+        "pose landmarks: is not a TFLite model that runs",
+    ),
 }
 
 

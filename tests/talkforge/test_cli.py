@@ -25,6 +25,7 @@ from talkforge.curation.weights import registry
 from talkforge.curation.weights.download import FetchProgress, ProgressCallback
 from talkforge.pipeline import cut, jobs, tables
 from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.measured import read_measured
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError
 from talkforge.schemas.records import ClipMeasures
@@ -145,7 +146,7 @@ def test_hours_are_the_same_wherever_they_are_shown(grown: Any, monkeypatch: pyt
         name.removeprefix("sources_"): n for name, n in report["conservation"].items() if "sources" in name
     }
     assert counts == {"sources": 6} | {name: n for name, n in selected["inputs"].items() if name != "total"}
-    monkeypatch.setattr(jobs, "measure", lambda *_: None)  # as if it were done
+    monkeypatch.setattr(jobs, "measure", lambda _, store, *__: read_measured(store))  # as if it were done
     code, out, _ = run(*command)
     lines = [
         "6 inputs, 17.0 s: 1 duplicate, 1 failed, 2 measured, 1 no candidates, 1 pending",
