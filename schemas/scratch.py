@@ -1,7 +1,7 @@
-"""Temporary files and folders that do not outlive their process by long.
+"""Temporary files and folders that do not outlive their process by long, and files that are written whole.
 
-Each is locked by the process that made it, for as long as it lives. The kernel drops the lock when the
-process dies, in whatever way, and the next run on this machine removes what nobody holds.
+Temporary ones are locked by the process that made them, for as long as it lives. The kernel drops the lock
+when the process dies, in whatever way, and the next run on this machine removes what nobody holds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from talkforge.schemas.errors import CommandError, RunError, one_line
 
 PREFIX = ".talkforge-"
 """How the names of all temporary files and folders begin; eight random characters follow."""
@@ -71,6 +73,61 @@ def file(suffix: str = "") -> Iterator[Path]:
             path.unlink()
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def replacing(path: Path, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+    """A name beside `path` to write to. At the end of the block what was written takes the place of `path`.
+
+    Where the block fails nothing of it stays, and `path` is as it was.
+
+    Args:
+        path: of the file. The other name ends like it.
+        errors: what says that it cannot be written.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    except errors as error:
+        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text, whole or not at all.
+
+    Args:
+        path: of the file.
+        text: its content.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def make_out(out: Path, *inside: str) -> None:
+    """Make the folder that a command's `--out` names, and folders in it.
+
+    Args:
+        out: the folder.
+        inside: names of folders in it.
+
+    Raises:
+        CommandError: they cannot be made.
+    """
+    try:
+        for folder in (out, *(out / name for name in inside)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--out {out}: cannot be written to ({one_line(error)})") from None
 
 
 def sweep(*parents: str) -> list[Path]:

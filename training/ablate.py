@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import AdapterConfig, TrainConfig, check, load_train_config
@@ -191,10 +192,7 @@ def run_ablation(
         RunError: Ray cannot be used, or the table cannot be written.
     """
     wanted, left_out = trainings(ablation)
-    try:
-        ablation.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {ablation.out}: cannot be written to ({one_line(error)})") from None
+    scratch.make_out(ablation.out)
     rows: dict[str, dict[str, Any]] = {}
     failed = dict(left_out)
     results = _inline(ablation, wanted) if inline else _on_ray(ablation, wanted, workers, address)
@@ -214,12 +212,9 @@ def run_ablation(
         "variants": {name: rows[name] for name in LABELS if name in rows},
         "left_out": {name: failed[name] for name in LABELS if name in failed},
     }
-    try:
-        (ablation.out / "ablation.csv").write_text(table_csv(document), encoding="utf-8")
-        (ablation.out / "ablation.tex").write_text(table_latex(document), encoding="utf-8")
-        (ablation.out / "ablation.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{ablation.out}: cannot be written: {one_line(error)}") from None
+    scratch.write_text(ablation.out / "ablation.csv", table_csv(document))
+    scratch.write_text(ablation.out / "ablation.tex", table_latex(document))
+    scratch.write_text(ablation.out / "ablation.json", json.dumps(document, indent=1))
     if not rows:
         raise RunError(f"no variant could be evaluated; the first: {next(iter(failed.values()))}")
     return document

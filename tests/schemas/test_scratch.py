@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from talkforge.schemas import scratch
+from talkforge.schemas.errors import CommandError, RunError
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,30 @@ def test_files_and_folders_are_there_in_the_block_and_gone_after_it(temporary: P
         assert {folder.parent, file.parent} == {temporary}
         (folder / "x").touch()
     assert list(temporary.iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    scratch.write_text(path, "before")
+    with pytest.raises(ZeroDivisionError), scratch.replacing(path) as part:
+        part.write_text("half")
+        assert part.suffix == ".csv" and path.read_text() == "before"
+        raise ZeroDivisionError
+    with pytest.raises(RunError, match=r"table\.csv: cannot be written: disk full$"), scratch.replacing(path):
+        raise OSError("disk full")
+    with pytest.raises(RunError, match="safetensors"), scratch.replacing(path, (ValueError,)):
+        raise ValueError("safetensors")
+    assert [found.name for found in tmp_path.iterdir()] == ["table.csv"] and path.read_text() == "before"
+    scratch.write_text(path, "after")
+    assert path.read_text() == "after"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    scratch.make_out(tmp_path / "a" / "b", "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match=r"^--out .*/file/x: cannot be written to \("):
+        scratch.make_out(tmp_path / "file" / "x", "c")
 
 
 def test_what_is_in_use_stays_and_what_was_left_is_removed(temporary: Path) -> None:

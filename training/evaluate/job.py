@@ -126,7 +126,7 @@ def evaluate(
         RunError: the report cannot be written.
     """
     other = _read_report(against) if against else None
-    _make_folder(out / "videos")
+    scratch.make_out(out, "videos")
     with scratch.folder() as folder:
         pairing = videos.pair(generated, reference, folder)
         show(counted("evaluating", 0, len(pairing.pairs), "videos"))
@@ -169,7 +169,7 @@ def run_self_test(
         ModelError: weights are missing.
         RunError: the file cannot be written.
     """
-    _make_folder(out / "videos")
+    scratch.make_out(out, "videos")
     with scratch.folder() as folder:
         found = videos.only_true(reference, folder)
         models, networks = Models.load(settings.identity), PaperNetworks.load()
@@ -177,7 +177,7 @@ def run_self_test(
         tested = _tested(wanted, {}, settings, models, networks, folder, show)
     if tested is None:
         raise CommandError(f"none of the videos of {reference} could be measured")
-    _text(out / "self_test.json", json.dumps(tested, indent=1))
+    scratch.write_text(out / "self_test.json", json.dumps(tested, indent=1))
     return tested
 
 
@@ -203,9 +203,10 @@ def _measured(
     results: dict[str, PairResult] = {}
     failed: dict[str, str] = {}
     waiting: list[tuple[VideoPair, str]] = []
+    described = [models.described(), networks.described()]
     for pair in pairing.pairs:
         try:
-            made = _fingerprint(pair, settings, models, networks)
+            made = _fingerprint(pair, settings, described)
         except MediaError as error:
             failed[pair.key] = one_line(error)
             continue
@@ -412,11 +413,11 @@ def _strip(sides: Iterable[Iterable[Bytes]], num_frames: int) -> bytes:
 # --------------------------------------------------------------------------- going on
 
 
-def _fingerprint(pair: VideoPair, settings: Settings, models: Models, networks: PaperNetworks) -> str:
-    """What the measures of a pair depend on."""
+def _fingerprint(pair: VideoPair, settings: Settings, described: Sequence[Any]) -> str:
+    """What the measures of a pair depend on; `described`: the networks."""
     parts = [
         VERSION, tool_version(), content_hash(pair.generated), content_hash(pair.truth), settings.max_s,
-        models.described(), networks.described(),
+        *described,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -430,21 +431,18 @@ def _names(kept: Path, key: str) -> tuple[Path, Path]:
 def _keep(kept: Path, result: PairResult, made: str) -> None:
     text, arrays = _names(kept, result.key)
     sides = (("generated", result.generated_features), ("truth", result.true_features))
-    try:
-        arrays.write_bytes(
-            npz_bytes(**{f"{side}/{name}": array for side, found in sides for name, array in found.items()})
-        )
-        described = {
-            "made": made,
-            "key": result.key,
-            "generated": result.generated,
-            "truth": result.truth,
-            "steps": result.steps,
-            "strip": base64.b64encode(result.strip).decode(),
-        }
-        _text(text, json.dumps(described))
-    except OSError as error:
-        raise RunError(f"{text}: cannot be written: {one_line(error)}") from None
+    features = {f"{side}/{name}": array for side, found in sides for name, array in found.items()}
+    with scratch.replacing(arrays) as part:
+        part.write_bytes(npz_bytes(**features))
+    described = {
+        "made": made,
+        "key": result.key,
+        "generated": result.generated,
+        "truth": result.truth,
+        "steps": result.steps,
+        "strip": base64.b64encode(result.strip).decode(),
+    }
+    scratch.write_text(text, json.dumps(described))
 
 
 def _kept(kept: Path, key: str, made: str) -> PairResult | None:
@@ -567,13 +565,6 @@ def _compared(own: Mapping[str, Any], other: Mapping[str, Any], name: str) -> di
 # --------------------------------------------------------------------------- files
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {folder.parent}: cannot be written to ({one_line(error)})") from None
-
-
 def _write(out: Path, document: Mapping[str, Any], strips: Mapping[str, bytes]) -> None:
     """All files of the report; report.json last."""
     files: dict[str, Callable[[], str]] = {
@@ -584,14 +575,4 @@ def _write(out: Path, document: Mapping[str, Any], strips: Mapping[str, bytes]) 
         "report.json": lambda: json.dumps(document, indent=1, ensure_ascii=False),
     }
     for name, text in files.items():
-        _text(out / name, text())
-
-
-def _text(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
+        scratch.write_text(out / name, text())

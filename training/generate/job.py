@@ -25,8 +25,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ, encode_mp4
+from talkforge.schemas import scratch
 from talkforge.schemas.arrays import Bytes, Floats
-from talkforge.schemas.errors import CommandError, ModelError, RunError, first_invalid, one_line
+from talkforge.schemas.errors import CommandError, ModelError, first_invalid, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import SampleConfig
 from talkforge.training.generate.long_video import LongVideo, Standing
@@ -234,7 +235,8 @@ def make(
     work = WorkFolder(job.out, fingerprint(source, job, settings, saving))
     latents = _latents(pipeline, video, settings, work, meter)
     pipeline.use("codec")
-    _write(job.out, _frames(pipeline, latents, frames, show), info.fps, sound.stereo, frames)
+    with scratch.replacing(job.out) as part:
+        write(part, decoded_frames(pipeline, latents, frames, show), info.fps, sound.stereo, frames)
     work.remove()
 
 
@@ -260,27 +262,22 @@ def _latents(
     return latents
 
 
-def _frames(
-    pipeline: GenerationPipeline, latents: Tensor, frames: int, show: ProgressCallback
+def decoded_frames(
+    pipeline: GenerationPipeline, latents: Tensor, frames: int, show: ProgressCallback = no_progress
 ) -> Iterator[Bytes]:
-    """The frames of the video, decoded part by part."""
+    """The frames of a video, uint8 [H, W, 3] each, decoded part by part.
+
+    Args:
+        pipeline: has the codec.
+        latents: [1, C, T, h, w] of at least so many frames.
+        frames: of the video.
+        show: gets the progress.
+    """
     done = 0
     for part in pipeline.encoders.codec.decode_parts(latents[0]):
         yield from part[: frames - done].cpu().numpy()
         done = min(frames, done + len(part))
         show(Progress("decoding", done, frames, f"{done} of {frames} frames"))
-
-
-def _write(out: Path, frames: Iterator[Bytes], fps: float, stereo: Floats, num_frames: int) -> None:
-    """Write the MP4 under another name, then rename it."""
-    part = out.with_name(f".{out.stem}.part.mp4")
-    try:
-        write(part, frames, fps, stereo, num_frames)
-        part.replace(out)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written: {one_line(error)}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write(out: Path, frames: Iterator[Bytes], fps: float, stereo: Floats, num_frames: int) -> None:
@@ -380,6 +377,18 @@ def fingerprint(
 def _of_video(saving: Savings) -> dict[str, Any]:
     dtype = "" if saving.dtype == "auto" else saving.dtype
     return {"dtype": dtype, "fp8": saving.fp8, "vae_tiling": saving.vae_tiling}
+
+
+def is_made(marker: Path, made: Mapping[str, Any]) -> bool:
+    """Whether a file says that what lies beside it was made from the same.
+
+    Args:
+        marker: a JSON file; where there is none, nothing was made.
+        made: what it should hold.
+    """
+    with suppress(OSError, ValueError):
+        return bool(json.loads(marker.read_text(encoding="utf-8")) == json.loads(json.dumps(made)))
+    return False
 
 
 def checkpoint_state(run: Path) -> dict[str, list[Any]]:

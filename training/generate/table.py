@@ -12,7 +12,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError, one_line
 from talkforge.schemas.progress import ProgressCallback, counted, no_progress
-from talkforge.training.generate.job import Job, fingerprint, load, make, sample_config
+from talkforge.training.generate.job import Job, fingerprint, is_made, load, make, sample_config
 from talkforge.training.generate.pipeline import GenerationPipeline, Source
 from talkforge.training.generate.savings import Savings
 
@@ -164,7 +164,7 @@ class Maker:
             settings = sample_config(self._pipeline, self._making.changes)
             made = fingerprint(self._making.source, job, settings, self._making.saving)
             marker = job.out.with_name(f".{job.out.stem}.json")
-            if job.out.exists() and _marked(marker, made):
+            if job.out.exists() and is_made(marker, made):
                 return ""
             make(self._pipeline, self._making.source, job, settings, saving=self._making.saving)
             marker.write_text(json.dumps(made), encoding="utf-8")
@@ -173,12 +173,6 @@ class Maker:
         except (TalkforgeError, OSError) as error:
             return one_line(error)
         return ""
-
-
-def _marked(marker: Path, made: Mapping[str, Any]) -> bool:
-    with suppress(OSError, ValueError):
-        return bool(json.loads(marker.read_text(encoding="utf-8")) == json.loads(json.dumps(made)))
-    return False
 
 
 def run_table(
@@ -209,10 +203,7 @@ def run_table(
         CommandError: the table or the model cannot be used.
         RunError: Ray cannot be used, or `out` cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"--out {out}: cannot be written to ({one_line(error)})") from None
+    scratch.make_out(out)
     rows = read_table(table, out)
     states = {row.name: (FAILED, row.reason) for row in rows if row.job is None}
     jobs = [row.job for row in rows if row.job is not None]
@@ -288,9 +279,5 @@ def _write_states(path: Path, rows: Sequence[Row], states: Mapping[str, tuple[st
             [(name, pa.string()) for name in ("name", "image", "audio", "video", "status", "reason")]
         ),
     )
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with scratch.replacing(path) as part:
         pq.write_table(table, part)
-        part.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None

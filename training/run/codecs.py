@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from talkforge.schemas.errors import ModelError, RunError, one_line
+from talkforge.schemas import scratch
+from talkforge.schemas.errors import ModelError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.loader import SpanLoader
@@ -112,14 +113,10 @@ def _learned(
     codec = fit_decoder(linear, batches, steps, config.run.seed, device, show)
     before, after = (_psnr(one, config, info) for one in (linear, codec))
     log.info("codec: PSNR %.2f dB, %.2f dB of the linear codec", after, before)
-    part = path.with_name(f".{path.name}")
-    try:
+    with scratch.replacing(path, WRITE_ERRORS) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(part, codec.state())
         flush(part)
-        part.replace(path)
-    except WRITE_ERRORS as error:
-        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
     return codec
 
 

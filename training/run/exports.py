@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from diffusers import WanTransformer3DModel
 
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, RunError, one_line
 from talkforge.training.config import TrainConfig
 from talkforge.training.run import checkpoint
@@ -140,11 +141,6 @@ def _add_updates(transformer: WanTransformer3DModel, updates: State) -> None:
 
 
 def _write(out: Path, state: State) -> None:
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with scratch.replacing(out, WRITE_ERRORS) as part:
         write_tensors(part, state)
         flush(part)
-        part.replace(out)
-    except WRITE_ERRORS as error:
-        part.unlink(missing_ok=True)
-        raise RunError(f"{out}: cannot be written: {one_line(error)}") from None

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from talkforge.schemas.errors import DatasetError, TalkforgeError, one_line
+from talkforge.schemas.errors import DatasetError, RunError, TalkforgeError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.loader import SpanLoader
@@ -254,8 +254,8 @@ class Loop:
         """Write a row of the curve. Where that fails the run goes on, and the log says so."""
         try:
             found.append(self._out / VALIDATION, step)
-        except OSError as error:
-            log.warning("%s: cannot be written: %s", self._out / VALIDATION, one_line(error))
+        except RunError as error:
+            log.warning("%s", error)
 
 
 def _parts(loss: Loss) -> Tensor:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from talkforge.schemas import scratch
 from talkforge.schemas.progress import Progress
 
 TRACKER_KEYS = {
@@ -107,6 +108,9 @@ class Validation:
         Args:
             path: the file; columns are `step`, `videos`, and the names of the measures.
             step: optimizer steps done.
+
+        Raises:
+            RunError: it cannot be written.
         """
         rows: list[dict[str, str]] = []
         with suppress(OSError), path.open(encoding="utf-8", newline="") as file:
@@ -114,12 +118,10 @@ class Validation:
         rows = [row for row in rows if int(row["step"]) < step]
         new = {"step": str(step), "videos": str(len(self.files))}
         rows.append(new | {name: f"{value:.6g}" for name, value in self.measures.items()})
-        part = path.with_name(f".{path.name}.part")
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with scratch.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row), restval="")
             writer.writeheader()
             writer.writerows(rows)
-        part.replace(path)
 
 
 class Clock:

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from talkforge.schemas.errors import ModelError, RunError, one_line
+from talkforge.schemas import scratch
+from talkforge.schemas.errors import ModelError
 from talkforge.training.run.tensor_files import (
     WRITE_ERRORS,
     State,
@@ -92,18 +93,13 @@ def export_published(weights: Mapping[str, Tensor], path: Path) -> None:
     if left_out := Counter(name.partition(".")[0] for name in weights if not _OURS.fullmatch(name)):
         parts_left_out = ", ".join(f"{count} weights of {part}" for part, count in left_out.items())
         log.warning("%s: the published layout has no place for %s", path, parts_left_out)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with scratch.replacing(path, WRITE_ERRORS) as part:
         if path.suffix == ".safetensors":
             prefixed = {f"{group}.{key}": v for group, state in parts.items() for key, v in state.items()}
             write_tensors(part, prefixed)
         else:
             torch.save(parts, part)
         flush(part)
-        part.replace(path)
-    except WRITE_ERRORS as error:
-        part.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written: {one_line(error)}") from None
 
 
 def audio_parameters(model: TalkingWan) -> dict[str, Tensor]:
