@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from talkforge.curation.media.encode import decode_flac
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.store import Store
-from talkforge.schemas.arrays import Bytes
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, DatasetError, ModelError, RunError, one_line
 from talkforge.schemas.progress import ProgressCallback, counted, no_progress
 from talkforge.schemas.units import frames_from_seconds, span_features
+from talkforge.training.config import DataConfig
+from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import SkippedSampleError
 from talkforge.training.data.shards import motion_quantiles, shard_list
 from talkforge.training.data.spans import MEMBERS, DecodedSample, decode_sample
 from talkforge.training.data.tar import beside, read_samples
-from talkforge.training.generate.job import checkpoint_state, write
+from talkforge.training.generate.job import checkpoint_state, decoded_frames, is_made, write
 from talkforge.training.generate.pipeline import GenerationPipeline, Speaker
 from talkforge.training.generate.sound import stereo
 
@@ -73,21 +73,30 @@ def generate_clips(
         raise CommandError(str(error)) from None
     made = {"run": checkpoint_state(run), "dataset": dataset, "omega": omega}
     skipped: dict[str, str] = {}
+
+    def skip(key: str, error: SkippedSampleError) -> None:
+        skipped[key] = str(error)
+
     done: list[str] = []
     _refuse_others(generated, truth)
     try:
         for folder in (generated, truth):
             folder.mkdir(parents=True, exist_ok=True)
-        goes_on = _is_made(generated / MADE, made)
+        goes_on = is_made(generated / MADE, made)
         (generated / MADE).write_text(json.dumps(made), encoding="utf-8")
-        for key, members, sample in _fitting(pattern, pipeline, skipped):
-            if len(done) == clips:
-                break
+        config = pipeline.config.data.model_copy(update={"snapshot": ""})  # the data set's current one
+        for key, members, sample in fitting_samples(pattern, config, pipeline.info, skip):
             show(counted("generating", len(done), clips, "clips"))
             paths = [folder / f"{key}.mp4" for folder in (generated, truth)]
             if not (goes_on and all(path.exists() for path in paths)):
-                _make(pipeline, sample, members, omega, *paths)
+                try:
+                    _make(pipeline, sample, members, omega, *paths)
+                except SkippedSampleError as error:
+                    skip(key, error)
+                    continue
             done.append(key)
+            if len(done) == clips:
+                break
     except OSError as error:
         raise RunError(f"{generated}: cannot be written: {one_line(error)}") from None
     if not done:
@@ -123,22 +132,29 @@ def _shards(dataset: str) -> str:
     return "::".join(f"{dataset.rstrip('/')}/shards/{name}.tar" for name in chosen)
 
 
-def _fitting(
-    pattern: str, pipeline: GenerationPipeline, skipped: dict[str, str]
+def fitting_samples(
+    shards: str, config: DataConfig, info: DatasetInfo, skip: Callable[[str, SkippedSampleError], None]
 ) -> Iterator[tuple[str, Mapping[str, bytes], DecodedSample]]:
-    """Samples that the run can use. Why others cannot be used goes into `skipped`."""
-    config, info = pipeline.config.data, pipeline.info
-    listed = shard_list(pattern)
-    quantiles = motion_quantiles(listed, "") if config.omega == "span" else {}
+    """Key, members with the sound, and what is decoded of every sample that fits a run, in their order.
+
+    Frames are decoded when they are asked for, which may raise SkippedSampleError.
+
+    Args:
+        shards: as a configuration names them.
+        config: section `data` of the run.
+        info: of the data set that the run was trained on.
+        skip: gets the key of a sample that cannot be used, and why.
+    """
+    listed = shard_list(shards, config.snapshot)
+    quantiles = motion_quantiles(listed, config.snapshot) if config.omega == "span" else {}
     for url, _ in listed:
         for key, members in read_samples(url, MEMBERS | {"flac"}):
             try:
                 sample = decode_sample(
                     key, members, config.sizes, config.lengths, info, quantiles=quantiles.get(beside(url, ""))
                 )
-                sample.check(0)
             except SkippedSampleError as error:
-                skipped[key] = str(error)
+                skip(key, error)
                 continue
             yield key, members, sample
 
@@ -172,23 +188,6 @@ def _make(
         latents = compute(lambda _: None)
     pipeline.use("codec")
     sound = stereo(decode_flac(members["flac"]))
-    for path, images in ((generated, _decoded(pipeline, latents, frames)), (truth, iter(rgb))):
-        part = path.with_name(f".{path.stem}.part.mp4")
-        try:
+    for path, images in ((generated, decoded_frames(pipeline, latents, frames)), (truth, iter(rgb))):
+        with scratch.replacing(path) as part:
             write(part, images, fps, sound, frames)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _decoded(pipeline: GenerationPipeline, latents: Any, frames: int) -> Iterator[Bytes]:
-    left = frames
-    for part in pipeline.encoders.codec.decode_parts(latents[0]):
-        yield from part[:left].cpu().numpy()
-        left -= len(part[:left])
-
-
-def _is_made(path: Path, made: Mapping[str, Any]) -> bool:
-    with suppress(OSError, ValueError):
-        return bool(json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(made)))
-    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,10 @@ from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import DatasetInfo
 from talkforge.training.data.frames import SkippedSampleError
 from talkforge.training.data.loader import collate
-from talkforge.training.data.shards import motion_quantiles, shard_list
-from talkforge.training.data.spans import MEMBERS, decode_sample
-from talkforge.training.data.tar import beside, read_samples
 from talkforge.training.evaluate.figures import estimate
 from talkforge.training.evaluate.measures import Models, Values, compare_frames
 from talkforge.training.generate.job import write
+from talkforge.training.generate.of_dataset import fitting_samples
 from talkforge.training.generate.pipeline import GenerationPipeline
 from talkforge.training.generate.sound import stereo
 from talkforge.training.run.progress import Validation
@@ -58,19 +56,11 @@ def preview(
     rows: list[tuple[Values, Values]] = []
     models = _models() if config.run.validation_measures else None
     try:
-        listed = shard_list(shards, config.data.snapshot)
-        quantiles = motion_quantiles(listed, config.data.snapshot) if config.data.omega == "span" else {}
-        for url, key, members in _samples(url for url, _ in listed):
-            if len(written) == config.run.validation_samples:
-                break
+        for key, members, clip in fitting_samples(shards, config.data, info, _skip):
             try:
-                clip = decode_sample(
-                    key, members, config.data.sizes, config.data.lengths, info,
-                    quantiles=quantiles.get(beside(url, "")),
-                )  # fmt: skip
                 batch = collate([clip.span(0)], info)
             except SkippedSampleError as error:
-                log.warning("no validation sample: %s", error)
+                _skip(key, error)
                 continue
             assert batch.rgb_BFHWC is not None
             video = pipeline.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
@@ -81,6 +71,8 @@ def preview(
             if models is not None:
                 heard = sound[: samples_from_frames(len(true), info.fps)]
                 rows.append(compare_frames(list(made), list(true), info.fps, heard, models))
+            if len(written) == config.run.validation_samples:
+                break
     finally:
         model.train(training)
     return Validation(written, _means(rows))
@@ -107,8 +99,5 @@ def _means(rows: Sequence[tuple[Values, Values]]) -> dict[str, float]:
     return found
 
 
-def _samples(urls: Iterable[str]) -> Iterable[tuple[str, str, dict[str, bytes]]]:
-    """Shard, key and members of every sample."""
-    for url in urls:
-        for key, members in read_samples(url, MEMBERS | {"flac"}):
-            yield url, key, members
+def _skip(_key: str, error: SkippedSampleError) -> None:
+    log.warning("no validation sample: %s", error)
