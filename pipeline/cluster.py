@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -9,15 +10,17 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from talkforge.schemas import scratch, telemetry
 from talkforge.schemas.errors import FailureKind, RunError, TalkforgeError, one_line
 
 log = logging.getLogger(__name__)
+
+_Job = TypeVar("_Job")
 
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket, bytes. Source: unix(7)."""
@@ -111,6 +114,55 @@ class Cluster:
     def num_cpus(self) -> int:
         """Cores of the cluster as it is now."""
         return int(self.ray.cluster_resources().get("CPU", 0))
+
+    def num_gpus(self) -> int:
+        """GPUs of the cluster as it is now."""
+        return int(self.ray.cluster_resources().get("GPU", 0))
+
+    def share(
+        self,
+        jobs: Iterable[_Job],
+        count: int,
+        start: Callable[[], Any],
+        ask: Callable[[Any, _Job], Any],
+    ) -> Iterator[tuple[_Job, Any]]:
+        """Share jobs among some workers, each of which gets the next one when it has answered.
+
+        Args:
+            jobs: begun in this order.
+            count: most workers.
+            start: starts a worker: an actor, or whatever `ask` needs.
+            ask: gives a worker a job. Returns Ray's reference of the answer.
+
+        Yields:
+            Each job with its answer as they come, or with the error where there is none, see `error_of`.
+            A new worker takes the place of one that has failed.
+
+        Raises:
+            RunError: Ray is lost.
+        """
+        waiting = iter(jobs)
+        running: dict[Any, tuple[Any, _Job]] = {}
+
+        def give(worker: Any) -> None:
+            for job in itertools.islice(waiting, 1):
+                worker = start() if worker is None else worker
+                running[ask(worker, job)] = (worker, job)
+
+        for _ in range(count):
+            give(None)
+        while running:
+            self.check()
+            ready, _ = self.ray.wait(list(running), timeout=1.0)
+            for reference in ready:
+                worker, job = running.pop(reference)
+                answer: Any
+                try:
+                    answer = self.ray.get(reference)
+                except self.ray.exceptions.RayError as error:
+                    answer, worker = error_of(error), None
+                yield job, answer
+                give(worker)
 
     def close(self) -> None:
         """Stop the Ray that was started here, or leave the cluster."""

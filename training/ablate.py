@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.pipeline.cluster import Cluster
 from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
@@ -269,25 +269,17 @@ def _on_ray(
 ) -> Iterator[tuple[Training, Found]]:
     """Results as they come. A training whose worker dies is told as a reason, and the others go on."""
     cluster = Cluster(workers or 1, address)
-    ray = cluster.ray
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if ablation.device != "cpu" else 0
-        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(run_training)
-        most = min(workers or max(1, gpus), len(wanted))
-        waiting = list(reversed(wanted))
-        running: dict[Any, Training] = {}
-        while waiting or running:
-            while waiting and len(running) < most:
-                training = waiting.pop()
-                running[remote.remote(ablation, training)] = training
-            cluster.check()
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                training = running.pop(reference)
-                try:
-                    yield training, ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    yield training, one_line(error_of(error))
+        gpus = cluster.num_gpus() if ablation.device != "cpu" else 0
+        remote = cluster.ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)(run_training)
+        answers = cluster.share(
+            wanted,
+            workers or max(1, gpus),
+            lambda: remote,  # every training is a process of its own
+            lambda task, training: task.remote(ablation, training),
+        )
+        for training, found in answers:
+            yield training, one_line(found) if isinstance(found, Exception) else found
     finally:
         cluster.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -163,3 +164,44 @@ def test_ctrl_c_twice_waits_for_nothing() -> None:
         time.sleep(0.01)
         steps.append("finished")
     assert steps == []
+
+
+class Answers:
+    """A Ray whose workers answer at once; job 'x' ends its worker."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def wait(self, references: list[tuple[int, str]], timeout: float) -> tuple[list[tuple[int, str]], object]:
+        assert timeout > 0
+        self.most = max(self.most, len(references))
+        return references[:1], references[1:]
+
+    def get(self, reference: tuple[int, str]) -> str:
+        worker, job = reference
+        if job == "x":
+            raise ray.exceptions.WorkerCrashedError
+        return f"{job} by {worker}"
+
+
+class Answering(Unstarted):
+    """A cluster that is never lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ray = Answers()
+
+    def check(self) -> None:
+        pass
+
+
+def test_jobs_are_shared_and_a_worker_that_dies_is_replaced_while_there_are_jobs() -> None:
+    one, numbers = Answering(), itertools.count(1)
+    found = dict(one.share("axbcx", 2, lambda: next(numbers), lambda worker, job: (worker, job)))
+    assert [found[job] for job in "abc"] == ["a by 1", "b by 1", "c by 3"]
+    assert str(found["x"]) == "the worker died (WorkerCrashedError)"
+    assert (one.ray.most, next(numbers)) == (2, 4)  # nobody took the place of the last one that died
+    assert list(one.share("", 2, lambda: next(numbers), lambda worker, job: (worker, job))) == []
+    assert next(numbers) == 5  # without jobs no worker is started

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from talkforge.pipeline import cluster
+from talkforge.pipeline.cluster import Cluster
 from talkforge.schemas.errors import CommandError, RunError
 from talkforge.training import ablate
 from talkforge.training.ablate import LABELS, Ablation, run_ablation, trainings
@@ -181,7 +183,7 @@ class StandInRay:
 def test_on_ray_a_lost_worker_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = StandInRay()
 
-    class StandInCluster:
+    class StandInCluster(Cluster):
         def __init__(self, workers: int, address: str | None) -> None:
             assert (workers, address) == (2, None)
             self.ray = ray
@@ -194,7 +196,7 @@ def test_on_ray_a_lost_worker_is_a_reason(tmp_path: Path, monkeypatch: pytest.Mo
 
     row = {"label": "x", "videos": 1, "figures": {}}
     monkeypatch.setattr(ablate, "Cluster", StandInCluster)
-    monkeypatch.setattr(ablate, "error_of", lambda error: error)
+    monkeypatch.setattr(cluster, "error_of", lambda error: error)
     monkeypatch.setattr(ablate, "run_training", lambda _, one: dict.fromkeys(one.variants, row))
     wanted, _ = trainings(asked(tmp_path))
     found = {one.name: result for one, result in ablate._on_ray(asked(tmp_path), wanted, 2, None)}

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation.media.probe import content_hash
-from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.pipeline.cluster import Cluster
 from talkforge.pipeline.dataset import tool_version
 from talkforge.schemas import scratch
 from talkforge.schemas.arrays import Bytes, Doubles
@@ -287,30 +287,21 @@ def _on_ray(
 ) -> Iterator[tuple[VideoPair, Outcome]]:
     """Measure pairs in processes on this machine. One whose worker dies is told, and another goes on."""
     cluster = Cluster(workers)
-    ray = cluster.ray
     try:
-        remote = ray.remote(num_cpus=1)(PairWorker)
-        left, running = list(reversed(waiting)), {}
-        for worker in [remote.remote(settings) for _ in range(workers)]:
-            pair, made = left.pop()
-            running[worker.measure.remote(pair, made, kept)] = (worker, pair, made)
-        while running:
-            cluster.check()
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                worker, pair, made = running.pop(reference)
-                try:
-                    why = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    cause = error_of(error)
-                    if getattr(cause, "kind", None) not in ("worker", "memory"):
-                        raise cause from None  # no networks, no disk, no Ray
-                    why, worker = one_line(cause), remote.remote(settings)
-                result = None if why else _kept(kept, pair.key, made)
-                yield pair, result or why or "what was measured of it cannot be read"
-                if left:
-                    pair, made = left.pop()
-                    running[worker.measure.remote(pair, made, kept)] = (worker, pair, made)
+        remote = cluster.ray.remote(num_cpus=1)(PairWorker)
+        answers = cluster.share(
+            waiting,
+            workers,
+            lambda: remote.remote(settings),
+            lambda worker, job: worker.measure.remote(*job, kept),
+        )
+        for (pair, made), why in answers:
+            if isinstance(why, Exception):
+                if getattr(why, "kind", None) not in ("worker", "memory"):
+                    raise why  # no networks, no disk, no Ray
+                why = one_line(why)
+            result = None if why else _kept(kept, pair.key, made)
+            yield pair, result or why or "what was measured of it cannot be read"
     finally:
         cluster.close()
 

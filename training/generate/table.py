@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talkforge.pipeline.cluster import Cluster, error_of
+from talkforge.pipeline.cluster import Cluster
 from talkforge.schemas import scratch
 from talkforge.schemas.errors import CommandError, RunError, TalkforgeError, one_line
 from talkforge.schemas.progress import ProgressCallback, counted, no_progress
@@ -230,31 +230,22 @@ def _on_ray(
 ) -> Iterator[tuple[Job, str, str]]:
     """Results as they come. A job whose worker dies is put off, and another worker goes on."""
     cluster = Cluster(workers or 1, address)
-    ray = cluster.ray
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if making.device != "cpu" else 0
-        remote = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(Maker)
-        count = min(workers or max(1, gpus), len(jobs))
-        waiting, running = list(reversed(jobs)), {}
-        for maker in [remote.remote(making) for _ in range(count)]:
-            job = waiting.pop()
-            running[maker.make.remote(job)] = (maker, job)
-        while running:
-            cluster.check()
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                maker, job = running.pop(reference)
-                try:
-                    yield job, *_state(ray.get(reference))
-                except ray.exceptions.RayError as error:
-                    cause = error_of(error)
-                    if isinstance(cause, CommandError) or not isinstance(cause, RunError):
-                        raise cause from None  # the model cannot be loaded
-                    yield job, PUT_OFF, one_line(cause)
-                    maker = remote.remote(making)
-                if waiting:
-                    job = waiting.pop()
-                    running[maker.make.remote(job)] = (maker, job)
+        gpus = cluster.num_gpus() if making.device != "cpu" else 0
+        remote = cluster.ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(Maker)
+        answers = cluster.share(
+            jobs,
+            workers or max(1, gpus),
+            lambda: remote.remote(making),
+            lambda maker, job: maker.make.remote(job),
+        )
+        for job, reason in answers:
+            if not isinstance(reason, Exception):
+                yield job, *_state(reason)
+            elif isinstance(reason, RunError):
+                yield job, PUT_OFF, one_line(reason)
+            else:
+                raise reason  # the model cannot be loaded
     finally:
         cluster.close()
 

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from talkforge.curation.media import encode_mp4
+from talkforge.pipeline import cluster
+from talkforge.pipeline.cluster import Cluster
 from talkforge.schemas.errors import CommandError, RunError
 from talkforge.training.evaluate import job
 from talkforge.training.evaluate.self_test import EXPECTATIONS
@@ -222,18 +224,25 @@ def test_several_processes_share_the_pairs_and_a_lost_one_is_a_reason(
 ) -> None:
     ray = StandInRay("b")
 
-    def cluster(workers: int) -> Any:
-        assert workers == 2
-        return SimpleNamespace(ray=ray, check=lambda: None, close=lambda: None)
+    class StandInCluster(Cluster):
+        def __init__(self, workers: int) -> None:
+            assert workers == 2
+            self.ray = ray
 
-    monkeypatch.setattr(job, "Cluster", cluster)
-    monkeypatch.setattr(job, "error_of", lambda _: RunError("the worker died", "worker"))
+        def check(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(job, "Cluster", StandInCluster)
+    monkeypatch.setattr(cluster, "error_of", lambda _: RunError("the worker died", "worker"))
     pairs = [(VideoPair(key, tmp_path, tmp_path), f"of {key}") for key in ("a", "b", "broken", "c")]
     found = {pair.key: outcome for pair, outcome in job._on_ray(pairs, tmp_path, SHORT, 2)}
     assert found["b"] == "the worker died" and found["broken"] == "it is broken"
     assert [found[key].generated for key in "ac"] == [{"jitter": 1.0}] * 2  # type: ignore[union-attr]
     assert ray.started == 3  # two, and one in the place of the one that died
-    monkeypatch.setattr(job, "error_of", lambda _: RunError("the disk is full", "storage"))
+    monkeypatch.setattr(cluster, "error_of", lambda _: RunError("the disk is full", "storage"))
     with pytest.raises(RunError, match="the disk is full"):
         list(job._on_ray(pairs, tmp_path, SHORT, 2))
 
