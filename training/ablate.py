@@ -10,8 +10,6 @@ OUT/ablation.json, .csv, .tex       the table
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import AdapterConfig, TrainConfig, check, load_train_config
 from talkforge.training.evaluate import job
 from talkforge.training.evaluate.metrics import METRICS
-from talkforge.training.evaluate.report import interval, number
+from talkforge.training.evaluate.report import csv_text, interval, tex_cell
 from talkforge.training.generate.of_dataset import generate_clips
 
 log = logging.getLogger(__name__)
@@ -294,16 +292,14 @@ def table_csv(document: Mapping[str, Any]) -> str:
         document: content of ablation.json.
     """
     names = (*PAPER_COLUMNS, *FREE_COLUMNS)
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    parts = ("", "_low", "_high")
-    writer.writerow(["variant", "videos", *(f"{name}{part}" for name in names for part in parts), "reason"])
+    columns = [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    rows: list[list[Any]] = []
     for variant, row in document["variants"].items():
         cells = [row["figures"][name][key] for name in names for key in ("mean", "low", "high")]
-        writer.writerow([variant, row["videos"], *("" if cell is None else cell for cell in cells), ""])
+        rows.append([variant, row["videos"], *cells, ""])
     for variant, why in document["left_out"].items():
-        writer.writerow([variant, 0, *([""] * len(names) * 3), why])
-    return stream.getvalue()
+        rows.append([variant, 0, *([None] * len(columns)), why])
+    return csv_text(["variant", "videos", *columns, "reason"], rows)
 
 
 def table_latex(document: Mapping[str, Any]) -> str:
@@ -316,7 +312,7 @@ def table_latex(document: Mapping[str, Any]) -> str:
     heads = [METRICS[name].label for name in names]
     lines = [r"\begin{tabular}{l" + "r" * len(names) + "}", " & ".join(["", *heads]) + r" \\ \hline"]
     for row in document["variants"].values():
-        cells = [number(row["figures"][name]["mean"]).replace("–", "--") for name in names]
+        cells = [tex_cell(row["figures"][name]["mean"]) for name in names]
         lines.append(" & ".join([row["label"], *cells]) + r" \\")
     return "\n".join([*lines, r"\end{tabular}"]) + "\n"
 

@@ -64,7 +64,7 @@ def videos_csv(document: Mapping[str, Any]) -> str:
     empty = [None] * (len(names) + len(single))
     rows += [[key, "failed", why, *empty] for key, why in document["failed"].items()]
     rows += [[name, "unpaired", why, *empty] for name, why in document["unpaired"].items()]
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def metrics_csv(document: Mapping[str, Any]) -> str:
@@ -80,7 +80,7 @@ def metrics_csv(document: Mapping[str, Any]) -> str:
     for one in document["metrics"]:
         cells = [(one[side] or {}).get(part) for side in sides for part in parts]
         rows.append([one["name"], one["unit"], one["better"], *cells, one["why_not"]])
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def latex(document: Mapping[str, Any]) -> str:
@@ -99,9 +99,9 @@ def latex(document: Mapping[str, Any]) -> str:
         " & ".join(["", *(_tex(metric.label) for metric in PAPER)]) + r" \\ \hline",
     ]
     for row, values in PAPER_ROWS.items():
-        lines.append(" & ".join([_tex(row), *map(_cell, values)]) + r" \\")
+        lines.append(" & ".join([_tex(row), *map(tex_cell, values)]) + r" \\")
     own = [means.get(metric.name) for metric in PAPER]
-    lines += [" & ".join([name, *map(_cell, own)]) + r" \\", r"\end{tabular}", ""]
+    lines += [" & ".join([name, *map(tex_cell, own)]) + r" \\", r"\end{tabular}", ""]
     lines += [
         r"\begin{tabular}{lrrr}",
         r" & " + name + r" & truth & unit \\ \hline",
@@ -109,8 +109,8 @@ def latex(document: Mapping[str, Any]) -> str:
             " & ".join(
                 [
                     _tex(metric.label),
-                    _cell(means.get(metric.name)),
-                    _cell(truth.get(metric.name)),
+                    tex_cell(means.get(metric.name)),
+                    tex_cell(truth.get(metric.name)),
                     _tex(metric.unit),
                 ]
             )
@@ -151,7 +151,8 @@ DIRECTIONS = {"high": "↑", "low": "↓", "zero": "→ 0", "truth": "→ truth"
 """Which way is better, as tables show it."""
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A CSV file; None is an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
@@ -159,7 +160,8 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
-def _cell(value: float | None) -> str:
+def tex_cell(value: float | None) -> str:
+    """A value as a cell of a LaTeX table."""
     return "--" if value is None else number(value)
 
 
