@@ -41,6 +41,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
+SHARED_SCRIPT = "local_page.js"
+
 KINDS = {"js": "text/javascript", "css": "text/css"}
 
 
@@ -55,7 +57,7 @@ def make_app(
 
     Args:
         token: what every address begins with.
-        package: whose files `page.js` and `page.css` are served.
+        package: whose files `page.js` and `page.css` are served, the first after what all pages share.
         get: path -> what answers GET.
         post: path -> what answers POST.
         max_body_bytes: most bytes of a request.
@@ -156,4 +158,5 @@ def text_of(package: str, name: str) -> str:
 
 def _resource(package: str, name: str) -> Callable[[], flask.Response]:
     kind = KINDS[name.rpartition(".")[2]]
-    return lambda: flask.Response(text_of(package, name), mimetype=kind)
+    shared = text_of("talkforge", SHARED_SCRIPT) if name.endswith(".js") else ""
+    return lambda: flask.Response(shared + text_of(package, name), mimetype=kind)

@@ -1,7 +1,5 @@
-// The page on which a portrait speaks. Everything that comes from the server is set as text.
-"use strict";
+// The page on which a portrait speaks. `$`, `ask`, `say` and `element` are local_page.js's.
 
-const $ = (id) => document.getElementById(id);
 const POLL_MS = 400;
 
 let about = null;
@@ -11,25 +9,6 @@ let working = false;
 let shown = 0; // videos that are listed
 let recorder = null;
 let version = 0; // of portrait and audio, so that the browser asks for the new ones
-
-async function ask(path, options) {
-  const response = await fetch(path, options);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error || response.statusText);
-  return answer;
-}
-
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
-}
-
-function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
 
 function enable() {
   $("make").disabled = working || !ready.portrait || !ready.audio;

@@ -1,7 +1,5 @@
-// The page on which people look at clips. Everything that comes from the data set is set as text.
-"use strict";
+// The page on which people look at clips. `$`, `ask`, `say` and `element` are local_page.js's.
 
-const $ = (id) => document.getElementById(id);
 const video = $("video");
 const isAudit = document.body.classList.contains("audit");
 const UNSHOWN = new Set(["clip_id", "reasons", "reason_details", "accepted", "failure"]);
@@ -15,18 +13,6 @@ let marks = null; // name -> Float32Array
 let loudness = null; // one level for each frame, 0 to 1
 let drawing = true;
 let saving = Promise.resolve(); // one after the other, so that the last key wins
-
-async function ask(path, options) {
-  const response = await fetch(path, options);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error || response.statusText);
-  return answer;
-}
-
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
-}
 
 // ------------------------------------------------------------------------------- which clip
 
@@ -185,12 +171,6 @@ function describe() {
 function progress() {
   const place = list.total ? `clip ${index + 1} of ${list.total}` : "no clips";
   $("progress").textContent = isAudit ? `${place}, ${about.labelled} labelled` : place;
-}
-
-function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
 }
 
 function shown(value) {
