@@ -402,9 +402,8 @@ def _overlapping(found: ClipRows, numbers: NDArray[np.int64]) -> Iterator[NDArra
     for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
         if end - begin > 1:
             group = order[begin:end]
-            latest = np.maximum.accumulate(
-                ends[group]
-            )  # exactly: clips that follow each other do not overlap
+            # Exactly: clips that follow each other do not overlap.
+            latest = np.maximum.accumulate(ends[group])
             apart = np.flatnonzero(starts[group][1:] >= latest[:-1]) + 1
             yield from (np.sort(numbers[some]) for some in np.split(group, apart) if len(some) > 1)
 

@@ -217,9 +217,8 @@ class BlazeDetector:
         boxes, logits = self._network(batch)
         likely = np.flatnonzero(logits[0, :, 0] >= math.log(MIN_SCORE / (1 - MIN_SCORE)))
         scores = sigmoid(logits[0, likely, 0])
-        centred = (
-            boxes[0, likely].reshape(len(likely), boxes.shape[2] // 2, 2) / self._edge_px
-        )  # centre, size, keypoints
+        # Of each detection: centre, size, keypoints.
+        centred = boxes[0, likely].reshape(len(likely), boxes.shape[2] // 2, 2) / self._edge_px
         centred[:, [0, *range(2, centred.shape[1])]] += self._anchors[likely, None]
         points = np.concatenate(
             [

@@ -40,9 +40,6 @@ I3D_PX = 224
 ES_PER_S = 5.0
 """Frames per second that ES takes. Source: ours; the paper does not say."""
 
-FEW_FEATURES = 2048
-"""With fewer frames than this, FID is biased upwards: the covariance of its 2048 features is not known."""
-
 NOT_READ = {
     "idc": "needs DINO ViT-B/16, which this version does not read",
     "sd": "needs RAFT and SAM, which this version does not read; flow_subject is another measure",

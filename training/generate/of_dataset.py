@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -82,13 +82,14 @@ def generate_clips(
     try:
         for folder in (generated, truth):
             folder.mkdir(parents=True, exist_ok=True)
-        goes_on = is_made(generated / MADE, made)
+        if not is_made(generated / MADE, made):  # before the file says otherwise: this run may be interrupted
+            _remove_all_but((), generated, truth)
         (generated / MADE).write_text(json.dumps(made), encoding="utf-8")
         config = pipeline.config.data.model_copy(update={"snapshot": ""})  # the data set's current one
         for key, members, sample in fitting_samples(pattern, config, pipeline.info, skip):
             show(counted("generating", len(done), clips, "clips"))
             paths = [folder / f"{key}.mp4" for folder in (generated, truth)]
-            if not (goes_on and all(path.exists() for path in paths)):
+            if not all(path.exists() for path in paths):
                 try:
                     _make(pipeline, sample, members, omega, *paths)
                 except SkippedSampleError as error:
@@ -102,10 +103,14 @@ def generate_clips(
     if not done:
         why = next(iter(skipped.values()), "it has no samples")
         raise CommandError(f"--set {dataset}: no clip fits the run: {why}")
-    for path in (*generated.glob("*.mp4"), *truth.glob("*.mp4")):  # of an earlier request
-        if path.stem not in done:
-            path.unlink()
+    _remove_all_but(done, generated, truth)  # an earlier request may have been of more clips
     return skipped
+
+
+def _remove_all_but(keys: Collection[str], *folders: Path) -> None:
+    for path in (path for folder in folders for path in folder.glob("*.mp4")):
+        if path.stem not in keys:
+            path.unlink()
 
 
 def _refuse_others(generated: Path, truth: Path) -> None:

@@ -57,6 +57,21 @@ def test_what_is_there_is_not_made_again_unless_the_request_differs(
         assert [path.name for path in place.glob("*.mp4")] == ["clip01.mp4"]
 
 
+def test_an_interrupted_run_leaves_no_video_of_another_request(
+    made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = tmp_path / "generated", tmp_path / "truth"
+    generate_clips(*made, *places, 2, device="cpu")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of_dataset, "_make", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generate_clips(*made, *places, 2, omega=1.0, device="cpu")
+    assert [list(place.glob("*.mp4")) for place in places] == [[], []]
+
+
 def test_videos_of_somebody_else_are_not_overwritten(made: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / "clip01.mp4").write_bytes(b"mine")
     with pytest.raises(CommandError, match="expected no videos but those of `evaluate --run`"):
