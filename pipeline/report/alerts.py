@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkforge.curation.verdict import NOT_TRACED, RULES, Rule, hangs_on_numbers
+from talkforge.curation.verdict import NOT_TRACED, RULES, Rule
 from talkforge.pipeline.report.pages import count, span, visible
-from talkforge.pipeline.report.quantities import carries, compared, rounded, tally
+from talkforge.pipeline.report.quantities import carries, compared, decided_by_thresholds, rounded, tally
 from talkforge.schemas.config import Config, Thresholds
 
 LARGE_SHARE = 0.5
@@ -182,9 +182,8 @@ def nearest(clips: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
     """
     if clips["accepted"].any():
         return []
+    is_open = decided_by_thresholds(clips).to_numpy()
     numbers, sets = pd.factorize(clips["reasons"])
-    by_numbers = np.array([hangs_on_numbers(None, None, codes) for codes in sets], bool)
-    is_open = (clips["failure"].isna() & clips["stopped_by"].isna() & by_numbers[numbers]).to_numpy()
     by_code = {rule.code: rule for rule in RULES}
     of_sets = {n: [by_code[code] for code in sets[n] if code in by_code] for n in np.unique(numbers[is_open])}
     broken = {number: rules for number, rules in of_sets.items() if rules}

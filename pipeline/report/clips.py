@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from talkforge.curation.verdict import REJECTIONS
 from talkforge.pipeline.report.charts import threshold_positions
 from talkforge.pipeline.report.pages import packed, page, unit, visible
+from talkforge.pipeline.report.quantities import drawn
 from talkforge.pipeline.report.statistics import broken_rules
 
 MOST_CLIPS = 100_000
@@ -111,19 +112,6 @@ def document(clips: pd.DataFrame, numbers: Mapping[str, Any], shown: Shown, name
             key: base64.b64encode(jpeg).decode() for key, jpeg in shown.pictures.items() if key in own
         },
     }
-
-
-def drawn(clips: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The clips, or that many of them: those whose ids have the least hashes.
-
-    Args:
-        clips: with `clip_id`, in its order.
-        most: number of clips.
-    """
-    if len(clips) <= most:
-        return clips.reset_index(drop=True)
-    lots = pd.util.hash_array(clips["clip_id"].to_numpy(object))
-    return clips.iloc[np.sort(np.argsort(lots, kind="stable")[:most])].reset_index(drop=True)
 
 
 def _named(column: pd.Series) -> tuple[list[str], NDArray[np.float64]]:

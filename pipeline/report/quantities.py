@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule
+from talkforge.curation.verdict import LIKELY_FROM, RULES, Rule, hangs_on_numbers
 from talkforge.schemas.columns import unit_of
 from talkforge.schemas.config import Config, Thresholds, threshold_source
 
@@ -138,6 +138,30 @@ def carries(reasons: pd.Series, code: str) -> NDArray[np.bool_]:
     numbers, sets = pd.factorize(reasons)
     has_code = np.array([code in codes for codes in sets], bool)
     return np.asarray(has_code[numbers], bool)
+
+
+def decided_by_thresholds(clips: pd.DataFrame) -> pd.Series:
+    """Which clips thresholds decide on, see `verdict.hangs_on_numbers`.
+
+    Args:
+        clips: answer of `clips_table`.
+    """
+    numbers, sets = pd.factorize(clips["reasons"])
+    by_numbers = np.array([hangs_on_numbers(None, None, codes) for codes in sets], bool)
+    return clips["failure"].isna() & clips["stopped_by"].isna() & by_numbers[numbers]
+
+
+def drawn(clips: pd.DataFrame, most: int) -> pd.DataFrame:
+    """The clips, or that many of them: those whose ids have the least hashes.
+
+    Args:
+        clips: with `clip_id`, in its order.
+        most: number of clips.
+    """
+    if len(clips) <= most:
+        return clips.reset_index(drop=True)
+    lots = pd.util.hash_array(clips["clip_id"].to_numpy(object))
+    return clips.iloc[np.sort(np.argsort(lots, kind="stable")[:most])].reset_index(drop=True)
 
 
 def threshold_of(rule: Rule | None, config: Config) -> dict[str, Any]:

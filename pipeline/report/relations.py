@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from talkforge.pipeline.report.pages import visible
-from talkforge.pipeline.report.quantities import MEASURES
+from talkforge.pipeline.report.quantities import MEASURES, drawn
 
 GROUPS: tuple[tuple[str, str], ...] = (
     ("split", "Split"), ("language", "Language"), ("licence", "Licence"), ("source", "Origin"),
@@ -79,10 +79,7 @@ def correlations(clips: pd.DataFrame) -> list[dict[str, Any]]:
     Args:
         clips: answer of `clips_table`; of many, `RANKED` are drawn by their ids.
     """
-    rows = clips
-    if len(rows) > RANKED:
-        lots = pd.util.hash_array(rows["clip_id"].to_numpy(object))
-        rows = rows.iloc[np.argsort(lots, kind="stable")[:RANKED]]
+    rows = drawn(clips, RANKED)
     fields = [measure.field for measure in MEASURES if rows[measure.field].nunique() > 1]
     ranks = rows[fields].rank()
     table = ranks.corr(min_periods=LEAST_CLIPS)

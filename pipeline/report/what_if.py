@@ -14,25 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkforge.curation.verdict import NEAR_DUPLICATE, RULES, Rule, hangs_on_numbers
-from talkforge.pipeline.report.clips import MOST_CLIPS, drawn
+from talkforge.curation.verdict import NEAR_DUPLICATE, RULES, Rule
+from talkforge.pipeline.report.clips import MOST_CLIPS
 from talkforge.pipeline.report.pages import packed, page
-from talkforge.pipeline.report.quantities import carries, compared, threshold_of
+from talkforge.pipeline.report.quantities import carries, compared, decided_by_thresholds, drawn, threshold_of
 from talkforge.schemas.config import Config, Thresholds
 
 Repeats = Sequence[tuple[str, str]]
 """(clip, clip that repeats it) of near duplicates, the better one first, see `all_repeats`."""
-
-
-def decided_by_thresholds(clips: pd.DataFrame) -> pd.Series:
-    """Which clips thresholds decide on, see `verdict.hangs_on_numbers`.
-
-    Args:
-        clips: answer of `clips_table`.
-    """
-    numbers, sets = pd.factorize(clips["reasons"])
-    by_numbers = np.array([hangs_on_numbers(None, None, codes) for codes in sets], bool)
-    return clips["failure"].isna() & clips["stopped_by"].isna() & by_numbers[numbers]
 
 
 def what_if_page(clips: pd.DataFrame, config: Config, repeats: Repeats | None) -> str:

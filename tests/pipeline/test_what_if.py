@@ -18,9 +18,9 @@ from talkforge.pipeline.dataset import load_dataset
 from talkforge.pipeline.ledger import Selection, ledger_tables, select
 from talkforge.pipeline.measured import Measured
 from talkforge.pipeline.report import what_if
-from talkforge.pipeline.report.clips import drawn
+from talkforge.pipeline.report.quantities import decided_by_thresholds, drawn
 from talkforge.pipeline.report.statistics import clips_table
-from talkforge.pipeline.report.what_if import decided_by_thresholds, document, what_if_page
+from talkforge.pipeline.report.what_if import document, what_if_page
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings, load_config
 from talkforge.schemas.records import Failure, ReviewRow

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from talkforge.pipeline.report.clips import GROUPED, Shown, clips_page, document, drawn
+from talkforge.pipeline.report.clips import GROUPED, Shown, clips_page, document
+from talkforge.pipeline.report.quantities import drawn
 from talkforge.pipeline.report.statistics import clips_table, statistics
 from tests.browser import complaints, wait_until
 from tests.pipeline.test_report import clip, dataset, source
