@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,7 @@ class Cluster:
         self._closed = threading.Event()
         self._lost_since_s: float | None = None
         self._told = False
+        self._leaving: Future[None] | None = None
         env = worker_environment()
         os.environ.update(env)  # a Ray that starts here hands its environment on
         try:
@@ -164,13 +166,25 @@ class Cluster:
                 yield job, answer
                 give(worker)
 
+    def leave(self) -> None:
+        """Begin to close, in a thread: Ray waits for its processes one after the other."""
+        if self._leaving is None:
+            self._closed.set()
+            thread = ThreadPoolExecutor(1, "talkforge-leave")
+            self._leaving = thread.submit(self._leave)
+            thread.shutdown(wait=False)
+
     def close(self) -> None:
         """Stop the Ray that was started here, or leave the cluster."""
-        self._closed.set()
         with uninterrupted():
+            self.leave()
+            if self._leaving is not None:
+                self._leaving.result()
+
+    def _leave(self) -> None:
+        with self._exit:
             if self._ours:
                 self.ray.shutdown()
-            self._exit.close()
 
     def _init(self, **how: Any) -> None:
         handlers, terminated = _handlers(), False

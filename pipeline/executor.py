@@ -13,6 +13,8 @@ killed, a node that is removed, memory, a deadline) has a kind, and is put off.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import os
 import time
@@ -28,7 +30,7 @@ from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning, State
 from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
 from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store, at_base
-from talkforge.schemas.config import Config, ExecutionConfig
+from talkforge.schemas.config import Config, ExecutionConfig, MeasureConfig
 from talkforge.schemas.errors import RunError, TalkforgeError, kind_of, one_line
 from talkforge.schemas.records import Failure, Input
 
@@ -62,7 +64,7 @@ LOST_TRIES = 5
 """Times an item is tried whose node or whose data the cluster lost, before it is put off."""
 
 PROBE_DEADLINE_S = 600.0
-"""Longest time for hashing and probing one input, s."""
+"""Longest time for hashing and probing one input, and for loading models ahead, s."""
 
 IDLE_S = 10.0
 """Longest time between two looks at a running task that counts towards its deadline, s. While the driver
@@ -70,6 +72,10 @@ itself stands still (stopped, busy), nobody sees whether a task is at work."""
 
 DEMAND_PER_CORE, LEAST_DEMAND = 2, 8
 """Tasks for each core of a cluster, and in all where it has few or none. Source: ours."""
+
+AT_HAND = 1024
+"""Items that are taken ahead of their turn, so that the longest of them begin first. Source: ours, a part
+takes some 3 kB, and 1,024 parts of ten minutes keep 64 cores busy for hours."""
 
 PATIENCE_S = 60.0
 """A run says so when nothing could be started for this long, s."""
@@ -117,6 +123,7 @@ class _Work(Generic[Item, T]):
         give_up: result of an item that cannot be divided, from the item and its error.
         key: name of an item.
         deadline_s: how long it may work.
+        duration_s: seconds of footage; longer items begin first.
         halves: the item in two; empty where it cannot be divided.
         is_done: whether it is done although its task failed: it may have been killed right after.
         takes_callback: whether the first step takes a callback for its progress as its last argument.
@@ -126,6 +133,7 @@ class _Work(Generic[Item, T]):
     give_up: Callable[[Item, BaseException], T]
     key: Callable[[Item], str] = str
     deadline_s: Callable[[Item], float] = lambda _: float("inf")
+    duration_s: Callable[[Item], float] = lambda _: 0.0
     halves: Callable[[Item], Sequence[Item]] = lambda _: ()
     is_done: Callable[[Item], bool] = lambda _: False
     takes_callback: bool = False
@@ -211,6 +219,7 @@ class Executor(ABC):
             give_up,
             lambda part: part.name,
             _deadline(config.run),
+            lambda part: part.duration_s,
             halves,
             is_done=lambda part: is_committed(part, store),
             takes_callback=on_running is not None,
@@ -268,6 +277,7 @@ class Executor(ABC):
             give_up,
             lambda piece: piece.name,
             _deadline(self._settings),
+            lambda piece: piece.duration_s,
             lambda piece: piece.halves(),
             takes_callback=on_running is not None,
         )
@@ -280,6 +290,14 @@ class Executor(ABC):
         self, work: _Work[Item, T], items: Iterable[Item], on_running: OnRunning | None = None
     ) -> Iterator[tuple[Item, T, float]]:
         """Do the work with every item; items, results, and the wall seconds of each."""
+
+    @abstractmethod
+    def warm_up(self, config: MeasureConfig) -> None:
+        """Have workers load what measuring needs, beside what comes first. Nothing waits for it."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Begin to let go of what it holds, beside what follows: no more work comes. `close` waits for it."""
 
     @abstractmethod
     def close(self) -> None:
@@ -312,6 +330,12 @@ class InlineExecutor(Executor):
                         continue
                     result = work.give_up(item, error)
                 yield item, result, time.monotonic() - begin_s
+
+    def warm_up(self, config: MeasureConfig) -> None:
+        """Nothing: this process loads when it measures."""
+
+    def release(self) -> None:
+        """Nothing to let go of."""
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -351,6 +375,33 @@ class _Task(Generic[Item]):
     deadline_s: float = float("inf")
 
 
+class _Waiting(Generic[Item]):
+    """Tasks that are still to be submitted, the longest of those at hand first.
+
+    A long part that begins last leaves all other cores idle until it ends. Items are taken as they are
+    needed, `AT_HAND` of them ahead, so that a list without an end needs no memory.
+
+    Args:
+        work: says how long an item is.
+        items: what is to be done, taken in this order. Of items of one length the first comes first.
+    """
+
+    def __init__(self, work: _Work[Item, Any], items: Iterable[Item]) -> None:
+        self._work, self._items = work, iter(items)
+        self._numbers = itertools.count()
+        self._at_hand: list[tuple[float, int, _Task[Item]]] = []
+
+    def push(self, tasks: Iterable[_Task[Item]]) -> None:
+        """Take these as well."""
+        for task in tasks:
+            heapq.heappush(self._at_hand, (-self._work.duration_s(task.item), next(self._numbers), task))
+
+    def pop(self) -> _Task[Item] | None:
+        """The next one; None where nothing is left."""
+        self.push(_Task(item) for item in itertools.islice(self._items, max(0, AT_HAND - len(self._at_hand))))
+        return heapq.heappop(self._at_hand)[2] if self._at_hand else None
+
+
 def most_at_once(workers: int, num_cpus: int, grows: bool) -> int:
     """Most items that are submitted to Ray at a time.
 
@@ -383,11 +434,28 @@ class RayExecutor(Executor):
         self._looked_s = 0.0
         self._idle_since_s: float | None = None
         self._num_submitted = 0
+        self._warming: list[Any] = []
+        self._warm_from_s = 0.0
 
     @property
     def num_workers(self) -> int:
         """Items that are worked on at a time; a cluster may grow."""
         return max(1, self._settings.workers or self._cluster.num_cpus())
+
+    def warm_up(self, config: MeasureConfig) -> None:
+        """A task for each core that is there loads the models into its process.
+
+        Not where there are GPUs: what a task asked for decides which of them its process sees.
+        """
+        if self._has_gpu:
+            return
+        load = self._ray.remote(max_retries=0, num_cpus=1)(stages.load)
+        self._warm_from_s = time.monotonic()
+        self._warming = [load.remote(config.model_dump_json()) for _ in range(self.num_workers)]
+
+    def release(self) -> None:
+        """Begin to stop the Ray that was started here, or to leave the cluster."""
+        self._cluster.leave()
 
     def close(self) -> None:
         """Stop the Ray that was started here, or leave the cluster."""
@@ -397,24 +465,26 @@ class RayExecutor(Executor):
         self, work: _Work[Item, T], items: Iterable[Item], on_running: OnRunning | None = None
     ) -> Iterator[tuple[Item, T, float]]:
         """Keep a bounded number of items running."""
-        waiting = deque(_Task(item) for item in items)
+        waiting = _Waiting(work, items)
         running: list[_Task[Item]] = []
         self._looked_s = time.monotonic()
         try:
-            while waiting or running:
+            while True:
                 self._cluster.check()
                 workers = self._settings.workers
                 num_cpus = 0 if workers else self._cluster.num_cpus()  # a call that waits where Ray is lost
                 most = most_at_once(workers, num_cpus, self._cluster.grows)
-                while waiting and len(running) < most:
-                    running.append(self._submit(work, waiting.popleft()))
+                while len(running) < most and (task := waiting.pop()) is not None:
+                    running.append(self._submit(work, task))
+                if not running:
+                    return
                 for task, result in self._collect(running):
                     if isinstance(result, BaseException):
                         follows = () if work.is_done(task.item) else self._follows(work, task, result)
                         level = logging.INFO if task in follows else logging.WARNING
                         log.log(level, "%s: %s", work.key(task.item), one_line(result))
                         if follows:
-                            waiting.extend(follows)
+                            waiting.push(follows)
                             continue
                         result = work.give_up(task.item, result)
                     yield task.item, result, time.monotonic() - task.begin_s
@@ -500,6 +570,10 @@ class RayExecutor(Executor):
                 task.worked_s += min(now_s - self._looked_s, IDLE_S)
         self._looked_s = now_s
         self._say_if_idle(running, now_s)
+        if self._warming and now_s - self._warm_from_s > PROBE_DEADLINE_S:
+            for ref in self._warming:  # one that hangs has a core
+                self._ray.cancel(ref, force=True)
+            self._warming = []
         if self._asked is None:
             self._asked = self._heartbeats.read.remote([task.number for task in running])
         if not self._ray.wait([self._asked], timeout=0)[0]:

@@ -199,6 +199,7 @@ def _go_on(
         executor = make_executor()
         try:
             settled = config.model_copy(update={"measure": gathered.config})
+            executor.warm_up(settled.measure)
             for intake in _ingest(found, store, config, executor, on_progress):
                 measured = measure(intake[1], store, settled, executor, on_progress)
             ingested, plan = intake
@@ -498,7 +499,9 @@ def shard(
     )
     config = dataset.config.shards
     plan = cut.plan(selection.accepted_rows, orders, config)
-    results = _cut(store, plan, orders, config, executor or InlineExecutor(), on_progress)
+    executor = executor or InlineExecutor()
+    results = _cut(store, plan, orders, config, executor, on_progress)
+    executor.release()
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
     kept = {key for result in results for key in result.kept}

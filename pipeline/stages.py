@@ -144,6 +144,12 @@ def load_encoders(config_json: str) -> tuple[speech_encoders.SpeechEncoder, iden
     return encoder, identity.load_embedder(config.identity, config.device)
 
 
+def load(config_json: str) -> None:
+    """Load the models of measuring and embedding into this process, before it measures."""
+    load_models(config_json)
+    load_encoders(config_json)
+
+
 SCAN_FRACTION = 0.25
 """Part of the work on a window that the scan is; the rest is the dense pass. Source: docs/performance.md."""
 

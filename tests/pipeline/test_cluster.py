@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -164,6 +165,42 @@ def test_ctrl_c_twice_waits_for_nothing() -> None:
         time.sleep(0.01)
         steps.append("finished")
     assert steps == []
+
+
+def test_leaving_goes_on_beside_what_follows_and_closing_waits_for_it() -> None:
+    may_end, steps = threading.Event(), []
+
+    class Slow:
+        def shutdown(self) -> None:
+            assert may_end.wait(300)
+            steps.append("shut down")
+
+    slow = Unstarted()
+    slow.ray, slow._ours, slow._closed, slow._leaving = Slow(), True, threading.Event(), None
+    slow._exit.callback(steps.append, "folder removed")
+    slow.leave()
+    slow.leave()  # once is enough
+    assert steps == []
+    may_end.set()
+    slow.close()
+    assert steps == ["shut down", "folder removed"]
+    slow.close()
+    assert steps == ["shut down", "folder removed"]
+
+
+def test_a_ray_that_does_not_end_is_told_by_closing() -> None:
+    class Broken:
+        def shutdown(self) -> None:
+            raise OSError("no more processes")
+
+    broken = Unstarted()
+    broken.ray, broken._ours, broken._closed, broken._leaving = Broken(), True, threading.Event(), None
+    steps: list[str] = []
+    broken._exit.callback(steps.append, "folder removed")
+    broken.leave()
+    with pytest.raises(OSError, match=r"^no more processes$"):
+        broken.close()
+    assert steps == ["folder removed"]
 
 
 class Answers:

@@ -6,6 +6,7 @@ Faults are functions of this file that stand in for stages; Ray takes them along
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -394,6 +395,48 @@ def test_no_more_is_in_flight_than_there_are_workers(
     assert len(spans) == 6
     assert max(sum(a <= begin_s < b for a, b in spans) for begin_s, _ in spans) <= 2
     assert max(ahead) <= 2
+
+
+def test_the_longest_of_what_is_at_hand_begins_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "AT_HAND", 3)
+    taken: list[str] = []
+
+    def items() -> Iterator[str]:
+        for item in ("b1", "f5", "c2", "g9", "d3", "a1"):
+            taken.append(item)
+            yield item
+
+    work: Any = executor_module._Work([], lambda item, _: item, duration_s=lambda item: float(item[1]))
+    waiting = executor_module._Waiting(work, items())
+    begun = [task.item for task in itertools.islice(iter(waiting.pop, None), 2)]
+    assert (begun, taken) == (["f5", "g9"], ["b1", "f5", "c2", "g9"])
+    waiting.push([executor_module._Task("e4")])  # half of one that hung
+    begun = [task.item for task in iter(waiting.pop, None)]
+    assert begun == ["e4", "d3", "c2", "b1", "a1"]  # of one length the first is first
+    assert waiting.pop() is None
+
+
+def test_every_worker_loads_models_ahead_and_one_that_hangs_is_ended(
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CONFIG.measure
+
+    def load(config_json: str) -> None:
+        assert config_json == config.model_dump_json()
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(600)
+
+    monkeypatch.setattr(stages, "load", load)
+    cluster.warm_up(config)  # a GPU is there: who has asked for none of it may not load for it
+    assert cluster._warming == []
+    monkeypatch.setattr(cluster, "_has_gpu", False)
+    cluster.warm_up(config)
+    deadline_s = time.monotonic() + 300
+    while len(list(tmp_path.iterdir())) < 2:
+        assert time.monotonic() < deadline_s, "not both workers load"
+        time.sleep(0.05)
+    monkeypatch.setattr(executor_module, "PROBE_DEADLINE_S", 0.0)
+    assert sorted(cluster.map(abs, [(-1,), (2,)])) == [1, 2]  # each needs a core
 
 
 @pytest.mark.usefixtures("light")

@@ -11,8 +11,9 @@ import pytest
 from talkforge.pipeline import dataset, jobs
 from talkforge.pipeline.executor import Done, InlineExecutor
 from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.needs import gather
 from talkforge.pipeline.store import Store
-from talkforge.schemas.config import load_config
+from talkforge.schemas.config import MeasureConfig, load_config
 from talkforge.schemas.records import Input
 from tests.media_files import Pictures, steady, write_media
 
@@ -76,6 +77,28 @@ def test_measuring_begins_while_inputs_are_still_read(
     # As many as before: one, one, two, and the rest, which is a copy.
     assert executor.steps == [read[0], measured[0], read[1], measured[1], *read[2:4], *measured[2:], read[4]]
     assert tables(store) == at_once
+
+
+def test_workers_load_models_before_inputs_are_read_and_are_let_go_before_the_report(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noting(Recording):
+        def warm_up(self, config: MeasureConfig) -> None:
+            assert config == gather(CONFIG.measure).config
+            self.steps.append("warm up")
+
+        def release(self) -> None:
+            self.steps.append("release")
+
+        def close(self) -> None:
+            self.steps.append("close")
+
+    executor = Noting()
+    monkeypatch.setattr(jobs, "report", lambda *_: executor.steps.append("report"))
+    curate(videos, tmp_path / "set", executor)
+    assert executor.steps[0] == "warm up" and executor.steps[1].startswith("read ")
+    assert executor.steps[-4].startswith("measured ")
+    assert executor.steps[-3:] == ["release", "report", "close"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 256])
