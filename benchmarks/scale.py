@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,9 @@ import typer
 from numpy.typing import NDArray
 
 from talkforge.pipeline import small_arrays, tables
+from talkforge.pipeline.cut import CutShard
 from talkforge.pipeline.dataset import save_dataset, tool_version
+from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
@@ -54,6 +57,7 @@ from talkforge.schemas.records import (
     Video,
     clip_id,
 )
+from talkforge.schemas.sample import ShardManifest
 
 CLIPS_IN_PART, CLIP_S, FPS, DIM = 100, 6.0, 25.0, 512
 TRACED = 60
@@ -64,7 +68,17 @@ COPY_EVERY = 50
 
 VIDEOS_OF_PERSON = 4
 
-COMMANDS = ("status before", "read", "people", "copies", "select", "select again", "status", "report")
+COMMANDS = (
+    "status before",
+    "read",
+    "people",
+    "copies",
+    "select",
+    "select again",
+    "status",
+    "shard",
+    "report",
+)
 
 
 @dataclass(frozen=True)
@@ -258,6 +272,19 @@ def make(folder: Path, num_clips: int) -> None:
 # ------------------------------------------------------------------------------ commands
 
 
+class CutsNothing(InlineExecutor):
+    """Takes every task of cutting, and answers with the manifest of a shard that was never written."""
+
+    def isolate(self, *given: Any, **_: Any) -> Iterator[Any]:
+        _function, pieces, *_rest = given
+        for task in pieces:
+            manifest = ShardManifest(
+                name=task.shard.name, sha256="", bytes=0, count=len(task.orders), keys=task.shard.keys,
+                fingerprint=task.shard.fingerprint,
+            )  # fmt: skip
+            yield CutShard(task.shard.name, manifest)
+
+
 def run(what: str, root: str) -> Any:
     """One command, as it is named in `COMMANDS`; what it found."""
     from talkforge.pipeline import jobs, standing
@@ -273,6 +300,11 @@ def run(what: str, root: str) -> Any:
         return jobs.report(store)
     if what == "read":
         return len(read_measured(store).clips)
+    if what == "shard":
+        dataset, ingested = load_dataset(store), load_ingested(store)
+        selection = jobs.choose(store, dataset.config, ingested, read_measured(store))
+        results = jobs.cut_accepted(store, dataset, selection, ingested, CutsNothing())
+        return sum(len(result.keys) for result in results)
     if what == "people":
         rows, _ = rows_of_inputs(
             read_measured(store).clips, Planned(load_ingested(store)), Config().thresholds

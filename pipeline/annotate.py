@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from talkforge.curation import words
 from talkforge.pipeline import shards, snapshots, tables
-from talkforge.pipeline.ledger import Committed, CommittedClip
+from talkforge.pipeline.ledger import CommittedClip
 from talkforge.pipeline.measured import Measured
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import CommandError, DatasetError
@@ -60,12 +60,16 @@ def read(store: Store, kind: Kind[Row]) -> dict[str, Row]:
     Raises:
         DatasetError: a table is not readable; names it.
     """
-    table = f"{kind.name}.parquet"
-    names = [table] if store.exists(table) else []
     rows: dict[str, Row] = {}
-    for name in [*names, *store.list(kind.name)]:
+    for name in _files(store, kind):
         rows |= {row.clip_id: row for row in tables.read(store, name, kind.row)}
     return rows
+
+
+def _files(store: Store, kind: Kind[Any]) -> list[str]:
+    """The table and the pieces that are not in it yet."""
+    table = f"{kind.name}.parquet"
+    return [*([table] if store.exists(table) else []), *store.list(kind.name)]
 
 
 def annotate(
@@ -146,12 +150,17 @@ def settle(store: Store, kind: Kind[Row]) -> None:
             store.delete(piece)
 
 
-def annotated(store: Store, committed: Committed) -> Committed:
-    """The same with what was said of each clip."""
-    transcripts, captions = read(store, TRANSCRIPTS), read(store, CAPTIONS)
-    keys = ((clip, clip.measures.clip.clip_id) for clip in committed.clips)
-    clips = [_joined(clip, transcripts.get(key), captions.get(key)) for clip, key in keys]
-    return replace(committed, clips=clips)
+def said_last(store: Store) -> Callable[[Sequence[CommittedClip]], list[CommittedClip]]:
+    """A function that gives clips what was said of them; annotations are read once for all its calls."""
+    transcripts = tables.Lookup(store, _files(store, TRANSCRIPTS), TranscriptRow)
+    captions = tables.Lookup(store, _files(store, CAPTIONS), CaptionRow)
+
+    def said(clips: Sequence[CommittedClip]) -> list[CommittedClip]:
+        keys = [clip.measures.clip.clip_id for clip in clips]
+        spoken, shown = transcripts.of(keys), captions.of(keys)
+        return [_joined(clip, spoken.get(key), shown.get(key)) for clip, key in zip(clips, keys, strict=True)]
+
+    return said
 
 
 def joined(store: Store, measured: Measured, forbidden: Sequence[str]) -> Measured:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -186,7 +186,8 @@ def read_calibrated(
     store: Store, arrays: Collection[str] | None = None, parts: Mapping[str, Collection[str]] | None = None
 ) -> Committed:
     """What `read_committed` reads, with sync as it was scored last."""
-    return calibrated(store, read_committed(store, arrays, parts))
+    committed = read_committed(store, arrays, parts)
+    return replace(committed, clips=scored_last(store)(committed.clips))
 
 
 def with_calibration(store: Store, measured: Measured) -> Measured:
@@ -207,17 +208,23 @@ def with_calibration(store: Store, measured: Measured) -> Measured:
     return replace(measured, clips=clips)
 
 
-def calibrated(store: Store, committed: Committed) -> Committed:
-    """The same with sync as it was scored last."""
-    if store.exists(MARKER) and store.exists(TABLE):
-        own = {row.clip_id: row.sync for row in tables.read(store, TABLE, Rescored)}
-        clips = [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in committed.clips]
-        return replace(committed, clips=clips)
-    return committed
+def scored_last(store: Store) -> Callable[[Sequence[CommittedClip]], list[CommittedClip]]:
+    """A function that gives clips sync as it was scored last; the scores are read once for all its calls."""
+    if not (store.exists(MARKER) and store.exists(TABLE)):
+        return list
+    table = tables.Lookup(store, [TABLE], Rescored)
+
+    def scored(clips: Sequence[CommittedClip]) -> list[CommittedClip]:
+        own = table.of(clip.measures.clip.clip_id for clip in clips)
+        return [_with_sync(clip, own.get(clip.measures.clip.clip_id)) for clip in clips]
+
+    return scored
 
 
-def _with_sync(clip: CommittedClip, own: Sync | None) -> CommittedClip:
-    return clip if own is None else replace(clip, measures=clip.measures.model_copy(update={"sync": own}))
+def _with_sync(clip: CommittedClip, own: Rescored | None) -> CommittedClip:
+    if own is None:
+        return clip
+    return replace(clip, measures=clip.measures.model_copy(update={"sync": own.sync}))
 
 
 def scored_state(store: Store) -> str | None:

@@ -16,6 +16,8 @@ import errno
 import functools
 import hashlib
 import logging
+import os
+import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +32,7 @@ from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import lips, oval
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
-from talkforge.pipeline.ledger import CommittedClip, Selection
+from talkforge.pipeline.ledger import CommittedClip
 from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
 from talkforge.pipeline.store import Store
@@ -40,7 +42,7 @@ from talkforge.schemas.arrays import ClipArrays, Floats
 from talkforge.schemas.config import ShardConfig, SpeechConfig, TextSource
 from talkforge.schemas.errors import DatasetError, MissingExtraError, ModelError, RunError, one_line
 from talkforge.schemas.npz import read_npz
-from talkforge.schemas.records import Clip, Failure, LedgerRow, Trim, Verdict, Video
+from talkforge.schemas.records import Clip, Failure, Trim, Verdict, Video
 from talkforge.schemas.sample import Members, Provenance, SampleMeta, ShardManifest
 from talkforge.schemas.units import features_from_frames
 
@@ -75,6 +77,8 @@ class Order:
     """State of the video's file when it was hashed, see `ingest.stamp_of`."""
     identity: Floats
     """[D], empty where no face embedding was measured."""
+    split: str = "train"
+    """Or "validation"."""
     text: str = ""
     """What the txt member holds."""
     speech: SpeechConfig | None = None
@@ -193,9 +197,49 @@ class CutTask:
         )
 
 
+class OrderFile(Mapping[str, Order]):
+    """Orders by clip id, in a temporary file: those of a million clips would not fit in memory.
+
+    Only the process that writes the file reads it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("w+b")
+        self._at: dict[str, int] = {}
+
+    def kept(self, orders: Iterable[Order]) -> Iterator[Order]:
+        """The orders, each written to the file before it is passed on.
+
+        Raises:
+            RunError: the file cannot be written to.
+        """
+        for order in orders:
+            try:
+                self._at[order.key] = self._stream.seek(0, os.SEEK_END)
+                pickle.dump(order, self._stream)
+            except OSError as error:
+                raise RunError(f"cannot write to {tempfile.gettempdir()}: {one_line(error)}") from None
+            yield order
+
+    def __getitem__(self, key: str) -> Order:
+        self._stream.seek(self._at[key])
+        order: Order = pickle.load(self._stream)
+        return order
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
 def orders(
-    selection: Selection,
-    clips: Iterable[CommittedClip],
+    accepted: Iterable[tuple[str, Sequence[Mapping[str, Any]]]],
+    read: Callable[[str, Sequence[str]], Sequence[CommittedClip]],
     videos: Mapping[str, Video],
     stamps: Mapping[str, str],
     models: Mapping[str, str],
@@ -203,12 +247,13 @@ def orders(
     tool_version: str,
     speech: SpeechConfig,
     text: TextSource = "none",
-) -> dict[str, Order]:
-    """What to cut: one order for each accepted clip, by clip id.
+) -> Iterator[Order]:
+    """What to cut: one order for each accepted clip, part by part.
 
     Args:
-        selection: says what is accepted, by how much audio is moved, and which span is cut.
-        clips: the accepted ones as they were committed, with their identity vector.
+        accepted: see `Selection.accepted_by_part`. The rows say by how much audio is moved, and which span
+            is cut.
+        read: gives clips of a part, by their ids, as they were committed, with their identity vector.
         videos: by id.
         stamps: state of each video's file, by the video's id.
         models: name -> sha256 of what measured.
@@ -217,70 +262,68 @@ def orders(
         speech: the encoder that measured.
         text: that of the `ShardConfig`.
     """
-    found = {}
-    by_id, listed = {clip.measures.clip.clip_id: clip for clip in clips}, selection.listed
-    for row in selection.accepted_rows:
-        clip, video = by_id[row.clip_id], videos[row.video_id]
-        chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
-        said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
-        provenance = Provenance(
-            uri=video.uri,
-            sha256=video.sha256,
-            source=row.source,
-            licence=row.licence,
-            consent=row.consent,
-            models={**models, **{note.model: note.model_sha256 for note in said_by}},
-            config_hash=measure_hash,
-            tool_version=tool_version,
-        )
-        whole = clip.measures.clip
-        trim = whole.trim_of(row.start_s, row.num_frames)
-        meta = SampleMeta(
-            measures=clip.measures.model_copy(update={"clip": whole.trimmed(trim)}),
-            omega_face=row.omega_face,
-            omega_body=row.omega_body,
-            person_id=row.person_id,
-            verdict=Verdict(clip_id=row.clip_id, accepted=True, reasons=()),
-            provenance=provenance,
-            audio_shift_s=row.audio_shift_s or 0.0,
-            source=listed.get(row.clip_id, {}),
-        )
-        identity = clip.features.get("identity", np.zeros(0, np.float32))
-        found[row.clip_id] = Order(
-            clip.part,
-            meta,
-            video,
-            stamps[row.video_id],
-            identity,
-            chosen.text if chosen else "",
-            speech if meta.audio_shift_s else None,
-            trim,
-        )
-    return found
-
-
-def plan(rows: Sequence[LedgerRow], orders: Mapping[str, Order], config: ShardConfig) -> list[ShardPlan]:
-    """Shards for the accepted clips."""
-    return shards.plan(
-        [
-            ShardClip(
-                clip_id=row.clip_id,
-                split=row.split or "train",
-                num_frames=row.num_frames,
-                fps=row.fps,
-                width_px=row.width_px,
-                height_px=row.height_px,
-                content_hash=_content_hash(orders[row.clip_id]),
+    for part, rows in accepted:
+        by_id = {clip.measures.clip.clip_id: clip for clip in read(part, [row["clip_id"] for row in rows])}
+        for row in rows:
+            clip, video = by_id[row["clip_id"]], videos[row["video_id"]]
+            chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
+            said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
+            provenance = Provenance(
+                uri=video.uri,
+                sha256=video.sha256,
+                source=row["source"],
+                licence=row["licence"],
+                consent=row["consent"],
+                models={**models, **{note.model: note.model_sha256 for note in said_by}},
+                config_hash=measure_hash,
+                tool_version=tool_version,
             )
-            for row in rows
-            if row.accepted
-        ],
-        config,
+            whole = clip.measures.clip
+            trim = whole.trim_of(row["start_s"], row["num_frames"])
+            meta = SampleMeta(
+                measures=clip.measures.model_copy(update={"clip": whole.trimmed(trim)}),
+                omega_face=row["omega_face"],
+                omega_body=row["omega_body"],
+                person_id=row["person_id"],
+                verdict=Verdict(clip_id=row["clip_id"], accepted=True, reasons=()),
+                provenance=provenance,
+                audio_shift_s=row["audio_shift_s"] or 0.0,
+                source=row["listed"],
+            )
+            yield Order(
+                part=part,
+                meta=meta,
+                video=video,
+                stamp=stamps[row["video_id"]],
+                identity=clip.features.get("identity", np.zeros(0, np.float32)),
+                split=row["split"] or "train",
+                text=chosen.text if chosen else "",
+                speech=speech if meta.audio_shift_s else None,
+                trim=trim,
+            )
+
+
+def plan(orders: Iterable[Order], config: ShardConfig) -> list[ShardPlan]:
+    """Shards for the accepted clips.
+
+    Args:
+        orders: of all of them, in any order; each is looked at once.
+        config: how large shards are.
+    """
+    return shards.plan((_shard_clip(order) for order in orders), config)
+
+
+def _shard_clip(order: Order) -> ShardClip:
+    clip = order.meta.clip
+    return ShardClip(
+        clip_id=clip.clip_id,
+        split=order.split,
+        num_frames=clip.num_frames,
+        fps=clip.fps,
+        width_px=clip.width_px,
+        height_px=clip.height_px,
+        content_hash=hashlib.sha256(sample.meta_json(order.meta) + order.text.encode()).hexdigest(),
     )
-
-
-def _content_hash(order: Order) -> str:
-    return hashlib.sha256(sample.meta_json(order.meta) + order.text.encode()).hexdigest()
 
 
 def cut_shards(
@@ -307,7 +350,7 @@ def cut_shards(
     there, missing = _look(store, plan)
     last = snapshots.current(store)
     earlier = {key: last.tar(manifest) for manifest in last.shards for key in manifest.keys}
-    tasks = [
+    tasks = (
         CutTask(
             store,
             shard,
@@ -316,7 +359,7 @@ def cut_shards(
             {key: earlier[key] for key in shard.keys if key in earlier},
         )
         for shard in missing
-    ]
+    )
     done = [CutShard(manifest.name, manifest) for manifest in there]
     planned = {shard.name: len(shard.keys) for shard in plan}
     divided: dict[str, list[CutPiece]] = {}

@@ -7,7 +7,8 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from talkforge.pipeline import (
     tables,
     untraced,
 )
-from talkforge.pipeline.calibrate import read_calibrated, settle, with_calibration
+from talkforge.pipeline.calibrate import read_calibrated, scored_last, settle, with_calibration
 from talkforge.pipeline.dataset import (
     ARRIVED,
     check_base,
@@ -50,18 +51,17 @@ from talkforge.pipeline.dataset import (
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
 from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamps_of, without_erased
-from talkforge.pipeline.ledger import Selection
+from talkforge.pipeline.ledger import CommittedClip, Selection
 from talkforge.pipeline.measured import Measured, kept_s, part_clips, read_measured
 from talkforge.pipeline.near_duplicates import Repeats
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part, remaining
-from talkforge.pipeline.shards import ShardPlan
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
-from talkforge.schemas import extras
-from talkforge.schemas.config import Config, ExecutionConfig, ShardConfig, Thresholds, config_hash
+from talkforge.schemas import extras, scratch
+from talkforge.schemas.config import Config, ExecutionConfig, Thresholds
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
@@ -485,22 +485,8 @@ def shard(
     """Cut what is accepted, publish a snapshot of the shards and the ledger that names them, and report."""
     check_base(store, (row.input for row in ingested))
     store = _limited(store, dataset.config)
-    clips = read_calibrated(store, ("identity",), selection.accepted_by_part)
-    orders = cut.orders(
-        selection,
-        annotate.annotated(store, clips).clips,
-        videos_by_id(ingested),
-        stamps_by_id(ingested),
-        {use.name: use.sha256 for use in dataset.models},
-        config_hash(dataset.config.measure),
-        tool_version(),
-        dataset.config.measure.speech,
-        dataset.config.shards.text,
-    )
-    config = dataset.config.shards
-    plan = cut.plan(selection.accepted_rows, orders, config)
     executor = executor or InlineExecutor()
-    results = _cut(store, plan, orders, config, executor, on_progress)
+    results = cut_accepted(store, dataset, selection, ingested, executor, on_progress)
     executor.release()
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
@@ -518,29 +504,53 @@ def shard(
     return selection
 
 
+def cut_accepted(
+    store: Store,
+    dataset: Dataset,
+    selection: Selection,
+    ingested: Sequence[IngestRow],
+    executor: Executor,
+    on_progress: ProgressCallback = no_progress,
+) -> list[cut.CutShard]:
+    """Cut what is accepted into shards that are not published yet.
+
+    Clips are read part by part. What each is cut by waits in a temporary file.
+
+    Returns:
+        What became of each shard, in the order of their names.
+    """
+    config, scored, said = dataset.config.shards, scored_last(store), annotate.said_last(store)
+    total = 0
+
+    def read(part: str, wanted: Collection[str]) -> list[CommittedClip]:
+        return said(scored(ledger.clips_of_part(store, part, ("identity",), wanted)))
+
+    def show(done: int, running: Mapping[str, float]) -> None:
+        on_progress(counted("cutting", done + int(sum(running.values())), total, "clips"))
+
+    with scratch.file() as path, closing(cut.OrderFile(path)) as orders:
+        made = cut.orders(
+            selection.accepted_by_part(),
+            read,
+            videos_by_id(ingested),
+            stamps_by_id(ingested),
+            {use.name: use.sha256 for use in dataset.models},
+            dataset.config_hash,
+            tool_version(),
+            dataset.config.measure.speech,
+            config.text,
+        )
+        plan = cut.plan(orders.kept(made), config)
+        total = len(orders)
+        return cut.cut_shards(store, plan, orders, config, executor, show)
+
+
 def publish(
     store: Store, manifests: Iterable[ShardManifest], selection: Selection, run: ExecutionConfig
 ) -> Snapshot:
     """Make these shards, and the tables of a selection that names them, the current snapshot."""
     tables = {**ledger.ledger_tables(selection), "dataset.json": store.read("dataset.json")}
     return snapshots.publish(store, manifests, tables, tool_version(), run.keep_snapshots, run.plain_shards)
-
-
-def _cut(
-    store: Store,
-    plan: Sequence[ShardPlan],
-    orders: Mapping[str, cut.Order],
-    config: ShardConfig,
-    executor: Executor,
-    on_progress: ProgressCallback,
-) -> list[cut.CutShard]:
-    """The shards, cut; in the order of their names."""
-    total = sum(len(item.keys) for item in plan)
-
-    def show(done: int, running: Mapping[str, float]) -> None:
-        on_progress(counted("cutting", done + int(sum(running.values())), total, "clips"))
-
-    return cut.cut_shards(store, plan, orders, config, executor, show)
 
 
 def report(store: Store, selection: Selection | None = None) -> str:

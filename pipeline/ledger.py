@@ -8,6 +8,7 @@ sorted order, so the ledger's bytes depend on nothing else.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -59,6 +60,12 @@ from talkforge.schemas.units import covering_frames
 
 LISTED = "source."
 """Begins the names of ledger columns that come from further columns of the inputs' lists."""
+
+ACCEPTED_ROW = (
+    "clip_id", "video_id", "source", "licence", "consent", "start_s", "num_frames", "audio_shift_s",
+    "omega_face", "omega_body", "person_id", "split",
+)  # fmt: skip
+"""Columns of the ledger that a clip is cut by."""
 
 QUANTILES = 101
 """Quantiles of omega that are stored: the percentiles 0 to 100."""
@@ -118,11 +125,6 @@ class Selection:
         """Every row of the ledger as an object: not for a million clips."""
         return tuple(tables.from_table(LedgerRow, self.table))
 
-    @functools.cached_property
-    def accepted_rows(self) -> tuple[LedgerRow, ...]:
-        """The accepted ones."""
-        return tuple(tables.from_table(LedgerRow, self.table.filter(self.table.column("accepted"))))
-
     @property
     def people(self) -> tuple[PersonRow, ...]:
         """Who is who, by id."""
@@ -140,24 +142,27 @@ class Selection:
         unplaced = self.table.column("shard").is_null()
         return int(pc.sum(pc.and_(self.table.column("accepted"), unplaced)).as_py() or 0)
 
-    @property
-    def listed(self) -> dict[str, dict[str, str]]:
-        """Further columns of the lists by accepted clip."""
-        names = [name for name in self.table.column_names if name.startswith(LISTED)]
-        rows = self.table.select(["clip_id", *names]).filter(self.table.column("accepted")).to_pylist()
-        return {
-            row.pop("clip_id"): {name.removeprefix(LISTED): value for name, value in row.items()}
-            for row in rows
-        }
+    def accepted_by_part(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Each part that holds accepted clips, and their rows of the ledger as far as `ACCEPTED_ROW` goes.
 
-    @property
-    def accepted_by_part(self) -> dict[str, set[str]]:
-        """Part -> ids of its accepted clips."""
-        found: dict[str, set[str]] = {}
-        parts = self.parts.filter(self.table.column("accepted")).to_pylist()
-        for part, key in zip(parts, self.accepted, strict=True):
-            found.setdefault(part, set()).add(key)
-        return found
+        A row has the further columns of the inputs' lists as its value `listed`, by their names there.
+        """
+        is_accepted = self.table.column("accepted")
+        parts = self.parts.filter(is_accepted)
+        ours = [name for name in self.table.column_names if name.startswith(LISTED)]
+        rows = self.table.select([*ACCEPTED_ROW, *ours]).filter(is_accepted)
+        order = pc.sort_indices(
+            pa.table({"part": parts, "clip_id": rows.column("clip_id")}),
+            sort_keys=[("part", "ascending"), ("clip_id", "ascending")],
+        )
+        rows = rows.take(order)
+        begin = 0
+        for part, num_rows in Counter(parts.take(order).to_pylist()).items():
+            found = rows.slice(begin, num_rows).to_pylist()
+            for row in found:
+                row["listed"] = {name.removeprefix(LISTED): row.pop(name) for name in ours}
+            yield part, found
+            begin += num_rows
 
     @property
     def totals(self) -> Totals:
@@ -190,24 +195,44 @@ def read_committed(
     clips: dict[str, CommittedClip] = {}
     for part in committed_parts(store) if parts is None else sorted(parts):
         found.parts += 1
-        folder = f"parts/{part}"
-        failures = tables.read(store, f"{folder}/failures.parquet", Failure)
-        by_key = {failure.key: failure for failure in failures}
-        features = small_arrays.read(store, folder, arrays)
-        for measures in tables.read(store, f"{folder}/clips.parquet", ClipMeasures):
-            key = measures.clip.clip_id
-            if parts is not None and key not in parts[part]:
-                continue
+        failures = tables.read(store, f"parts/{part}/failures.parquet", Failure)
+        for clip in clips_of_part(store, part, arrays, None if parts is None else parts[part], failures):
+            key = clip.measures.clip.clip_id
             # Twice: a window whose part was cut up anew, or a clip that was traced after its part.
             if key not in clips or clips[key].measures.stopped_by == NOT_TRACED.code:
-                clips[key] = CommittedClip(part, measures, features.get(key, {}), by_key.get(key))
-        found.outcomes += tables.read(store, f"{folder}/outcomes.parquet", Outcome)
+                clips[key] = clip
+        found.outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         found.failures += failures
     found.failures += attempts.waiting(store, load_plan(store)).values()
     found.outcomes = _each_once(found.outcomes)
     found.clips = [clips[key] for key in sorted(clips)]
     found.failures.sort(key=lambda failure: (failure.uri, failure.key))
     return found
+
+
+def clips_of_part(
+    store: Store,
+    part: str,
+    arrays: Collection[str] | None = None,
+    wanted: Collection[str] | None = None,
+    failures: Iterable[Failure] = (),
+) -> list[CommittedClip]:
+    """The clips of one part, in its order.
+
+    Args:
+        store: the data set.
+        part: its name.
+        arrays: names of the small arrays that are wanted; None reads all of them.
+        wanted: ids of the clips that are wanted; None: all of them.
+        failures: of the part.
+    """
+    folder, by_key = f"parts/{part}", {failure.key: failure for failure in failures}
+    features = small_arrays.read(store, folder, arrays, wanted)
+    return [
+        CommittedClip(part, row, features.get(row.clip.clip_id, {}), by_key.get(row.clip.clip_id))
+        for row in tables.read(store, f"{folder}/clips.parquet", ClipMeasures)
+        if wanted is None or row.clip.clip_id in wanted
+    ]
 
 
 def _each_once(outcomes: Iterable[Outcome]) -> list[Outcome]:

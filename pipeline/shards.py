@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardClip:
     """What the plan needs to know of an accepted clip.
 

@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -172,11 +172,51 @@ def read(store: Store, name: str, model: type[R]) -> list[R]:
     Raises:
         DatasetError: it is missing, not Parquet, or holds other records; names the file.
     """
-    table = from_bytes(store.read(name), name)
+    return _records(name, model, from_bytes(store.read(name), name))
+
+
+def _records(name: str, model: type[R], table: pa.Table) -> list[R]:
     try:
         return from_table(model, table)
     except ValidationError as error:
         raise DatasetError(f"{name}: expected {model.__name__} rows, found {first_invalid(error)}") from None
+
+
+class Lookup(Generic[R]):
+    """Records of a large table by clip id, of which only those that are asked for become objects."""
+
+    def __init__(self, store: Store, names: Iterable[str], model: type[R]) -> None:
+        """Read the table.
+
+        Args:
+            store: the data set.
+            names: Parquet files; of several rows of a clip the last one counts.
+            model: of the rows.
+
+        Raises:
+            DatasetError: a file is not readable; names it.
+        """
+        self._model = model
+        self._tables = [(name, from_bytes(store.read(name), name)) for name in names]
+        self._at: dict[str, tuple[int, int]] = {}
+        for number, (name, table) in enumerate(self._tables):
+            if "clip_id" not in table.column_names:
+                raise DatasetError(f"{name}: expected a column 'clip_id', found none")
+            self._at |= {key: (number, row) for row, key in enumerate(table.column("clip_id").to_pylist())}
+
+    def of(self, keys: Iterable[str]) -> dict[str, R]:
+        """The records of some clips, by id; of those that have one.
+
+        Raises:
+            DatasetError: the rows are of another model; names the file.
+        """
+        found = sorted((self._at[key], key) for key in keys if key in self._at)
+        rows: dict[str, R] = {}
+        for number, (name, table) in enumerate(self._tables):
+            here = [(row, key) for (of_table, row), key in found if of_table == number]
+            records = _records(name, self._model, table.take([row for row, _ in here])) if here else []
+            rows |= dict(zip((key for _, key in here), records, strict=True))
+        return rows
 
 
 def write(store: Store, name: str, model: type[R], records: Iterable[R]) -> str:

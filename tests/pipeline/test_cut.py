@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import shutil
 import tarfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import cut, jobs, tables, timelines
 from talkforge.pipeline.cut import Order
-from talkforge.pipeline.dataset import load_dataset, load_ingested
+from talkforge.pipeline.dataset import load_dataset, load_ingested, save_dataset
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import IngestRow, stamp_of
 from talkforge.pipeline.shards import ShardPlan, read_samples
@@ -300,6 +302,42 @@ def own(curated: Any, tmp_path: Path) -> Any:
         )
     tables.write(store, "intake.parquet", IngestRow, rows)
     return replace(curated, videos=videos)
+
+
+def test_samples_name_the_configuration_that_the_data_set_was_described_with(own: Any) -> None:
+    """Its hash is not computed again: a later version has more settings, and would come to another one."""
+    remove_shards(own.dataset)
+    store = Store(str(own.dataset))
+    save_dataset(store, load_dataset(store).model_copy(update={"config_hash": "of then"}))
+    recut(own)
+    metas = [sample.decode(key, members).meta for key, members in samples_of(own.dataset).items()]
+    assert [meta.provenance.config_hash for meta in metas] == ["of then"] * 2
+
+
+def test_orders_of_shards_that_wait_are_not_in_memory(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, video = film
+    made = [order_of(video, clip_of(video, start_s, start_s + 0.2, 25.0)) for start_s in np.arange(5) * 0.4]
+    keys = [order.key for order in made]
+    seen: list[weakref.ref[Order]] = []
+    alive = []
+
+    def cut_task(task: cut.CutTask, *_: Any) -> cut.CutShard:
+        assert [order.meta for order in task.orders] == [metas[key] for key in task.shard.keys]
+        seen.extend(map(weakref.ref, task.orders))
+        gc.collect()
+        alive.append(sum(order() is not None for order in seen))
+        return cut.CutShard(task.shard.name, None)
+
+    monkeypatch.setattr(cut, "cut_task", cut_task)
+    monkeypatch.setattr(cut, "PIECES_PER_WORKER", 1)
+    metas = {order.key: order.meta for order in made}
+    with contextlib.closing(cut.OrderFile(tmp_path / "orders")) as orders:
+        plan = cut.plan(orders.kept(made), ShardConfig(max_samples=1))
+        assert (sorted(orders), len(orders)) == (sorted(keys), 5)
+        cut.cut_shards(Store(str(tmp_path / "set")), plan, orders, ShardConfig(), InlineExecutor())
+    assert len(alive) == 5 and max(alive) <= 2  # those in hand, and those that come next
 
 
 def test_a_source_that_vanished_keeps_its_sample_and_says_so(own: Any) -> None:

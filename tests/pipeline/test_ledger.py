@@ -510,7 +510,8 @@ def columns(**values: str) -> tuple[ListedColumn, ...]:
 def test_columns_of_a_list_go_with_every_clip_of_the_input(tmp_path: Path) -> None:
     inputs = [planned(1, columns=columns(show="news", take="3")), planned(2, columns=columns(show="talk"))]
     selection = select(committed(measured(1), measured(2)), inputs, Config())
-    assert list(selection.listed.values()) == [{"show": "news", "take": "3"}, {"show": "talk", "take": ""}]
+    rows = [row for _, rows in selection.accepted_by_part() for row in rows]
+    assert [row["listed"] for row in rows] == [{"show": "news", "take": "3"}, {"show": "talk", "take": ""}]
     store = Store(str(tmp_path))
     write_ledger(store, selection)
     table = pq.read_table(tmp_path / "ledger.parquet")

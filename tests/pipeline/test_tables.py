@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from talkforge.pipeline import tables
+from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import DatasetError
-from talkforge.schemas.records import ClipMeasures, Face, Failure, LedgerRow, Reason, Scene, Verdict
+from talkforge.schemas.records import ClipMeasures, Face, Failure, LedgerRow, Reason, Record, Scene, Verdict
 
 VERDICT = Verdict(
     clip_id="a",
@@ -116,3 +118,32 @@ def test_arrows_threads_hold_nothing_of_pythons(monkeypatch: pytest.MonkeyPatch)
         isinstance(buffer, pa.Buffer) and buffer.to_pybytes() == data and sys.getrefcount(data) == references
     )
     assert tables.from_table(Verdict, table) == [VERDICT]
+
+
+def test_a_lookup_gives_the_last_row_of_each_clip_that_is_asked_for(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    other = VERDICT.model_copy(update={"clip_id": "b", "accepted": True, "reasons": ()})
+    again = VERDICT.model_copy(update={"reasons": ()})
+    tables.write(store, "one.parquet", Verdict, [VERDICT, other])
+    tables.write(store, "two.parquet", Verdict, [again])
+    assert tables.Lookup(store, ["one.parquet"], Verdict).of(["b", "none", "a"]) == {"a": VERDICT, "b": other}
+    both = tables.Lookup(store, ["one.parquet", "two.parquet"], Verdict)
+    assert both.of(["a", "b"]) == {"a": again, "b": other}
+    assert tables.Lookup(store, [], Verdict).of(["a"]) == {}
+
+
+def test_a_lookup_names_the_file_that_holds_something_else(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    tables.write(store, "scenes.parquet", Scene, [])
+    with pytest.raises(DatasetError, match=r"^scenes\.parquet: expected a column 'clip_id', found none$"):
+        tables.Lookup(store, ["scenes.parquet"], Verdict)
+    tables.write(store, "ledger.parquet", LookedUp, [LookedUp(clip_id="a")])
+    found = tables.Lookup(store, ["ledger.parquet"], Verdict)
+    with pytest.raises(DatasetError, match=r"^ledger\.parquet: expected Verdict rows, found "):
+        found.of(["a"])
+
+
+class LookedUp(Record):
+    """A row without what a verdict has."""
+
+    clip_id: str
