@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from benchmarks import executors
 from examples import demo_videos
 
 Row = dict[str, Any]
@@ -181,18 +182,33 @@ def test_the_same_command_again_changes_nothing(videos: Path, dataset: Path) -> 
     assert digest(dataset, "**/*") == before
 
 
+@pytest.fixture(scope="module")
+def two_raylets() -> Iterator[str]:
+    """Address of a cluster of two nodes on this machine, each with one core."""
+    with executors.two_raylets() as address:
+        yield address
+
+
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_a_kill_at_any_moment_leaves_no_trace(victim: str, few: Path, golden: Path, tmp_path: Path) -> None:
-    """Through Ray, killed and gone on with, a run gives the bytes of one process that nobody disturbed."""
+def test_a_kill_at_any_moment_leaves_no_trace(
+    victim: str, few: Path, golden: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Through Ray, killed and gone on with, a run gives the bytes of one process that nobody disturbed.
+
+    Where a worker is the victim, parts are measured on the two nodes of a cluster.
+    """
     out, chance = tmp_path / "set", random.Random(victim)
-    command = [str(TALKFORGE), "curate", str(few), "--out", str(out), *FEW_PARTS]
+    where = ("--address", request.getfixturevalue("two_raylets")) if victim == "worker" else ()
+    command = [str(TALKFORGE), "curate", str(few), "--out", str(out), *where, *FEW_PARTS]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if where:
+        wait_for(lambda: len(set(measuring(os.getpid()).values())) == 2)
     # The moment is counted in parts, of which two are measured at a time, whatever the machine's speed.
     before = chance.randrange(len(list(golden.glob("parts/*"))) - 2)
     wait_for(lambda: len(list(out.glob("parts/*/part.json"))) >= before)
     time.sleep(chance.uniform(0, 1))
-    wait_for(lambda: bool(measuring(driver.pid)) or driver.poll() is not None)
-    os.kill(driver.pid if victim == "driver" else measuring(driver.pid)[0], signal.SIGKILL)
+    wait_for(lambda: bool(measuring(os.getpid())) or driver.poll() is not None)
+    os.kill(driver.pid if victim == "driver" else min(measuring(os.getpid())), signal.SIGKILL)
     assert driver.wait(timeout=1800) == (-signal.SIGKILL if victim == "driver" else 0)
     done = run(*command[1:])
     assert done.returncode == 0, done.stderr
@@ -206,8 +222,8 @@ def wait_for(happened: Callable[[], bool], timeout_s: float = 600) -> None:
         time.sleep(0.05)
 
 
-def measuring(driver: int) -> list[int]:
-    """Process ids of Ray workers below the driver that are measuring a part."""
+def measuring(ancestor: int) -> dict[int, int]:
+    """Process ids of Ray workers below a process that are measuring a part, each with that of its raylet."""
     parents: dict[int, int] = {}
     titles: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
@@ -218,6 +234,8 @@ def measuring(driver: int) -> list[int]:
                 titles[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
 
     def below(pid: int) -> bool:
-        return pid == driver or (pid in parents and below(parents[pid]))
+        return pid == ancestor or (pid in parents and below(parents[pid]))
 
-    return sorted(pid for pid, title in titles.items() if title.startswith("ray::measure") and below(pid))
+    return {
+        pid: parents[pid] for pid, title in titles.items() if title.startswith("ray::measure") and below(pid)
+    }
