@@ -570,10 +570,7 @@ class RayExecutor(Executor):
                 task.worked_s += min(now_s - self._looked_s, IDLE_S)
         self._looked_s = now_s
         self._say_if_idle(running, now_s)
-        if self._warming and now_s - self._warm_from_s > PROBE_DEADLINE_S:
-            for ref in self._warming:  # one that hangs has a core
-                self._ray.cancel(ref, force=True)
-            self._warming = []
+        self._look_at_warming(now_s)
         if self._asked is None:
             self._asked = self._heartbeats.read.remote([task.number for task in running])
         if not self._ray.wait([self._asked], timeout=0)[0]:
@@ -595,6 +592,20 @@ class RayExecutor(Executor):
                     done[work.key(task.item)] = state.done
         if on_running is not None:
             on_running(done)
+
+    def _look_at_warming(self, now_s: float) -> None:
+        """Forget workers that have loaded, and end those that take for ever: each of them has a core."""
+        if not self._warming:
+            return
+        ended, self._warming = self._ray.wait(self._warming, num_returns=len(self._warming), timeout=0)
+        for ref in ended:
+            try:
+                self._ray.get(ref)
+            except self._ray.exceptions.RayError as error:  # who measures comes across it, and says so
+                log.debug("models were not loaded ahead: %s", one_line(error_of(error)))
+        if now_s - self._warm_from_s > PROBE_DEADLINE_S:
+            for ref in self._warming:
+                self._ray.cancel(ref, force=True)
 
     def _say_if_idle(self, running: Sequence[_Task[Item]], now_s: float) -> None:
         """One line when nothing could be started for long: a cluster whose nodes are still to come."""

@@ -6,6 +6,7 @@ Faults are functions of this file that stand in for stages; Ray takes them along
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import os
@@ -417,13 +418,17 @@ def test_the_longest_of_what_is_at_hand_begins_first(monkeypatch: pytest.MonkeyP
 
 
 def test_every_worker_loads_models_ahead_and_one_that_hangs_is_ended(
-    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = CONFIG.measure
 
     def load(config_json: str) -> None:
         assert config_json == config.model_dump_json()
         (tmp_path / str(os.getpid())).touch()
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        if str(os.getpid()) == min(path.name for path in tmp_path.iterdir()):
+            raise ValueError("weights are damaged")  # it is told by who measures
         time.sleep(600)
 
     monkeypatch.setattr(stages, "load", load)
@@ -436,7 +441,21 @@ def test_every_worker_loads_models_ahead_and_one_that_hangs_is_ended(
         assert time.monotonic() < deadline_s, "not both workers load"
         time.sleep(0.05)
     monkeypatch.setattr(executor_module, "PROBE_DEADLINE_S", 0.0)
-    assert sorted(cluster.map(abs, [(-1,), (2,)])) == [1, 2]  # each needs a core
+
+    def both(number: int) -> int:
+        """Ends when both calls are at work, so each of them needs a core."""
+        (tmp_path / f"call {number}").touch()
+        while len(list(tmp_path.glob("call *"))) < 2:
+            time.sleep(0.05)
+        return number
+
+    assert sorted(cluster.map(both, [(1,), (2,)])) == [1, 2]
+    while cluster._warming:
+        assert time.monotonic() < deadline_s, "a worker that was ended is still waited for"
+        cluster._look_at_warming(time.monotonic())
+        time.sleep(0.05)
+    gc.collect()
+    assert "damaged" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.usefixtures("light")
