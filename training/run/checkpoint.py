@@ -130,9 +130,9 @@ def save(
     progress: TrainProgress,
     config: TrainConfig,
     *,
-    trained: State,
-    optimizer: State | Path,
-    ema: State | None,
+    trained: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor] | Path,
+    ema: Mapping[str, Tensor] | None,
     codec: LinearCodec | None,
     keep: int,
 ) -> Path:
@@ -142,7 +142,8 @@ def save(
         run: the run's folder.
         progress: of the run.
         config: of the run.
-        trained: weights that are trained, by name.
+        trained: weights that are trained, by name. They, the optimizer and the EMA are taken in this
+            order, one tensor at a time.
         optimizer: moments of the optimizer, or DeepSpeed's folder beside the checkpoints, which is moved.
         ema: EMA of the weights, or None.
         codec: the linear or learned codec, or None where the run uses another.

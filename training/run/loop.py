@@ -27,6 +27,7 @@ from talkforge.training.run.checkpoint import FOLDER, TrainProgress
 from talkforge.training.run.held_out import LEVELS, HeldOut
 from talkforge.training.run.optim import learning_rate
 from talkforge.training.run.progress import Clock, Report, Validation
+from talkforge.training.run.tensor_files import Deferred
 from talkforge.training.run.update import TrainState
 from talkforge.training.wan.codec import LinearCodec
 from talkforge.training.wan.encoders import Encoders
@@ -206,15 +207,20 @@ class Loop:
         states = self._state.states(self._out / FOLDER / ".deepspeed")
         codec = self._state.encoders.codec
         with parallel.error_barrier(self._accelerator):
-            if self._accelerator.is_main_process:
-                checkpoint.save(
-                    self._out,
-                    self._progress,
-                    self._config,
-                    codec=codec if isinstance(codec, LinearCodec) else None,
-                    keep=self._config.run.keep,
-                    **states,
-                )
+            try:
+                if self._accelerator.is_main_process:
+                    checkpoint.save(
+                        self._out,
+                        self._progress,
+                        self._config,
+                        codec=codec if isinstance(codec, LinearCodec) else None,
+                        keep=self._config.run.keep,
+                        **states,
+                    )
+            finally:  # tensors are gathered as they are written, also those of a checkpoint that fails
+                for state in states.values():
+                    if isinstance(state, Deferred):
+                        state.rest()
         self._result.step = self._progress.step
         self._result.checkpoint = checkpoint.folder_of(self._out, self._progress.step)
 

@@ -32,7 +32,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from talkforge.schemas.errors import CommandError, ModelError, RunError, TalkforgeError, one_line
 from talkforge.training.config import TrainConfig
-from talkforge.training.run.tensor_files import State, TensorFile, listed
+from talkforge.training.run.tensor_files import Deferred, State, TensorFile, listed
 
 PATIENCE = timedelta(minutes=60)
 """Processes wait this long for each other, because one of them writes checkpoints and validation samples."""
@@ -173,7 +173,7 @@ def all_gather_messages(accelerator: Accelerator, message: str) -> list[str]:
 def error_barrier(accelerator: Accelerator) -> Iterator[None]:
     """An error inside the block on one process is raised on all of them.
 
-    All processes have to enter it, and must not wait for each other inside.
+    All processes have to enter it. Inside they must not wait for one that may have failed.
 
     Args:
         accelerator: of this process.
@@ -208,19 +208,21 @@ def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor.to(parameter.device)
 
 
-def gathered(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> State:
-    """Whole tensors on the CPU of the main process, gathered one by one. Other processes get none.
+def gathered(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> Deferred:
+    """Whole tensors on the CPU of the main process, each gathered from all processes when it is taken.
+
+    Every process has to take all of them: the main one as it writes them, the others by `Deferred.rest`.
 
     Args:
         accelerator: of this process.
         tensors: sharded tensors by name.
     """
-    found: State = {}
-    for name, tensor in tensors.items():
+
+    def make(tensor: Tensor) -> Tensor:
         full = whole(tensor.detach())
-        if accelerator.is_main_process:
-            found[name] = full.cpu()
-    return found
+        return full.cpu() if accelerator.is_main_process else full
+
+    return Deferred(tensors, make)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -228,8 +230,8 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
-    """The trained weights, whole and float32, on the main process.
+def trained_state(accelerator: Accelerator, model: nn.Module) -> State | Deferred:
+    """The trained weights, whole and float32, on the main process, see `gathered`.
 
     Args:
         accelerator: of this process.
@@ -248,8 +250,8 @@ def trained_state(accelerator: Accelerator, model: nn.Module) -> State:
     return found
 
 
-def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Moments of the trained parameters as `<name>.<moment>`, whole, on the main process.
+def optimizer_state(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> Deferred:
+    """Moments of the trained parameters as `<name>.<moment>`, whole, on the main process, see `gathered`.
 
     Moments of 8 bits are their codes, and `<name>.<moment>_scale`.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, KeysView, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from talkforge.schemas.errors import ModelError, one_line
@@ -80,21 +81,84 @@ class TensorFile:
         return found
 
 
+class Deferred(Mapping[str, Tensor]):
+    """Tensors by name that are made one at a time, each once, in the order of the mapping.
+
+    What is made is not kept, so a state that is written from it never is in memory as a whole.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], make: Callable[[Tensor], Tensor]) -> None:
+        """Makes nothing yet.
+
+        Args:
+            like: what each is made of; it has the shape and the type that the tensor will have.
+            make: makes it, on the CPU.
+        """
+        self.like = {name: like[name] for name in _in_order_of_files(like)}
+        self._make = make
+        self._left = list(reversed(self.like))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if not self._left or self._left[-1] != name:
+            raise KeyError(f"{name}: tensors are made in their order, each once")
+        self._left.pop()
+        return self._make(self.like[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.like
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.like)
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+    def rest(self) -> None:
+        """Make what was not asked for, for other processes that take part in it."""
+        while self._left:
+            self[self._left[-1]]
+
+
+def _in_order_of_files(state: Mapping[str, Tensor]) -> list[str]:
+    """Names, those of large numbers first: each tensor of a file then begins at a multiple of its own."""
+    return sorted(state, key=lambda name: -state[name].dtype.itemsize)
+
+
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, one tensor after the other.
+
+    The library writes from tensors that are all in memory. Format:
+    https://huggingface.co/docs/safetensors#format
 
     Args:
         path: file to write.
-        state: tensors by name.
+        state: tensors by name, or `Deferred` ones.
 
     Raises:
-        OSError, SafetensorError, RuntimeError: it cannot be written, see `WRITE_ERRORS`.
+        OSError, RuntimeError: it cannot be written, see `WRITE_ERRORS`.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt", "made_by": "talkforge"})
-    path.chmod(mode)  # safetensors renames a temporary file that only its owner may read
+    like = state.like if isinstance(state, Deferred) else state
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "made_by": "talkforge"}}
+    names, end = _in_order_of_files(like), 0
+    for name in names:
+        shape, dtype = list(like[name].shape), like[name].dtype
+        begin, end = end, end + like[name].numel() * dtype.itemsize
+        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            data = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            stream.write(data.numpy().data)
+
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""Types by their names in safetensors."""
 
 
 def read_pickled(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from talkforge.training.run import parallel
 from talkforge.training.run.checkpoint import DEEPSPEED, Checkpoint
 from talkforge.training.run.fit import fit, strategy_of
 from talkforge.training.run.optim import EMA, learning_rate, make_optimizer, set_learning_rate
-from talkforge.training.run.tensor_files import State
+from talkforge.training.run.tensor_files import Deferred
 from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
 
@@ -133,12 +133,14 @@ class TrainState:
             raise RunError(f"step {step}: {what} is {'; '.join(found)}: stopped before the update")
 
     def states(self, folder: Path) -> Mapping[str, Any]:
-        """Weights, optimizer and EMA for `checkpoint.save`, on the main process. All have to call this.
+        """Weights, optimizer and EMA for `checkpoint.save`, in the order in which it takes them.
+
+        All processes have to call this, and to take part in what is `Deferred`.
 
         Args:
             folder: where DeepSpeed may leave its files, on the checkpoints' disk.
         """
-        optimizer: State | Path = folder
+        optimizer: Deferred | Path = folder
         if parallel.is_deepspeed(self._accelerator):
             parallel.save_deepspeed(self._accelerator, self._prepared, folder)
         else:

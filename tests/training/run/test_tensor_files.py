@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from talkforge.schemas.errors import ModelError
+from talkforge.training.run import tensor_files
 from talkforge.training.run.tensor_files import (
     TensorFile,
     check_names,
@@ -36,6 +39,44 @@ def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     )
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "made_by": "talkforge"}
+
+
+def test_every_type_can_be_read_by_the_library(tmp_path: Path) -> None:
+    """Of odd lengths, small types first: what follows must still begin at a multiple of its own size."""
+    state = {f"{n}": torch.arange(3).to(dtype) for n, dtype in enumerate(reversed(tensor_files._DTYPES))}
+    state |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(7, dtype=torch.int16)}
+    write_tensors(tmp_path / "a.safetensors", state)
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].float(), tensor.float()), tensor.dtype
+
+
+def test_deferred_tensors_are_made_one_at_a_time_and_written_alike(tmp_path: Path) -> None:
+    like = {"a": torch.zeros(3, dtype=torch.bfloat16), "b": torch.zeros(2, 2), "c": torch.zeros(())}
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def make(tensor: torch.Tensor) -> torch.Tensor:
+        assert not any(other() is not None for other in made[:-1])
+        made.append(weakref.ref(found := tensor + 1))
+        return found
+
+    write_tensors(tmp_path / "late.safetensors", tensor_files.Deferred(like, make))
+    write_tensors(tmp_path / "now.safetensors", {name: tensor + 1 for name, tensor in like.items()})
+    assert len(made) == 3
+    assert (tmp_path / "late.safetensors").read_bytes() == (tmp_path / "now.safetensors").read_bytes()
+
+    made.clear()
+    state = tensor_files.Deferred(like, make)
+    assert list(state) == ["b", "c", "a"] and "a" in state and len(state) == 3
+    with pytest.raises(KeyError, match="a: tensors are made in their order, each once"):
+        state["a"]
+    assert torch.equal(state["b"], torch.ones(2, 2))
+    state.rest()
+    assert len(made) == 3
+    with pytest.raises(KeyError, match="b: tensors are made in their order, each once"):
+        state["b"]
 
 
 def test_parts_of_a_file_are_read(tmp_path: Path) -> None:
