@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from talkforge.pipeline import alone, stages
 from talkforge.pipeline.cluster import Cluster, error_of
 from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning, State
@@ -320,7 +322,8 @@ class InlineExecutor(Executor):
             while queue:
                 item, begin_s = queue.popleft(), time.monotonic()
                 try:
-                    result = work.call(item, *_callback(work.key(item), on_running))
+                    with threadpool_limits(1, "blas"):  # as workers: the products are small, and threads spin
+                        result = work.call(item, *_callback(work.key(item), on_running))
                 except TalkforgeError:
                     raise
                 except Exception as error:

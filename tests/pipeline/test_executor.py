@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import ray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from talkforge.curation.audio.logmel import LogMelEncoder
 from talkforge.curation.media.probe import content_hash, probe
@@ -496,6 +497,17 @@ def test_calls_come_back_in_order_inline_and_all_of_them_from_ray(cluster: RayEx
     calls = [(number,) for number in range(5)]
     assert list(InlineExecutor().map(slower_first, calls)) == [0, 1, 2, 3, 4]
     assert sorted(cluster.map(slower_first, calls)) == [0, 1, 2, 3, 4]
+
+
+def blas_threads(*_: object) -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_one_process_computes_with_one_thread_as_a_worker_does(cluster: RayExecutor) -> None:
+    with threadpool_limits(2, "blas"):
+        assert list(InlineExecutor().map(blas_threads, [(0,)])) == [{1}]
+        assert blas_threads() == {2}
+    assert list(cluster.map(blas_threads, [(0,)])) == [{1}]
 
 
 def test_executors_have_names() -> None:
