@@ -53,6 +53,16 @@ def test_every_type_can_be_read_by_the_library(tmp_path: Path) -> None:
         assert torch.equal(found[name].float(), tensor.float()), tensor.dtype
 
 
+def test_a_file_may_be_written_from_what_was_read_of_it(tmp_path: Path) -> None:
+    """Its tensors lie in the file until they are used: to write into it would end the process (SIGBUS)."""
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.arange(1e6), "b": torch.ones(3)})
+    write_tensors(path, {**read_tensors(path), "c": torch.zeros(1)})
+    found = read_tensors(path)
+    assert torch.equal(found["a"], torch.arange(1e6)) and set(found) == {"a", "b", "c"}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_deferred_tensors_are_made_one_at_a_time_and_written_alike(tmp_path: Path) -> None:
     like = {"a": torch.zeros(3, dtype=torch.bfloat16), "b": torch.zeros(2, 2), "c": torch.zeros(())}
     made: list[weakref.ref[torch.Tensor]] = []
