@@ -432,7 +432,8 @@ class RayExecutor(Executor):
         self._ray = self._cluster.ray
         self._has_gpu = bool(self._ray.cluster_resources().get("GPU"))
         self._step = self._ray.remote(max_retries=0)(_do_step)
-        self._heartbeats = self._start_heartbeats()
+        # With the first task, not before: it would take the first process that Ray starts, which may load.
+        self._heartbeats: Any = None
         self._asked: Any = None
         self._looked_s = 0.0
         self._idle_since_s: float | None = None
@@ -501,6 +502,8 @@ class RayExecutor(Executor):
         self._num_submitted += 1
         task.number, task.begin_s = self._num_submitted, time.monotonic()
         task.working, task.worked_s, task.deadline_s = False, 0.0, work.deadline_s(task.item)
+        if self._heartbeats is None:
+            self._heartbeats = self._start_heartbeats()
         report = self._heartbeats
         heartbeat = Heartbeat(task.number, lambda what, *values: getattr(report, what).remote(*values))
         steps = [(step.function, step.arguments, step) for step in work.steps]
