@@ -294,8 +294,13 @@ class Executor(ABC):
         """Do the work with every item; items, results, and the wall seconds of each."""
 
     @abstractmethod
-    def warm_up(self, config: MeasureConfig) -> None:
-        """Have workers load what measuring needs, beside what comes first. Nothing waits for it."""
+    def warm_up(self, config: MeasureConfig, most: int) -> None:
+        """Have workers load what measuring needs, beside what comes first. Nothing waits for it.
+
+        Args:
+            config: what will be measured.
+            most: workers that load.
+        """
 
     @abstractmethod
     def release(self) -> None:
@@ -334,7 +339,7 @@ class InlineExecutor(Executor):
                     result = work.give_up(item, error)
                 yield item, result, time.monotonic() - begin_s
 
-    def warm_up(self, config: MeasureConfig) -> None:
+    def warm_up(self, config: MeasureConfig, most: int) -> None:
         """Nothing: this process loads when it measures."""
 
     def release(self) -> None:
@@ -446,8 +451,8 @@ class RayExecutor(Executor):
         """Items that are worked on at a time; a cluster may grow."""
         return max(1, self._settings.workers or self._cluster.num_cpus())
 
-    def warm_up(self, config: MeasureConfig) -> None:
-        """A task for each core that is there loads the models into its process.
+    def warm_up(self, config: MeasureConfig, most: int) -> None:
+        """A task for each core that is there, or as many as are wanted, loads the models into its process.
 
         Not where there are GPUs: what a task asked for decides which of them its process sees.
         """
@@ -455,7 +460,7 @@ class RayExecutor(Executor):
             return
         load = self._ray.remote(max_retries=0, num_cpus=1)(stages.load)
         self._warm_from_s = time.monotonic()
-        self._warming = [load.remote(config.model_dump_json()) for _ in range(self.num_workers)]
+        self._warming = [load.remote(config.model_dump_json()) for _ in range(min(most, self.num_workers))]
 
     def release(self) -> None:
         """Begin to stop the Ray that was started here, or to leave the cluster."""

@@ -199,8 +199,7 @@ def _go_on(
         executor = make_executor()
         try:
             settled = config.model_copy(update={"measure": gathered.config})
-            executor.warm_up(settled.measure)
-            for intake in _ingest(found, store, config, executor, on_progress):
+            for intake in _ingest(found, store, settled, executor, on_progress):
                 measured = measure(intake[1], store, settled, executor, on_progress)
             ingested, plan = intake
             measured = trace_untraced(plan, measured, store, settled, executor, on_progress)
@@ -239,6 +238,8 @@ def _ingest(
         stamps = stamps_of([store.input_uri(given.uri) for given in some])
         due = {g: stamp for g, stamp in zip(some, stamps, strict=True) if is_due(known.get(g), stamp, config)}
         rows: Iterable[IngestRow] = ()
+        if due and not num_read:
+            executor.warm_up(config.measure, len(due))
         if due:
             read = _read_inputs(due, known, store, config, executor, tripwire)
             rows = _counting(read, on_progress, num_read, len(due) + max(0, len(inputs) - begin))

@@ -433,10 +433,11 @@ def test_every_worker_loads_models_ahead_and_one_that_hangs_is_ended(
         time.sleep(600)
 
     monkeypatch.setattr(stages, "load", load)
-    cluster.warm_up(config)  # a GPU is there: who has asked for none of it may not load for it
+    cluster.warm_up(config, 9)  # a GPU is there: who has asked for none of it may not load for it
     assert cluster._warming == []
     monkeypatch.setattr(cluster, "_has_gpu", False)
-    cluster.warm_up(config)
+    cluster.warm_up(config, 9)
+    assert len(cluster._warming) == 2
     deadline_s = time.monotonic() + 300
     while len(list(tmp_path.iterdir())) < 2:
         assert time.monotonic() < deadline_s, "not both workers load"
@@ -456,6 +457,9 @@ def test_every_worker_loads_models_ahead_and_one_that_hangs_is_ended(
         cluster._look_at_warming(time.monotonic())
         time.sleep(0.05)
     gc.collect()
+    monkeypatch.setattr(stages, "load", lambda _: None)
+    cluster.warm_up(config, 1)  # one input needs one worker
+    assert len(cluster._warming) == 1
     assert "damaged" not in "".join(capfd.readouterr())
 
 

@@ -83,9 +83,9 @@ def test_workers_load_models_before_inputs_are_read_and_are_let_go_before_the_re
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Noting(Recording):
-        def warm_up(self, config: MeasureConfig) -> None:
+        def warm_up(self, config: MeasureConfig, most: int) -> None:
             assert config == gather(CONFIG.measure).config
-            self.steps.append("warm up")
+            self.steps.append(f"warm up {most}")
 
         def release(self) -> None:
             self.steps.append("release")
@@ -96,9 +96,12 @@ def test_workers_load_models_before_inputs_are_read_and_are_let_go_before_the_re
     executor = Noting()
     monkeypatch.setattr(jobs, "report", lambda *_: executor.steps.append("report"))
     curate(videos, tmp_path / "set", executor)
-    assert executor.steps[0] == "warm up" and executor.steps[1].startswith("read ")
+    assert executor.steps[0] == f"warm up {NUM_INPUTS}" and executor.steps[1].startswith("read ")
     assert executor.steps[-4].startswith("measured ")
     assert executor.steps[-3:] == ["release", "report", "close"]
+    executor.steps.clear()
+    curate(videos, tmp_path / "set", executor)  # nothing is due
+    assert executor.steps == ["release", "report", "close"]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 256])
