@@ -17,7 +17,7 @@ from talkforge.curation.audio.track import choose_audio
 from talkforge.curation.body.motion import RIGID_POINTS
 from talkforge.curation.face.identity import similarity_transform
 from talkforge.curation.media import clip_indices, encode_mp4, on_grid, read_audio, read_frames, whole_frame
-from talkforge.curation.media.probe import content_hash, probe
+from talkforge.curation.media.probe import probe
 from talkforge.schemas.arrays import Bytes, Doubles, Floats
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Clip, Input, Rectangle, Video
@@ -159,7 +159,9 @@ def encoded(frames: Iterable[Bytes], fps: float, path: Path, crf: int = CRF) -> 
 
 
 def _probed(path: Path) -> Video:
-    video = choose_audio(path, probe(path, Input(uri=str(path)), content_hash(path)))
+    video = choose_audio(
+        path, probe(path, Input(uri=str(path)), sha256="")
+    )  # nothing here asks which file it is
     if video.hdr:
         raise MediaError(f"{path.name!r}: expected standard dynamic range, found {video.hdr}")
     return video
