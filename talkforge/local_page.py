@@ -8,7 +8,6 @@ other site can reach it under a name of its own. A page runs no script and loads
 from __future__ import annotations
 
 import hmac
-import importlib.resources
 import logging
 import secrets
 import socket
@@ -21,6 +20,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from talkforge.schemas.errors import CommandError, MediaError, TalkforgeError, one_line
+from talkforge.schemas.package_files import package_text
 
 log = logging.getLogger(__name__)
 
@@ -151,12 +151,7 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-def text_of(package: str, name: str) -> str:
-    """The text of a file in a package."""
-    return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
-
-
 def _resource(package: str, name: str) -> Callable[[], flask.Response]:
     kind = KINDS[name.rpartition(".")[2]]
-    shared = text_of("talkforge", SHARED_SCRIPT) if name.endswith(".js") else ""
-    return lambda: flask.Response(shared + text_of(package, name), mimetype=kind)
+    shared = package_text("talkforge", SHARED_SCRIPT) if name.endswith(".js") else ""
+    return lambda: flask.Response(shared + package_text(package, name), mimetype=kind)

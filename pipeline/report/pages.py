@@ -6,7 +6,6 @@ import base64
 import functools
 import gzip
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +14,12 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from talkforge.schemas.package_files import package_text
+
 
 def resource(name: str) -> str:
-    """Text of a file of this package."""
-    return importlib.resources.files("talkforge.pipeline.report").joinpath(name).read_text(encoding="utf-8")
+    """Text of a file of the report's package."""
+    return package_text("talkforge.pipeline.report", name)
 
 
 PLAIN_UNITS = ("fraction", "0..1", "faces", "see ")

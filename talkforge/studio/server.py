@@ -33,6 +33,7 @@ from pydantic import ValidationError
 from talkforge import local_page
 from talkforge.schemas.arrays import Bytes
 from talkforge.schemas.errors import first_invalid
+from talkforge.schemas.package_files import package_text
 from talkforge.schemas.units import AUDIO_HZ
 from talkforge.studio.studio import Photo, Settings, Speech, Studio
 from talkforge.training.generate.pipeline import GenerationPipeline
@@ -144,7 +145,7 @@ def controls(pipeline: GenerationPipeline) -> list[dict[str, Any]]:
 
 
 def _page(title: str) -> str:
-    template = jinja2.Environment(autoescape=True).from_string(local_page.text_of(PACKAGE, "page.html.j2"))
+    template = jinja2.Environment(autoescape=True).from_string(package_text(PACKAGE, "page.html.j2"))
     return template.render(title=title)
 
 

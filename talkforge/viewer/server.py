@@ -29,6 +29,7 @@ from talkforge import local_page
 from talkforge.curation.verdict import REJECTIONS
 from talkforge.pipeline.review import BAD_REASONS
 from talkforge.schemas.errors import first_invalid
+from talkforge.schemas.package_files import package_text
 from talkforge.schemas.records import ReviewRow
 from talkforge.viewer.library import Filter, Library, Show, Span, packed, shapes
 
@@ -110,7 +111,7 @@ def listen(library: Library, mode: Mode, port: int = 0) -> local_page.Server:
 
 
 def _page(mode: Mode) -> str:
-    template = jinja2.Environment(autoescape=True).from_string(local_page.text_of(PACKAGE, "page.html.j2"))
+    template = jinja2.Environment(autoescape=True).from_string(package_text(PACKAGE, "page.html.j2"))
     return template.render(mode=mode, reasons=list(enumerate(BAD_REASONS.values(), 1)))
 
 

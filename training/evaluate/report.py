@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
+from talkforge.schemas.package_files import package_text
 from talkforge.training.evaluate.metrics import FREE, METRICS, PAPER
 
 STRIPS_SHOWN = 40
@@ -129,7 +129,7 @@ def html(document: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
         document: content of report.json.
         strips: JPEG by key.
     """
-    source = importlib.resources.files("talkforge.training.evaluate").joinpath("report.html.j2")
+    template = package_text("talkforge.training.evaluate", "report.html.j2")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": number, "interval": interval}
     by_name = {one["name"]: one for one in document["metrics"]}
@@ -137,7 +137,7 @@ def html(document: Mapping[str, Any], strips: Mapping[str, bytes]) -> str:
         key: "data:image/jpeg;base64," + base64.b64encode(strip).decode()
         for key, strip in list(strips.items())[:STRIPS_SHOWN]
     }
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
+    return environment.from_string(template).render(
         d=document,
         metrics=METRICS,
         paper=[by_name[metric.name] for metric in PAPER],
