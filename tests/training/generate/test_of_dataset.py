@@ -11,7 +11,7 @@ from talkforge.schemas.errors import CommandError
 from talkforge.training.data import loader
 from talkforge.training.generate import of_dataset
 from talkforge.training.generate.of_dataset import generate_clips
-from tests.training.shard_files import Shown, write_set
+from tests.training.shard_files import Shown, members_of, write_set
 from tests.training.speakers import EDGE_PX, a_run, shown
 
 
@@ -77,6 +77,19 @@ def test_videos_of_somebody_else_are_not_overwritten(made: tuple[Path, str], tmp
     with pytest.raises(CommandError, match="expected no videos but those of `evaluate --run`"):
         generate_clips(*made, tmp_path, tmp_path / "truth", 2, device="cpu")
     assert (tmp_path / "clip01.mp4").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_clip_whose_video_breaks_off_is_left_out_and_the_run_goes_on(
+    made: tuple[Path, str], tmp_path: Path
+) -> None:
+    short = members_of(Shown(1, num_frames=9))["mp4"]
+    clips = [Shown(number, num_frames=14) for number in (1, 3, 4)]
+    write_set(tmp_path / "set", [clips], {"clip01": {"mp4": short}})
+    places = tmp_path / "generated", tmp_path / "truth"
+    skipped = generate_clips(made[0], str(tmp_path / "set"), *places, 2, device="cpu")
+    assert skipped == {"clip01": "clip01: mp4: expected 14 frames, found 9"}
+    for place in places:
+        assert {path.name for path in place.iterdir()} - {of_dataset.MADE} == {"clip03.mp4", "clip04.mp4"}
 
 
 @pytest.mark.parametrize(
