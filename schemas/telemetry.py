@@ -1,7 +1,8 @@
-"""Environment variables that switch off the usage reports of the libraries that Talkforge runs on."""
+"""What libraries are told before they are imported: no usage reports, no warnings in vain."""
 
 from __future__ import annotations
 
+import logging
 import os
 
 SWITCHES = {
@@ -22,6 +23,19 @@ def switch_off() -> None:
     """Set every switch that the user has not set, for this process and for those that it starts."""
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
+
+
+WARN_IN_VAIN = ("huggingface_hub", "transformers", "torchao", "torch.utils._pytree")
+"""Loggers of libraries that warn of what no user can change. What matters of theirs arrives as an error."""
+
+
+def hush_warnings() -> None:
+    """Let these loggers pass errors only, where the program has not set a level of its own."""
+    for name in WARN_IN_VAIN:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # it sets its logger's level when it is imported
 
 
 def as_set() -> dict[str, str]:

@@ -11,9 +11,10 @@ docs/python.md shows all of it. Everything else that is installed is in the pack
 `talkforge.curation`, `talkforge.pipeline` and `talkforge.training`.
 """
 
-from talkforge.schemas.telemetry import switch_off
+from talkforge.schemas.telemetry import hush_warnings, switch_off
 
 switch_off()  # before anything else is imported: libraries read the switches when they are
+hush_warnings()
 
 from talkforge.api import CuratedSet, curate, open  # noqa: E402
 from talkforge.samples import Sample  # noqa: E402

@@ -31,9 +31,6 @@ BUILD, LOOK, ADD = "Build a data set", "Look at it", "Add text"
 HAND_ON, TRAIN, SETUP = "Hand it on", "Train", "Set up"
 """Groups of commands in the help."""
 
-NOISY = ("huggingface_hub", "transformers", "torchao", "torch.utils._pytree")
-"""Loggers of libraries that warn of what no user can change. What matters of theirs arrives as an error."""
-
 TERMINAL = "terminal"
 """Name of the log handler that writes to stderr."""
 
@@ -272,9 +269,6 @@ def _logging() -> Iterator[None]:
     except ValueError:
         terminal.setLevel(logging.WARNING)
     root.addHandler(terminal)
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # it sets its logger's level when it is imported
     try:
         yield
     finally:

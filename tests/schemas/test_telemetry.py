@@ -1,4 +1,4 @@
-"""Usage reports are off before a library that has them is imported."""
+"""Usage reports are off before a library that has them is imported, and idle warnings too."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def test_onnxruntime_leaves_nothing_at_home(tmp_path: Path) -> None:
     fresh.mkdir()
     python("import talkforge, onnxruntime", fresh)
     assert list(fresh.rglob("*onnxruntime*")) == []
+
+
+def test_libraries_warn_only_where_the_user_asks_for_it(tmp_path: Path) -> None:
+    code = (
+        "import logging; logging.getLogger('transformers').setLevel(logging.INFO); import talkforge, os\n"
+        "names = 'transformers', 'torchao', 'diffusers'\n"
+        "print([logging.getLogger(name).getEffectiveLevel() for name in names])\n"
+        "print(os.environ['DIFFUSERS_VERBOSITY'])"
+    )
+    assert python(code, tmp_path).splitlines() == ["[20, 40, 30]", "error"]
+    assert python(code, tmp_path, DIFFUSERS_VERBOSITY="info").splitlines()[1] == "info"
 
 
 def test_workers_are_given_the_switches() -> None:
