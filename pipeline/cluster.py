@@ -170,6 +170,8 @@ class Cluster:
         """Begin to close, in a thread: Ray waits for its processes one after the other."""
         if self._leaving is None:
             self._closed.set()
+            if self._ours:
+                os.environ.pop(scratch.OWNER, None)  # what starts from here on does not end with Ray
             thread = ThreadPoolExecutor(1, "talkforge-leave")
             self._leaving = thread.submit(self._leave)
             thread.shutdown(wait=False)
