@@ -214,7 +214,7 @@ class Maker:
             "outcomes.parquet": encoded(Outcome, outcome),
             **{f"{name}.parquet": encoded(kind) for name, kind in EMPTY.items()},
             "thumbnails.npz": npz_bytes(**{ids[0]: np.zeros(1000, np.uint8)}),
-            small_arrays.FEATURES: small_arrays.files(arrays)[small_arrays.FEATURES],
+            **small_arrays.files(arrays),
         }
         folder = self.folder / "parts" / f"{number:06d}"
         folder.mkdir(parents=True)
@@ -287,14 +287,16 @@ class CutsNothing(InlineExecutor):
 
 def run(what: str, root: str) -> Any:
     """One command, as it is named in `COMMANDS`; what it found."""
-    from talkforge.pipeline import jobs, standing
+    from talkforge.pipeline import standing
     from talkforge.pipeline.dataset import load_dataset, load_ingested
     from talkforge.pipeline.ingest import Planned
-    from talkforge.pipeline.measured import read_measured, rows_of_inputs
 
     store = Store(root)
-    if what.startswith("status"):
+    if what.startswith("status"):  # imports no more than the command does
         return standing.standing(store, load_dataset(store)).totals.candidates
+    from talkforge.pipeline import jobs
+    from talkforge.pipeline.measured import read_measured, rows_of_inputs
+
     if what == "report":
         (store.local_root or Path()).joinpath("report").mkdir(exist_ok=True)
         return jobs.report(store)
@@ -306,10 +308,9 @@ def run(what: str, root: str) -> Any:
         results = jobs.cut_accepted(store, dataset, selection, ingested, CutsNothing())
         return sum(len(result.keys) for result in results)
     if what == "people":
-        rows, _ = rows_of_inputs(
-            read_measured(store).clips, Planned(load_ingested(store)), Config().thresholds
-        )
-        found = read_measured(store).people(rows.table, Config().shards.same_person or 0.4)
+        measured = read_measured(store)
+        rows, _ = rows_of_inputs(measured.clips, Planned(load_ingested(store)), Config().thresholds)
+        found = measured.people(rows.table, Config().shards.same_person or 0.4)
         return len(found["people"])
     if what == "copies":
         return len(read_measured(store).read_copies())

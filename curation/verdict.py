@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from operator import eq
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -391,8 +393,7 @@ def judge_columns(columns: Columns, thresholds: Thresholds) -> Reasons:
         thresholds: limits of the rules. None switches a rule off.
     """
     found: list[tuple[NDArray[np.int64], int, Sequence[str], Sequence[str]]] = []
-    stopped = np.array([bool(code) for code in columns.values("stopped_by")], bool)
-    codes = np.array(columns.values("stopped_by"), object)
+    stopped = columns.where("stopped_by", bool)
     moved = np.nan_to_num(columns.floats("audio_shift_s")) != 0
     for order, rule in enumerate(RULES):
         broken, values = _broken_rows(rule, columns, thresholds, stopped, moved)
@@ -400,21 +401,64 @@ def judge_columns(columns: Columns, thresholds: Thresholds) -> Reasons:
         limits = _limits(rule, columns, thresholds)
         found.append((rows, order, *_told(rule, values[rows], None if limits is None else limits[rows])))
         # The code of the gate that ended measuring is always among the reasons.
-        rows = np.flatnonzero((codes == rule.code) & ~broken)
+        rows = np.flatnonzero(columns.where("stopped_by", partial(eq, rule.code)) & ~broken)
         found.append((rows, len(RULES), *_told(rule, values[rows], None)))
     unbroken = np.ones(columns.num_rows, bool)
     unbroken[np.concatenate([one[0] for one in found])] = False
-    rows = np.flatnonzero(unbroken & (codes == NOT_TRACED.code))
+    rows = np.flatnonzero(unbroken & columns.where("stopped_by", partial(eq, NOT_TRACED.code)))
     found.append((rows, len(RULES), *_told(NOT_TRACED, columns.floats(NOT_TRACED.field)[rows], None)))
-    for row, further in columns.further(lambda view: _further_reasons(_as_moved(view), thresholds)):
-        rows = np.full(len(further), row)
-        found.append((rows, len(RULES) + 1, [one.code for one in further], list(map(str, further))))
+    for order, further in enumerate(_further_columns(columns, thresholds, stopped, moved), len(RULES) + 1):
+        found.append((further.rows, order, further.codes, further.details))
     rows = np.concatenate([one[0] for one in found])
     orders = np.concatenate([np.full(len(one[0]), one[1]) for one in found])
     by_row = np.lexsort((np.arange(len(rows)), orders, rows))
     flat_codes = [code for one in found for code in one[2]]
     flat_details = [detail for one in found for detail in one[3]]
     return Reasons(rows[by_row], [flat_codes[i] for i in by_row], [flat_details[i] for i in by_row])
+
+
+def _further_columns(
+    columns: Columns, thresholds: Thresholds, stopped: NDArray[np.bool_], moved: NDArray[np.bool_]
+) -> Iterator[Reasons]:
+    """What `_further_reasons` says of many clips, one kind of reason after the other in the same order."""
+    for rejection, forbids in _governance(thresholds):
+        values, numbers = columns.distinct(rejection.field)
+        forbidden = np.array([*map(forbids, values), False], bool)  # the last one stands for none
+        rows = np.flatnonzero(forbidden[numbers])
+        details = [str(_stated(rejection, value)) for value in values]
+        yield Reasons(rows, [rejection.code] * len(rows), [details[n] for n in numbers[rows].tolist()])
+
+    def reasons(
+        rejection: Rejection,
+        broken: NDArray[np.bool_],
+        values: str,
+        limits: NDArray[np.float64] | None = None,
+    ) -> Reasons:
+        rows = np.flatnonzero(broken & ~stopped)
+        limits = None if limits is None else limits[rows]
+        return Reasons(rows, *_told(rejection, columns.floats(values)[rows], limits))
+
+    if thresholds.languages:
+        is_other = columns.where(
+            "language", lambda said: said is not None and said not in thresholds.languages
+        )
+        yield reasons(OTHER_LANGUAGE, is_other, OTHER_LANGUAGE.field)
+    forbidden_words = np.nan_to_num(columns.floats("num_forbidden_words")) != 0
+    yield reasons(FORBIDDEN_WORDS, forbidden_words, FORBIDDEN_WORDS.field, np.zeros(columns.num_rows))
+    if thresholds.require_sync_score:
+        unscored = np.isnan(columns.floats("sync_offset_frames")) & ~moved
+        yield reasons(SYNC_UNSCORED, unscored, SYNC_UNSCORED.field)
+    if thresholds.require_speaker:
+        listens = columns.where("active_speaker", lambda speaks: speaks is False)
+        silent = columns.floats("speaking_fraction") <= SPEAKING_FRACTION
+        by_network = replace(NOT_SPEAKING, field="speaking_fraction")
+        yield reasons(by_network, listens & silent, by_network.field)
+        yield reasons(NOT_SPEAKING, listens & ~silent & ~moved, NOT_SPEAKING.field)
+        yield reasons(NOT_SPEAKING, listens & ~silent & moved, "sync_offset_probability")
+        most = columns.floats("faces_max")
+        beside = ~np.isnan(columns.floats("crop_width_px")) & (columns.floats("faces_frame_max") > most)
+        unclear = columns.where("active_speaker", lambda speaks: speaks is None)
+        yield reasons(SPEAKER_UNCLEAR, unclear & beside, SPEAKER_UNCLEAR.field, most)
 
 
 def _broken_rows(
@@ -449,7 +493,7 @@ def _limits(rule: Rule, columns: Columns, thresholds: Thresholds) -> NDArray[np.
         return None
     limits = np.full(columns.num_rows, threshold, np.float64)
     if rule.threshold == "min_sync_probability":
-        of_bands = [(method or "").startswith(BANDS_ONLY) for method in columns.values("sync_method")]
+        of_bands = columns.where("sync_method", lambda method: (method or "").startswith(BANDS_ONLY))
         limits[of_bands] = max(threshold, BANDS_ONLY_FROM)
     return limits
 
@@ -485,58 +529,43 @@ class Columns:
     def __init__(self, num_rows: int, read: Callable[[str], list[Any]]) -> None:
         self.num_rows = num_rows
         self._read = read
-        self._values: dict[str, list[Any]] = {}
+        self._distinct: dict[str, tuple[list[Any], NDArray[np.int64]]] = {}
 
     def values(self, name: str) -> list[Any]:
         """Values of a column [n], None where there is none."""
-        if name not in self._values:
-            try:
-                self._values[name] = self._read(name)
-            except KeyError:
-                self._values[name] = [None] * self.num_rows
-        return self._values[name]
+        try:
+            return self._read(name)
+        except KeyError:
+            return [None] * self.num_rows
 
-    @property
-    def names(self) -> list[str]:
-        """Columns that were read so far."""
-        return list(self._values)
+    def distinct(self, name: str) -> tuple[list[Any], NDArray[np.int64]]:
+        """The different values of a column, and the number [n] of each clip's among them; -1 for none."""
+        if name not in self._distinct:
+            self._distinct[name] = self._find_distinct(name)
+        return self._distinct[name]
+
+    def _find_distinct(self, name: str) -> tuple[list[Any], NDArray[np.int64]]:
+        values = self.values(name)
+        number_of = {value: n for n, value in enumerate(dict.fromkeys(v for v in values if v is not None))}
+        return list(number_of), np.array([number_of.get(value, -1) for value in values], np.int64)
+
+    def where(self, name: str, is_so: Callable[[Any], Any]) -> NDArray[np.bool_]:
+        """Whether something is true of each clip's value of a column [n].
+
+        Args:
+            name: of the column.
+            is_so: asked once for each different value, and for None.
+        """
+        values, numbers = self.distinct(name)
+        return np.array([is_so(value) for value in (*values, None)], bool)[numbers]
 
     def forget(self, name: str) -> None:
         """Read a column again, because it has changed."""
-        self._values.pop(name, None)
+        self._distinct.pop(name, None)
 
     def floats(self, name: str) -> NDArray[np.float64]:
-        """The same as float64 [n], NaN where there is none."""
+        """The same as `values`, as float64 [n], NaN where there is none."""
         return np.array(self.values(name), np.float64)
-
-    def further(
-        self, reasons: Callable[[Mapping[str, Any]], list[Reason]]
-    ) -> Iterator[tuple[int, list[Reason]]]:
-        """Number and reasons of each clip that has any, by a function of a row."""
-        view = _Row(self)
-        for view.number in range(self.num_rows):
-            if found := reasons(view):
-                yield view.number, found
-
-
-class _Row(Mapping[str, Any]):
-    """One row of some columns, which is not copied."""
-
-    def __init__(self, columns: Columns) -> None:
-        self.columns, self.number = columns, 0
-
-    def __getitem__(self, name: str) -> Any:
-        return self.columns.values(name)[self.number]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.columns.values(name)[self.number]
-        return default if value is None else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.columns.names)
-
-    def __len__(self) -> int:
-        return len(self.columns.names)
 
 
 def _broken(rule: Rule, row: Mapping[str, Any], thresholds: Thresholds, stopped: str | None) -> Reason | None:
@@ -583,28 +612,36 @@ def _as_moved(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _further_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
     """Reasons that are no `Rule`."""
-    reasons = _governance_reasons(row, thresholds)
+    reasons = []
+    for rejection, forbids in _governance(thresholds):
+        if (found := row.get(rejection.field)) is not None and forbids(found):
+            reasons.append(_stated(rejection, found))
     if not row.get("stopped_by"):
         reasons += _transcript_reasons(row, thresholds)
         reasons += _sync_reasons(row, thresholds)
     return reasons
 
 
-def _governance_reasons(row: Mapping[str, Any], thresholds: Thresholds) -> list[Reason]:
-    """Reasons from what the list of inputs says of the footage; none where the row has not got it."""
-    reasons = []
-    consent, licence = row.get("consent"), row.get("licence")
-    if thresholds.require_consent and consent is not None and consent.strip().lower() in NO:
-        reasons.append(_stated(NO_CONSENT, consent))
+def _governance(thresholds: Thresholds) -> list[tuple[Rejection, Callable[[str], bool]]]:
+    """Rejections by what the list of inputs says of the footage, and which words of it they are for.
+
+    None is for clips that the list was not joined to yet.
+    """
     kept = [pattern.strip().lower() for pattern in thresholds.licences]
-    if kept and licence is not None:
+
+    def is_other(licence: str) -> bool:
         found = licence.strip().lower()
-        if not found or not any(fnmatchcase(found, pattern) for pattern in kept):
-            reasons.append(_stated(OTHER_LICENCE, licence))
-    said = row.get("training_mining")
-    if thresholds.respect_reservations and said and reserves(said):
-        reasons.append(_stated(TRAINING_RESERVED, said))
-    return reasons
+        return not found or not any(fnmatchcase(found, pattern) for pattern in kept)
+
+    return [
+        *(
+            [(NO_CONSENT, lambda consent: consent.strip().lower() in NO)]
+            if thresholds.require_consent
+            else []
+        ),
+        *([(OTHER_LICENCE, is_other)] if kept else []),
+        *([(TRAINING_RESERVED, reserves)] if thresholds.respect_reservations else []),
+    ]
 
 
 def reserves(said: str) -> bool:

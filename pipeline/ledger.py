@@ -339,10 +339,11 @@ def _reject_near_duplicates(
 ) -> Reasons:
     """All reasons once accepted rows that repeat a better one are rejected, but for those that a reviewer
     keeps."""
-    copies = found.table.slice(0, 0)
     kept_of: dict[str, str] = {}
+    copies = found.table.select(["clip_id"]).slice(0, 0)
     if thresholds.near_duplicates:
-        good = found.table.filter(found.table.column("accepted"))
+        needed = found.table.select([*near_duplicates.RANKED, "reviewed"])
+        good = needed.filter(found.table.column("accepted"))
         kept_of = near_duplicates.repeated(good, measured.read_copies(), thresholds)
         copies = good.filter(pc.is_in(good.column("clip_id"), value_set=pa.array(list(kept_of), pa.string())))
         copies = copies.filter(pc.fill_null(pc.not_equal(copies.column("reviewed"), "keep"), True))
@@ -416,21 +417,18 @@ def _name_speakers(found: ClipRows) -> None:
 
 def _overlapping(found: ClipRows, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Rows of one video that hang together by overlaps in time, two and more; ascending."""
-    videos = found.table.column("video_id").combine_chunks().dictionary_encode().indices.to_numpy()[numbers]
+    _, videos = found.distinct("video_id")
     starts, ends = (found.floats(name)[numbers] for name in ("start_s", "end_s"))
-    order = np.lexsort((starts, videos))
-    far_s = 10.0 + max(ends.max(initial=0.0), -starts.min(initial=0.0))
-    # One time line on which videos follow each other; a millisecond more, so that rounding parts nothing.
-    offset_s = videos[order] * 2 * far_s
-    latest = np.maximum.accumulate(ends[order] + offset_s)
-    begins = np.append(0, np.flatnonzero(starts[order][1:] + offset_s[1:] > latest[:-1] + 1e-3) + 1)
-    for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
-        if end - begin > 1:
-            group = order[begin:end]
-            # Exactly: clips that follow each other do not overlap.
-            latest = np.maximum.accumulate(ends[group])
-            apart = np.flatnonzero(starts[group][1:] >= latest[:-1]) + 1
-            yield from (np.sort(numbers[some]) for some in np.split(group, apart) if len(some) > 1)
+    # One time line of whole numbers on which videos follow each other, so that nothing is rounded.
+    times, ranks = np.unique(np.concatenate([starts, ends]), return_inverse=True)
+    ranks = ranks.reshape(2, -1) + videos[numbers] * len(times)
+    order = np.lexsort(ranks[::-1])
+    starts, ends = ranks[0][order], np.maximum.accumulate(ranks[1][order])
+    # Clips that follow each other do not overlap.
+    begins = np.append(0, np.flatnonzero(starts[1:] >= ends[:-1]) + 1)
+    sizes = np.diff(begins, append=len(order))
+    for begin, size in zip(begins[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        yield np.sort(numbers[order[begin : begin + size]])
 
 
 def _speaker(together: Sequence[Mapping[str, Any]]) -> str | None:
@@ -483,10 +481,15 @@ def _split(found: ClipRows, accepted: NDArray[np.bool_], groups: Sequence[str], 
 
 def _compare_voices(found: ClipRows, measured: Measured) -> None:
     """Voice of every row, and its similarity to the usual voice of the face, or of the person of the list."""
+    of_clip = measured.read_voices()
+    if not of_clip:  # seldom measured
+        found["voice_person"] = pa.nulls(len(found), pa.string())
+        found["voice_similarity"] = pa.nulls(len(found), pa.float64())
+        return
     table = found.table
     keys, persons, labels = (table.column(name).to_pylist() for name in ("clip_id", "person_id", "person"))
     person_of = {key: person or label for key, person, label in zip(keys, persons, labels, strict=True)}
-    vectors = {key: vector for key, vector in measured.read_voices().items() if key in person_of}
+    vectors = {key: vector for key, vector in of_clip.items() if key in person_of}
     heard = list(map(voices.compare(vectors, person_of).get, keys))
     found["voice_person"] = pa.array([one and one.person for one in heard], pa.string())
     found["voice_similarity"] = pa.array([one and one.similarity for one in heard], pa.float64())
@@ -502,9 +505,14 @@ def all_repeats(
         measured: what the parts say.
         thresholds: when two clips are duplicates.
     """
-    names = ("failure", "stopped_by", "reasons")
-    told = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-    rows = table.filter(pa.array([hangs_on_numbers(*one) for one in told], pa.bool_()))
+    is_open = pc.and_(table.column("failure").is_null(), table.column("stopped_by").is_null())
+    rows = table.select([*near_duplicates.RANKED, "reasons"]).filter(is_open)
+    sets = pc.binary_join(rows.column("reasons").combine_chunks(), ",").dictionary_encode()
+    known = (text.split(",") if text else () for text in sets.dictionary.to_pylist())
+    of_set = [hangs_on_numbers(None, None, codes) for codes in known]
+    rows = rows.filter(pa.array(of_set, pa.bool_()).take(sets.indices))
+    if len(rows) > near_duplicates.MAX_CLIPS:
+        return None
     copies = measured.read_copies() if thresholds.near_duplicates else near_duplicates.empty()
     return near_duplicates.all_repeats(rows, copies, thresholds)
 
@@ -549,6 +557,8 @@ def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:
 
 def with_shards(selection: Selection, where: Mapping[str, str]) -> Selection:
     """The selection with the shard of every accepted clip that lies in one."""
+    if not where:
+        return selection
     keys, accepted = (selection.table.column(name).to_pylist() for name in ("clip_id", "accepted"))
     shard = [where.get(key) if good else None for key, good in zip(keys, accepted, strict=True)]
     return selection.with_columns(shard=shard)

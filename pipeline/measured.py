@@ -109,7 +109,8 @@ class Measured:
 
         def make() -> dict[str, pa.Table]:
             clip_ids, vectors = self.read_faces()
-            known = rows.filter(pc.is_in(rows.column("clip_id"), value_set=pa.array(clip_ids, pa.string())))
+            needed = rows.select(["clip_id", "video_id", "person", "start_s", "end_s"])
+            known = needed.filter(pc.is_in(rows.column("clip_id"), value_set=pa.array(clip_ids, pa.string())))
             if len(known) < len(clip_ids):  # of files that have changed since
                 left = set(known.column("clip_id").to_pylist())
                 vectors = vectors[[key in left for key in clip_ids]]
@@ -204,7 +205,7 @@ def read_measured(store: Store, writes: bool = True) -> Measured:
     elif changed:
         found = _joined(found, _read_parts(store, new, {}))
     state = hashlib.sha256(json.dumps(now).encode()).hexdigest()
-    clips = _each_once(found["clips"])
+    clips = _each_once(found["clips"]).combine_chunks()  # which a selection then need not do once more
     kept = Kept(store, writes)
     of_copies = f"{state} {near_duplicates.TABLE.names}"
 
@@ -417,6 +418,7 @@ def _faces(pieces: Iterable[pa.Table], clips: pa.Table) -> tuple[list[str], Floa
         )
         lengths[rows] = np.diff(edges)[own]
         if not vectors.size and lengths.any():
+            # Memory of rows that are never written is never taken.
             vectors = np.zeros((len(names), int(lengths[lengths > 0][0])), np.float32)
         equal = np.flatnonzero(lengths[rows] == vectors.shape[1])
         for start in range(0, len(equal), 4096):
@@ -430,7 +432,11 @@ def _faces(pieces: Iterable[pa.Table], clips: pa.Table) -> tuple[list[str], Floa
             f"clip {names[row]}: expected a face embedding of {lengths[known[0]]} numbers as in clip "
             f"{names[known[0]]}, found {lengths[row]}"
         )
-    return [names[row] for row in known.tolist()], vectors if len(known) == len(vectors) else vectors[known]
+    for start in range(0, len(known), 4096):  # moved forwards: of a million there is room for no second copy
+        some = known[start : start + 4096]
+        vectors[start : start + len(some)] = vectors[some]
+    vectors.resize((len(known), vectors.shape[1]), refcheck=False)
+    return [names[row] for row in known.tolist()], vectors
 
 
 def _voices(pieces: Iterable[pa.Table], clips: pa.Table) -> dict[str, Floats]:
@@ -697,6 +703,12 @@ class ClipRows(Columns):
             self.table = self.table.append_column(name, column)
         self.forget(name)
 
+    def _find_distinct(self, name: str) -> tuple[list[Any], NDArray[np.int64]]:
+        if name not in self.table.column_names:
+            return [], np.full(len(self), -1)
+        encoded = self.table.column(name).combine_chunks().dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+
     def floats(self, name: str) -> NDArray[np.float64]:
         if name not in self.table.column_names:
             return np.full(len(self), np.nan)
@@ -747,7 +759,9 @@ def rows_of_inputs(
             has read them of are `unread`.
     """
     inputs = planned.of_clips(*(clips.column(name) for name in ("video_id", "start_s", "end_s")))
-    rows = ClipRows(clips.filter(pa.array(inputs >= 0)).combine_chunks())
+    if (inputs < 0).any():
+        clips = clips.filter(pa.array(inputs >= 0))
+    rows = ClipRows(clips.combine_chunks())
     _join_inputs(rows, planned.rows, inputs[inputs >= 0])
     if thresholds.respect_reservations:
         rows["training_mining"] = pc.fill_null(rows.table.column("training_mining"), UNREAD)

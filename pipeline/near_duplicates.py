@@ -136,19 +136,14 @@ Repeats = tuple[tuple[str, str], ...]
 """(clip, clip that repeats it) of near duplicates."""
 
 
-def all_repeats(rows: pa.Table, copies: pa.Table, thresholds: Thresholds) -> Repeats | None:
+def all_repeats(rows: pa.Table, copies: pa.Table, thresholds: Thresholds) -> Repeats:
     """Every pair of near duplicates, the better one first, in the order in which they are decided.
 
     Args:
         rows: ledger columns of the clips on which thresholds decide, those that `rank` reads.
         copies: answer of `alike`.
         thresholds: when two are duplicates.
-
-    Returns:
-        None where there are more than `MAX_CLIPS` rows.
     """
-    if len(rows) > MAX_CLIPS:
-        return None
     return tuple(_pairs(rows, copies, thresholds)) if thresholds.near_duplicates else ()
 
 

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from talkforge.pipeline import tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.measured import read_measured, rows_of_inputs
 from talkforge.pipeline.parts import committed_parts, footage, remaining, span_of_key
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import Totals, count
@@ -105,6 +104,9 @@ def _selected(store: Store) -> tuple[Inputs, pa.Table]:
 
 def _unselected(store: Store, thresholds: Thresholds) -> tuple[Inputs, pa.Table]:
     """Inputs and clips of what is committed, each clip judged by itself."""
+    # Takes half a second to import, which a status of what is selected can do without.
+    from talkforge.pipeline.measured import read_measured, rows_of_inputs
+
     ingested = load_ingested(store)
     planned = Planned(ingested)
     measured = read_measured(store, writes=False)

@@ -161,7 +161,10 @@ def _check_sha256(data: bytes, name: str) -> bool:
     found = data[at : at + len(_ZEROS)]
     if at < len(_MARK) or not _SHA256.fullmatch(found):
         return False
-    if hashlib.sha256(data[:at] + _ZEROS + data[at + len(_ZEROS) :]).hexdigest().encode() != found:
+    digest, view = hashlib.sha256(), memoryview(data)
+    for piece in (view[:at], _ZEROS, view[at + len(_ZEROS) :]):  # a file may be large: no copy of it
+        digest.update(piece)
+    if digest.hexdigest().encode() != found:
         raise DatasetError(f"{name}: not the bytes that were written (they do not have their checksum)")
     return True
 
