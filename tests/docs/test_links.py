@@ -1,11 +1,17 @@
-"""What the pages name is there: links, files in backticks, and every page in the index."""
+"""What the pages name is there: links, files, programs, targets of make, settings, pages in the index."""
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from talkforge.schemas.config import Config
+from talkforge.schemas.settings import key_paths
+from talkforge.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +29,12 @@ FOLDERS = (
     "tests",
     "docs",
 )
+
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""Pages that speak of what is; the changes speak of what was."""
+
+ENDINGS = {"npy", "npz", "json", "py", "md", "safetensors", "yaml"}
+"""Of files whose names look like settings."""
 
 
 def headings(page: Path) -> set[str]:
@@ -42,12 +54,70 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in headings(there), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_are_named_exist(page: Path) -> None:
-    if page.name == "CHANGELOG.md":  # speaks of what was
-        return
     named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]+)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def missing_programs(text: str) -> list[str]:
+    """What is not there of the `python -m ROOM.MODULE --option` in a text: modules, options."""
+    found = []
+    rooms = "|".join(FOLDERS)
+    for module, rest in re.findall(rf"python -m ((?:{rooms})(?:\.\w+)*)([^`\n|]*)", text):
+        file = ROOT / f"{module.replace('.', '/')}.py"
+        if not file.is_file():
+            found.append(module)
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        options = re.findall(r"--[a-z][\w-]*", rest.partition("#")[0])
+        found += [f"{module} {option}" for option in options if option not in texts]
+    return found
+
+
+def missing_targets(text: str) -> list[str]:
+    """Targets of `make TARGET` in a text that the Makefile lacks."""
+    there = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return [name for name in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE) if name not in there]
+
+
+def missing_settings(text: str) -> list[str]:
+    """Settings of `section.key` or `--set section.key=value` in a text that no configuration has."""
+    known = {*key_paths(Config), *key_paths(TrainConfig)}
+    known |= {key.removeprefix("measure.") for key in known}
+    sections = "|".join({key.partition(".")[0] for key in known})
+    named = re.findall(rf"(?:--set |-s |`)((?:{sections})(?:\.[a-z]\w*)+)(?=[`=])", text)
+    return [name for name in named if name not in known and name.rpartition(".")[2] not in ENDINGS]
+
+
+def missing_tests(text: str) -> list[str]:
+    """Files and folders of `pytest PATH` in a text that are not there."""
+    words = [
+        word for line in re.findall(r"pytest ([^`\n]+)", text) for word in shlex.split(line, posix=False)
+    ]
+    return [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()]
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
+def test_programs_targets_settings_and_tests_that_are_named_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    assert missing_programs(text) == []
+    assert missing_targets(text) == []
+    assert missing_settings(text) == []
+    assert missing_tests(text) == []
+
+
+def test_what_is_not_there_is_found() -> None:
+    text = "`python -m benchmarks.none`\npython -m examples.learn --short --long  # --not\n"
+    assert missing_programs(text) == ["benchmarks.none", "examples.learn --long"]
+    assert missing_targets("`make demo`, `make nothing`\nmake none   # one\nto make sure") == [
+        "nothing",
+        "none",
+    ]
+    text = "`thresholds.min_sync`, `scan.sample_s`, `lips.npz`, `talkforge select set --set run.fps=1`"
+    assert missing_settings(text) == ["thresholds.min_sync", "run.fps"]
+    assert missing_tests("`pytest -x tests/docs tests/none.py -k one`") == ["tests/none.py"]
 
 
 def test_the_index_names_every_page() -> None:
