@@ -618,6 +618,7 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
 
     Raises:
         CommandError: there is no such clip, or several; it was not measured densely, or `out` is no mp4.
+        RunError: `out` cannot be written.
     """
     load_dataset(store)
     if out.suffix.lower() != ".mp4" or not out.parent.is_dir():
@@ -632,5 +633,5 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
     video_id = clip.measures.clip.video_id
     video, stamp = videos_by_id(ingested)[video_id], stamps_by_id(ingested)[video_id]
     arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
-    with local_video(store, video, stamp) as path:
-        inspect_clip.inspect(clip.measures.clip, arrays, video, path, out)
+    with local_video(store, video, stamp) as path, scratch.replacing(out) as part:
+        inspect_clip.inspect(clip.measures.clip, arrays, video, path, part)

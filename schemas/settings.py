@@ -156,6 +156,8 @@ def _mistakes(model: type[BaseModel], error: ValidationError, places: dict[KeyPa
     for details in error.errors(include_url=False):
         key = details["loc"]
         near = next((key[:end] for end in range(len(key), 0, -1) if key[:end] in places), ())
+        if not near and details["type"] == "extra_forbidden":  # a section, whose keys have a place
+            near = next((place for place in places if place[: len(key)] == key), ())
         where = f"{places.get(near, '')}{'.'.join(map(str, key))}"
         yield f"{where}: {_what(model, details)}" if where else _what(model, details)
 

@@ -226,7 +226,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ),
         (
             "nonsense.key=1",
-            "configuration: nonsense: unknown key (known here: measure, thresholds, shards, run)",
+            "configuration: --set nonsense: unknown key (known here: measure, thresholds, shards, run)",
         ),
         ("clip.fps=fast", 'configuration: --set measure.clip.fps: expected a number, found "fast"'),
         (

@@ -380,6 +380,23 @@ def test_inspect_refuses_what_is_no_place_for_a_video(curated: Any, tmp_path: Pa
     assert err.endswith(f"{out}: expected a .mp4 file in a folder that is there\n")
 
 
+def test_a_video_that_inspect_cannot_write_is_one_line_and_leaves_nothing(
+    curated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **_: Any) -> None:
+        given[0].write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("talkforge.curation.media.encode_mp4", full)
+    (tmp_path / "x.mp4").write_bytes(b"before")
+    clip = ledger(curated.dataset)["a.mp4"]["clip_id"]
+    code, stdout, err = run("inspect", curated.dataset, clip, "--out", tmp_path / "x.mp4")
+    assert (code, stdout) == (1, "")
+    assert err == f"talkforge: {tmp_path / 'x.mp4'}: cannot be written: No space left on device\n"
+    assert (tmp_path / "x.mp4").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
 def test_inspect_says_why_a_clip_was_not_measured_densely(curated: Any, tmp_path: Path) -> None:
     (name,) = curated.dataset.glob("parts/*/clips.parquet")
     rows = tables.from_table(ClipMeasures, tables.from_bytes(name.read_bytes(), name.name))
