@@ -276,14 +276,14 @@ def _components(vectors: Floats, same_person: float) -> list[Ints]:
         # already, so that no more than one block of pairs is ever held.
         near = vectors[start : start + BLOCK] @ vectors[start:].T >= same_person - 1e-5
         left, right = np.nonzero(near)
-        edges = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
-        labels = _connected(count, edges)[labels]
+        labels = _connected(count, labels[left + start], labels[right + start])[labels]
     return [component for component in _groups(labels) if len(component) > 1]
 
 
-def _connected(count: int, edges: Ints) -> Ints:
-    """Number of the connected component of each of `count` nodes, from edges [2, m]."""
-    graph = coo_array((np.ones(edges.shape[1], np.bool_), (edges[0], edges[1])), shape=(count, count))
+def _connected(count: int, left: Ints, right: Ints) -> Ints:
+    """Number of the connected component of each of `count` nodes, from the ends of edges [m]."""
+    edges = np.divmod(np.unique(left * count + right), count)  # each once, as one number
+    graph = coo_array((np.ones(len(edges[0]), np.bool_), edges), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
@@ -295,12 +295,11 @@ def _components_in_cells(vectors: Floats, same_person: float) -> list[Ints]:
         labels = np.arange(len(members))
         for start in range(0, len(members), BLOCK):
             left, right = np.nonzero(inner[start : start + BLOCK] @ inner[start:].T >= same_person - 1e-5)
-            pairs = np.unique(np.stack([labels[left + start], labels[right + start]]), axis=1)
-            labels = _connected(len(members), pairs)[labels]
+            labels = _connected(len(members), labels[left + start], labels[right + start])[labels]
         # Each to the first of its component: as many edges as members.
         _, first = np.unique(labels, return_index=True)
         edges.append(np.stack([members, members[first[labels]]]))
-    labels = _connected(len(vectors), np.concatenate(edges, axis=1))
+    labels = _connected(len(vectors), *np.concatenate(edges, axis=1))
     return [component for component in _groups(labels) if len(component) > 1]
 
 
