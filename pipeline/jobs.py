@@ -569,17 +569,20 @@ def report(store: Store, selection: Selection | None = None) -> str:
     dataset = load_dataset(store)
     snapshot = snapshots.current(store) if snapshots.read_index(store) else None
     table = _table(store, "ledger.parquet")
+    repeats = selection.repeats if selection else _repeats(store, table, dataset.config)
+    clips = frame_of(table)
+    del table  # of a million clips one of both is enough
     part_of = ledger.parts_of_clips(store, selection)
     write_report(
         store,
-        ledger=frame_of(table),
+        ledger=clips,
         sources=_frame(store, "sources.parquet"),
         failures=_frame(store, "failures.parquet"),
         dataset=dataset,
         thumbnails=ledger.thumbnails(store, part_of),
         people=_people(store),
         audit=audit.result(store).document() if audit.is_labelled(store) else None,
-        repeats=selection.repeats if selection else _repeats(store, table, dataset.config),
+        repeats=repeats,
         curves=functools.partial(read_curves, store, part_of=part_of),
         title=Title(
             store.root.rstrip("/").rpartition("/")[2],
@@ -591,7 +594,9 @@ def report(store: Store, selection: Selection | None = None) -> str:
 
 def _repeats(store: Store, table: pa.Table, config: Config) -> Repeats | None:
     """Near duplicates among all clips of a ledger on which thresholds decide, as `Selection.repeats`."""
-    return ledger.all_repeats(table, read_measured(store, writes=False), config.thresholds)
+    return ledger.all_repeats(
+        table, lambda: read_measured(store, writes=False).read_copies(), config.thresholds
+    )
 
 
 def _frame(store: Store, name: str) -> pd.DataFrame:

@@ -281,7 +281,7 @@ def select(
         failures=tuple(_ingest_failures(ingested) + measured.failures),
         quantiles=quantiles,
         notes=tuple(_notes(found.table, groups, config)),
-        repeats=all_repeats(found.table, measured, config.thresholds),
+        repeats=all_repeats(found.table, measured.read_copies, config.thresholds),
     )
 
 
@@ -496,13 +496,13 @@ def _compare_voices(found: ClipRows, measured: Measured) -> None:
 
 
 def all_repeats(
-    table: pa.Table, measured: Measured, thresholds: Thresholds
+    table: pa.Table, read_copies: Callable[[], pa.Table], thresholds: Thresholds
 ) -> near_duplicates.Repeats | None:
-    """Near duplicates among all clips on which thresholds decide.
+    """Near duplicates among all clips on which thresholds decide; None where these are too many.
 
     Args:
         table: the ledger.
-        measured: what the parts say.
+        read_copies: see `Measured`; not called where it is not needed.
         thresholds: when two clips are duplicates.
     """
     is_open = pc.and_(table.column("failure").is_null(), table.column("stopped_by").is_null())
@@ -513,7 +513,7 @@ def all_repeats(
     rows = rows.filter(pa.array(of_set, pa.bool_()).take(sets.indices))
     if len(rows) > near_duplicates.MAX_CLIPS:
         return None
-    copies = measured.read_copies() if thresholds.near_duplicates else near_duplicates.empty()
+    copies = read_copies() if thresholds.near_duplicates else near_duplicates.empty()
     return near_duplicates.all_repeats(rows, copies, thresholds)
 
 

@@ -133,7 +133,7 @@ def frame_of(ledger: pa.Table) -> pd.DataFrame:
             columns[name] = pd.Series(pd.arrays.ArrowExtensionArray(column))
         else:
             columns[name] = column.to_pandas()
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, copy=False)
 
 
 def _shared(texts: pa.DictionaryArray, values: Sequence[Any]) -> pd.Series:
@@ -163,7 +163,7 @@ def clips_table(ledger: pd.DataFrame) -> pd.DataFrame:
     frames, fps = _numbers(clips["num_frames"]), _numbers(clips["fps"])
     made["duration_s"] = seconds_from_frames(frames, fps)
     made["hours"] = made["duration_s"] / 3600
-    return pd.DataFrame({**{name: clips[name] for name in clips.columns}, **made})
+    return pd.DataFrame({**{name: clips[name] for name in clips.columns}, **made}, copy=False)
 
 
 def _tuples(column: pd.Series) -> pd.Series:
