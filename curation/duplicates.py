@@ -361,7 +361,8 @@ class Index:
                 self._pairs.write(codes, codes)
         found = [np.zeros(0, np.uint64)]
         for codes in self._pairs.read():
-            codes = np.unique(codes)  # by pair, then by shift, then by moment
+            # By pair, then by shift, then by moment. np.unique hashes, which takes twenty times as long here.
+            codes.sort()
             pairs, shifts = codes >> (_SHIFT_BITS + _MOMENT_BITS), codes >> _MOMENT_BITS
             same, near = pairs[1:] == pairs[:-1], shifts[1:] - shifts[:-1] <= 1
             other = ((codes[1:] ^ codes[:-1]) & _MOMENT_MASK) > 0

@@ -282,7 +282,8 @@ def _components(vectors: Floats, same_person: float) -> list[Ints]:
 
 def _connected(count: int, left: Ints, right: Ints) -> Ints:
     """Number of the connected component of each of `count` nodes, from the ends of edges [m]."""
-    edges = np.divmod(np.unique(left * count + right), count)  # each once, as one number
+    codes = np.sort(left * count + right)  # an edge as one number
+    edges = np.divmod(codes[np.diff(codes, prepend=-1) > 0], count)
     graph = coo_array((np.ones(len(edges[0]), np.bool_), edges), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
