@@ -6,7 +6,7 @@
 Parts are synthetic and written by the project's own writers: a hundred candidates of 6 s in ten minutes of
 each video, three in five traced, with face embeddings of 512 numbers and fingerprints as dense as those of
 speech. One traced clip in fifty is a copy of one in another video. Every command runs in a process of its
-own.
+own, and finds what those before it have kept: `select` finds people and copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,7 @@ import typer
 from numpy.typing import NDArray
 
 from talkforge.pipeline import small_arrays, tables
-from talkforge.pipeline.cut import CutShard
 from talkforge.pipeline.dataset import save_dataset, tool_version
-from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
@@ -57,7 +55,9 @@ from talkforge.schemas.records import (
     Video,
     clip_id,
 )
-from talkforge.schemas.sample import ShardManifest
+
+if TYPE_CHECKING:
+    from talkforge.pipeline.executor import Executor
 
 CLIPS_IN_PART, CLIP_S, FPS, DIM = 100, 6.0, 25.0, 512
 TRACED = 60
@@ -68,13 +68,14 @@ COPY_EVERY = 50
 
 VIDEOS_OF_PERSON = 4
 
+FACE_MODEL = "synthetic"
+
 COMMANDS = (
     "status before",
     "read",
     "people",
     "copies",
     "select",
-    "select again",
     "status",
     "shard",
     "report",
@@ -113,7 +114,7 @@ def template() -> pa.Table:
             sync_method="synthetic", sync_offset_frames=0, sync_confidence=5.0, sync_zero_confidence=5.0,
             sync_probability=0.99, sync_offset_probability=0.99,
         ),
-        identity=Identity(identity_model="synthetic", identity_consistency=0.9),
+        identity=Identity(identity_model=FACE_MODEL, identity_consistency=0.9),
         quality=FaceQuality(
             face_blur=100.0, face_luma=120.0, face_dark_fraction=0.0, face_bright_fraction=0.0
         ),
@@ -272,17 +273,23 @@ def make(folder: Path, num_clips: int) -> None:
 # ------------------------------------------------------------------------------ commands
 
 
-class CutsNothing(InlineExecutor):
+def cuts_nothing() -> Executor:
     """Takes every task of cutting, and answers with the manifest of a shard that was never written."""
+    from talkforge.pipeline.cut import CutShard
+    from talkforge.pipeline.executor import InlineExecutor
+    from talkforge.schemas.sample import ShardManifest
 
-    def isolate(self, *given: Any, **_: Any) -> Iterator[Any]:
-        _function, pieces, *_rest = given
-        for task in pieces:
-            manifest = ShardManifest(
-                name=task.shard.name, sha256="", bytes=0, count=len(task.orders), keys=task.shard.keys,
-                fingerprint=task.shard.fingerprint,
-            )  # fmt: skip
-            yield CutShard(task.shard.name, manifest)
+    class CutsNothing(InlineExecutor):
+        def isolate(self, *given: Any, **_: Any) -> Iterator[Any]:
+            _function, pieces, *_rest = given
+            for task in pieces:
+                manifest = ShardManifest(
+                    name=task.shard.name, sha256="", bytes=0, count=len(task.orders), keys=task.shard.keys,
+                    fingerprint=task.shard.fingerprint,
+                )  # fmt: skip
+                yield CutShard(task.shard.name, manifest)
+
+    return CutsNothing()
 
 
 def run(what: str, root: str) -> Any:
@@ -294,6 +301,7 @@ def run(what: str, root: str) -> Any:
     store = Store(root)
     if what.startswith("status"):  # imports no more than the command does
         return standing.standing(store, load_dataset(store)).totals.candidates
+    from talkforge.curation.face import identity
     from talkforge.pipeline import jobs
     from talkforge.pipeline.measured import read_measured, rows_of_inputs
 
@@ -305,12 +313,13 @@ def run(what: str, root: str) -> Any:
     if what == "shard":
         dataset, ingested = load_dataset(store), load_ingested(store)
         selection = jobs.choose(store, dataset.config, ingested, read_measured(store))
-        results = jobs.cut_accepted(store, dataset, selection, ingested, CutsNothing())
+        results = jobs.cut_accepted(store, dataset, selection, ingested, cuts_nothing())
         return sum(len(result.keys) for result in results)
     if what == "people":
         measured = read_measured(store)
         rows, _ = rows_of_inputs(measured.clips, Planned(load_ingested(store)), Config().thresholds)
-        found = measured.people(rows.table, Config().shards.same_person or 0.4)
+        same_person = identity.same_person_threshold(Config().shards, FACE_MODEL)  # as a selection has it
+        found = measured.people(rows.table, same_person)
         return len(found["people"])
     if what == "copies":
         return len(read_measured(store).read_copies())

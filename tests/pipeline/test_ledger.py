@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from talkforge.curation.fingerprint import Fingerprint
-from talkforge.pipeline import near_duplicates, tables
+from talkforge.pipeline import ledger, near_duplicates, tables
 from talkforge.pipeline.ingest import IngestRow, mark_duplicates
 from talkforge.pipeline.ledger import (
     CommittedClip,
@@ -25,7 +26,7 @@ from talkforge.pipeline.ledger import (
     with_shards,
     write_ledger,
 )
-from talkforge.pipeline.measured import Measured, flat_clips
+from talkforge.pipeline.measured import ClipRows, Measured, flat_clips
 from talkforge.pipeline.parts import Window
 from talkforge.pipeline.people import FaceClip, Faces
 from talkforge.pipeline.standing import source_rows
@@ -592,3 +593,22 @@ def test_a_face_with_another_voice_than_its_usual_one_is_rejected() -> None:
     voices = [row.voice_person for row in found.rows]
     assert voices[0] == voices[1] == voices[3] != voices[2]
     assert all(row.accepted for row in select(committed(*clips), [planned(1)], Config()).rows)
+
+
+def test_clips_of_a_video_that_hang_together_in_time_are_found_together() -> None:
+    """As by looking at every pair; clips that follow each other do not overlap."""
+    random = np.random.default_rng(5)
+    sizes = set()
+    for _ in range(20):
+        starts = random.integers(0, 300, 60) / 10
+        table = {"video_id": [f"v{n}" for n in random.integers(0, 4, 60)], "start_s": starts}
+        rows = ClipRows(pa.table(table | {"end_s": starts + random.integers(1, 12, 60) / 10}))
+        videos, ends = np.array(table["video_id"]), rows.floats("end_s")
+        asked = np.flatnonzero(random.random(60) < 0.9)
+        overlap = (videos[:, None] == videos) & (starts[:, None] < ends) & (starts < ends[:, None])
+        _, labels = connected_components(overlap[np.ix_(asked, asked)], directed=False)
+        groups = [asked[labels == label].tolist() for label in range(labels.max() + 1)]
+        found = [group.tolist() for group in ledger._overlapping(rows, asked)]
+        assert sorted(found) == sorted(group for group in groups if len(group) > 1)
+        sizes |= {len(group) for group in found}
+    assert len(sizes) > 3

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from benchmarks.scale import CLIPS_IN_PART, TRACED, make
-from talkforge.pipeline import measured
-from talkforge.pipeline.measured import read_measured
+from talkforge.curation.verdict import Columns
+from talkforge.pipeline import measured, small_arrays
+from talkforge.pipeline.measured import ClipRows, read_measured
 from talkforge.pipeline.store import Store
 
 NUM_PARTS = 5
@@ -106,3 +109,35 @@ def test_what_is_damaged_is_made_again(dataset: Path, damaged: str) -> None:
     (dataset / "measured" / f"{damaged}.parquet").write_bytes(b"PAR1")
     same(dataset)
     same(dataset)
+
+
+def test_faces_are_the_embeddings_of_the_clips_that_have_one(dataset: Path) -> None:
+    store = Store(str(dataset))
+    found = read_measured(store)
+    ids, vectors = found.read_faces()
+    stored = {}
+    for part in found.parts:
+        stored |= small_arrays.read(store, f"parts/{part}", ("identity",))
+    assert ids == sorted(stored) and len(ids) == TRACED * len(found.parts) < len(found.clips)
+    for key, vector in zip(ids, vectors, strict=True):
+        face = stored[key]["identity"]
+        np.testing.assert_allclose(vector, face / np.linalg.norm(face), atol=1e-6)
+
+
+def test_the_different_values_of_a_column_and_which_each_clip_has() -> None:
+    columns: dict[str, list[Any]] = {
+        "language": ["en", None, "fr", "en"],
+        "active_speaker": [None, True, False, True],
+    }
+    rows = ClipRows(pa.table(columns))
+    plain = Columns(4, columns.__getitem__)
+    for name, values in columns.items():
+        for found in (rows, plain):
+            known, numbers = found.distinct(name)
+            assert [known[n] if n >= 0 else None for n in numbers.tolist()] == values
+            assert len(known) == 2 and found.where(name, lambda value: value is None).tolist() == [
+                v is None for v in values
+            ]
+    assert rows.where("licence", lambda value: value is None).all()
+    rows["language"] = pa.array(["de"] * 4)
+    assert rows.distinct("language")[0] == ["de"]
