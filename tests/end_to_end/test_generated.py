@@ -195,20 +195,29 @@ def test_a_kill_at_any_moment_leaves_no_trace(
 ) -> None:
     """Through Ray, killed and gone on with, a run gives the bytes of one process that nobody disturbed.
 
-    Where a worker is the victim, parts are measured on the two nodes of a cluster.
+    The driver dies at a random moment, a worker while parts are measured on both nodes of a cluster.
     """
     out, chance = tmp_path / "set", random.Random(victim)
     where = ("--address", request.getfixturevalue("two_raylets")) if victim == "worker" else ()
     command = [str(TALKFORGE), "curate", str(few), "--out", str(out), *where, *FEW_PARTS]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if where:
-        wait_for(lambda: len(set(measuring(os.getpid()).values())) == 2)
-    # The moment is counted in parts, of which two are measured at a time, whatever the machine's speed.
-    before = chance.randrange(len(list(golden.glob("parts/*"))) - 2)
-    wait_for(lambda: len(list(out.glob("parts/*/part.json"))) >= before)
-    time.sleep(chance.uniform(0, 1))
-    wait_for(lambda: bool(measuring(os.getpid())) or driver.poll() is not None)
-    os.kill(driver.pid if victim == "driver" else min(measuring(os.getpid())), signal.SIGKILL)
+    found: dict[int, int] = {}
+
+    def both_measure() -> bool:
+        assert driver.poll() is None, "it ended before anything was killed"
+        found.clear()
+        found.update(measuring(os.getpid()))
+        return len(set(found.values())) == 2
+
+    if victim == "worker":
+        wait_for(both_measure)
+        os.kill(min(found), signal.SIGKILL)
+    else:
+        # The moment is counted in parts, of which two are measured at a time, whatever the machine's speed.
+        before = chance.randrange(len(list(golden.glob("parts/*"))) - 2)
+        wait_for(lambda: len(list(out.glob("parts/*/part.json"))) >= before)
+        time.sleep(chance.uniform(0, 1))
+        driver.kill()
     assert driver.wait(timeout=1800) == (-signal.SIGKILL if victim == "driver" else 0)
     done = run(*command[1:])
     assert done.returncode == 0, done.stderr
