@@ -6,7 +6,6 @@ OUT's folder/.NAME.work/latents.safetensors    where the solver stands
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ, encode_mp4
+from talkforge.pipeline.store import sha256_of
 from talkforge.schemas import scratch
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.errors import CommandError, ModelError, first_invalid, one_line
@@ -367,8 +367,8 @@ def fingerprint(
     return {
         "version": WORK_VERSION,
         "model": model,
-        "image": _sha256(job.image),
-        "audio": _sha256(job.audio),
+        "image": sha256_of(job.image),
+        "audio": sha256_of(job.audio),
         "job": asked,
         "sample": settings.model_dump(mode="json"),
     }
@@ -410,11 +410,6 @@ def checkpoint_state(run: Path) -> dict[str, list[Any]]:
 def _file_state(path: Path) -> list[Any]:
     state = path.stat()
     return [path.name, state.st_size, state.st_mtime_ns]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class WorkFolder:
