@@ -6,7 +6,7 @@ bytes of a run that nothing happened to.
 
 Measuring and cutting are played back from a data set that was really measured; planning, committing,
 selecting, packing and every read and write are real. `--full` tries every n, and so does `make faults`;
-the suite tries every `LOCAL_STEP`-th and `S3_STEP`-th.
+the suite tries every `LOCAL_STEP`-th and `S3_STEP`-th before its effect, and after it those half way between.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tests.conftest import ROOT, SETTINGS, Curated
 
 CONFIG = load_config(ROOT / "configs" / "offline.yaml", SETTINGS)
 
-LOCAL_STEP, S3_STEP = 13, 37
+LOCAL_STEP, S3_STEP = 29, 53
 """Every so many operations fail in the suite. Primes, so that they do not always meet the same kind."""
 
 ERRORS = (
@@ -310,14 +310,14 @@ def survive_all(
     after: bool,
     step: int = 1,
 ) -> tuple[int, list[str]]:
-    """Faults at every `step`-th operation; how many there were, and what is wrong after each."""
+    """Faults at every `step`-th operation; how many operations they span, and what is wrong after each."""
     wrong = []
     for number in itertools.count():
         root = roots(number)
-        fault = Fault(root, 1 + number * step, after)
+        fault = Fault(root, 1 + number * step + (step // 2 if after else 0), after)
         wrong += filter(None, [survive(played, root, golden, fault, failing)])
         if not fault.hit:
-            return number, wrong
+            return number * step, wrong
     raise AssertionError("there is always an end")
 
 
@@ -340,19 +340,19 @@ def test_what_is_played_back_is_what_was_measured(golden: dict[str, bytes], meas
 def test_every_operation_on_a_local_folder_fails_once(
     played: Played, golden: dict[str, bytes], tmp_path: Path, after: bool, full: bool
 ) -> None:
-    number, wrong = survive_all(
+    reached, wrong = survive_all(
         played, golden, failing_disk, lambda n: str(tmp_path / f"set-{n}"), after, 1 if full else LOCAL_STEP
     )
     assert wrong == []
-    assert number > 40
+    assert reached > 520
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_every_request_to_an_object_store_fails_once(
     played: Played, golden: dict[str, bytes], s3_bucket: str, after: bool, full: bool
 ) -> None:
-    number, wrong = survive_all(
+    reached, wrong = survive_all(
         played, golden, failing_s3, lambda n: f"{s3_bucket}/set-{n}", after, 1 if full else S3_STEP
     )
     assert wrong == []
-    assert number > 3
+    assert reached > 111
