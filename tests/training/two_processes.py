@@ -23,12 +23,16 @@ from torch.distributed.tensor import DTensor
 from talkforge.schemas.errors import DatasetError, RunError
 from talkforge.training.config import TrainConfig
 from talkforge.training.data.batch import Batch
+from talkforge.training.data.loader import probe
+from talkforge.training.generate import preview
+from talkforge.training.generate.of_dataset import fitting_samples
+from talkforge.training.generate.pipeline import GenerationPipeline
 from talkforge.training.run import checkpoint, loop, parallel
 from talkforge.training.run.tensor_files import TensorFile
 from talkforge.training.run.update import TrainState
 from talkforge.training.train import train
 from talkforge.training.wan.codec import LinearCodec
-from talkforge.training.wan.encoders import Encoders, NoText
+from talkforge.training.wan.encoders import Encoders, NoText, load_encoders
 from talkforge.training.wan.talking_wan import build
 from tests.training.batches import a_batch, some_info
 from tests.training.runs import Stop, small
@@ -68,6 +72,36 @@ def gradient_config(accumulate: int) -> TrainConfig:
         "", Path(), run__stage="frame", flow__timesteps="stratified", optim__max_grad_norm=1e9,
         optim__accumulate=accumulate, dropout__audio=0.5, dropout__image=0.5,
     )  # fmt: skip
+
+
+def previewed(shards: str, folder: Path, accelerator: Accelerator) -> list[str]:
+    """Names of the validation samples that an untrained model makes."""
+    config = small(shards, folder, run__validation_samples=3, run__validation_measures=False)
+    info = probe(shards)
+    torch.manual_seed(0)
+    model = build(config, info)
+    encoders = load_encoders(config, model.transformer.config.text_dim, torch.device("cpu"))
+    found = preview.preview(model, encoders, config, info, folder / "samples", accelerator)
+    return [path.name for path in found.files]
+
+
+def sample_counted(made: list[int]) -> Callable[..., Any]:
+    """A pipeline's sampling that notes each sample."""
+
+    def sample(*arguments: Any) -> Any:
+        made.append(1)
+        return real_sample(*arguments)
+
+    return sample
+
+
+real_sample = GenerationPipeline.sample
+
+
+def no_samples(*_: Any) -> Iterator[Any]:
+    """Samples of a process whose disk fails."""
+    raise DatasetError("the disk is gone")
+    yield
 
 
 def afresh() -> None:
@@ -122,6 +156,14 @@ def main(shards: str, folder: Path, rank: int) -> None:
     found = gradients(gradient_config(2), accelerator, BATCHES[rank::2])
     if rank == 0:
         save_file(found, folder / "gradients.safetensors")
+
+    made: list[int] = []
+    GenerationPipeline.sample = sample_counted(made)  # type: ignore[method-assign]
+    results["samples"] = previewed(shards, folder / "previewed", accelerator)
+    results["made"] = len(made)
+    real_samples, preview.fitting_samples = preview.fitting_samples, no_samples if rank else fitting_samples
+    results["no samples"] = raised(lambda: previewed(shards, folder / "not-previewed", accelerator))
+    preview.fitting_samples = real_samples
     afresh()
 
     straight = train(config("straight"))
@@ -175,6 +217,7 @@ def main(shards: str, folder: Path, rank: int) -> None:
     TrainState._loss = real_loss  # type: ignore[method-assign]
 
     sys.modules["talkforge.training.train"].make_accelerator = as_fsdp2  # type: ignore[attr-defined]
+    parallel.is_sharded = lambda _: True  # Accelerate takes back what `as_fsdp2` says of a processor
     sharded: list[tuple[bool, bool]] = []
     real_init = TrainState.__init__
 
@@ -202,7 +245,8 @@ def main(shards: str, folder: Path, rank: int) -> None:
             result = train(config(name, model__gradient_checkpointing=name != "fsdp"), stop=stop)
             results.setdefault(name, []).extend(report.loss for report in result.history)
     afresh()
-    results["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise)).history]
+    shown = {"run__validate_every": 5, "run__validation_samples": 1, "run__validation_measures": False}
+    results["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise, **shown)).history]
     results["sharded"], results["read"] = sharded, sum(read)
     (folder / f"report-{rank}.json").write_text(json.dumps(results))
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from talkforge.curation.media.encode import decode_flac
-from talkforge.schemas.errors import TalkforgeError
+from talkforge.schemas import scratch
+from talkforge.schemas.arrays import Bytes
+from talkforge.schemas.errors import RunError, TalkforgeError, one_line
 from talkforge.schemas.units import samples_from_frames
 from talkforge.training.config import TrainConfig
-from talkforge.training.data.batch import DatasetInfo
+from talkforge.training.data.batch import Batch, DatasetInfo
 from talkforge.training.data.frames import SkippedSampleError
 from talkforge.training.data.loader import collate
 from talkforge.training.evaluate.figures import estimate
@@ -22,6 +27,7 @@ from talkforge.training.generate.job import write
 from talkforge.training.generate.of_dataset import fitting_samples
 from talkforge.training.generate.pipeline import GenerationPipeline
 from talkforge.training.generate.sound import stereo
+from talkforge.training.run import parallel
 from talkforge.training.run.progress import Validation
 from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
@@ -29,8 +35,22 @@ from talkforge.training.wan.talking_wan import TalkingWan
 log = logging.getLogger(__name__)
 
 
+class _Made(NamedTuple):
+    """A validation sample: its place among them, name of its file, video, and measures, None without any."""
+
+    number: int
+    name: str
+    mp4: bytes
+    values: tuple[Values, Values] | None
+
+
 def preview(
-    model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, folder: Path
+    model: TalkingWan,
+    encoders: Encoders,
+    config: TrainConfig,
+    info: DatasetInfo,
+    folder: Path,
+    accelerator: Accelerator,
 ) -> Validation:
     """Write a video with audio for each of the first validation samples, and the true one to its right.
 
@@ -38,44 +58,89 @@ def preview(
     are skipped. Model and random state are left as they were. With `run.validation_measures` both videos are
     measured as `talkforge evaluate` does, by networks that need no download.
 
+    Processes share the samples, and the main one writes what all have made. Where the model is sharded over
+    them, a forward pass needs every process, so each makes all samples. All have to call this.
+
     Args:
         model: the model that is being trained.
         encoders: of frames, prompts and reference images.
         config: of the run.
         info: of the data set.
-        folder: where the videos are written.
+        folder: where the main process writes the videos.
+        accelerator: of this process.
 
     Returns:
         The files, and the means of the measures.
+
+    Raises:
+        TalkforgeError: a process could not make its share, or the videos cannot be written.
     """
+    alone = accelerator.num_processes == 1 or parallel.is_sharded(accelerator)
+    rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+    made: list[_Made] = []
+    with parallel.error_barrier(accelerator):
+        made += _made(model, encoders, config, info, rank, world)
+    if not alone:
+        made = sorted(gather_object(made))
+    files = [folder / one.name for one in made]
+    with parallel.error_barrier(accelerator):
+        if accelerator.is_main_process:
+            _keep(folder, made)
+    return Validation(files, _means([one.values for one in made if one.values is not None]))
+
+
+def _made(
+    model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, rank: int, world: int
+) -> Iterator[_Made]:
+    """The samples of this process: those whose number leaves its rank as the remainder."""
     shards = config.data.validation_shards or config.data.shards
     training = model.training
     pipeline = GenerationPipeline(model.eval(), encoders, config, info)
-    folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    rows: list[tuple[Values, Values]] = []
     models = _models() if config.run.validation_measures else None
+    skip = _skip if rank == 0 else _ignore
+    number = 0
     try:
-        for key, members, clip in fitting_samples(shards, config.data, info, _skip):
+        for key, members, clip in fitting_samples(shards, config.data, info, skip):
             try:
                 batch = collate([clip.span(0)], info)
             except SkippedSampleError as error:
-                _skip(key, error)
+                skip(key, error)
                 continue
-            assert batch.rgb_BFHWC is not None
-            video = pipeline.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
-            made, true, sound = video.numpy(), batch.rgb_BFHWC[0].numpy(), decode_flac(members["flac"])
-            both = np.concatenate([made, true], axis=2)
-            write(folder / f"{key}.mp4", iter(both), info.fps, stereo(sound), len(both))
-            written.append(folder / f"{key}.mp4")
-            if models is not None:
-                heard = sound[: samples_from_frames(len(true), info.fps)]
-                rows.append(compare_frames(list(made), list(true), info.fps, heard, models))
-            if len(written) == config.run.validation_samples:
-                break
+            if number % world == rank:
+                assert batch.rgb_BFHWC is not None
+                video = pipeline.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
+                yield _shown(number, key, video.numpy(), batch, members, models)
+            number += 1
+            if number == config.run.validation_samples:
+                return
     finally:
         model.train(training)
-    return Validation(written, _means(rows))
+
+
+def _shown(
+    number: int, key: str, made: Bytes, batch: Batch, members: Mapping[str, bytes], models: Models | None
+) -> _Made:
+    """A generated video beside the true one, with the sound of the clip."""
+    assert batch.rgb_BFHWC is not None
+    true, sound, fps = batch.rgb_BFHWC[0].numpy(), decode_flac(members["flac"]), batch.fps
+    both = np.concatenate([made, true], axis=2)
+    with scratch.folder() as folder:
+        write(folder / "both.mp4", iter(both), fps, stereo(sound), len(both))
+        mp4 = (folder / "both.mp4").read_bytes()
+    values = None
+    if models is not None:
+        heard = sound[: samples_from_frames(len(true), fps)]
+        values = compare_frames(list(made), list(true), fps, heard, models)
+    return _Made(number, f"{key}.mp4", mp4, values)
+
+
+def _keep(folder: Path, made: Sequence[_Made]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for one in made:
+            (folder / one.name).write_bytes(one.mp4)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {one_line(error)}") from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -101,3 +166,7 @@ def _means(rows: Sequence[tuple[Values, Values]]) -> dict[str, float]:
 
 def _skip(_key: str, error: SkippedSampleError) -> None:
     log.warning("no validation sample: %s", error)
+
+
+def _ignore(_key: str, _: SkippedSampleError) -> None:
+    """The main process says it."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -39,8 +37,8 @@ _STOP = "stop"
 
 T = TypeVar("T")
 
-Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path], Validation]
-"""Writes validation samples of a model into a folder, and measures them."""
+Preview = Callable[[TalkingWan, Encoders, TrainConfig, DatasetInfo, Path, Accelerator], Validation]
+"""Writes validation samples of a model into a folder, and measures them. All processes take part."""
 
 VALIDATION = "validation.csv"
 """File of a run with the measures of its validation samples, one row for each step."""
@@ -225,22 +223,17 @@ class Loop:
         self._result.checkpoint = checkpoint.folder_of(self._out, self._progress.step)
 
     def _validate(self, step: int) -> None:
-        """Validation samples of this step, by the main process, or by all where the model is sharded."""
-        main = self._accelerator.is_main_process
+        """Held-out loss and validation samples of this step. Every process takes part."""
         samples = self._out / "samples" / f"step-{step:08d}"
         state, info = self._state, self._progress.info
         losses = self._held_out(step)
-        with parallel.error_barrier(self._accelerator):
-            if main or parallel.is_sharded(self._accelerator):
-                with nullcontext(samples) if main else tempfile.TemporaryDirectory() as folder:
-                    found = self._preview(state.model, state.encoders, self._config, info, Path(folder))
-                if main:
-                    found.measures.update(losses)
-                if main and found.measures:
-                    self._keep_validation(found, step)
-                    self._accelerator.log(found.tracked(), step=step)
-                    if self._config.run.validation_measures:
-                        log.info("step %d: %s", step, found.line())
+        found = self._preview(state.model, state.encoders, self._config, info, samples, self._accelerator)
+        found.measures.update(losses)
+        if self._accelerator.is_main_process and found.measures:
+            self._keep_validation(found, step)
+            self._accelerator.log(found.tracked(), step=step)
+            if self._config.run.validation_measures:
+                log.info("step %d: %s", step, found.line())
 
     def _held_out(self, step: int) -> dict[str, float]:
         """Losses on held-out samples, where there are any. Every process takes part."""

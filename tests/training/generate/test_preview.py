@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from talkforge.curation.media.audio import read_audio_file
 from talkforge.schemas.errors import ModelError
@@ -30,7 +31,8 @@ def previewed(shards: str, out: Path, **changes: Any) -> tuple[Validation, Talki
     info = loader.probe(shards)
     model = build(config, info).train()
     encoders = load_encoders(config, model.transformer.config.text_dim, torch.device("cpu"))
-    return preview(model, encoders, config, info, out / "samples"), model, config
+    found = preview(model, encoders, config, info, out / "samples", Accelerator(cpu=True))
+    return found, model, config
 
 
 def test_a_preview_shows_what_was_generated_beside_the_truth(tmp_path: Path) -> None:

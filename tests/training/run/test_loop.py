@@ -63,7 +63,7 @@ def test_the_curve_of_validation_goes_on_where_a_run_is_resumed(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(*given: Any) -> Validation:
-        folder: Path = given[-1]
+        folder: Path = given[-2]
         return Validation([folder / "a.mp4"], {"lip_aperture_r": float(folder.name[-1]) / 10})
 
     monkeypatch.setattr(training, "preview", measured)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -88,11 +89,27 @@ def test_gradients_are_those_of_one_process_with_all_batches(folder: Path, tmp_p
 
 
 def test_both_see_the_same_and_count_both(results: list[dict[str, Any]]) -> None:
-    results = [{key: value for key, value in found.items() if key != "read"} for found in results]
+    results = [{key: found[key] for key in found.keys() - {"read", "made"}} for found in results]
+    assert results[0].pop("no samples") == "RunError: the disk is gone"
+    assert results[1].pop("no samples") == "DatasetError: the disk is gone"
     assert results[0].pop("unprepared") == "RunError: the disk is gone"
     assert results[1].pop("unprepared") == "DatasetError: the disk is gone"
     assert results[0] == results[1]
     assert len(results[0]["losses"]) == 5 and results[0]["world"] == 2
+
+
+def test_both_make_validation_samples_as_one_would(
+    shards: str, folder: Path, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    names = ["clip01.mp4", "clip02.mp4", "clip03.mp4"]
+    assert [found["samples"] for found in results] == [names, names]
+    assert [found["made"] for found in results] == [2, 1]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert two_processes.previewed(shards, tmp_path, Accelerator(cpu=True)) == names
+    for name in names:
+        both, alone = (out / "samples" / name for out in (folder / "previewed", tmp_path))
+        assert both.read_bytes() == alone.read_bytes()
+    assert not (folder / "not-previewed" / "samples").exists()
 
 
 def test_one_that_stops_stops_both_and_the_run_goes_on(folder: Path, results: list[dict[str, Any]]) -> None:
@@ -154,6 +171,9 @@ def test_sharded_as_whole_where_what_is_frozen_is_less_precise(
 ) -> None:
     """Adapters in float32 on a base in bfloat16: types are kept."""
     assert results[0]["fsdp-half"] == pytest.approx(results[0]["half"], rel=1e-3)
+    assert [file.name for file in (folder / "fsdp-half" / "samples" / "step-00000005").iterdir()] == [
+        "clip01.mp4"
+    ]
     assert results[0]["half"] != pytest.approx(results[0]["losses"], rel=1e-6)
     whole, sharded = tensors(folder / "half"), tensors(folder / "fsdp-half")
     assert {key: value.dtype for key, value in sharded.items()} == dict.fromkeys(whole, torch.float32)
