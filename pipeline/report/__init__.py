@@ -202,7 +202,7 @@ def _sheets(clips: pd.DataFrame, thumbnails: Thumbnails) -> list[dict[str, Any]]
     groups = [("", clips["accepted"], ACCEPTED_SHOWN)]
     fine = clips["failure"].isna()
     groups += [(code, fine & (first == number), REJECTED_SHOWN) for number, code in enumerate(broken.columns)]
-    lots = pd.Series(pd.util.hash_array(clips["clip_id"].to_numpy(object)), clips.index)
+    lots = pd.Series(pd.util.hash_array(clips["clip_id"].to_numpy(object), categorize=False), clips.index)
     sheets, room = [], SHEET_BYTES
     for code, belongs, most in groups:
         if not belongs.any():
