@@ -630,18 +630,17 @@ def _governance(thresholds: Thresholds) -> list[tuple[Rejection, Callable[[str],
     kept = [pattern.strip().lower() for pattern in thresholds.licences]
 
     def is_other(licence: str) -> bool:
-        found = licence.strip().lower()
-        return not found or not any(fnmatchcase(found, pattern) for pattern in kept)
+        said = licence.strip().lower()
+        return not said or not any(fnmatchcase(said, pattern) for pattern in kept)
 
-    return [
-        *(
-            [(NO_CONSENT, lambda consent: consent.strip().lower() in NO)]
-            if thresholds.require_consent
-            else []
-        ),
-        *([(OTHER_LICENCE, is_other)] if kept else []),
-        *([(TRAINING_RESERVED, reserves)] if thresholds.respect_reservations else []),
-    ]
+    found: list[tuple[Rejection, Callable[[str], bool]]] = []
+    if thresholds.require_consent:
+        found.append((NO_CONSENT, lambda consent: consent.strip().lower() in NO))
+    if kept:
+        found.append((OTHER_LICENCE, is_other))
+    if thresholds.respect_reservations:
+        found.append((TRAINING_RESERVED, reserves))
+    return found
 
 
 def reserves(said: str) -> bool:
