@@ -33,6 +33,9 @@ from talkforge.schemas.records import Input, Video
 if TYPE_CHECKING:
     from talkforge.curation.audio.speech_encoders import SpeechEncoder
 
+INTAKE, PLAN = "intake.parquet", "plan.parquet"
+"""Tables of inputs and of parts. The plan is written last: without it ingest is not complete."""
+
 LOCK = ".lock"
 """File by which a run keeps others out of a local data set."""
 
@@ -172,9 +175,7 @@ def _begin_to_write(store: Store, erasing: bool) -> None:
 
 def load_ingested(store: Store) -> list[IngestRow]:
     """Every input so far; empty before the first plan."""
-    if not store.exists("plan.parquet"):  # written last: without it ingest is not complete
-        return []
-    return tables.read(store, "intake.parquet", IngestRow)
+    return tables.read(store, INTAKE, IngestRow) if store.exists(PLAN) else []
 
 
 def check_base(store: Store, known: Iterable[Input]) -> None:
@@ -194,9 +195,7 @@ def check_base(store: Store, known: Iterable[Input]) -> None:
 
 def load_plan(store: Store) -> list[Part]:
     """The parts planned so far."""
-    if not store.exists("plan.parquet"):
-        return []
-    return tables.read(store, "plan.parquet", Part)
+    return tables.read(store, PLAN, Part) if store.exists(PLAN) else []
 
 
 def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[list[IngestRow], list[Part]]:
@@ -226,8 +225,8 @@ def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[
         for piece in parts.uncovered(span, planned.get(video_id, ()))
     ]
     plan += parts.plan(new_spans, part_s, number)
-    tables.write(store, "intake.parquet", IngestRow, rows)
-    tables.write(store, "plan.parquet", Part, plan)
+    tables.write(store, INTAKE, IngestRow, rows)
+    tables.write(store, PLAN, Part, plan)
     return rows, plan
 
 

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -204,6 +205,20 @@ def remaining(parts: Iterable[Part], store: Store, committed: Iterable[str] | No
             done = {window.key for name in names for window in _windows_in(name, store)} if names else set()
             left += _left(part, done, notes)
     return left
+
+
+def settled(planned: Iterable[str], store: Store, committed: Collection[str]) -> set[str]:
+    """Names of planned parts of which `remaining` leaves nothing, as far as names alone tell it.
+
+    Args:
+        planned: names of the parts.
+        store: the data set.
+        committed: names of the parts that are there.
+    """
+    noted = [PurePosixPath(name).stem for name in store.list(ATTEMPTS)]
+    pieces = Counter(_root(name) for name in (*committed, *noted))
+    there = set(committed)
+    return {name for name in planned if name in there and pieces[_root(name)] == 1}
 
 
 def _left(part: Part, done: Collection[str], notes: Sequence[str]) -> list[Part]:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from talkforge.pipeline import tables
-from talkforge.pipeline.dataset import load_ingested, load_plan
+from talkforge.pipeline.dataset import INTAKE, PLAN, load_ingested
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.parts import committed_parts, footage, remaining, span_of_key
+from talkforge.pipeline.parts import Part, committed_parts, footage, remaining, settled, span_of_key
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Thresholds
@@ -51,10 +51,8 @@ class Standing:
 
 def standing(store: Store, dataset: Dataset) -> Standing:
     """How far the data set in `store` is; opens no video and takes no lock."""
-    plan = load_plan(store)
     done = committed_parts(store)
-    todo = remaining(plan, store, done)
-    planned_s = sum(part.duration_s for part in plan)
+    planned_s, todo = _planned(store, done)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
     sources, clips = _selected(store) if exact else _unselected(store, dataset.config.thresholds)
     unplaced = pc.and_(clips.column("accepted"), clips.column("shard").is_null())
@@ -69,6 +67,19 @@ def standing(store: Store, dataset: Dataset) -> Standing:
     )
 
 
+def _planned(store: Store, done: Sequence[str]) -> tuple[float, list[Part]]:
+    """Seconds of footage in the plan, and what is left of it; parts that are there do not become objects."""
+    if not store.exists(PLAN):
+        return 0.0, []
+    plan = tables.from_bytes(store.read(PLAN), PLAN)
+    windows = pc.list_flatten(plan.column("windows"))
+    lengths_s = pc.subtract(pc.struct_field(windows, "end_s"), pc.struct_field(windows, "start_s"))
+    names = plan.column("name")
+    there = pa.array(sorted(settled(names.to_pylist(), store, done)), pa.string())
+    open_parts = tables.from_table(Part, plan.filter(pc.invert(pc.is_in(names, value_set=there))))
+    return float(pc.sum(lengths_s).as_py() or 0.0), remaining(open_parts, store, done)
+
+
 def _inputs_selected(store: Store) -> bool:
     """Whether the last selection knew every input as it is now."""
     if not store.exists("ledger.parquet"):
@@ -79,9 +90,9 @@ def _inputs_selected(store: Store) -> bool:
 
 
 def _inputs_now(store: Store) -> set[tuple[Any, ...]]:
-    if not store.exists("plan.parquet"):  # written last: without it ingest is not complete
+    if not store.exists(PLAN):
         return set()
-    table = tables.from_bytes(store.read("intake.parquet"), "intake.parquet")
+    table = tables.from_bytes(store.read(INTAKE), INTAKE)
     given = table.column(
         "input" if "input" in table.column_names else "source"
     )  # as earlier versions call it

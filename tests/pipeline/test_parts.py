@@ -159,6 +159,7 @@ def test_however_a_part_is_split_put_off_and_broken_off_each_window_is_measured_
         todo = remaining([part], store)
         left = Counter(window.key for piece in todo for window in piece.windows)
         assert left + measured == Counter(window.key for window in windows), todo
+        assert not (todo and parts.settled([part.name], store, parts.committed_parts(store)))
         draw.shuffle(todo)
         while todo and draw.random() > 0.15:  # else this run is killed here
             piece = todo.pop()
@@ -178,3 +179,10 @@ def test_however_a_part_is_split_put_off_and_broken_off_each_window_is_measured_
         if measured.total() == len(windows):
             break
     assert remaining([part], store) == []
+
+
+def test_a_part_is_settled_by_its_name_where_it_is_there_whole() -> None:
+    store, names = Store("memory://settled"), ["000000", "000001", "000002", "000003"]
+    store.write(f"{parts.ATTEMPTS}/000001-ab.json", b"{}")
+    committed = ["000000", "000001", "000002-cd"]
+    assert parts.settled(names, store, committed) == {"000000"}
