@@ -239,6 +239,11 @@ def main(shards: str, folder: Path, rank: int) -> None:
         return reads
 
     TensorFile.whole, TensorFile.rows = counted(real_whole), counted(real_rows)  # type: ignore[method-assign]
+    real_samples, preview.fitting_samples = preview.fitting_samples, no_samples if rank else fitting_samples
+    afresh()
+    unread = {"run__validate_every": 1, "run__validation_samples": 1, "run__validation_measures": False}
+    results["fsdp-no samples"] = raised(lambda: train(config("fsdp-unread", **unread)))
+    preview.fitting_samples = real_samples
     for name in ("fsdp", "fsdp-checkpointing"):
         for stop in (Stop(4), lambda: False):
             afresh()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,15 @@ from talkforge.training.wan.encoders import Encoders
 from talkforge.training.wan.talking_wan import TalkingWan
 
 log = logging.getLogger(__name__)
+
+
+class _Sample(NamedTuple):
+    """A clip to generate: its place among the validation samples, its key, its span, its sound as FLAC."""
+
+    number: int
+    key: str
+    batch: Batch
+    flac: bytes
 
 
 class _Made(NamedTuple):
@@ -75,63 +84,74 @@ def preview(
     Raises:
         TalkforgeError: a process could not make its share, or the videos cannot be written.
     """
-    alone = accelerator.num_processes == 1 or parallel.is_sharded(accelerator)
-    rank, world = (0, 1) if alone else (accelerator.process_index, accelerator.num_processes)
+    main, everyone = accelerator.is_main_process, parallel.is_sharded(accelerator)
+    samples: list[_Sample] = []
+    with parallel.error_barrier(accelerator):  # nobody begins a forward pass that others cannot join
+        samples += _samples(config, info, _skip if main else _ignore)
+    own = samples if everyone else samples[accelerator.process_index :: accelerator.num_processes]
     made: list[_Made] = []
     with parallel.error_barrier(accelerator):
-        made += _made(model, encoders, config, info, rank, world)
-    if not alone:
+        videos = _generated(model, encoders, config, info, own)
+        if main or not everyone:
+            models = _models() if config.run.validation_measures else None
+            made += [_shown(sample, video, models) for sample, video in zip(own, videos, strict=True)]
+    if accelerator.num_processes > 1 and not everyone:
         made = sorted(gather_object(made))
-    files = [folder / one.name for one in made]
     with parallel.error_barrier(accelerator):
-        if accelerator.is_main_process:
+        if main:
             _keep(folder, made)
+    files = [folder / one.name for one in made]
     return Validation(files, _means([one.values for one in made if one.values is not None]))
 
 
-def _made(
-    model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, rank: int, world: int
-) -> Iterator[_Made]:
-    """The samples of this process: those whose number leaves its rank as the remainder."""
+def _samples(
+    config: TrainConfig, info: DatasetInfo, skip: Callable[[str, SkippedSampleError], None]
+) -> Iterator[_Sample]:
+    """The first samples that can be used, decoded."""
     shards = config.data.validation_shards or config.data.shards
+    number = 0
+    for key, members, clip in fitting_samples(shards, config.data, info, skip):
+        try:
+            yield _Sample(number, key, collate([clip.span(0)], info), members["flac"])
+        except SkippedSampleError as error:
+            skip(key, error)
+            continue
+        number += 1
+        if number == config.run.validation_samples:
+            return
+
+
+def _generated(
+    model: TalkingWan, encoders: Encoders, config: TrainConfig, info: DatasetInfo, samples: Sequence[_Sample]
+) -> list[Bytes]:
+    """Frames [F, H, W, 3] of each sample, generated from its first frame."""
     training = model.training
     pipeline = GenerationPipeline(model.eval(), encoders, config, info)
-    models = _models() if config.run.validation_measures else None
-    skip = _skip if rank == 0 else _ignore
-    number = 0
+    videos = []
     try:
-        for key, members, clip in fitting_samples(shards, config.data, info, skip):
-            try:
-                batch = collate([clip.span(0)], info)
-            except SkippedSampleError as error:
-                skip(key, error)
-                continue
-            if number % world == rank:
-                assert batch.rgb_BFHWC is not None
-                video = pipeline.sample(batch.rgb_BFHWC[:, 0], batch, config.sample, config.run.seed)[0]
-                yield _shown(number, key, video.numpy(), batch, members, models)
-            number += 1
-            if number == config.run.validation_samples:
-                return
+        for sample in samples:
+            assert sample.batch.rgb_BFHWC is not None
+            first = sample.batch.rgb_BFHWC[:, 0]
+            videos.append(pipeline.sample(first, sample.batch, config.sample, config.run.seed)[0].numpy())
     finally:
         model.train(training)
+    return videos
 
 
-def _shown(
-    number: int, key: str, made: Bytes, batch: Batch, members: Mapping[str, bytes], models: Models | None
-) -> _Made:
+def _shown(sample: _Sample, made: Bytes, models: Models | None) -> _Made:
     """A generated video beside the true one, with the sound of the clip."""
+    batch, sound = sample.batch, decode_flac(sample.flac)
     assert batch.rgb_BFHWC is not None
-    true, sound, fps = batch.rgb_BFHWC[0].numpy(), decode_flac(members["flac"]), batch.fps
+    true = batch.rgb_BFHWC[0].numpy()
     both = np.concatenate([made, true], axis=2)
     with scratch.folder() as folder:
-        write(folder / "both.mp4", iter(both), fps, stereo(sound), len(both))
+        write(folder / "both.mp4", iter(both), batch.fps, stereo(sound), len(both))
         mp4 = (folder / "both.mp4").read_bytes()
     values = None
     if models is not None:
-        heard = sound[: samples_from_frames(len(true), fps)]
-        values = compare_frames(list(made), list(true), fps, heard, models)
-    return _Made(number, f"{key}.mp4", mp4, values)
+        heard = sound[: samples_from_frames(len(true), batch.fps)]
+        values = compare_frames(list(made), list(true), batch.fps, heard, models)
+    return _Made(sample.number, f"{sample.key}.mp4", mp4, values)
 
 
 def _keep(folder: Path, made: Sequence[_Made]) -> None:
