@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from talkforge.training.data.loader import probe
 from talkforge.training.generate import preview
 from talkforge.training.generate.of_dataset import fitting_samples
 from talkforge.training.generate.pipeline import GenerationPipeline
-from talkforge.training.run import checkpoint, loop, parallel
+from talkforge.training.run import checkpoint, fit, loop, parallel
 from talkforge.training.run.tensor_files import TensorFile
 from talkforge.training.run.update import TrainState
 from talkforge.training.train import train
@@ -192,6 +193,12 @@ def main(shards: str, folder: Path, rank: int) -> None:
     afresh()
     results["half"] = [report.loss for report in train(config("half", **precise)).history]
 
+    recomputed = {**precise, "model__gradient_checkpointing": True}
+    for what in ("fp8", "swap_blocks"):  # of the base: in 8 bits, and waiting in main memory
+        afresh()
+        one = {f"model__{what}": True if what == "fp8" else 1}
+        results[what] = [report.loss for report in train(config(what, **recomputed, **one)).history]
+
     afresh()
     tokens: list[int] = []
     real_loss = TrainState._loss
@@ -249,6 +256,12 @@ def main(shards: str, folder: Path, rank: int) -> None:
             afresh()
             result = train(config(name, model__gradient_checkpointing=name != "fsdp"), stop=stop)
             results.setdefault(name, []).extend(report.loss for report in result.history)
+    afresh()
+    afresh()
+    real_blocks, fit.compile_blocks = fit.compile_blocks, partial(fit.compile_blocks, backend="aot_eager")
+    compiled = config("fsdp-compiled", model__compile=True, model__gradient_checkpointing=True)
+    results["fsdp-compiled"] = [report.loss for report in train(compiled).history]
+    fit.compile_blocks = real_blocks
     afresh()
     shown = {"run__validate_every": 5, "run__validation_samples": 1, "run__validation_measures": False}
     results["fsdp-half"] = [report.loss for report in train(config("fsdp-half", **precise, **shown)).history]

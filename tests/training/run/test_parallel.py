@@ -142,10 +142,17 @@ NO_GRADIENT = "attn2.to_k.bias"
 """Adds the same to the logits of every key, which softmax does not see: AdamW steps along rounding noise."""
 
 
+def test_what_saves_memory_or_time_trains_alike_in_two_processes(results: list[dict[str, Any]]) -> None:
+    """A base in 8 bits, one whose blocks wait in main memory, and compiled blocks that are sharded."""
+    assert results[0]["fp8"] == pytest.approx(results[0]["half"], rel=0.01)
+    assert results[0]["swap_blocks"] == results[0]["half"]
+    assert results[0]["fsdp-compiled"] == pytest.approx(results[0]["losses"], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ("fsdp", "fsdp-checkpointing"))
 def test_sharded_as_whole(folder: Path, results: list[dict[str, Any]], name: str) -> None:
     """FSDP2: stopped, resumed, with recomputed blocks: the same run, and the same files, to rounding."""
-    assert results[0]["sharded"] == [[True, True]] * 6
+    assert results[0]["sharded"] == [[True, True]] * 7
     assert results[0][name] == pytest.approx(results[0]["losses"], rel=1e-4)
     whole, sharded = tensors(folder / "straight"), tensors(folder / name)
     assert {key: value.shape for key, value in whole.items()} == {
