@@ -35,7 +35,7 @@ from talkforge.training.config import TrainConfig
 from talkforge.training.run.tensor_files import Deferred, State, TensorFile, listed
 
 PATIENCE = timedelta(minutes=60)
-"""Processes wait this long for each other, because one of them writes checkpoints and validation samples."""
+"""Processes wait this long for each other, because one of them writes checkpoints."""
 
 DEEPSPEED_TAG = "optimizer"
 

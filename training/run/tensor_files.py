@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from talkforge.schemas import scratch
 from talkforge.schemas.errors import ModelError, one_line
 
 State = dict[str, Tensor]
@@ -146,16 +147,12 @@ def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
         header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.with_name(f".{path.name}.part")  # tensors that were read from the file may still lie in it
-    try:
-        with beside.open("wb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
-            for name in names:
-                data = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                stream.write(data.numpy().data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Not into the old file: tensors that were read from it may still lie in it.
+    with scratch.replacing(path, errors=()) as part, part.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            data = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            stream.write(data.numpy().data)
 
 
 _DTYPES = {
