@@ -72,6 +72,10 @@ def _files(store: Store, kind: Kind[Any]) -> list[str]:
     return [*([table] if store.exists(table) else []), *store.list(kind.name)]
 
 
+def _lookup(store: Store, kind: Kind[Row]) -> tables.Lookup[Row]:
+    return tables.Lookup(store, _files(store, kind), kind.row)
+
+
 def annotate(
     store: Store,
     kind: Kind[Row],
@@ -152,8 +156,7 @@ def settle(store: Store, kind: Kind[Row]) -> None:
 
 def said_last(store: Store) -> Callable[[Sequence[CommittedClip]], list[CommittedClip]]:
     """A function that gives clips what was said of them; annotations are read once for all its calls."""
-    transcripts = tables.Lookup(store, _files(store, TRANSCRIPTS), TranscriptRow)
-    captions = tables.Lookup(store, _files(store, CAPTIONS), CaptionRow)
+    transcripts, captions = _lookup(store, TRANSCRIPTS), _lookup(store, CAPTIONS)
 
     def said(clips: Sequence[CommittedClip]) -> list[CommittedClip]:
         keys = [clip.measures.clip.clip_id for clip in clips]

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from talkforge.pipeline import tables
+from talkforge.pipeline.dataset import INTAKE, load_ingested, load_plan
 from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.parts import ATTEMPTS, Part, Window, committed_parts, remaining
+from talkforge.pipeline.parts import ATTEMPTS, Part, Window, committed_parts, noted_names, remaining
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import FailureKind, RunError
 from talkforge.schemas.records import Failure
@@ -40,18 +41,25 @@ def put_off(part: Part, window: Window, failure: Failure, store: Store) -> Failu
     return failure
 
 
-def waiting(store: Store, plan: Sequence[Part]) -> dict[str, Failure]:
-    """Last failure of every window that is put off and not measured since, by the name of its part."""
-    return noted(store, remaining(plan, store)) if store.list(ATTEMPTS) else {}
+def waiting(store: Store, plan: Sequence[Part] | None = None) -> dict[str, Failure]:
+    """Last failure of every window that is put off and not measured since, by the name of its part.
+
+    Args:
+        store: the data set.
+        plan: its parts; None: those that it holds, which are read only where a window is put off.
+    """
+    if not store.list(ATTEMPTS):
+        return {}
+    return noted(store, remaining(load_plan(store) if plan is None else plan, store))
 
 
 def noted(store: Store, left: Iterable[Part]) -> dict[str, Failure]:
     """The same for what is left to do, see `parts.remaining`."""
-    names = {name.removeprefix(f"{ATTEMPTS}/").removesuffix(".json") for name in store.list(ATTEMPTS)}
+    names = set(noted_names(store))
     return {part.name: _read(store, part.name) for part in left if part.name in names}
 
 
-def forgive(store: Store, plan: Sequence[Part], kinds: Collection[FailureKind]) -> int:
+def forgive(store: Store, kinds: Collection[FailureKind]) -> int:
     """Let the next run try again what failed for these reasons, as if it had never been tried.
 
     Windows that are put off get their attempts back. Failures that were committed make their part
@@ -59,14 +67,13 @@ def forgive(store: Store, plan: Sequence[Part], kinds: Collection[FailureKind]) 
 
     Args:
         store: a data set on which no other run is at work.
-        plan: its parts.
         kinds: kinds of failures.
 
     Returns:
         Number of failures that will be tried again.
     """
     num_forgiven = 0
-    for name, failure in waiting(store, plan).items():
+    for name, failure in waiting(store).items():
         if failure.kind in kinds:
             num_forgiven += 1
             again = failure.model_copy(update={"attempts": 0})
@@ -76,15 +83,12 @@ def forgive(store: Store, plan: Sequence[Part], kinds: Collection[FailureKind]) 
         if hit := [failure for failure in failures if failure.kind in kinds]:
             num_forgiven += len(hit)
             store.delete(f"parts/{part}/part.json")
-    if store.exists("plan.parquet"):
-        rows = tables.read(store, "intake.parquet", IngestRow)
-        hit_rows = {row.input.key for row in rows if row.failure and row.failure.kind in kinds}
-        num_forgiven += len(hit_rows)
-        if hit_rows:
-            fresh = [
-                row.model_copy(update={"stamp": ""}) if row.input.key in hit_rows else row for row in rows
-            ]
-            tables.write(store, "intake.parquet", IngestRow, fresh)
+    rows = load_ingested(store)
+    hit_rows = {row.input.key for row in rows if row.failure and row.failure.kind in kinds}
+    num_forgiven += len(hit_rows)
+    if hit_rows:
+        fresh = [row.model_copy(update={"stamp": ""}) if row.input.key in hit_rows else row for row in rows]
+        tables.write(store, INTAKE, IngestRow, fresh)
     return num_forgiven
 
 

@@ -33,7 +33,15 @@ from talkforge.pipeline import (
     snapshots,
     tables,
 )
-from talkforge.pipeline.dataset import ARRIVED, exclusive, load_dataset, load_ingested, load_plan
+from talkforge.pipeline.dataset import (
+    ARRIVED,
+    INTAKE,
+    PLAN,
+    exclusive,
+    load_dataset,
+    load_ingested,
+    load_plan,
+)
 from talkforge.pipeline.exports.folder import EXPORT, Export
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.lists import read_list
@@ -327,9 +335,9 @@ def _erase_measured(store: Store, plan: Plan) -> None:
             _filter_table(store, name, plan)
     rows = [row for row in load_ingested(store) if not plan.names(row.model_dump(mode="json"))]
     kept = [_without(part, ids) for part in load_plan(store)]
-    if store.exists("plan.parquet"):
-        tables.write(store, "intake.parquet", IngestRow, rows)
-        tables.write(store, "plan.parquet", Part, [part for part in kept if part.windows])
+    if store.exists(PLAN):
+        tables.write(store, INTAKE, IngestRow, rows)
+        tables.write(store, PLAN, Part, [part for part in kept if part.windows])
 
 
 def _without(part: Part, ids: Collection[str]) -> Part:

@@ -76,8 +76,8 @@ DEMAND_PER_CORE, LEAST_DEMAND = 2, 8
 """Tasks for each core of a cluster, and in all where it has few or none. Source: ours."""
 
 AT_HAND = 1024
-"""Items that are taken ahead of their turn, so that the longest of them begin first. Source: ours, a part
-takes some 3 kB, and 1,024 parts of ten minutes keep 64 cores busy for hours."""
+"""Items that are taken ahead of their turn, so that the longest of them begin first. Source: ours, 1,024
+parts of ten minutes keep 64 cores busy for hours."""
 
 PATIENCE_S = 60.0
 """A run says so when nothing could be started for this long, s."""

@@ -41,7 +41,6 @@ from talkforge.pipeline.dataset import (
     keep_arrived,
     load_dataset,
     load_ingested,
-    load_plan,
     open_for_curating,
     read_arrived,
     save_dataset,
@@ -170,7 +169,7 @@ def retry(
     """
     config = load_dataset(store).config
     with exclusive(store):
-        num_forgiven = attempts.forgive(store, load_plan(store), kinds)
+        num_forgiven = attempts.forgive(store, kinds)
         inputs = [row.input for row in load_ingested(store)]
     return num_forgiven, _go_on(inputs, store, config, lambda: make_executor(config), on_progress)
 

@@ -33,7 +33,6 @@ from talkforge.curation.verdict import (
     repair_s,
 )
 from talkforge.pipeline import attempts, near_duplicates, review, shards, small_arrays, tables, voices
-from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
 from talkforge.pipeline.measured import ClipRows, Measured, read_clips, rows_of_inputs
 from talkforge.pipeline.parts import committed_parts
@@ -203,7 +202,7 @@ def read_committed(
                 clips[key] = clip
         found.outcomes += tables.read(store, f"parts/{part}/outcomes.parquet", Outcome)
         found.failures += failures
-    found.failures += attempts.waiting(store, load_plan(store)).values()
+    found.failures += attempts.waiting(store).values()
     found.outcomes = _each_once(found.outcomes)
     found.clips = [clips[key] for key in sorted(clips)]
     found.failures.sort(key=lambda failure: (failure.uri, failure.key))

@@ -36,9 +36,8 @@ from talkforge.curation.credentials import UNREAD
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.curation.verdict import NOT_TRACED, Columns, Reasons, judge_columns
 from talkforge.pipeline import attempts, near_duplicates, people, small_arrays, tables
-from talkforge.pipeline.dataset import load_plan
 from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.parts import ATTEMPTS, MARKER
+from talkforge.pipeline.parts import MARKER
 from talkforge.pipeline.store import Store
 from talkforge.schemas.arrays import Floats
 from talkforge.schemas.config import Thresholds
@@ -392,8 +391,7 @@ def _outcomes(table: pa.Table) -> list[Outcome]:
 
 def _failures(store: Store, table: pa.Table) -> list[Failure]:
     rows = [Failure.model_validate(row) for row in table.drop_columns(["part"]).to_pylist()]
-    if store.list(ATTEMPTS):  # the plan is large
-        rows += attempts.waiting(store, load_plan(store)).values()
+    rows += attempts.waiting(store).values()
     return sorted(rows, key=lambda failure: (failure.uri, failure.key))
 
 

@@ -194,7 +194,7 @@ def remaining(parts: Iterable[Part], store: Store, committed: Iterable[str] | No
     Raises:
         DatasetError: a committed part does not say which windows it holds.
     """
-    noted = _by_root(PurePosixPath(name).stem for name in store.list(ATTEMPTS))
+    noted = _by_root(noted_names(store))
     there = _by_root(committed_parts(store) if committed is None else committed)
     left = []
     for part in parts:
@@ -207,6 +207,11 @@ def remaining(parts: Iterable[Part], store: Store, committed: Iterable[str] | No
     return left
 
 
+def noted_names(store: Store) -> list[str]:
+    """Names of the pieces that were put off."""
+    return [PurePosixPath(name).stem for name in store.list(ATTEMPTS)]
+
+
 def settled(planned: Iterable[str], store: Store, committed: Collection[str]) -> set[str]:
     """Names of planned parts of which `remaining` leaves nothing, as far as names alone tell it.
 
@@ -215,8 +220,7 @@ def settled(planned: Iterable[str], store: Store, committed: Collection[str]) ->
         store: the data set.
         committed: names of the parts that are there.
     """
-    noted = [PurePosixPath(name).stem for name in store.list(ATTEMPTS)]
-    pieces = Counter(_root(name) for name in (*committed, *noted))
+    pieces = Counter(_root(name) for name in (*committed, *noted_names(store)))
     there = set(committed)
     return {name for name in planned if name in there and pieces[_root(name)] == 1}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from talkforge.curation.media.probe import promised_s
 from talkforge.pipeline import needs
-from talkforge.pipeline.dataset import check_base, check_target, load_ingested, load_plan
+from talkforge.pipeline.dataset import check_base, check_target, load_ingested
 from talkforge.pipeline.ingest import IngestRow, find_inputs, is_due, stamp_of
-from talkforge.pipeline.parts import remaining
+from talkforge.pipeline.parts import committed_parts
+from talkforge.pipeline.standing import planned_and_left
 from talkforge.pipeline.store import Store, file_size
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import MediaError
@@ -81,8 +82,7 @@ def preview(
         due = is_due(row, stamp_of(uri), config)
         num_due += due
         lengths.add(given, uri, None if due else row)
-    plan = load_plan(store)
-    planned_s = sum((part.duration_s for part in plan), 0.0)
+    planned_s, left = planned_and_left(store, committed_parts(store))
     return Preview(
         inputs=len(found),
         num_due=num_due,
@@ -92,7 +92,7 @@ def preview(
         unreadable=lengths.unreadable,
         passed_over=tuple(passed_over),
         weights=weights,
-        measured_s=planned_s - sum(part.duration_s for part in remaining(plan, store)),
+        measured_s=planned_s - sum(part.duration_s for part in left),
         planned_s=planned_s,
     )
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from talkforge.pipeline import snapshots, tables
+from talkforge.pipeline.dataset import INTAKE, PLAN
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part, Window
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import Problem
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.records import Input, Video
-
-PLAN, INGESTED = "plan.parquet", "intake.parquet"
 
 
 def repair(store: Store, problems: Iterable[Problem]) -> list[str]:
@@ -38,12 +37,12 @@ def repair(store: Store, problems: Iterable[Problem]) -> list[str]:
     dropped = sorted({name for problem in problems for name in problem.drop})
     # Markers and manifests go first, so that they never vouch for a file that is gone.
     for name in sorted(dropped, key=lambda name: not name.endswith(".json")):
-        if name not in (PLAN, INGESTED, snapshots.INDEX):
+        if name not in (PLAN, INTAKE, snapshots.INDEX):
             store.delete(name)
     if snapshots.INDEX in dropped:
         snapshots.rebuild_index(store)
     snapshots.forget(store, [number for name in dropped if (number := snapshots.number_of(name))])
-    if PLAN in dropped or INGESTED in dropped:
+    if PLAN in dropped or INTAKE in dropped:
         _rebuild_plan(store)
     return dropped
 
@@ -63,7 +62,7 @@ def _rebuild_plan(store: Store) -> None:
         IngestRow(input=Input(uri=video.uri), stamp="", status="planned", video=video)
         for video in sorted(videos.values(), key=lambda video: video.uri)
     ]
-    tables.write(store, INGESTED, IngestRow, rows)
+    tables.write(store, INTAKE, IngestRow, rows)
     tables.write(store, PLAN, Part, [part for part in parts if part.windows])
 
 

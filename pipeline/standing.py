@@ -52,7 +52,7 @@ class Standing:
 def standing(store: Store, dataset: Dataset) -> Standing:
     """How far the data set in `store` is; opens no video and takes no lock."""
     done = committed_parts(store)
-    planned_s, todo = _planned(store, done)
+    planned_s, todo = planned_and_left(store, done)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
     sources, clips = _selected(store) if exact else _unselected(store, dataset.config.thresholds)
     unplaced = pc.and_(clips.column("accepted"), clips.column("shard").is_null())
@@ -67,8 +67,13 @@ def standing(store: Store, dataset: Dataset) -> Standing:
     )
 
 
-def _planned(store: Store, done: Sequence[str]) -> tuple[float, list[Part]]:
-    """Seconds of footage in the plan, and what is left of it; parts that are there do not become objects."""
+def planned_and_left(store: Store, done: Sequence[str]) -> tuple[float, list[Part]]:
+    """Seconds of footage in the plan, and what is left of it; parts that are there do not become objects.
+
+    Args:
+        store: the data set.
+        done: names of the committed parts.
+    """
     if not store.exists(PLAN):
         return 0.0, []
     plan = tables.from_bytes(store.read(PLAN), PLAN)

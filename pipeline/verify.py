@@ -36,7 +36,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.media.timeline_files import from_bytes
 from talkforge.curation.sync.contrastive import Scorer
 from talkforge.pipeline import audit, calibrate, review, snapshots, tables
-from talkforge.pipeline.dataset import load_dataset
+from talkforge.pipeline.dataset import INTAKE, PLAN, load_dataset
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part
 from talkforge.pipeline.shards import read_samples
@@ -151,8 +151,8 @@ def _read_object(store: Store, name: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- tables
 
 _TABLES: dict[str, type[Record]] = {
-    "intake.parquet": IngestRow,
-    "plan.parquet": Part,
+    INTAKE: IngestRow,
+    PLAN: Part,
     "people.parquet": PersonRow,
     "sources.parquet": SourceRow,
     "failures.parquet": Failure,
