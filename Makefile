@@ -52,6 +52,7 @@ check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --implicit-reexport --cache-dir .mypy_cache/tests tests
 
 format: $(STAMP) ## let ruff mend and format
 	$(BIN)/ruff check --fix .

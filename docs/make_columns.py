@@ -47,10 +47,11 @@ def page(text: str) -> str:
         text: of the page.
     """
     for name, models in TABLES.items():
-        between = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        text, count = between.subn(lambda found, own=models: f"{found[1]}{table(own)}{found[2]}", text)
-        if count != 1:
-            raise ValueError(f"{PAGE.name}: expected the markers of {name} once, found them {count} times")
+        before, after = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        found = re.findall(f"{before}.*?{after}", text, re.DOTALL)
+        if len(found) != 1:
+            raise ValueError(f"{PAGE.name}: expected the markers of {name} once, found {len(found)} pairs")
+        text = text.replace(found[0], before + table(models) + after)
     return text
 
 

@@ -325,7 +325,7 @@ def test_an_excerpt_repeats_the_whole_and_not_the_other_way_round() -> None:
 def test_a_jingle_that_two_clips_begin_with_does_not_make_them_one(seconds: int, same: bool) -> None:
     jingle, first, then = made(0, seconds=seconds), made(1), made(2)
     limit = np.uint64((250 * seconds) << 20)
-    clips = [
+    first, then = (
         replace(
             clip,
             audio_hashes=np.unique(
@@ -333,8 +333,8 @@ def test_a_jingle_that_two_clips_begin_with_does_not_make_them_one(seconds: int,
             ),
         )
         for clip in (first, then)
-    ]
-    assert duplicates.repeated(*clips, DuplicateThresholds()) is same
+    )
+    assert duplicates.repeated(first, then, DuplicateThresholds()) is same
 
 
 def test_two_people_in_one_picture_are_two_and_each_copy_names_its_own() -> None:

@@ -13,5 +13,5 @@ def test_the_tables_are_up_to_date() -> None:
 
 
 def test_a_page_without_a_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected the markers of ledger once, found them 0 times"):
+    with pytest.raises(ValueError, match="expected the markers of ledger once, found 0 pairs"):
         page("# A data set on disk")

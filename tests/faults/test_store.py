@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 from talkforge.pipeline import cut, jobs, report, small_arrays, stages, tables
+from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import IngestRow
 from talkforge.pipeline.needs import gather
@@ -116,7 +117,7 @@ def playing_back(measured: Curated) -> Iterator[Played]:
     """Until the block ends, measuring and cutting are played back from a data set."""
     store = Store(str(measured.dataset))
     results, arrays = {}, {}
-    for part in jobs.load_plan(store):
+    for part in load_plan(store):
         folder = f"parts/{part.name}"
 
         def read(name: str, model: type[Record], folder: str = folder) -> list[Any]:
@@ -139,7 +140,7 @@ def playing_back(measured: Curated) -> Iterator[Played]:
     shards = [name for name in store.list("shards") if name.endswith(".tar")]
     playing = Played(
         videos=measured.videos,
-        rows={row.input.uri: row for row in jobs.load_ingested(store)},
+        rows={row.input.uri: row for row in load_ingested(store)},
         results=results,
         arrays=arrays,
         samples={key: members for name in shards for key, members in read_samples(store, name)},

@@ -277,9 +277,9 @@ def test_the_order_of_rows_changes_no_byte(tables: Tables, tmp_path: Path) -> No
     def picture(name: str) -> bytes:
         return b"\xff\xd8" + name.encode()
 
-    shuffled = [table.sample(frac=1, random_state=3) for table in tables[:3]]
+    ledger, sources, failures = (table.sample(frac=1, random_state=3) for table in tables[:3])
     write_report(Store(str(tmp_path / "a")), *tables, picture)
-    write_report(Store(str(tmp_path / "b")), *shuffled, tables[3], picture)
+    write_report(Store(str(tmp_path / "b")), ledger, sources, failures, tables[3], picture)
     for name in ("report/index.html", "report/statistics.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     written = json.loads((tmp_path / "a" / "report/statistics.json").read_text())
@@ -398,7 +398,7 @@ def test_people_who_may_be_one_or_two_are_named(tables: Tables) -> None:
         ("p2", 0.41, "c21"), ("p0", 0.44, "c01"),
     ]  # fmt: skip
     about = dataset(apply_settings({}, ["shards.same_person=0.8"]))
-    stricter = statistics(ledger, *rest[:2], about, people=pd.DataFrame(rows))["people"]
+    stricter = statistics(ledger, rest[0], rest[1], about, people=pd.DataFrame(rows))["people"]
     assert (stricter["same_person"], stricter["near_count"], stricter["mixed_count"]) == (0.8, 0, 2)
 
 
@@ -415,7 +415,7 @@ def test_the_page_shows_people_and_obeys_no_name(tables: Tables) -> None:
         shown.append(name)
         return b"\xff\xd8" if name == "c00/face" else None
 
-    text = render(statistics(ledger, *rest, people=rows), ledger, *rest[:2], picture)
+    text = render(statistics(ledger, *rest, people=rows), ledger, rest[0], rest[1], picture)
     assert "<script" not in text and "\u202e" not in text
     assert text.count("data:image/jpeg;base64,/9g=") == 3, "in a pair, as one of two, and among the largest"
     assert "1 pair of people who may be one has one half in training" in text

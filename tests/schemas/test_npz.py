@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.npz import MAX_BYTES, MAX_MEMBERS, npy_bytes, npz_bytes, read_npy, read_npz
 
-ARRAYS = {"a/b": np.arange(5), "c": np.zeros((2, 0), np.float32)}
+ARRAYS: dict[str, np.ndarray] = {"a/b": np.arange(5), "c": np.zeros((2, 0), np.float32)}
 
 
 def test_npz_bytes_depend_on_the_arrays_only() -> None:

@@ -18,7 +18,7 @@ from talkforge.curation.weights import registry
 from talkforge.curation.weights.torch import inference
 from talkforge.schemas.errors import ModelError
 
-LAYOUT = {
+LAYOUT: dict[str, dict[int, tuple[int, ...]]] = {
     "netcnnaud": {
         0: (64, 1, 3, 3),
         4: (192, 64, 3, 3),

@@ -124,7 +124,8 @@ def test_every_file_has_a_hash_a_size_a_licence_and_a_source_or_none() -> None:
         assert entry.address == "" or entry.address.startswith("https://"), entry.name
         assert bool(entry.archive_bytes) == entry.address.endswith(".zip"), entry.name
         assert not entry.pieces or entry.package or entry.address.endswith("/"), entry.name
-        for piece in (*entry.files(), entry):
+        pieces: tuple[Any, ...] = (*entry.files(), entry)
+        for piece in pieces:
             assert len(bytes.fromhex(piece.sha256)) == 32, entry.name
             assert piece.num_bytes > 0, entry.name
 

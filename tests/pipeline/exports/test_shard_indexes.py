@@ -6,6 +6,7 @@ import json
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def damage(store: Store) -> list[str]:
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_energon_reads_every_sample(tmp_path: Path, beside: bool) -> None:
-    energon = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
+    energon: Any = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
 
     class Encoder(energon.DefaultTaskEncoder):
         cookers = (energon.Cooker(dict, has_subflavors={"talkforge": "talking_head"}),)

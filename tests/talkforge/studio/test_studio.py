@@ -344,7 +344,8 @@ def test_the_command_serves_and_its_end_keeps_what_was_begun(
         return real(self, *given)
 
     def serve(served: Server) -> None:
-        client = served._server.app.test_client()
+        app: Any = served._server.app
+        client = app.test_client()
         path = served.url.split("/", 3)[3]
         for name, file in (("portrait", "one.png"), ("audio", "tone.wav")):
             assert client.post(f"/{path}{name}", data=(files / file).read_bytes()).status_code == 200

@@ -24,7 +24,8 @@ def said_by_key(monkeypatch: pytest.MonkeyPatch, **said: Any) -> list[str]:
 
     def serve(server: Server) -> None:
         urls.append(server.url)
-        client = server._server.app.test_client()
+        app: Any = server._server.app
+        client = app.test_client()
         path = server.url.split("/", 3)[3]
         first = client.get(f"/{path}clips").json["clips"][0]
         assert client.post(f"/{path}clip/{first}/review", json=said).status_code == 200
