@@ -20,6 +20,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -214,12 +215,12 @@ class OrderFile(Mapping[str, Order]):
             RunError: the file cannot be written to.
         """
         for order in orders:
-            try:
+            with _writing_temporary():
                 self._at[order.key] = self._stream.seek(0, os.SEEK_END)
                 pickle.dump(order, self._stream)
-            except OSError as error:
-                raise RunError(f"cannot write to {tempfile.gettempdir()}: {one_line(error)}") from None
             yield order
+        with _writing_temporary():
+            self._stream.flush()
 
     def __getitem__(self, key: str) -> Order:
         self._stream.seek(self._at[key])
@@ -233,8 +234,9 @@ class OrderFile(Mapping[str, Order]):
         return len(self._at)
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file, which nobody reads any more: what cannot be written to it now is not missed."""
+        with suppress(OSError):
+            self._stream.close()
 
 
 def orders(
@@ -552,9 +554,15 @@ def _file(spool: Path, key: str) -> Path:
 
 
 def _save(spool: Path, key: str, members: Members) -> None:
+    with _writing_temporary(), _file(spool, key).open("wb") as stream, tar.tar_writer(stream) as out:
+        tar.write_sample(out, key, members)
+
+
+@contextmanager
+def _writing_temporary() -> Iterator[None]:
+    """Turns what the disk of temporary files raises into a RunError: no video is to blame."""
     try:
-        with _file(spool, key).open("wb") as stream, tar.tar_writer(stream) as out:
-            tar.write_sample(out, key, members)
+        yield
     except OSError as error:
         raise RunError(f"cannot write to {tempfile.gettempdir()}: {one_line(error)}") from None
 

@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import tarfile
+import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from talkforge.pipeline.shards import ShardPlan, read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample
 from talkforge.schemas.config import ShardConfig, SpeechConfig, apply_settings
-from talkforge.schemas.errors import DatasetError, ModelError
+from talkforge.schemas.errors import DatasetError, ModelError, RunError
 from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.records import Clip, ClipMeasures, Face, Input, Verdict, Video, clip_id
 from talkforge.schemas.sample import Provenance, SampleMeta
@@ -338,6 +339,29 @@ def test_orders_of_shards_that_wait_are_not_in_memory(
         assert (sorted(orders), len(orders)) == (sorted(keys), 5)
         cut.cut_shards(Store(str(tmp_path / "set")), plan, orders, ShardConfig(), InlineExecutor())
     assert len(alive) == 5 and max(alive) <= 2  # those in hand, and those that come next
+
+
+def test_a_full_disk_of_temporary_files_ends_the_run_in_one_line_wherever_it_shows(
+    film: tuple[Path, Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both orders of clips and cut clips lie there; neither is a fault of a video."""
+    _, video = film
+    made = [order_of(video, clip_of(video, start_s, start_s + 0.2, 25.0)) for start_s in (0.0, 0.4)]
+    said = f"^cannot write to {tmp_path}: No space left on device$"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for given in (made[:1], made):  # one is still in the buffer when all are written
+        with (
+            pytest.raises(RunError, match=said),
+            contextlib.closing(cut.OrderFile(Path("/dev/full"))) as orders,
+        ):
+            list(orders.kept(given))
+    monkeypatch.setattr(cut, "cut", lambda *_: {"txt": b"said"})
+    monkeypatch.setattr(cut, "_file", lambda *_: Path("/dev/full"))
+    plan = [ShardPlan("train-000000", (made[0].key,), "f")]
+    with pytest.raises(RunError, match=said):
+        cut.cut_shards(
+            Store(str(tmp_path / "set")), plan, {made[0].key: made[0]}, ShardConfig(), InlineExecutor()
+        )
 
 
 def test_a_source_that_vanished_keeps_its_sample_and_says_so(own: Any) -> None:
