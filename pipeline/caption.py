@@ -15,9 +15,10 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.curation.weights import hub
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.pipeline.annotate import CAPTIONS, Clips, Counts, annotate
-from talkforge.pipeline.store import Store, sha256_of
+from talkforge.pipeline.store import Store
 from talkforge.schemas import extras, scratch
 from talkforge.schemas.arrays import Bytes
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.config import config_hash
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError, class_and_message, one_line
 from talkforge.schemas.records import CaptionRow, Input, Record

@@ -49,10 +49,11 @@ from talkforge.pipeline.parts import Part
 from talkforge.pipeline.proof import ID_LENGTH, Needles, Proof, digest_of
 from talkforge.pipeline.shards import ShardPlan, read_samples, write_shard
 from talkforge.pipeline.snapshots import Snapshot
-from talkforge.pipeline.store import Store, at_base, sha256_of
+from talkforge.pipeline.store import Store, at_base
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.pipeline.tombstones import JOURNAL, TOMBSTONES, HeldBy, read_tombstones, write_tombstones
 from talkforge.schemas import tar
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.npz import npz_bytes, read_npz
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress

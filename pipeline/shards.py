@@ -33,8 +33,9 @@ from scipy.sparse.csgraph import connected_components
 
 from talkforge.pipeline.people import FaceClip, name_people
 from talkforge.pipeline.snapshots import SHARDS, manifest_bytes
-from talkforge.pipeline.store import Store, sha256_of
+from talkforge.pipeline.store import Store
 from talkforge.schemas import sample, tar
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.config import ShardConfig
 from talkforge.schemas.errors import DatasetError
 from talkforge.schemas.sample import Members, ShardManifest

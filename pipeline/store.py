@@ -487,12 +487,6 @@ def file_size(uri: str) -> int | None:
     return None if size is None else int(size)
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a local file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fetch(uri: str, copy: IO[bytes], limits: FetchLimits) -> None:
     num_bytes = 0
     for block in _blocks(uri, limits):

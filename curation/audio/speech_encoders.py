@@ -6,7 +6,6 @@ transformers model.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from talkforge.curation.weights import catalogue, hub, registry
 from talkforge.curation.weights.torch import inference, torch_device
 from talkforge.schemas import extras
 from talkforge.schemas.arrays import Floats, expect_shape
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.config import SpeechConfig
 from talkforge.schemas.errors import ModelError, one_line
 from talkforge.schemas.units import AUDIO_HZ, SPEECH_HZ
@@ -282,12 +282,7 @@ def _load(source: str, local: bool, dtype: Any) -> tuple[Any, Any, str]:
         raise ModelError(f"speech encoder {source}: cannot be loaded: {reason}") from None
     _check_complete(source, loading["missing_keys"])
     files = [Path(cached_file(source, name, **where)) for name in FILES]
-    return extractor, model, catalogue.listing_sha256((file.name, _sha256(file)) for file in files)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return extractor, model, catalogue.listing_sha256((file.name, sha256_of(file)) for file in files)
 
 
 def _check_kind(source: str, config: Any) -> None:

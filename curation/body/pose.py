@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from talkforge.curation.body.dwpose import DwPose
 from talkforge.curation.body.joints import HEAD, PoseEstimator, no_joints
 from talkforge.curation.body.mediapipe_pose import MediaPipePose
+from talkforge.curation.media import longer_edge_px
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Doubles, Floats, expect_shape
 from talkforge.schemas.config import Device, MotionConfig
@@ -127,7 +128,7 @@ class PoseTracer:
         heads = poses[:, HEAD, :2].mean(1)
         distance = np.linalg.norm(heads - (face_box[:2] + face_box[2:]) / 2, axis=1)
         joints = poses[int(distance.argmin())]
-        if distance.min() > HEAD_SHIFT * _size(face_box):
+        if distance.min() > HEAD_SHIFT * longer_edge_px(face_box):
             return None
         return np.where(joints[:, 2:] >= self._model.min_score, joints, np.float32(np.nan))
 
@@ -152,7 +153,7 @@ class PoseTracer:
 def _region(face_box: Floats, width_px: int, height_px: int) -> tuple[int, int, int, int]:
     """Region in which the person's body may be: left, top, right and bottom inside the frame."""
     x0, y0, x1, y1 = (float(v) for v in face_box)
-    size, middle = _size(face_box), (x0 + x1) / 2
+    size, middle = longer_edge_px(face_box), (x0 + x1) / 2
     left, right = middle - REACH_SIDE * size, middle + REACH_SIDE * size
     top, bottom = y0 - REACH_UP * size, y1 + REACH_DOWN * size
     return (
@@ -166,17 +167,13 @@ def _region(face_box: Floats, width_px: int, height_px: int) -> tuple[int, int, 
 def _person_box(joints: Floats | None, face_box: Floats) -> Floats:
     """Box [4] of the head, the trunk below it down to the frame's edge, and the visible joints."""
     x0, y0, x1, y1 = face_box
-    size = np.float32(_size(face_box))
+    size = np.float32(longer_edge_px(face_box))
     boxes = [np.array([x0 - 1.2 * size, y0 - 0.7 * size, x1 + 1.2 * size, y1 + 9 * size])]
     if joints is not None and np.isfinite(joints[:, 0]).any():
         seen = joints[np.isfinite(joints[:, 0]), :2]
         boxes.append(np.concatenate([seen.min(0) - 0.5 * size, seen.max(0) + 0.5 * size]))
     stack = np.stack(boxes)
     return np.concatenate([stack[:, :2].min(0), stack[:, 2:].max(0)]).astype(np.float32)
-
-
-def _size(box: Floats) -> float:
-    return float(max(box[2] - box[0], box[3] - box[1]))
 
 
 def _background_motion(old: Bytes, old_mask: Bytes, new: Bytes, new_mask: Bytes) -> Doubles:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from talkforge.curation.face.head_pose import HeadPose
-from talkforge.curation.media import to_clip_px
+from talkforge.curation.media import longer_edge_px, to_clip_px
 from talkforge.curation.weights.blaze import MIN_SCORE, BlazeDetector, Region, TfliteNetwork, sigmoid
 from talkforge.schemas.arrays import NUM_LANDMARKS, Bytes, FaceTrack, Floats, Landmarks
 from talkforge.schemas.errors import ModelError, one_line
@@ -172,7 +172,7 @@ class _SquareCrop:
 
     @classmethod
     def around(cls, box: Floats, margin: float) -> _SquareCrop:
-        side = max(round(margin * _size(box)), 2)
+        side = max(round(margin * longer_edge_px(box)), 2)
         x, y = _centre(box)
         return cls(round(x - side / 2), round(y - side / 2), side)
 
@@ -204,10 +204,6 @@ class _SquareCrop:
 
 def _centre(box: Floats) -> Floats:
     return np.asarray((box[:2] + box[2:]) / 2, np.float32)
-
-
-def _size(box: Floats) -> float:
-    return float(max(box[2] - box[0], box[3] - box[1]))
 
 
 def _box(points: Floats) -> Floats:
@@ -297,15 +293,16 @@ class LandmarkTracer:
     def _follow(self, box: Floats) -> None:
         if self._crop is not None and self._anchor is not None:
             shift = float(np.abs(_centre(box) - _centre(self._anchor)).max()) / self._crop.side_px
-            growth = _size(box) / _size(self._anchor)
+            growth = longer_edge_px(box) / longer_edge_px(self._anchor)
             if shift <= DRIFT_SHIFT and 1 / DRIFT_SCALE <= growth <= DRIFT_SCALE:
                 return
         self._crop, self._anchor = _SquareCrop.around(box, FOLLOW_MARGIN), box
 
 
 def _same_face(box: Floats, track_box: Floats) -> bool:
-    larger, ratio = max(_size(box), _size(track_box)), _size(box) / max(_size(track_box), 1e-6)
-    shift = float(np.linalg.norm(_centre(box) - _centre(track_box))) / max(larger, 1e-6)
+    edge_px, track_px = longer_edge_px(box), longer_edge_px(track_box)
+    shift = float(np.linalg.norm(_centre(box) - _centre(track_box))) / max(edge_px, track_px, 1e-6)
+    ratio = edge_px / max(track_px, 1e-6)
     return shift <= STRAY_SHIFT and 1 / STRAY_SCALE <= ratio <= STRAY_SCALE
 
 

@@ -74,6 +74,11 @@ def uncropped(clip: Clip, video: Video, longest_edge_px: int) -> Clip:
     return clip.model_copy(update={"width_px": width_px, "height_px": height_px, **nothing})
 
 
+def longer_edge_px(box: Floats | tuple[float, float, float, float]) -> float:
+    """Length of the longer edge of a box x0, y0, x1, y1, in its pixels."""
+    return float(max(box[2] - box[0], box[3] - box[1]))
+
+
 def height_scale(clip: Clip, video: Video) -> float:
     """Pixels of the clip for each display pixel, downwards."""
     return clip.height_px / (clip.crop or whole_frame(video)).height_px

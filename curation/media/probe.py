@@ -5,7 +5,6 @@ Headers are checked before they are believed, because many are wrong.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import stat
@@ -20,6 +19,7 @@ from av.sidedata.sidedata import Type
 from talkforge.curation.media.container import MAX_PIXELS, MediaFile, opened, reason
 from talkforge.curation.media.timeline import Timeline
 from talkforge.curation.media.timeline_files import timeline_of
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import MediaError
 from talkforge.schemas.records import Input, Video
 
@@ -48,8 +48,7 @@ def content_hash(path: Path) -> str:
     """
     _expect_file(path, str(path))
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise MediaError(f"{str(path)!r}: expected a readable file, found {reason(error)}") from error
 

@@ -31,6 +31,7 @@ from talkforge.curation.weights.catalogue import MODELS as MODELS
 from talkforge.curation.weights.catalogue import Model, Piece
 from talkforge.curation.weights.download import ProgressCallback, no_progress
 from talkforge.curation.weights.fetching import RequestedFile
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import ModelError, one_line
 
 POSE_BUNDLE = "pose_landmarker_full.task"
@@ -232,7 +233,7 @@ def _bundle(name: str, content: bytes) -> Path:
     sha256 = hashlib.sha256(content).hexdigest()
     target = cache_dir() / name
     with fetching.locked(target):
-        if not target.is_file() or hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
+        if not target.is_file() or sha256_of(target) != sha256:
             fetching.keep(target, io.BytesIO(content), len(content), sha256)
     return target.resolve()
 
@@ -304,5 +305,4 @@ def _check(model: Model, piece: Piece, path: Path) -> None:
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, _num_bytes: int, _mtime_ns: int) -> str:
     """sha256 of a file. Size and time are part of the key, so that a changed file is hashed again."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from talkforge.pipeline.store import TEMPORARY, Store, sha256_of
+from talkforge.pipeline.store import TEMPORARY, Store
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.records import Record
 

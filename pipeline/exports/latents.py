@@ -22,9 +22,9 @@ from pydantic import ConfigDict
 
 from talkforge.pipeline.exports.clips import Source
 from talkforge.pipeline.exports.folder import ClipEntry, ExportFolder, StoredFile
-from talkforge.pipeline.store import sha256_of
 from talkforge.schemas import extras, sample, tar
 from talkforge.schemas.arrays import Floats
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.progress import ProgressCallback, counted

@@ -20,7 +20,8 @@ import yaml
 
 from talkforge.pipeline.exports.clips import Source
 from talkforge.pipeline.exports.folder import StoredFile
-from talkforge.pipeline.store import CHUNK_BYTES, Store, sha256_of
+from talkforge.pipeline.store import CHUNK_BYTES, Store
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.sample import ShardManifest
 

@@ -24,9 +24,9 @@ from talkforge.curation.draw import loudness_dbfs, mouth_opening
 from talkforge.curation.media import decode_flac
 from talkforge.pipeline.exports.clips import ClipMembers, Source, Written
 from talkforge.pipeline.exports.folder import ExportFolder, StoredFile
-from talkforge.pipeline.store import sha256_of
 from talkforge.schemas import extras, sample, tar
 from talkforge.schemas.arrays import Floats
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import DatasetError, one_line
 from talkforge.schemas.progress import ProgressCallback, counted
 

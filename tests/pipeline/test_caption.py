@@ -21,7 +21,8 @@ from transformers import (
 
 from talkforge.pipeline.annotate import CAPTIONS, read
 from talkforge.pipeline.caption import Captioner, CaptionOptions, shown
-from talkforge.pipeline.store import Store, sha256_of
+from talkforge.pipeline.store import Store
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import DatasetError, MediaError, ModelError
 from tests.command_line import run
 from tests.media_files import Pictures, number_of, steady, write_media

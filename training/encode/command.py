@@ -26,9 +26,10 @@ import torch
 from talkforge.pipeline import snapshots
 from talkforge.pipeline.dataset import exclusive
 from talkforge.pipeline.snapshots import Snapshot
-from talkforge.pipeline.store import Store, sha256_of
+from talkforge.pipeline.store import Store
 from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas import extras
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import CommandError, DatasetError, RunError
 from talkforge.schemas.sample import ShardManifest
 from talkforge.schemas.tar import tar_writer, write_sample

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from talkforge.curation.media.encode import CLIP_AUDIO_HZ, encode_mp4
-from talkforge.pipeline.store import sha256_of
 from talkforge.schemas import scratch
 from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.checksum import sha256_of
 from talkforge.schemas.errors import CommandError, ModelError, first_invalid, one_line
 from talkforge.schemas.progress import Progress, ProgressCallback, no_progress
 from talkforge.training.config import SampleConfig

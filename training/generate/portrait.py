@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from talkforge.curation.crop import REACH
 from talkforge.curation.face import detect, identity
 from talkforge.curation.face.landmarks import FaceLandmarker
+from talkforge.curation.media import longer_edge_px
 from talkforge.curation.weights import registry
 from talkforge.schemas.arrays import Bytes, Floats
 from talkforge.schemas.config import IdentityConfig, ScanConfig
@@ -215,7 +216,7 @@ def framing(own: Size, size: Size, box: Box | None, points: Floats | None) -> Cr
     if box is None:
         return Crop.around(own, size, (own[0] / 2, own[1] / 2))
     x, y = np.median(points[:, :2], axis=0) if points is not None else np.add(box[:2], box[2:]) / 2
-    reach, unit_px = REACH["person"], max(box[2] - box[0], box[3] - box[1])
+    reach, unit_px = REACH["person"], longer_edge_px(box)
     corner = np.maximum(0, np.array(box[:2]) - unit_px * np.array([reach.beside, reach.above]))
     end = np.minimum(own[::-1], np.array(box[2:]) + unit_px * np.array([reach.beside, reach.below]))
     person_scale = float(min(size[1] / (end[0] - corner[0]), size[0] / (end[1] - corner[1]), 1.0))

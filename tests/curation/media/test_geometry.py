@@ -11,7 +11,7 @@ import pytest
 
 from talkforge.curation import media
 from talkforge.curation.media import clip_size, from_clip_px, on_grid, to_clip_px, uncropped, whole_frame
-from talkforge.curation.media.geometry import GRID_PX, coded_rectangle, height_scale
+from talkforge.curation.media.geometry import GRID_PX, coded_rectangle, height_scale, longer_edge_px
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.schemas.records import Clip, Input, Rectangle, Video
 from tests.records import clip_of, video
@@ -168,3 +168,8 @@ def test_a_clip_is_even_and_never_larger_than_its_crop(
 def test_half_a_crop_is_refused() -> None:
     with pytest.raises(ValueError, match="a crop has four numbers, or none"):
         Clip.model_validate(clip_of(1, 8, 8).model_dump() | {"crop_left_px": 3.0})
+
+
+@pytest.mark.parametrize("box", [(3.0, 5.0, 13.5, 12.0), (5.0, 3.0, 12.0, 13.5)])
+def test_the_longer_edge_of_a_box_is_that_of_either_direction(box: tuple[float, float, float, float]) -> None:
+    assert longer_edge_px(box) == longer_edge_px(np.array(box, np.float32)) == 10.5
