@@ -1,8 +1,8 @@
-"""Writes docs/cli.md from the commands themselves: `python docs/make_cli.py > docs/cli.md`."""
+"""Writes docs/cli.md from the commands themselves: `python -m docs.make_cli`."""
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +13,7 @@ HEAD = """# Command line
 
 Every command has `--help`. Results go to stdout, progress, notes and errors to stderr. Exit codes: 0 finished
 (inputs and clips that failed are rows), 1 the run could not finish, 2 a bad command, 3 damage found by `verify`,
-130 interrupted, 143 terminated (SIGTERM).
+130 interrupted, 143 terminated (SIGTERM, after which `train` saves and ends with 130).
 
 Options of every command: `--quiet` (`-q`) leaves out progress and notes, `--verbose` (`-v`) logs every step
 to stderr, `--log-file FILE` appends a detailed log to a file. `talkforge --version` prints the version,
@@ -69,14 +69,19 @@ def _sections(group: Any, path: str) -> list[str]:
 
 def _section(command: Any, path: str) -> str:
     lines = [f"## {path}", "", command.callback.__doc__.strip().replace("\n    ", "\n"), "", "```"]
-    lines += [*command.callback.examples, "```", "", "| argument, option | |", "|---|---|"]
-    for option in command.params:
-        if option.name not in SHARED:
-            names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-            shown = names if option.opts[0].startswith("-") else f"`{option.metavar or option.name}`"
-            lines.append(f"| {shown} | {' '.join((option.help or '').split()).replace('|', ' or ')} |")
-    return "\n".join([*lines, ""])
+    lines += [*command.callback.examples, "```", ""]
+    own = [option for option in command.params if option.name not in SHARED]
+    if own:
+        lines += ["| argument, option | |", "|---|---|", *map(_row, own), ""]
+    return "\n".join(lines)
+
+
+def _row(option: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    shown = names if option.opts[0].startswith("-") else f"`{option.metavar or option.name}`"
+    cells = (shown, " ".join((option.help or "").split()))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    Path(__file__).with_name("cli.md").write_text(page(), encoding="utf-8")

@@ -24,7 +24,9 @@ together.
   the word out: `scan.sample_s=1`.
 - `thresholds` and `shards` are applied to what was recorded: `talkforge select`, `talkforge shard`. `null`
   switches a threshold off.
-- `run` says how the work is done, and never changes what comes out.
+- `run` says how the work is done. What is measured of a clip does not depend on it. Which clips there are
+  can: by `run.part_s` in videos that are longer, and by the limits on inputs. `run.trace` decides which
+  rejected clips are traced.
 
 Files and values of `--set` are YAML 1.2: `no`, `on` and `1_0` are texts, `010` is ten, `true` and `false` are
 the only truth values. A key that is there twice is refused. All mistakes of a file are named at once, with

@@ -2,7 +2,7 @@
 
 `measure` sections decide what is recorded of a clip; changing them means measuring again.
 `thresholds` and `shards` are applied to what was recorded, as often as the user likes.
-`run` says how the work is done and never changes a byte of what comes out.
+`run` says how the work is done: what is measured of a clip does not depend on it.
 """
 
 from __future__ import annotations
@@ -315,7 +315,10 @@ class Thresholds(Section):
         "largest fraction of the speech during which the mouth is still",
     )
     max_yaw_p95_deg: float | None = _rule(
-        60.0, "degrees", "ours: beyond this half of the mouth is hidden", "largest 95th percentile of |yaw|"
+        60.0,
+        "degrees",
+        "ours: beyond this half of the mouth is hidden",
+        "largest 95th percentile of the magnitude of yaw",
     )
     min_speech_fraction: float | None = _rule(
         0.3,
@@ -345,7 +348,10 @@ class Thresholds(Section):
         "least probability that mouth and audio belong together in any 3 s with voice, at the clip's own offset, where scored: two people who take turns",
     )
     min_sync_confidence: float | None = _rule(
-        None, "standard deviations", "ours", "least confidence of the sync peak, where scored"
+        None,
+        "standard deviations",
+        "off: min_sync_probability judges the same evidence, calibrated",
+        "least confidence of the sync peak, where scored",
     )
     min_speaking_fraction: float | None = _rule(
         None,
@@ -554,10 +560,12 @@ class ShardConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """How the work is done; never changes the shards that come out."""
+    """How the work is done. What is measured of a clip does not depend on it."""
 
     part_s: float = Field(
-        600.0, gt=0, description="Most footage in one part, and longest window of a video, s."
+        600.0,
+        gt=0,
+        description="Most footage in one part, and longest window of a video, s. Face tracks end where a window does, so of longer videos the clips depend on it.",
     )
     workers: int = Field(0, ge=0, description="Parts in flight; 0: one for each core.")
     gpu_share: float = Field(

@@ -121,7 +121,8 @@ class CutDetector:
 
     Args:
         config: names PySceneDetect's detector and its threshold. With `scene_detector` "none" there are no
-        cuts. detect_faces: from a frame number to the boxes [n, 4] of the faces in that frame. It is called
+            cuts.
+        detect_faces: from a frame number to the boxes [n, 4] of the faces in that frame. It is called
             for the last frame before and the first frame after a possible cut, at most `NEIGHBOUR_FRAMES + 1`
             frames after that frame was pushed.
         width_px: width of the frame, in the pixels in which `detect_faces` gives boxes.

@@ -1,7 +1,7 @@
 """Fitting of the sync networks, and their calibration on pieces of known truth. Needs torch.
 
 The shipped weights are fitted by `benchmarks/sync_fit.py` from nothing. A data set's own are fitted from the
-shipped ones by `pipeline/calibrate.py`. Importing this module does not import torch. `fit` does.
+shipped ones by `pipeline/sync_adaptation.py`. Importing this module does not import torch. `fit` does.
 
 In shapes, P is pieces of a batch, F frames of a piece at `SYNC_HZ`, D numbers of a vector.
 """

@@ -179,7 +179,9 @@ def studio(
     fps: FpsOption = None,
     to: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Keep the videos here; else they go with the page."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Keep the videos here; otherwise they are deleted at the end."
+        ),
     ] = None,
     port: PortOption = 0,
     open_page: OpenOption = False,

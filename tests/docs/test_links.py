@@ -120,6 +120,34 @@ def test_what_is_not_there_is_found() -> None:
     assert missing_tests("`pytest -x tests/docs tests/none.py -k one`") == ["tests/none.py"]
 
 
+def broken_rows(text: str) -> list[str]:
+    """Rows of the tables in a text that have another number of cells than the table's first row.
+
+    A bar within a cell divides it, also within backticks, unless a backslash stands before it.
+    """
+    found, wanted, code = [], 0, False
+    for line in text.splitlines():
+        code ^= line.startswith("```")
+        if code or not line.lstrip().startswith("|"):
+            wanted = 0
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        wanted = wanted or cells
+        found += [line] if cells != wanted else []
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_have_as_many_cells_in_every_row(page: Path) -> None:
+    assert broken_rows(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_row_with_a_bar_too_many_is_found() -> None:
+    text = "| a | b |\n|---|---|\n| `x|y` | 1 |\n| `x\\|y` | 2 |\n\n| c |\n```\n| d | e |\n```\n| f | g |"
+    text += "\n| h |"
+    assert broken_rows(text) == ["| `x|y` | 1 |", "| h |"]
+
+
 def test_the_index_names_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in ROOT.glob("docs/*.md")} - {"README.md"}

@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "run.threads",
     "run.trackers",
     "run.validate_every",
+    "run.validation_measures",
     "run.validation_samples",
     "sample.",
 )

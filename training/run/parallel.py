@@ -89,7 +89,7 @@ def _refuse_settings_of_the_launcher(config: TrainConfig) -> None:
     used = (
         ("mixed_precision", "run.precision", ("no", config.run.precision)),
         ("gradient_accumulation_steps", "optim.accumulate", ("1", "auto", str(config.optim.accumulate))),
-        ("dynamo_backend", "nothing: compiling is not supported", ("no",)),
+        ("dynamo_backend", "model.compile", ("no",)),
     )
     for name, ours, fine in used:
         value = os.environ.get(f"ACCELERATE_{name.upper()}", fine[0])

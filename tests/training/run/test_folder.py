@@ -46,6 +46,7 @@ def test_the_same_run_goes_on(run: Path) -> None:
         {"data": {"shards": "moved-{000000..000001}.tar", "cache_mb": 9}},
         {"sample": {"steps": 3}},
         {"model": {"gradient_checkpointing": True}},
+        {"run": {"validate_every": 5, "validation_samples": 3, "validation_measures": False}},
     ),
 )
 def test_what_may_change(run: Path, changes: dict[str, dict[str, object]]) -> None:
