@@ -78,7 +78,9 @@ class ScanConfig(Section):
     """Scenes and faces, sparsely, on small frames."""
 
     longest_edge_px: int = Field(
-        480, ge=128, description="Longest edge of the frames that the detector sees, px."
+        480,
+        ge=128,
+        description="Longest edge of the frames that the detector sees, px. Where clips are cropped, at least a quarter of that of the video.",
     )
     sample_s: float = Field(0.5, gt=0, description="Time between two frames in which faces are detected, s.")
     detector: Literal["centerface", "scrfd"] = Field(
@@ -123,7 +125,7 @@ class MotionConfig(OptionalSection):
 
     body: Literal["mediapipe", "dwpose", "none"] = Field(
         "mediapipe",
-        description="What finds the body's joints (omega_body): MediaPipe Pose, 0.16 CPU seconds for each second of a clip; DWPose as in the paper, about 1.1, whose weights are for research only and have to be fetched; or nothing.",
+        description="What finds the body's joints (omega_body): MediaPipe Pose, 0.12 CPU seconds for each second of a clip; DWPose as in the paper, about 1.1, whose weights are for research only and have to be fetched; or nothing.",
     )
     pose_stride_frames: int = Field(
         5, ge=1, description="Joints are measured every so many frames and interpolated between, frames."
