@@ -26,15 +26,15 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 
 | command | keys |
 |---|---|
-| `curate` | `dataset`, `dry_run`, the totals, `failures` (failures of each kind), `inputs_without_clips` (each `uri`, `status`, `reason`) |
+| `curate` | `dataset`, `dry_run`, the totals, `failures` (failures of each kind), `notes` (lines about what may be missed), `inputs_without_clips` (each `uri`, `status`, `reason`) |
 | `curate --dry-run` | `dataset`, `dry_run`, `inputs` (`total`, `due`, `unreadable`: reason by name), `num_bytes`, `input_s`, `unknown_length`, `passed_over`, `measured_s`, `planned_s`, `weights` (`here`, `to_fetch`, and reasons by name: `missing` ends the run, `absent` does not) |
 | `status` | `dataset`, `parts` (`done`, `total`), `measured_s`, `planned_s`, the totals, `exact`, `waiting_for_shard`, `decisions_not_selected` (of `review.parquet`) |
-| `select` | `dataset`, `dry_run`, the totals, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
+| `select` | `dataset`, `dry_run`, the totals, `notes`, `before` (the totals before), `changed_settings`, `waiting_for_shard`, `stale_shards` (shard: clips in it that are not accepted any more) |
 | `verify` | `dataset`, `ok`, `problems` (each `path`, `what`), `removed`, and with --deep `deep` (`clips`, `compared`, `sources`, `unreachable`: reason by name, and the largest `frame_s`, `audio_s`, `av_s`); exit code 3 where there are any |
 | `erase` | `dataset`, `dry_run`, `sha256`, `inputs`, `clips`, `samples`, `other_people`, `snapshots`, `tags`, `runs` (each `folder`, `snapshots`, `kind`: training run or export), `proof` (`files`, `num_bytes`, `found`: each `path`, `what`; null for a dry run); exit code 3 where anything is found |
 | `sql` | `dataset`, `columns`, `types` (in DuckDB's words), `rows` (each column: value) |
 | `diff` | `sides` (each `name`, `inputs`, `input_s`, `candidates`, `accepted`, `kept_s`, `people`, `videos`, `splits`), `settings` (one line each), `kept` (clips that both accept), `came`, `went` (each `clip_id`, `why`, `duration_s`), `why` (number of each reason), `changed` (column: clips), `reasons` (code: of each side), `measures` (each `field`, `label`, `unit`, `known`, `quantiles`) |
-| `export` | `place`, `format`, `dataset`, `snapshot`, `snapshot_sha256`, `options`, `tool_version`, `complete`, `clips` (number of each split), `files`, `bytes`, `notes` |
+| `export` | `place`, `version` (of this document), `format`, `dataset`, `snapshot`, `snapshot_sha256`, `options`, `tool_version`, `complete`, `clips` (number of each split), `files`, `bytes`, `notes` |
 | `snapshots` | `dataset`, `snapshots` (each `number`, `sha256` of its manifest, `current`, `tags`, `made_at`, `tool_version`, `shards`, `samples`, `num_bytes`, `own_bytes`), `removed` |
 | `audit --result` | `dataset`, `seed`, `population`, `left_out`, `drawn`, `good`, `bad`, `accepted`, `accepted_labelled`, `precision`, `recall` (each `value` or null, `low`, `high`), `rules` (each `code`, `clips`, `labelled`, `precision`, `recall`, `only_clips`, `only_labelled`, `only_precision`), `accepted_bad` (clips by the label's reason) |
 | `evaluate` | `version`, `tool_version`, `generated`, `reference`, `settings`, `videos` (measured pairs), `failed`, `unpaired` (reason by name), `metrics` (each `name`, `label`, `unit`, `better`, `generated`, `truth`, `difference` with `mean`, `low`, `high`, `count`, and `why_not`), `fid_frames`, `models`, `self_test` (`videos`, `versions`, `means`, `checks`: each `version`, `metric`, `expected`, `found`, `compared`, `passed`), `against` (`name`, `videos`, `metrics`); with --self-test the content of `self_test` |
@@ -43,8 +43,9 @@ With `--json`, one document is written to stdout. Times are in seconds. Keys may
 
 The totals are the same in every command and in the report: `inputs` (`total`, and the number of each status:
 `measured`, `no_candidates`, `pending`, `duplicate`, `failed`), `input_s` (footage of all inputs), `clips`
-(`candidates`, `accepted`, `rejected`, `failed`), `kept_s` (accepted clips) and `reasons` (rejected clips by
-reason). `exact` is false where parts or inputs came since the last selection: the totals then leave out
+(`candidates`, `accepted`, `rejected`, `failed`), `kept_s` (accepted clips), `reasons` (rejected clips by
+reason) and `not_traced` (`clips`, `seconds`: rejected clips that these thresholds may accept, and that were
+never traced). `exact` is false where parts or inputs came since the last selection: the totals then leave out
 near duplicates and the choice of the speaker.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from talkforge.curation.weights import registry
 from talkforge.schemas.config import load_config
 from tests.command_line import run
+from tests.conftest import ROOT, SETTINGS
 
 # ---------------------------------------------------------- --log-file, --verbose, --quiet
 
@@ -86,6 +88,48 @@ def test_verify_as_json(curated: Any) -> None:
     assert (code, err, found["ok"], found["removed"]) == (3, "", False, [])
     assert "shards/train-000001.tar" in {problem["path"] for problem in found["problems"]}
     assert all(set(problem) == {"path", "what"} and problem["what"] for problem in found["problems"])
+
+
+def keys_of_the_page(command: str) -> set[str]:
+    """What docs/cli.md names of the document of a command, the totals among it."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## JSON")[2]
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{command}` |")]
+    totals = (
+        page.partition("The totals are the same")[2].partition("`exact`")[0] if "the totals" in row else ""
+    )
+    return set(re.findall(r"`(\w+)`", row.partition("` |")[2] + totals))
+
+
+@pytest.mark.parametrize(
+    "command",
+    (
+        "curate",
+        "curate --dry-run",
+        "status",
+        "select",
+        "verify",
+        "erase",
+        "sql",
+        "diff",
+        "snapshots",
+        "export",
+    ),
+)
+def test_the_page_names_every_key_of_a_document(curated: Any, command: str) -> None:
+    name, dataset = command.partition(" ")[0], curated.dataset
+    settings = [f"--set={value}" for value in SETTINGS]
+    arguments = {
+        "curate": (curated.videos, "--out", dataset, "--executor", "inline", *settings),
+        "select": (dataset, "--dry-run"),
+        "erase": (dataset, "--source", next(curated.videos.iterdir()), "--dry-run"),
+        "sql": (dataset, "select 1 as a"),
+        "diff": (dataset, "-s", "thresholds.min_face_px=5000"),
+        "export": (dataset, "--as", "energon"),
+    }.get(name, (dataset,))
+    code, out, _ = run(name, *arguments, *command.split()[1:], "--json")
+    found = json.loads(out)
+    assert code == 0 and found
+    assert found.keys() - keys_of_the_page(command) == set()
 
 
 def test_models_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
