@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _tables(section: type[BaseModel], title: str, prefix: str, *, sources: bool 
             below += _tables(kind, title_below, f"{prefix}{name}.", sources=sources)
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        default = extra.get("default", "null" if field.default is None else f"{field.default}")
+        default = _yaml(extra.get("default", field.default))
         unit, source = extra.get("unit", ""), extra.get("source", "")
         described = f"{unit} | {field.description} | {source}" if sources else field.description
         lines.append(f"| `{prefix}{name}` | `{default}` | {described} |\n")
@@ -109,6 +110,11 @@ def _tables(section: type[BaseModel], title: str, prefix: str, *, sources: bool 
     columns = "| key | default | unit | what | source |\n|---|---|---|---|---|\n"
     head = f"\n## {title}\n\n" + (columns if sources else "| key | default | what |\n|---|---|---|\n")
     return [head, *lines, *below]
+
+
+def _yaml(value: Any) -> str:
+    """A value as files and `--set` take it."""
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 if __name__ == "__main__":
