@@ -94,7 +94,7 @@ class ScanConfig(Section):
     )
     scene_detector: Literal["adaptive", "content", "transnet", "none"] = Field(
         "adaptive",
-        description="PySceneDetect's detector of cuts in the frames' colours; jumps of faces count as well. 'transnet': adaptive, and TransNet V2 for dissolves and fades, 0.86 CPU seconds for each second of footage (docs/scenes.md).",
+        description="PySceneDetect's detector of cuts in the frames' colours; jumps of faces count as well. 'transnet': adaptive, and TransNet V2 for dissolves and fades, 0.7 CPU seconds for each second of footage (docs/scenes.md).",
     )
     scene_threshold: float | None = Field(
         None,
