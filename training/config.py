@@ -156,7 +156,7 @@ class DataConfig(Section):
     )
     decoder: Literal["pyav", "decord"] = Field(
         "pyav",
-        description="What decodes the clips: PyAV, or decord (extra decord): the same frames, 1.2 levels of 255 darker where they are scaled, for more CPU time.",
+        description="What decodes the clips: PyAV, or decord (extra decord): the same frames, 1.2 levels of 255 darker where they are scaled, for about the same CPU time.",
     )
     omega: Literal["span", "clip"] = Field(
         "span",
