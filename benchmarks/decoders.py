@@ -1,6 +1,6 @@
 """PyAV against decord on given clips: streaming, and random access to short clips.
 
-    .venv/bin/python benchmarks/decoders.py ../shared/clips/*.mp4
+    python -m benchmarks.decoders FILE...
 
 Prints CPU milliseconds per frame, each a median over rounds that take turns, and the ratios
 within the run. Spans are 25 frames at random places. `curation.media` opens the file for each
