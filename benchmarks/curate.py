@@ -44,10 +44,10 @@ from talkforge.curation.body.pose import PoseTracer
 from talkforge.curation.face.landmarks import LANDMARKER_PX, FaceLandmarker
 from talkforge.pipeline import jobs, needs, stages
 from talkforge.pipeline.cluster import worker_environment
-from talkforge.pipeline.dataset import load_ingested, videos_by_id
+from talkforge.pipeline.dataset import load_ingested
 from talkforge.pipeline.executor import Done, InlineExecutor
 from talkforge.pipeline.heartbeat import OnRunning
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow, Intake
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.parts import Part, committed_parts
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store
@@ -203,7 +203,8 @@ def floor(
 ) -> dict[str, float]:
     """CPU seconds of the least work that would give the same clips."""
     clock = Clock()
-    videos = videos_by_id(load_ingested(store))
+    intake = Intake(load_ingested(store))
+    videos = {row.video.video_id: row.video for row in intake.planned if row.video}
     for video in videos.values():
         with clock("decode"):
             for _ in media.read_frames(Path(video.uri), video):

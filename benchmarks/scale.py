@@ -2,6 +2,8 @@
 
     python -m benchmarks.scale                          # 1,000 to 100,000 candidates
     python -m benchmarks.scale --clips 1000000          # a million: 15 GB of disk
+    python -m benchmarks.scale --clips-in-file 1        # every clip is a file of its own
+    python -m benchmarks.scale --inputs 10000000        # inputs are listed and planned, nothing else
 
 Parts are synthetic and written by the project's own writers: a hundred candidates of 6 s in ten minutes of
 each video, three in five traced, with face embeddings of 512 numbers and fingerprints as dense as those of
@@ -25,12 +27,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 
 from talkforge.pipeline import small_arrays, tables
 from talkforge.pipeline.dataset import save_dataset, tool_version
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.parts import Part, Window
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, config_hash
@@ -80,6 +83,10 @@ COMMANDS = (
     "shard",
     "report",
 )
+
+COMMANDS_OF_INPUTS = ("list", "plan", "plan one more")
+
+LIST = "list.parquet"
 
 
 @dataclass(frozen=True)
@@ -133,14 +140,14 @@ def replaced(table: pa.Table, record: str, values: dict[str, Any], known: NDArra
     return table.set_column(table.column_names.index(record), table.schema.field(record), made)
 
 
-def video(number: int) -> Video:
-    """Ten minutes of one person."""
+def video(number: int, num_clips: int) -> Video:
+    """So many clips of one person."""
     return Video(
         video_id=f"{number:012x}", sha256=f"{number:064x}", uri=f"/footage/{number:06d}.mp4",
         num_bytes=100_000_000, container="mp4", video_codec="h264", pixel_format="yuv420p", width_px=512,
         height_px=512, coded_width_px=512, coded_height_px=512, rotation_deg=0, sample_aspect_ratio=1.0,
-        fps=FPS, fps_nominal=FPS, start_s=0.0, end_s=CLIPS_IN_PART * CLIP_S, audio_codec="aac",
-        audio_hz=48_000, audio_channels=2, audio_start_s=0.0, audio_end_s=CLIPS_IN_PART * CLIP_S,
+        fps=FPS, fps_nominal=FPS, start_s=0.0, end_s=num_clips * CLIP_S, audio_codec="aac",
+        audio_hz=48_000, audio_channels=2, audio_start_s=0.0, audio_end_s=num_clips * CLIP_S,
     )  # fmt: skip
 
 
@@ -162,9 +169,15 @@ def sounds(random: np.random.Generator) -> list[NDArray[np.uint64]]:
 
 @dataclass
 class Maker:
-    """Writes one part after the other."""
+    """Writes one part after the other.
+
+    Attributes:
+        folder: of the data set.
+        clips_in_file: candidates of each file; `CLIPS_IN_PART` or a divisor of it.
+    """
 
     folder: Path
+    clips_in_file: int
 
     def __post_init__(self) -> None:
         self.template = template()
@@ -173,14 +186,15 @@ class Maker:
     def write(self, number: int) -> None:
         """Write the files of a part."""
         random = np.random.default_rng(number)
-        of = video(number)
-        starts = CLIP_S * np.arange(CLIPS_IN_PART)
-        ids = [clip_id(of.video_id, s, s + CLIP_S, 0) for s in starts.tolist()]
+        videos = self.videos(number)
+        of = [shown for shown in videos for _ in range(self.clips_in_file)]
+        starts = CLIP_S * np.tile(np.arange(self.clips_in_file), len(videos))
+        ids = [clip_id(v.video_id, s, s + CLIP_S, 0) for v, s in zip(of, starts.tolist(), strict=True)]
         traced = np.arange(CLIPS_IN_PART) < TRACED
         everyone = np.ones(CLIPS_IN_PART, bool)
         clips = replaced(
             self.template, "clip",
-            {"clip_id": ids, "video_id": [of.video_id] * CLIPS_IN_PART, "uri": [of.uri] * CLIPS_IN_PART,
+            {"clip_id": ids, "video_id": [v.video_id for v in of], "uri": [v.uri for v in of],
              "start_s": starts, "end_s": starts + CLIP_S}, everyone,
         )  # fmt: skip
         heights = np.where(traced, random.uniform(100, 500, CLIPS_IN_PART), 50.0)
@@ -204,15 +218,17 @@ class Maker:
             clips.column_names.index("stopped_by"), clips.schema.field("stopped_by"), stopped
         )
         arrays = dict(zip(ids, self.arrays(number, random), strict=False))
-        outcome = Outcome(
-            video_id=of.video_id, start_s=of.start_s, end_s=of.end_s, outcome="candidates", speech_s=500.0,
-            face_s=of.duration_s,
-        )  # fmt: skip
-        window = Window(video=of, start_s=of.start_s, end_s=of.end_s)
+        outcomes = [
+            Outcome(
+                video_id=v.video_id, start_s=v.start_s, end_s=v.end_s, outcome="candidates",
+                speech_s=0.8 * v.duration_s, face_s=v.duration_s,
+            )
+            for v in videos
+        ]  # fmt: skip
         files = {
             "clips.parquet": tables.to_bytes(clips),
-            "windows.parquet": encoded(Window, window),
-            "outcomes.parquet": encoded(Outcome, outcome),
+            "windows.parquet": encoded(Window, *map(whole, videos)),
+            "outcomes.parquet": encoded(Outcome, *outcomes),
             **{f"{name}.parquet": encoded(kind) for name, kind in EMPTY.items()},
             "thumbnails.npz": npz_bytes(**{ids[0]: np.zeros(1000, np.uint8)}),
             **small_arrays.files(arrays),
@@ -224,6 +240,11 @@ class Maker:
         (folder / "part.json").write_text(
             json.dumps({"name": folder.name, "files": dict.fromkeys(files, "")})
         )
+
+    def videos(self, number: int) -> list[Video]:
+        """The videos of a part."""
+        count = CLIPS_IN_PART // self.clips_in_file
+        return [video(number * count + n, self.clips_in_file) for n in range(count)]
 
     def arrays(self, number: int, random: np.random.Generator) -> list[dict[str, NDArray[Any]]]:
         """Small arrays of the traced clips of a part."""
@@ -246,20 +267,26 @@ class Maker:
 EMPTY: dict[str, type[Record]] = {"scenes": Scene, "tracks": Track, "failures": Failure}
 
 
+def whole(of: Video) -> Window:
+    return Window(video=of, start_s=of.start_s, end_s=of.end_s)
+
+
 def encoded(model: type[Record], *rows: Record) -> bytes:
     return tables.to_bytes(tables.to_table(model, rows))
 
 
-def make(folder: Path, num_clips: int) -> None:
+def make(folder: Path, num_clips: int, clips_in_file: int) -> None:
     """Write a data set of so many candidates that was measured and never selected."""
-    maker, store, config = Maker(folder), Store(str(folder)), Config()
+    maker, store, config = Maker(folder, clips_in_file), Store(str(folder)), Config()
     numbers = range(num_clips // CLIPS_IN_PART)
     for number in numbers:
         maker.write(number)
-    videos = [video(number) for number in numbers]
-    rows = [IngestRow(input=Input(uri=v.uri), stamp="", status="planned", video=v) for v in videos]
-    windows = [Window(video=v, start_s=v.start_s, end_s=v.end_s) for v in videos]
-    parts = [Part(name=f"{number:06d}", windows=(window,)) for number, window in enumerate(windows)]
+    rows = (
+        IngestRow(input=Input(uri=v.uri), stamp="", status="planned", video=v)
+        for number in numbers
+        for v in maker.videos(number)
+    )
+    parts = (Part(name=f"{n:06d}", windows=tuple(map(whole, maker.videos(n)))) for n in numbers)
     tables.write(store, "intake.parquet", IngestRow, rows)
     tables.write(store, "plan.parquet", Part, parts)
     described = Dataset(
@@ -270,7 +297,32 @@ def make(folder: Path, num_clips: int) -> None:
     save_dataset(store, described)
 
 
+def make_list(folder: Path, num_inputs: int) -> None:
+    """Write a list of so many inputs."""
+    folder.mkdir(parents=True)
+    schema = pa.schema([("uri", pa.string()), ("licence", pa.string())])
+    with pq.ParquetWriter(folder / LIST, schema) as writer:
+        for start in range(0, num_inputs, 100_000):
+            uris = [video(n, 1).uri for n in range(start, min(num_inputs, start + 100_000))]
+            writer.write_table(pa.table([uris, ["CC0"] * len(uris)], schema=schema))
+
+
 # ------------------------------------------------------------------------------ commands
+
+
+def run_of_inputs(what: str, folder: Path) -> int:
+    """One of `COMMANDS_OF_INPUTS`; number of inputs or parts."""
+    from talkforge.pipeline.dataset import extend_plan
+    from talkforge.pipeline.ingest import find_inputs
+
+    if what == "list":
+        return len(find_inputs([str(folder / LIST)]))
+    (folder / "set").mkdir(exist_ok=True)
+    count = pq.read_metadata(folder / LIST).num_rows
+    numbers = range(count) if what == "plan" else range(count, count + 1)
+    videos = (video(number, 1) for number in numbers)
+    rows = (IngestRow(input=Input(uri=v.uri), stamp="1-1", status="planned", video=v) for v in videos)
+    return len(extend_plan(Store(str(folder / "set")), rows, 600.0)[1])
 
 
 def cuts_nothing() -> Executor:
@@ -293,10 +345,12 @@ def cuts_nothing() -> Executor:
 
 
 def run(what: str, root: str) -> Any:
-    """One command, as it is named in `COMMANDS`; what it found."""
+    """One command, as it is named in `COMMANDS` or `COMMANDS_OF_INPUTS`; what it found."""
+    if what in COMMANDS_OF_INPUTS:
+        return run_of_inputs(what, Path(root))
     from talkforge.pipeline import standing
     from talkforge.pipeline.dataset import load_dataset, load_ingested
-    from talkforge.pipeline.ingest import Planned
+    from talkforge.pipeline.intake import Intake
 
     store = Store(root)
     if what.startswith("status"):  # imports no more than the command does
@@ -313,11 +367,11 @@ def run(what: str, root: str) -> Any:
     if what == "shard":
         dataset, ingested = load_dataset(store), load_ingested(store)
         selection = jobs.choose(store, dataset.config, ingested, read_measured(store))
-        results = jobs.cut_accepted(store, dataset, selection, ingested, cuts_nothing())
+        results = jobs.cut_accepted(store, dataset, selection, Intake(ingested), cuts_nothing())
         return sum(len(result.keys) for result in results)
     if what == "people":
         measured = read_measured(store)
-        rows, _ = rows_of_inputs(measured.clips, Planned(load_ingested(store)), Config().thresholds)
+        rows, _ = rows_of_inputs(measured.clips, Intake(load_ingested(store)), Config().thresholds)
         same_person = identity.same_person_threshold(Config().shards, FACE_MODEL)  # as a selection has it
         found = measured.people(rows.table, same_person)
         return len(found["people"])
@@ -343,6 +397,8 @@ def spent(what: str, folder: Path) -> tuple[Spent, Any]:
 def main(
     clips: Annotated[list[int], typer.Option(help="Numbers of candidates.")] = [1_000, 10_000, 100_000],  # noqa: B006
     folder: Annotated[Path | None, typer.Option(help="Where the sets are made, and kept.")] = None,
+    clips_in_file: Annotated[int, typer.Option(help="Candidates of each file: a divisor of 100.")] = 100,
+    inputs: Annotated[int, typer.Option(help="List and plan so many inputs, and nothing else.")] = 0,
     run_: Annotated[tuple[str, str] | None, typer.Option("--run", hidden=True)] = None,
 ) -> None:
     """Wall and CPU seconds and peak memory of each command, for each number of candidates."""
@@ -351,15 +407,16 @@ def main(
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         typer.echo(json.dumps({"found": found, "peak_gb": peak_gb}))
         return
-    typer.echo("| candidates | " + " | ".join(COMMANDS) + " |")
-    typer.echo("|---" * (len(COMMANDS) + 1) + "|")
+    commands = COMMANDS_OF_INPUTS if inputs else COMMANDS
+    typer.echo(f"| {'inputs' if inputs else 'candidates'} | " + " | ".join(commands) + " |")
+    typer.echo("|---" * (len(commands) + 1) + "|")
     with tempfile.TemporaryDirectory() as scratch:
-        for count in clips:
+        for count in [inputs] if inputs else clips:
             place = (folder or Path(scratch)) / str(count)
             if not place.exists():
-                make(place, count)
+                make_list(place, count) if inputs else make(place, count, clips_in_file)
             cells = []
-            for what in COMMANDS:
+            for what in commands:
                 used, found = spent(what, place)
                 cells.append(f"{used.wall_s:.1f} s, {used.cpu_s:.1f} CPU s, {used.peak_gb:.2f} GB")
                 typer.echo(f"{count} {what}: {cells[-1]}, found {found}", err=True)

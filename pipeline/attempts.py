@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
+
 from talkforge.pipeline import tables
 from talkforge.pipeline.dataset import INTAKE, load_ingested, load_plan
-from talkforge.pipeline.ingest import IngestRow
-from talkforge.pipeline.parts import ATTEMPTS, Part, Window, committed_parts, noted_names, remaining
+from talkforge.pipeline.intake import IngestRow, is_one_of
+from talkforge.pipeline.parts import ATTEMPTS, Left, Part, Window, committed_parts, left_of, noted_names
 from talkforge.pipeline.store import Store
 from talkforge.schemas.errors import FailureKind, RunError
 from talkforge.schemas.records import Failure
@@ -50,13 +52,13 @@ def waiting(store: Store, plan: Sequence[Part] | None = None) -> dict[str, Failu
     """
     if not store.list(ATTEMPTS):
         return {}
-    return noted(store, remaining(load_plan(store) if plan is None else plan, store))
+    return noted(store, left_of(load_plan(store) if plan is None else plan, store))
 
 
-def noted(store: Store, left: Iterable[Part]) -> dict[str, Failure]:
-    """The same for what is left to do, see `parts.remaining`."""
+def noted(store: Store, left: Left) -> dict[str, Failure]:
+    """The same for what is left to do."""
     names = set(noted_names(store))
-    return {part.name: _read(store, part.name) for part in left if part.name in names}
+    return {part.name: _read(store, part.name) for part in left.pieces if part.name in names}
 
 
 def forgive(store: Store, kinds: Collection[FailureKind]) -> int:
@@ -84,12 +86,11 @@ def forgive(store: Store, kinds: Collection[FailureKind]) -> int:
             num_forgiven += len(hit)
             store.delete(f"parts/{part}/part.json")
     rows = load_ingested(store)
-    hit_rows = {row.input.key for row in rows if row.failure and row.failure.kind in kinds}
-    num_forgiven += len(hit_rows)
-    if hit_rows:
-        fresh = [row.model_copy(update={"stamp": ""}) if row.input.key in hit_rows else row for row in rows]
-        tables.write(store, INTAKE, IngestRow, fresh)
-    return num_forgiven
+    hit_rows = np.flatnonzero(is_one_of(rows.column("failure.kind"), *kinds))
+    if len(hit_rows):
+        fresh = [row.model_copy(update={"stamp": ""}) for row in rows.take(hit_rows)]
+        tables.write(store, INTAKE, IngestRow, rows.replaced(hit_rows, fresh))
+    return num_forgiven + len(hit_rows)
 
 
 class Tripwire:

@@ -33,6 +33,7 @@ from talkforge.curation.audio import speech_encoders
 from talkforge.curation.face import lips, oval
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.executor import Executor
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.ledger import CommittedClip
 from talkforge.pipeline.rows import failure_row
 from talkforge.pipeline.shards import ShardClip, ShardPlan
@@ -242,8 +243,7 @@ class OrderFile(Mapping[str, Order]):
 def orders(
     accepted: Iterable[tuple[str, Sequence[Mapping[str, Any]]]],
     read: Callable[[str, Sequence[str]], Sequence[CommittedClip]],
-    videos: Mapping[str, Video],
-    stamps: Mapping[str, str],
+    inputs: Callable[[Iterable[str]], Mapping[str, IngestRow]],
     models: Mapping[str, str],
     measure_hash: str,
     tool_version: str,
@@ -256,8 +256,7 @@ def orders(
         accepted: see `Selection.accepted_by_part`. The rows say by how much audio is moved, and which span
             is cut.
         read: gives clips of a part, by their ids, as they were committed, with their identity vector.
-        videos: by id.
-        stamps: state of each video's file, by the video's id.
+        inputs: gives the input of each of some videos, by their ids.
         models: name -> sha256 of what measured.
         measure_hash: hash of the measuring configuration.
         tool_version: of this program.
@@ -266,8 +265,11 @@ def orders(
     """
     for part, rows in accepted:
         by_id = {clip.measures.clip.clip_id: clip for clip in read(part, [row["clip_id"] for row in rows])}
+        entries = inputs(row["video_id"] for row in rows)
         for row in rows:
-            clip, video = by_id[row["clip_id"]], videos[row["video_id"]]
+            clip, entry = by_id[row["clip_id"]], entries[row["video_id"]]
+            video = entry.video
+            assert video is not None
             chosen = {"none": None, "transcript": clip.transcript, "caption": clip.caption}[text]
             said_by = [note for note in (clip.transcript, chosen) if note and note.failure is None]
             provenance = Provenance(
@@ -296,7 +298,7 @@ def orders(
                 part=part,
                 meta=meta,
                 video=video,
-                stamp=stamps[row["video_id"]],
+                stamp=entry.stamp,
                 identity=clip.features.get("identity", np.zeros(0, np.float32)),
                 split=row["split"] or "train",
                 text=chosen.text if chosen else "",

@@ -10,11 +10,15 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 import filelock
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from talkforge.pipeline import lease, parts, snapshots, tables
-from talkforge.pipeline.ingest import IngestRow, mark_duplicates
-from talkforge.pipeline.parts import Part, Window
+from talkforge.pipeline.intake import IngestRow, footage_s, in_order, is_one_of, keys_of, with_duplicates
+from talkforge.pipeline.parts import Part, Window, hold
 from talkforge.pipeline.store import PROBE, Store, is_relative
+from talkforge.pipeline.tables import Rows
 from talkforge.pipeline.tombstones import check_not_erasing
 from talkforge.schemas.arrays import BLENDSHAPES
 from talkforge.schemas.config import Config, config_hash, differences
@@ -28,7 +32,6 @@ from talkforge.schemas.dataset import (
     parse_dataset,
 )
 from talkforge.schemas.errors import CommandError, DatasetError, RunError, one_line
-from talkforge.schemas.records import Input, Video
 
 if TYPE_CHECKING:
     from talkforge.curation.audio.speech_encoders import SpeechEncoder
@@ -173,61 +176,93 @@ def _begin_to_write(store: Store, erasing: bool) -> None:
         snapshots.settle(store)
 
 
-def load_ingested(store: Store) -> list[IngestRow]:
-    """Every input so far; empty before the first plan."""
-    return tables.read(store, INTAKE, IngestRow) if store.exists(PLAN) else []
+def load_ingested(store: Store) -> Rows[IngestRow]:
+    """Every input so far, in the order of their keys; empty before the first plan."""
+    return tables.rows(store, INTAKE, IngestRow) if store.exists(PLAN) else Rows.of(IngestRow, ())
 
 
-def check_base(store: Store, known: Iterable[Input]) -> None:
+def check_base(store: Store, known: Iterable[str]) -> None:
     """Inputs of one data set are all relative to a base, or all absolute.
+
+    Args:
+        store: the data set.
+        known: names of its inputs.
 
     Raises:
         CommandError: a base was given to a data set that has none, or none to one that has.
     """
-    for given in known:
-        store.input_uri(given.uri)
-        if store.base and not is_relative(given.uri):
+    for uri in known:
+        store.input_uri(uri)
+        if store.base and not is_relative(uri):
             raise CommandError(
-                f"{store.root}: names its inputs absolutely, such as {given.uri!r}, because it was begun"
+                f"{store.root}: names its inputs absolutely, such as {uri!r}, because it was begun"
                 " without --base; go on without it"
             )
 
 
-def load_plan(store: Store) -> list[Part]:
+def load_plan(store: Store) -> Rows[Part]:
     """The parts planned so far."""
-    return tables.read(store, PLAN, Part) if store.exists(PLAN) else []
+    return tables.rows(store, PLAN, Part) if store.exists(PLAN) else Rows.of(Part, ())
 
 
-def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[list[IngestRow], list[Part]]:
+def extend_plan(store: Store, new: Iterable[IngestRow], part_s: float) -> tuple[Rows[IngestRow], Rows[Part]]:
     """Add inputs: their rows to `intake.parquet`, and parts for videos that no part covers yet.
 
     An input that was there before is replaced: its file has changed. Parts once planned keep
     their names and windows, so that a run that is resumed finds what it has committed.
     """
-    new = list(new)
-    keys = {row.input.key for row in new}
-    known = [row for row in load_ingested(store) if row.input.key not in keys]
-    plan = load_plan(store)
-    if not new and plan:
-        return known, plan
-    # A duplicate is looked at again: the file that stood for it may just have been replaced.
-    settled = [row for row in known if row.status != "duplicate"]
-    open_rows = new + [row for row in known if row.status == "duplicate"]
-    rows = sorted([*settled, *mark_duplicates(open_rows, settled)], key=lambda row: row.input.key)
-    spans = _by_video(row.span for row in rows if row.span and row.status == "planned")
-    number = 1 + max((int(part.name.partition("-")[0]) for part in plan), default=-1)
-    plan = [part for old in plan if (part := _refreshed(old, spans)).windows]
-    planned = _by_video(window for part in plan for window in part.windows)
-    new_spans = [
-        piece
-        for video_id, of_video in spans.items()
-        for span in of_video
-        for piece in parts.uncovered(span, planned.get(video_id, ()))
-    ]
-    plan += parts.plan(new_spans, part_s, number)
+    fresh, plan = Rows.of(IngestRow, new), load_plan(store)
+    if not len(fresh) and len(plan):
+        return load_ingested(store), plan
+    rows, videos = _with_new(load_ingested(store), fresh)
+    del fresh
+    plan = _replanned(plan, rows, videos, part_s)
     tables.write(store, INTAKE, IngestRow, rows)
     tables.write(store, PLAN, Part, plan)
     return rows, plan
+
+
+def _with_new(before: Rows[IngestRow], fresh: Rows[IngestRow]) -> tuple[Rows[IngestRow], pa.Array]:
+    """All inputs in the order of their keys, and the videos of which one is new, replaced or a duplicate."""
+    is_replaced = pc.is_in(keys_of(before), value_set=keys_of(fresh).combine_chunks()).to_numpy()
+    known = before.where(~is_replaced)
+    # A duplicate is looked at again: the file that stood for it may just have been replaced.
+    is_duplicate = is_one_of(known.column("status"), "duplicate")
+    again = known.where(is_duplicate)
+    touched = [part.column("video.video_id") for part in (fresh, again, before.where(is_replaced))]
+    videos = pa.chunked_array([piece for column in touched for piece in column.chunks], pa.string())
+    rows = in_order(with_duplicates(fresh + again, known.where(~is_duplicate)))
+    return rows, videos.unique().drop_null()
+
+
+def _replanned(plan: Rows[Part], rows: Rows[IngestRow], videos: pa.Array, part_s: float) -> Rows[Part]:
+    """The plan once the inputs of these videos are as in `rows`; those of other videos are as they were."""
+    planned = rows.where(is_one_of(rows.column("status"), "planned"))
+    numbers = np.flatnonzero(hold(plan, videos))
+    held = list(plan.take(numbers))
+    in_plan = {window.video.video_id for part in held for window in part.windows}
+    known = planned.where(is_one_of(planned.column("video.video_id"), *in_plan))
+    spans = _by_video(row.span for row in known if row.span)
+    held = [_refreshed(part, spans) for part in held]
+    covered = _by_video(window for part in held for window in part.windows)
+    plan, before = plan.replaced(numbers, held), plan.column("name").to_pylist()
+    plan = plan.where(pc.list_value_length(plan.column("windows")).to_numpy() > 0)
+
+    new = planned.where(pc.is_in(planned.column("video.video_id"), value_set=videos).to_numpy())
+    # Spans of one video follow each other, in the place of the first.
+    ids = new.column("video.video_id").combine_chunks().dictionary_encode()
+    new = new.take(np.argsort(ids.indices.to_numpy(), kind="stable"))
+    is_covered = is_one_of(new.column("video.video_id"), *covered)
+
+    def pieces(of: Rows[IngestRow]) -> Iterator[Window]:
+        for row in of:
+            if row.video and row.span:
+                yield from parts.uncovered(row.span, covered.get(row.video.video_id, ()))
+
+    total_s = float(footage_s(new.where(~is_covered)).sum())
+    total_s += sum(piece.duration_s for piece in pieces(new.where(is_covered)))
+    number = 1 + max((int(name.partition("-")[0]) for name in before), default=-1)
+    return plan + Rows.of(Part, parts.packed(pieces(new), total_s, part_s, number))
 
 
 ARRIVED = "arrived"
@@ -265,11 +300,13 @@ def keep_arrived(store: Store, rows: Iterable[IngestRow]) -> Iterator[IngestRow]
         raise
 
 
-def read_arrived(store: Store) -> Iterator[IngestRow]:
-    """What `keep_arrived` has written; a file that is damaged is passed over."""
+def read_arrived(store: Store) -> Rows[IngestRow]:
+    """What `keep_arrived` has written, in the order of keys; a file that is damaged is passed over."""
+    found = [Rows.of(IngestRow, ())]
     for name in store.list(ARRIVED):
         with suppress(DatasetError):
-            yield from tables.read(store, name, IngestRow)
+            found.append(tables.rows(store, name, IngestRow))
+    return in_order(Rows.joined(found))
 
 
 def _by_video(windows: Iterable[Window]) -> dict[str, list[Window]]:
@@ -310,13 +347,3 @@ def describe(
         speech_dim=encoder.dim,
         original=Choice.of(config),
     )
-
-
-def videos_by_id(ingested: Iterable[IngestRow]) -> dict[str, Video]:
-    """The videos that are measured, by id."""
-    return {row.video.video_id: row.video for row in ingested if row.video and row.status == "planned"}
-
-
-def stamps_by_id(ingested: Iterable[IngestRow]) -> dict[str, str]:
-    """State of the file of each of these videos when it was hashed, see `ingest.stamp_of`."""
-    return {row.video.video_id: row.stamp for row in ingested if row.video and row.status == "planned"}

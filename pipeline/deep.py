@@ -23,7 +23,7 @@ from talkforge.curation import media
 from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import shards, snapshots
 from talkforge.pipeline.dataset import load_ingested
-from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.intake import IngestRow, Intake
 from talkforge.pipeline.store import Store, local_copy
 from talkforge.pipeline.verify import MIN_SIMILARITY, PEAK_FRACTION, SILENCE_DBFS, Problem, level_dbfs
 from talkforge.schemas import sample, scratch
@@ -127,7 +127,7 @@ def deep(
     snapshot = snapshots.current(store)
     shard_of = {key: snapshot.tar(shard) for shard in snapshot.shards for key in shard.keys}
     drawn = sorted(shard_of, key=lambda key: hashlib.sha256(key.encode()).digest())[: num_clips or None]
-    planned = Planned(load_ingested(store))
+    intake = Intake(load_ingested(store))
     errors: list[SecondError] = []
     problems: list[Problem] = []
     unreachable: dict[str, str] = {}
@@ -135,7 +135,7 @@ def deep(
     by_video = sorted(drawn, key=lambda key: (key.partition("_")[0], key))  # each source is fetched once
     compared = 0
     for video_id, keys in _grouped(by_video):
-        row = planned.at(video_id, None)
+        row = intake.at(video_id, None)
         if row is None:  # its file has changed since, or is no input any more
             unreachable[video_id] = "no input holds this video any more"
             continue

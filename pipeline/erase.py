@@ -43,13 +43,14 @@ from talkforge.pipeline.dataset import (
     load_plan,
 )
 from talkforge.pipeline.exports.folder import EXPORT, Export
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow, is_one_of
 from talkforge.pipeline.lists import read_list
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.proof import ID_LENGTH, Needles, Proof, digest_of
 from talkforge.pipeline.shards import ShardPlan, read_samples, write_shard
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import Store, at_base
+from talkforge.pipeline.tables import Rows
 from talkforge.pipeline.timelines import FOLDER as TIMELINES
 from talkforge.pipeline.tombstones import JOURNAL, TOMBSTONES, HeldBy, read_tombstones, write_tombstones
 from talkforge.schemas import tar
@@ -142,18 +143,17 @@ def plan(
         DatasetError: a file is damaged; `talkforge verify --repair` comes first.
     """
     ingested = load_ingested(store)
-    rows: list[IngestRow] = []
     sha256: set[str] = set()
     unknown: list[str] = []
     begun = (_begun(store) or Plan()).needles  # a part of it may be gone already
     listed = [given for path in lists for given in read_list(path)]
     unknown += [f"{given.uri}: {given.problem}" for given in listed if given.problem]
-    for name in (*sources, *(given.uri for given in listed if not given.problem)):
-        hit = [row for row in ingested if _is_input(store, row, name)]
-        rows += hit
-        if not hit and _is_sha256(name):
+    asked = (*sources, *(given.uri for given in listed if not given.problem))
+    rows, found = _inputs_of(store, ingested, asked)
+    for name in asked:
+        if name not in found and _is_sha256(name):
             sha256.add(name)
-        elif not hit and not {name, str(Path(name).absolute())} & begun.names:
+        elif name not in found and not {name, str(Path(name).absolute())} & begun.names:
             unknown.append(f"no input {name!r}")
     by_person = _videos_of(store, people, ingested)
     unknown += [f"no person {name!r}" for name in people if not by_person[name] and name not in begun.people]
@@ -161,8 +161,9 @@ def plan(
         raise CommandError(f"{store.root}: {'; '.join(unknown)}")
     video_ids = {video_id for found in by_person.values() for video_id in found}
     sha256 |= {row.video.sha256 for row in rows if row.video}
-    sha256 |= {row.video.sha256 for row in ingested if row.video and row.video.video_id in video_ids}
-    same = [row for row in ingested if row.video and row.video.sha256 in sha256]
+    theirs = ingested.where(is_one_of(ingested.column("video.video_id"), *video_ids))
+    sha256 |= {row.video.sha256 for row in theirs if row.video}
+    same = list(ingested.where(is_one_of(ingested.column("video.sha256"), *sha256)))
     names = {row.input.uri for row in (*rows, *same)} | {row.video.uri for row in same if row.video}
     video_ids = {digest[:ID_LENGTH] for digest in sha256}
     return _described(
@@ -178,18 +179,29 @@ def _is_sha256(name: str) -> bool:
     return len(name) == 64 and not set(name) - set("0123456789abcdef")
 
 
-def _is_input(store: Store, row: IngestRow, name: str) -> bool:
-    if row.video and name in (row.video.video_id, row.video.sha256):
-        return True
-    uri = at_base(row.input.uri, store.base)
-    return name in (row.input.uri, uri) or ("://" not in name and str(Path(name).absolute()) == uri)
+def _inputs_of(
+    store: Store, ingested: Rows[IngestRow], asked: Iterable[str]
+) -> tuple[list[IngestRow], set[str]]:
+    """The inputs that are asked for by name, path, video id or sha256, and what of it named one."""
+    wanted: dict[str, set[str]] = {}
+    for name in asked:
+        for key in (name,) if "://" in name else (name, str(Path(name).absolute())):
+            wanted.setdefault(key, set()).add(name)
+    rows, found = [], set()
+    keys = (ingested.column(name) for name in ("input.uri", "video.video_id", "video.sha256"))
+    for number, (uri, *of_video) in enumerate(zip(*(column.to_pylist() for column in keys), strict=True)):
+        hit = [name for key in (uri, at_base(uri, store.base), *of_video) for name in wanted.get(key, ())]
+        if hit:
+            rows.append(ingested[number])
+            found.update(hit)
+    return rows, found
 
 
-def _videos_of(store: Store, people: Iterable[str], ingested: Iterable[IngestRow]) -> dict[str, set[str]]:
+def _videos_of(store: Store, people: Iterable[str], ingested: Rows[IngestRow]) -> dict[str, set[str]]:
     """Person -> ids of the videos in which the person was found, or that a list labels with the name."""
     found: dict[str, set[str]] = {name: set() for name in people}
-    for row in ingested:
-        if row.video and row.input.person in found:
+    for row in ingested.where(is_one_of(ingested.column("input.person"), *found)):
+        if row.video:
             found[row.input.person].add(row.video.video_id)
     if found and store.exists("ledger.parquet"):
         table = _columns(store, "ledger.parquet", ("video_id", "person_id", "person"))
@@ -334,11 +346,12 @@ def _erase_measured(store: Store, plan: Plan) -> None:
     for name in (calibrate.TABLE, review.TABLE, audit.TABLE, *texts):
         if store.exists(name):
             _filter_table(store, name, plan)
-    rows = [row for row in load_ingested(store) if not plan.names(row.model_dump(mode="json"))]
-    kept = [_without(part, ids) for part in load_plan(store)]
+    ingested = load_ingested(store)
+    rows = ingested.where([not plan.names(row.model_dump(mode="json")) for row in ingested])
+    kept = (_without(part, ids) for part in load_plan(store))
     if store.exists(PLAN):
         tables.write(store, INTAKE, IngestRow, rows)
-        tables.write(store, PLAN, Part, [part for part in kept if part.windows])
+        tables.write(store, PLAN, Part, (part for part in kept if part.windows))
 
 
 def _without(part: Part, ids: Collection[str]) -> Part:

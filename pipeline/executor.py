@@ -29,7 +29,8 @@ from threadpoolctl import threadpool_limits
 from talkforge.pipeline import alone, stages
 from talkforge.pipeline.cluster import Cluster, error_of
 from talkforge.pipeline.heartbeat import Heartbeat, Heartbeats, OnRunning, State
-from talkforge.pipeline.ingest import IngestRow, failed, ingest, stamp_of
+from talkforge.pipeline.ingest import failed, ingest, stamp_of
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.parts import Part, is_committed
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, Store, at_base
 from talkforge.schemas.config import Config, ExecutionConfig, MeasureConfig

@@ -8,30 +8,25 @@ from __future__ import annotations
 import fnmatch
 import glob
 import logging
-import math
 import mimetypes
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
 import fsspec
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from pydantic import model_validator
 
 from talkforge.curation import credentials
 from talkforge.curation.media.probe import content_hash, probe
+from talkforge.pipeline.intake import IngestRow, each_once
 from talkforge.pipeline.lists import LIST_SUFFIXES, read_list
-from talkforge.pipeline.parts import Window
 from talkforge.pipeline.store import DEFAULT_LIMITS, FetchLimits, at_base, local_copy, without_base
+from talkforge.pipeline.tables import Rows
 from talkforge.schemas import extras
 from talkforge.schemas.config import Config, ExecutionConfig
 from talkforge.schemas.errors import CommandError, MediaError, ModelError, RunError, kind_of, one_line
-from talkforge.schemas.records import Failure, Input, InputKey, Record, Video
+from talkforge.schemas.records import Failure, Input, Video
 
 log = logging.getLogger(__name__)
 
@@ -43,40 +38,6 @@ EXTRA_SUFFIXES = frozenset(
 """Video files that `mimetypes` may not know; folders are searched for these and for video/*."""
 
 
-class IngestRow(Record):
-    """One input after it was hashed and probed: a row of `intake.parquet`."""
-
-    input: Input
-    stamp: str
-    """Size and time of change of the file; where it differs, the file is hashed again."""
-    status: Literal["planned", "duplicate", "failed", "erased"]
-    video: Video | None = None
-    failure: Failure | None = None
-    first_uri: str = ""
-    """Input of the same content that is measured in a duplicate's place; empty for other rows."""
-    training_mining: str | None = None
-    """What the file's content credentials say, see `curation.credentials`; None where they were not read,
-    because the package c2pa was not there."""
-
-    @property
-    def span(self) -> Window | None:
-        """The span of the video that the input names; None where there is no video."""
-        if self.video is None:
-            return None
-        start_s, end_s = self.input.span_s
-        return Window(
-            video=self.video, start_s=max(start_s, self.video.start_s), end_s=min(end_s, self.video.end_s)
-        )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_old(cls, row: Any) -> Any:
-        """Accept rows of data sets made before `input` was called so: there it is `source`."""
-        if isinstance(row, dict) and "source" in row:
-            row = {"input" if key == "source" else key: value for key, value in row.items()}
-        return row
-
-
 def find_inputs(
     inputs: Iterable[str],
     limit: int | None = None,
@@ -84,7 +45,7 @@ def find_inputs(
     base: str = "",
     tell: Callable[[str], object] = log.warning,
     protocols: Collection[str] = ExecutionConfig().protocols,
-) -> list[Input]:
+) -> Rows[Input]:
     """Inputs named by files, folders, globs, lists and URIs; each once, sorted by name and time.
 
     Args:
@@ -103,19 +64,31 @@ def find_inputs(
         MissingExtraError: a driver for object stores is not installed.
     """
     inputs = list(inputs)
-    found: dict[InputKey, Input] = {}
     num_excluded = 0
-    for text in inputs:
-        for given, below in _expand(text, tell, protocols):
-            if any(_matches(below, pattern) for pattern in exclude):
-                num_excluded += 1
-            else:
-                found.setdefault(given.key, given)
-    if not found:
+
+    def kept() -> Iterator[Input]:
+        nonlocal num_excluded
+        for text in inputs:
+            for given, below in _expand(text, tell, protocols):
+                if any(_matches(below, pattern) for pattern in exclude):
+                    num_excluded += 1
+                else:
+                    yield given if _is_utf8(given.uri) else _escaped(given)
+
+    found = each_once(Rows.of(Input, kept()))[:limit]
+    if not len(found):
         left_out = f" ({num_excluded} left out by --exclude)" if num_excluded else ""
         raise CommandError(f"no videos in {', '.join(map(repr, inputs))}{left_out}")
-    chosen = [found[key] for key in sorted(found)][:limit]
-    return [_relative(given, base) for given in chosen] if base else chosen
+    return Rows.of(Input, (_relative(given, base) for given in found)) if base else found
+
+
+def _escaped(given: Input) -> Input:
+    name = given.uri.encode("utf-8", "backslashreplace").decode()
+    return given.model_copy(update={"uri": name, "problem": NOT_UTF8})
+
+
+NOT_UTF8 = "the name is not UTF-8 and cannot be recorded; rename the file"
+"""Problem of an input that was found and has such a name."""
 
 
 def _relative(given: Input, base: str) -> Input:
@@ -144,10 +117,12 @@ def _expand(text: str, tell: Callable[[str], object], protocols: Collection[str]
         return
     path = Path(text)
     if path.is_dir():
-        names = sorted(_below(path, tell))
-        if not names:
+        is_empty = True
+        for name in _below(path, tell):
+            is_empty = False
+            yield _found(name, path)
+        if is_empty:
             raise CommandError(f"no videos in folder {text!r}")
-        yield from (_found(name, path) for name in names)
     elif path.suffix.lower() in LIST_SUFFIXES and path.exists():
         folder = _absolute(path.parent).rstrip("/") + "/"
         for given in read_list(path, lambda uri: refusal(uri, protocols)):
@@ -176,7 +151,7 @@ def _below(folder: Path, tell: Callable[[str], object]) -> Iterator[str]:
     """
     unreadable: list[str] = []
     entered: set[str] = set()
-    others: list[str] = []
+    others: Counter[str] = Counter()
     for root, folders, files in os.walk(
         folder, followlinks=True, onerror=lambda error: unreadable.append(str(error.filename))
     ):
@@ -187,16 +162,20 @@ def _below(folder: Path, tell: Callable[[str], object]) -> Iterator[str]:
         entered.add(here)
         folders.sort()
         yield from (os.path.join(root, name) for name in files if is_video_name(name))  # noqa: PTH118
-        others += [name for name in files if not is_video_name(name)]
+        others.update(map(_ending, (name for name in files if not is_video_name(name))))
     yield from unreadable
     _tell_others(str(folder), others, tell)
 
 
-def _tell_others(folder: str, names: Sequence[str], tell: Callable[[str], object]) -> None:
-    """One line on the files of a folder that were passed over."""
-    if not names:
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower() or "without ending"
+
+
+def _tell_others(folder: str, endings: Counter[str], tell: Callable[[str], object]) -> None:
+    """One line on the files of a folder that were passed over, of which there are so many of each ending."""
+    if not endings:
         return
-    counts = Counter(Path(name).suffix.lower() or "without ending" for name in names).most_common()
+    counts = endings.most_common()
     listed = ", ".join(f"{count} {ending}" for ending, count in counts[:8])
     more = f" and {len(counts) - 8} other endings" if len(counts) > 8 else ""
     tell(f"{folder}: passed over what is no video by its name: {listed}{more}")
@@ -221,7 +200,7 @@ def _expand_uri(text: str, tell: Callable[[str], object]) -> Iterator[Found]:
             others: list[str] = []
             for name in filesystem.find(path):
                 (names if is_video_name(name) else others).append(name)
-            _tell_others(text, others, tell)
+            _tell_others(text, Counter(map(_ending, others)), tell)
         else:
             names, root = [path] if filesystem.exists(path) else [], root.rpartition("/")[0]
     except Exception as error:  # cloud libraries raise their own
@@ -291,12 +270,9 @@ def ingest(given: Input, base: str = "", limits: FetchLimits = DEFAULT_LIMITS) -
         RunError: there is no room for a copy of a remote one.
         ModelError: the voice activity detector, which chooses the audio track, is missing.
     """
-    if not _is_utf8(given.uri):
-        name = given.uri.encode("utf-8", "backslashreplace").decode()
-        error = MediaError("the name is not UTF-8 and cannot be recorded; rename the file")
-        return failed(given.model_copy(update={"uri": name}), "", "probe", error)
     if given.problem:
-        return failed(given, "", "list", MediaError(given.problem))
+        stage = "probe" if given.problem == NOT_UTF8 else "list"
+        return failed(given, "", stage, MediaError(given.problem))
     from talkforge.curation.audio.track import choose_audio  # its detector is not needed to read a plan
 
     uri = at_base(given.uri, base)
@@ -393,88 +369,3 @@ def without_erased(row: IngestRow, erased: Collection[str]) -> IngestRow:
     given = row.input
     bare = Input(uri=given.uri, start_s=given.start_s, end_s=given.end_s)
     return IngestRow(input=bare, stamp=row.stamp, status="erased")
-
-
-def mark_duplicates(rows: Iterable[IngestRow], known: Iterable[IngestRow] = ()) -> list[IngestRow]:
-    """Of several inputs with the same bytes the first by name is measured, the rest point to it.
-
-    Spans of one file are inputs of their own while they do not overlap.
-
-    Args:
-        rows: inputs of this run.
-        known: rows of an earlier run, which come before all new ones.
-    """
-    planned: dict[str, list[Input]] = {}
-    for row in known:
-        if row.video and row.status == "planned":
-            planned.setdefault(row.video.sha256, []).append(row.input)
-    marked = []
-    for row in sorted(rows, key=lambda row: row.input.key):
-        if row.video is not None:
-            same = planned.setdefault(row.video.sha256, [])
-            first = next((given for given in same if _overlap(given, row.input)), None)
-            if first is None:
-                same.append(row.input)
-            status, uri = ("duplicate", first.uri) if first else ("planned", "")
-            row = row.model_copy(update={"status": status, "first_uri": uri})
-        marked.append(row)
-    return marked
-
-
-def _overlap(a: Input, b: Input) -> bool:
-    return a.span_s[0] < b.span_s[1] and b.span_s[0] < a.span_s[1]
-
-
-class Planned:
-    """The inputs that are measured, looked up by content and time."""
-
-    def __init__(self, ingested: Iterable[IngestRow]) -> None:
-        self.rows = [row for row in ingested if row.video and row.status == "planned"]
-        """The inputs that are measured."""
-        self._numbers: dict[str, list[int]] = {}
-        for number, row in enumerate(self.rows):
-            if row.video:
-                self._numbers.setdefault(row.video.video_id, []).append(number)
-
-    def at(self, video_id: str, span_s: tuple[float, float] | None) -> IngestRow | None:
-        """The input in whose span the middle of a span of a video lies; None: of no input (any more).
-
-        Args:
-            video_id: key of the video.
-            span_s: source seconds; None where it is not known, which gives the first input of the video.
-        """
-        number = self._number(video_id, span_s)
-        return None if number < 0 else self.rows[number]
-
-    def _number(self, video_id: str, span_s: tuple[float, float] | None) -> int:
-        for number in self._numbers.get(video_id, ()):
-            first_s, last_s = self.rows[number].input.span_s
-            if span_s is None or first_s <= sum(span_s) / 2 < last_s:
-                return number
-        return -1
-
-    def of_clips(self, video_ids: pa.ChunkedArray, *spans_s: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Number in `rows` of the input that each of many clips comes from; -1 where there is none any more.
-
-        Args:
-            video_ids: of the clips.
-            spans_s: starts and ends of the clips, source seconds.
-        """
-        videos = video_ids.combine_chunks().dictionary_encode()
-        starts_s, ends_s = (column.to_numpy() for column in spans_s)
-        names = videos.dictionary.to_pylist()
-        whole = [self._whole(name) for name in names]
-        found = np.array([-1 if number is None else number for number in whole], np.int64)
-        found = found[videos.indices.to_numpy()]
-        divided = np.array([number is None for number in whole], bool)[videos.indices.to_numpy()]
-        for row in np.flatnonzero(divided).tolist():
-            found[row] = self._number(names[videos.indices[row].as_py()], (starts_s[row], ends_s[row]))
-        return np.asarray(found, np.int64)
-
-    def _whole(self, video_id: str) -> int | None:
-        """The input that is all of a video, -1 where it is of no input; None where inputs are spans of it."""
-        numbers = self._numbers.get(video_id, ())
-        if not numbers:
-            return -1
-        is_whole = len(numbers) == 1 and self.rows[numbers[0]].input.span_s == (-math.inf, math.inf)
-        return numbers[0] if is_whole else None

@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from talkforge.curation.body.joints import JOINTS
 from talkforge.curation.weights import download
@@ -44,19 +46,19 @@ from talkforge.pipeline.dataset import (
     open_for_curating,
     read_arrived,
     save_dataset,
-    stamps_by_id,
     tool_version,
-    videos_by_id,
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, after, find_inputs, is_due, stamps_of, without_erased
+from talkforge.pipeline.ingest import after, find_inputs, is_due, stamps_of, without_erased
+from talkforge.pipeline.intake import IngestRow, Intake, rows_of
 from talkforge.pipeline.ledger import CommittedClip, Selection
 from talkforge.pipeline.measured import Measured, kept_s, part_clips, read_measured
 from talkforge.pipeline.near_duplicates import Repeats
 from talkforge.pipeline.needs import gather
-from talkforge.pipeline.parts import Part, remaining
+from talkforge.pipeline.parts import Left, Part, footage_of, left_of
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
+from talkforge.pipeline.tables import Rows
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
 from talkforge.schemas import extras, scratch
@@ -64,7 +66,7 @@ from talkforge.schemas.config import Config, ExecutionConfig, Thresholds
 from talkforge.schemas.dataset import Dataset
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.progress import Progress, ProgressCallback, counted, hours, no_progress
-from talkforge.schemas.records import Input, Video
+from talkforge.schemas.records import Input
 from talkforge.schemas.sample import ShardManifest
 
 if TYPE_CHECKING:
@@ -170,12 +172,12 @@ def retry(
     config = load_dataset(store).config
     with exclusive(store):
         num_forgiven = attempts.forgive(store, kinds)
-        inputs = [row.input for row in load_ingested(store)]
+        inputs = Rows.of(Input, (row.input for row in load_ingested(store)))
     return num_forgiven, _go_on(inputs, store, config, lambda: make_executor(config), on_progress)
 
 
 def _go_on(
-    found: Sequence[Input],
+    found: Rows[Input],
     store: Store,
     config: Config,
     make_executor: Callable[[], Executor],
@@ -221,60 +223,86 @@ plan, which is written each time, is written twice in all."""
 
 
 def _ingest(
-    inputs: Sequence[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
-) -> Iterator[tuple[list[IngestRow], list[Part]]]:
+    inputs: Rows[Input], store: Store, config: Config, executor: Executor, on_progress: ProgressCallback
+) -> Iterator[tuple[Rows[IngestRow], Rows[Part]]]:
     """Read the inputs in steps: after each all rows and the whole plan so far, so that they can be measured.
 
     Rows that are in no plan yet are kept beside it, for the case that the run is killed while it reads.
     """
-    known = {row.input: row for row in load_ingested(store)}
-    check_base(store, known)
+    known = load_ingested(store)
+    check_base(store, known.column("input.uri").to_pylist())
     tripwire = attempts.Tripwire(config.run.max_failed_share)
     begin, num_read = 0, 0
     while begin < len(inputs) or not begin:
         some = inputs[begin : 2 * begin or FIRST_INPUTS]
         begin += max(1, len(some))
-        stamps = stamps_of([store.input_uri(given.uri) for given in some])
-        due = {g: stamp for g, stamp in zip(some, stamps, strict=True) if is_due(known.get(g), stamp, config)}
+        there, left = _due(some, known, store, config)
+        num_due = len(there) + len(left)
         rows: Iterable[IngestRow] = ()
-        if due and not num_read:
-            executor.warm_up(config.measure, len(due))
-        if due:
-            read = _read_inputs(due, known, store, config, executor, tripwire)
-            rows = _counting(read, on_progress, num_read, len(due) + max(0, len(inputs) - begin))
-        num_read += len(due)
+        if num_due and not num_read:
+            executor.warm_up(config.measure, num_due)
+        if num_due:
+            read = _read_inputs(there, left, known, store, executor, tripwire)
+            rows = _counting(read, on_progress, num_read, num_due + max(0, len(inputs) - begin))
+        num_read += num_due
         found = extend_plan(store, rows, config.run.part_s)
         store.delete_folder(ARRIVED)
         yield found
 
 
-def _read_inputs(
-    due: Mapping[Input, str],
-    known: Mapping[Input, IngestRow],
-    store: Store,
-    config: Config,
-    executor: Executor,
-    tripwire: attempts.Tripwire,
-) -> Iterator[IngestRow]:
-    """Rows of these inputs: what a run that was killed has read of them, and the others read now.
+def _due(
+    inputs: Rows[Input], known: Rows[IngestRow], store: Store, config: Config
+) -> tuple[Rows[IngestRow], Rows[Input]]:
+    """Of the inputs that are to be read: rows of those that a run that was killed has read, and the others.
 
     Args:
-        due: state of the file of each input that is to be read.
+        inputs: what was given.
         known: what an earlier run found.
         store: the data set.
         config: the whole configuration.
+    """
+    arrived = read_arrived(store)
+    there: list[Rows[IngestRow]] = [arrived[:0]]
+    left: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for start in range(0, len(inputs), STATES_AT_ONCE):
+        some = list(inputs[start : start + STATES_AT_ONCE])
+        stamps = stamps_of([store.input_uri(given.uri) for given in some])
+        before, read = rows_of(some, known), rows_of(some, arrived)
+        due = [n for n, given in enumerate(some) if is_due(before.get(given), stamps[n], config)]
+        is_there = [not is_due(read.get(some[n]), stamps[n], config) for n in due]
+        there.append(Rows.of(IngestRow, (read[some[n]] for n in itertools.compress(due, is_there))))
+        left.append(start + np.array(due, np.int64)[~np.array(is_there, bool)])
+    return Rows.joined(there), inputs.take(np.concatenate(left))
+
+
+STATES_AT_ONCE = 4096
+"""Inputs whose state is compared with what is known of them at a time."""
+
+
+def _read_inputs(
+    there: Iterable[IngestRow],
+    left: Iterable[Input],
+    known: Rows[IngestRow],
+    store: Store,
+    executor: Executor,
+    tripwire: attempts.Tripwire,
+) -> Iterator[IngestRow]:
+    """Rows of inputs that were read before, and of others, which are read now.
+
+    Args:
+        there: those that were read.
+        left: the others.
+        known: what an earlier run found.
+        store: the data set.
         executor: reads them.
         tripwire: is told what failed.
     """
     erased = set(read_tombstones(store).sha256)
-    arrived = {row.input: row for row in read_arrived(store)}
-    there = {given for given, stamp in due.items() if not is_due(arrived.get(given), stamp, config)}
-    left = [given for given in due if given not in there]
     fresh = keep_arrived(store, executor.ingest(left, store.base, store.limits))
-    for row in itertools.chain((arrived[given] for given in due if given in there), fresh):
+    for row in itertools.chain(there, fresh):
         row = without_erased(row, erased)
         tripwire.note(1, [row.failure] if row.failure else ())
-        yield after(row, known.get(row.input))
+        yield after(row, rows_of([row.input], known).get(row.input))
 
 
 def _counting(
@@ -288,7 +316,7 @@ def _counting(
 
 
 def measure(
-    plan: Sequence[Part],
+    plan: Rows[Part],
     store: Store,
     config: Config,
     executor: Executor,
@@ -303,19 +331,16 @@ def measure(
         RunError: the run cannot go on, or infrastructure fails too many inputs, see `attempts.Tripwire`.
     """
     measured = read_measured(store)
-    left = remaining(plan, store, measured.parts)
+    left = left_of(plan, store, measured.parts)
     tried = {name: failure.attempts for name, failure in attempts.noted(store, left).items()}
-    ingested = load_ingested(store)
-    stamps, videos = stamps_by_id(ingested), videos_by_id(ingested)
-    thresholds = _deciding(config)
-    todo = [
-        part.model_copy(update={"stamps": _stamps_of(part, stamps), "thresholds": thresholds})
-        for part in left
-        if tried.get(part.name, 0) < config.run.max_attempts
-    ]
+    given_up = {name for name, count in tried.items() if count >= config.run.max_attempts}
+    intake = Intake(load_ingested(store))
+    deciding = {"thresholds": _deciding(config)}
+    todo = (_with_stamps(part, intake, deciding) for part in left if part.name not in given_up)
     tripwire = attempts.Tripwire(config.run.max_failed_share)
-    state = _progress(plan, left, measured, config, videos)
-    if todo:
+    state = _progress(plan, left, measured, config, intake)
+    is_complete = len(left) == len(given_up)
+    if not is_complete:
         del measured  # not held for the hours that follow
     begin_s = time.monotonic()
     on_progress(state.shown())
@@ -331,15 +356,15 @@ def measure(
                 state,
                 parts_done=state.parts_done + 1,
                 done_s=state.done_s + done.measured_s,
-                kept_s=state.kept_s + _kept_s(done.part.name, store, config, videos),
+                kept_s=state.kept_s + kept_s(part_clips(store, done.part.name), intake, config.thresholds),
                 measured_s=state.measured_s + done.measured_s,
             )
         on_progress(state.shown())
-    return read_measured(store) if todo else measured
+    return measured if is_complete else read_measured(store)
 
 
 def trace_untraced(
-    plan: Sequence[Part],
+    plan: Rows[Part],
     measured: Measured,
     store: Store,
     config: Config,
@@ -367,8 +392,8 @@ def trace_untraced(
     if not todo:
         return measured
     del measured
-    stamps = stamps_by_id(load_ingested(store))
-    todo = [part.model_copy(update={"stamps": _stamps_of(part, stamps)}) for part in todo]
+    intake = Intake(load_ingested(store))
+    todo = [_with_stamps(part, intake) for part in todo]
     tripwire = attempts.Tripwire(config.run.max_failed_share)
     total, num_done = sum(len(part.clips) for part in todo), 0
     for done in executor.run(todo, config, store):
@@ -383,32 +408,25 @@ def _deciding(config: Config) -> Thresholds | None:
     return None if config.run.trace == "all" else config.thresholds
 
 
-def _stamps_of(part: Part, stamps: Mapping[str, str]) -> dict[str, str]:
-    ids = {window.video.video_id for window in part.windows}
-    return {key: stamps[key] for key in sorted(ids & stamps.keys())}
+def _with_stamps(part: Part, intake: Intake, more: Mapping[str, Any] = MappingProxyType({})) -> Part:
+    """The part with the states of its videos' files, and more."""
+    inputs = intake.of_videos(window.video.video_id for window in part.windows)
+    return part.model_copy(update={"stamps": {key: row.stamp for key, row in inputs.items()}, **more})
 
 
 def _progress(
-    plan: Sequence[Part],
-    todo: Sequence[Part],
-    measured: Measured,
-    config: Config,
-    videos: Mapping[str, Video],
+    plan: Rows[Part], todo: Left, measured: Measured, config: Config, intake: Intake
 ) -> MeasureProgress:
-    total_s = sum(part.duration_s for part in plan)
+    total_s = footage_of(plan)
     return MeasureProgress(
         parts_done=len(measured.parts),
         parts=len(measured.parts) + len(todo),
-        done_s=total_s - sum(part.duration_s for part in todo),
+        done_s=total_s - todo.duration_s,
         total_s=total_s,
-        kept_s=kept_s(measured.clips, videos, config.thresholds) if measured.parts else 0.0,
+        kept_s=kept_s(measured.clips, intake, config.thresholds) if measured.parts else 0.0,
         measured_s=0.0,
         wall_s=0.0,
     )
-
-
-def _kept_s(part: str, store: Store, config: Config, videos: Mapping[str, Video]) -> float:
-    return kept_s(part_clips(store, part), videos, config.thresholds)
 
 
 def calibrate_and_select(
@@ -483,10 +501,11 @@ def shard(
     on_progress: ProgressCallback = no_progress,
 ) -> Selection:
     """Cut what is accepted, publish a snapshot of the shards and the ledger that names them, and report."""
-    check_base(store, (row.input for row in ingested))
+    intake = Intake(ingested)
+    check_base(store, intake.all.column("input.uri").to_pylist())
     store = _limited(store, dataset.config)
     executor = executor or InlineExecutor()
-    results = cut_accepted(store, dataset, selection, ingested, executor, on_progress)
+    results = cut_accepted(store, dataset, selection, intake, executor, on_progress)
     executor.release()
     where = {key: result.name for result in results for key in result.keys}
     failures = [failure for result in results for failure in result.failures]
@@ -508,7 +527,7 @@ def cut_accepted(
     store: Store,
     dataset: Dataset,
     selection: Selection,
-    ingested: Sequence[IngestRow],
+    intake: Intake,
     executor: Executor,
     on_progress: ProgressCallback = no_progress,
 ) -> list[cut.CutShard]:
@@ -532,8 +551,7 @@ def cut_accepted(
         made = cut.orders(
             selection.accepted_by_part(),
             read,
-            videos_by_id(ingested),
-            stamps_by_id(ingested),
+            intake.of_videos,
             {use.name: use.sha256 for use in dataset.models},
             dataset.config_hash,
             tool_version(),
@@ -633,9 +651,9 @@ def inspect(store: Store, clip_id: str, out: Path) -> None:
     if clip.measures.lips is None:
         why = clip.failure.message if clip.failure else clip.measures.stopped_by
         raise CommandError(f"clip {clip_id}: was not measured densely ({why}), there is nothing to draw")
-    ingested = load_ingested(store)
     video_id = clip.measures.clip.video_id
-    video, stamp = videos_by_id(ingested)[video_id], stamps_by_id(ingested)[video_id]
+    entry = Intake(load_ingested(store)).of_videos([video_id])[video_id]
     arrays = cut.read_arrays(store, clip.part, clip_id, np.zeros(0, np.float32))
-    with local_video(store, video, stamp) as path, scratch.replacing(out) as part:
-        inspect_clip.inspect(clip.measures.clip, arrays, video, path, part)
+    assert entry.video is not None
+    with local_video(store, entry.video, entry.stamp) as path, scratch.replacing(out) as part:
+        inspect_clip.inspect(clip.measures.clip, arrays, entry.video, path, part)

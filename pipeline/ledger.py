@@ -33,7 +33,7 @@ from talkforge.curation.verdict import (
     repair_s,
 )
 from talkforge.pipeline import attempts, near_duplicates, review, shards, small_arrays, tables, voices
-from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.intake import IngestRow, Intake
 from talkforge.pipeline.measured import ClipRows, Measured, read_clips, rows_of_inputs
 from talkforge.pipeline.parts import committed_parts
 from talkforge.pipeline.standing import source_rows
@@ -111,7 +111,7 @@ class Selection:
     table: pa.Table
     parts: pa.ChunkedArray
     people_table: pa.Table
-    sources: tuple[SourceRow, ...]
+    sources: tables.Rows[SourceRow]
     failures: tuple[Failure, ...]
     quantiles: dict[str, list[float]]
     notes: tuple[str, ...] = ()
@@ -166,7 +166,7 @@ class Selection:
     @property
     def totals(self) -> Totals:
         """Hours and counts, as every command shows them."""
-        return count(((row.status, row.duration_s) for row in self.sources), self.table)
+        return count(self.sources.table, self.table)
 
     def with_columns(self, **columns: Sequence[Any]) -> Selection:
         """The same with other values in some columns of the ledger."""
@@ -254,12 +254,12 @@ def select(
         config: its thresholds are applied.
         reviewed: what people said of clips, by clip id, see `pipeline.review`.
     """
-    planned = Planned(ingested)
-    found, inputs = rows_of_inputs(measured.clips, planned, config.thresholds)
+    intake = Intake(ingested)
+    found, inputs = rows_of_inputs(measured.clips, intake, config.thresholds)
     people, groups = _name_people(found, measured, config)
     _compare_voices(found, measured)
     _name_speakers(found)
-    _shift_audio(found, planned.rows, inputs, config)
+    _shift_audio(found, intake.planned, inputs, config)
     reasons = _follow_reviews(found, judge_columns(found, config.thresholds), reviewed, config.thresholds)
     found.set_reasons(reasons)
     found.set_reasons(_reject_near_duplicates(found, reasons, measured, config.thresholds))
@@ -270,14 +270,12 @@ def select(
         quantiles[name] = _quantiles(raw[accepted])
         found[name] = pa.array(intensities(raw, quantiles[name]), pa.float64())
     _split(found, accepted, groups, config)
-    counts = np.bincount(inputs, minlength=len(planned.rows)).tolist()
-    clips_of = {row.input.key: count for row, count in zip(planned.rows, counts, strict=True)}
     return Selection(
-        table=_ordered(found.table, _listed(planned.rows, inputs)),
+        table=_ordered(found.table, _listed(intake.planned, inputs)),
         parts=found.table.column("part"),
         people_table=people,
-        sources=tuple(source_rows(ingested, measured.outcomes, measured.failures, clips_of)),
-        failures=tuple(_ingest_failures(ingested) + measured.failures),
+        sources=source_rows(intake, measured.outcomes, measured.failures, intake.counts(inputs)),
+        failures=tuple(_ingest_failures(intake) + measured.failures),
         quantiles=quantiles,
         notes=tuple(_notes(found.table, groups, config)),
         repeats=all_repeats(found.table, measured.read_copies, config.thresholds),
@@ -285,7 +283,7 @@ def select(
 
 
 def _shift_audio(
-    found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64], config: Config
+    found: ClipRows, planned: Sequence[IngestRow], inputs: NDArray[np.int64], config: Config
 ) -> None:
     """By how much the audio of each clip is moved, null where not at all; and the span that is cut then."""
     shifts = np.full(len(found), np.nan)
@@ -294,7 +292,7 @@ def _shift_audio(
     if config.thresholds.repair_sync and limit is not None:
         far = np.flatnonzero(np.abs(found.floats("sync_offset_frames")) > limit)
         for number, row in found.rows(far, [*Clip.model_fields, *Sync.model_fields]):
-            if moved := _moved(row, entries[inputs[number]], config):
+            if moved := _moved(row, planned[inputs[number]], config):
                 shifts[number], clip = moved
                 for name, column in spans.items():
                     column[number] = getattr(clip, name)
@@ -355,14 +353,28 @@ def _reject_near_duplicates(
     return reasons.with_more(numbers, [NEAR_DUPLICATE.code] * len(numbers), details)
 
 
-def _listed(entries: Sequence[IngestRow], inputs: NDArray[np.int64]) -> dict[str, pa.Array]:
-    """A text column `source.<name>` for each further column of the inputs' lists."""
-    names = sorted({column.name for number in np.unique(inputs) for column in entries[number].input.columns})
-    said = [{column.name: column.value for column in entry.input.columns} for entry in entries]
-    return {
-        f"{LISTED}{name}": pa.array([one.get(name, "") for one in said], pa.string()).take(pa.array(inputs))
-        for name in names
-    }
+def _listed(planned: tables.Rows[IngestRow], inputs: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """A text column `source.<name>` for each further column of the inputs' lists.
+
+    Args:
+        planned: the inputs that are measured.
+        inputs: number of the input of each clip, [n].
+    """
+    said = planned.column("input.columns").combine_chunks()
+    said = said.chunk(0) if isinstance(said, pa.ChunkedArray) else said
+    rows, pairs = pc.list_parent_indices(said).to_numpy(), pc.list_flatten(said)
+    names = pairs.field("name").dictionary_encode()
+    which = names.indices.to_numpy()
+    is_used = np.isin(rows, inputs)
+    found = {}
+    for number, name in sorted(enumerate(names.dictionary.to_pylist()), key=lambda pair: pair[1]):
+        own = np.flatnonzero((which == number) & is_used)
+        if len(own):
+            value_of = np.zeros(len(planned), np.int64)  # the last one of several
+            value_of[rows[own]] = 1 + own
+            values = pa.concat_arrays([pa.array([""]), pairs.field("value")])
+            found[f"{LISTED}{name}"] = values.take(pa.array(value_of[inputs]))
+    return found
 
 
 def _ordered(table: pa.Table, listed: Mapping[str, pa.Array]) -> pa.Table:
@@ -548,9 +560,10 @@ def _notes(table: pa.Table, groups: Sequence[str], config: Config) -> Iterator[s
         yield f"no clip is held out for validation: {why}; shards.validation_fraction={least:g} holds one out"
 
 
-def _ingest_failures(ingested: Sequence[IngestRow]) -> list[Failure]:
+def _ingest_failures(intake: Intake) -> list[Failure]:
+    failed = intake.all.where(intake.all.table.column("failure").is_valid())
     return sorted(
-        (entry.failure for entry in ingested if entry.failure), key=lambda failure: (failure.uri, failure.key)
+        (entry.failure for entry in failed if entry.failure), key=lambda failure: (failure.uri, failure.key)
     )
 
 

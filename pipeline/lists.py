@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from talkforge.pipeline.tables import Rows
 from talkforge.schemas.errors import CommandError, one_line
 from talkforge.schemas.records import Input, ListedColumn
 
@@ -40,7 +41,7 @@ _MARKS = (
 """Byte-order marks and the encodings they stand for; UTF-32's begin as UTF-16's do, and come first."""
 
 
-def read_list(path: Path, refusal: Callable[[str], str] = lambda _: "") -> list[Input]:
+def read_list(path: Path, refusal: Callable[[str], str] = lambda _: "") -> Rows[Input]:
     """Inputs of a list: Parquet, CSV or TSV with a `uri` column, or text with one name a line.
 
     Names that are not absolute are relative to the list's folder. Texts are UTF-8, or UTF-16 with a
@@ -56,21 +57,27 @@ def read_list(path: Path, refusal: Callable[[str], str] = lambda _: "") -> list[
     """
     try:
         if path.suffix.lower() == ".parquet":
-            rows: Iterable[_Row] = enumerate(pq.read_table(path).to_pylist(), 1)
+            rows: Iterable[_Row] = enumerate(_table_rows(path), 1)
         else:
             rows = _text_rows(_text(path.read_bytes()), path.suffix.lower())
-        inputs = [_checked(row, number, path, refusal) for number, row in rows]
+        inputs = Rows.of(Input, (_checked(row, number, path, refusal) for number, row in rows))
     except MemoryError:
         raise
     except Exception as error:  # damaged Parquet makes pyarrow raise almost anything
         raise CommandError(f"list {path}: {one_line(error)}") from None
-    if not inputs:
+    if not len(inputs):
         raise CommandError(f"list {path}: names no videos")
-    if all(given.problem for given in inputs):
+    if all(inputs.column("problem").to_pylist()):
         number = inputs[0].uri.rpartition(": ")[2]
         others = f" (and {len(inputs) - 1} more rows, none can be used)" if len(inputs) > 1 else ""
         raise CommandError(f"list {path}: {number}: {inputs[0].problem}{others}")
     return inputs
+
+
+def _table_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(Rows.AT_ONCE):
+            yield from batch.to_pylist()
 
 
 def _text(data: bytes) -> str:

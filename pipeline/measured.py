@@ -36,7 +36,7 @@ from talkforge.curation.credentials import UNREAD
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.curation.verdict import NOT_TRACED, Columns, Reasons, judge_columns
 from talkforge.pipeline import attempts, near_duplicates, people, small_arrays, tables
-from talkforge.pipeline.ingest import IngestRow, Planned
+from talkforge.pipeline.intake import IngestRow, Intake
 from talkforge.pipeline.parts import MARKER
 from talkforge.pipeline.store import Store
 from talkforge.schemas.arrays import Floats
@@ -89,7 +89,7 @@ class Measured:
     """
 
     clips: pa.Table
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: Sequence[Outcome] = ()
     failures: list[Failure] = field(default_factory=list)
     parts: Sequence[str] = ()
     read_faces: Callable[[], tuple[list[str], Floats]] = lambda: ([], np.zeros((0, 0), np.float32))
@@ -382,11 +382,17 @@ def _each_once(clips: pa.Table) -> pa.Table:
     return clips.filter(pa.concat_arrays([pa.array([True]), is_new.combine_chunks()]))
 
 
-def _outcomes(table: pa.Table) -> list[Outcome]:
+def _outcomes(table: pa.Table) -> tables.Rows[Outcome]:
     """Of every window one, in the order of time: which part was committed first must not show."""
-    rows = [Outcome.model_validate(row) for row in table.drop_columns(["part"]).to_pylist()]
-    by_span = {(o.video_id, o.start_s, o.end_s): o for o in rows}
-    return [by_span[span] for span in sorted(by_span)]
+    span = ["video_id", "start_s", "end_s"]
+    numbered = table.append_column("number", pa.array(np.arange(len(table))))
+    rows = numbered.sort_by([(name, "ascending") for name in [*span, "number"]])
+    is_last = np.zeros(len(rows), bool)
+    for name in span if len(rows) else ():
+        column = rows.column(name)
+        is_last[:-1] |= pc.not_equal(column[1:], column[:-1]).to_numpy()
+        is_last[-1] = True
+    return tables.Rows(Outcome, rows.drop_columns(["part", "number"])).where(is_last)
 
 
 def _failures(store: Store, table: pa.Table) -> list[Failure]:
@@ -744,58 +750,63 @@ def face_clip_px(face_px: float, clip: Clip, video: Video) -> float:
 
 
 def rows_of_inputs(
-    clips: pa.Table, planned: Planned, thresholds: Thresholds
+    clips: pa.Table, intake: Intake, thresholds: Thresholds
 ) -> tuple[ClipRows, NDArray[np.int64]]:
-    """The clips with what is known of their inputs, and the number of each one's input in `planned.rows`.
+    """The clips with what is known of their inputs, and the number of each one's input in `intake.planned`.
 
     What was measured of a file that has changed since is no longer part of the data set.
 
     Args:
         clips: see `Measured.clips`.
-        planned: the inputs that are measured.
+        intake: the inputs.
         thresholds: limits of the rules. Where they ask for content credentials, clips of files that nobody
             has read them of are `unread`.
     """
-    inputs = planned.of_clips(*(clips.column(name) for name in ("video_id", "start_s", "end_s")))
+    starts_s, ends_s = (clips.column(name).to_numpy() for name in ("start_s", "end_s"))
+    inputs = intake.inputs_of(clips.column("video_id"), (starts_s + ends_s) / 2)
     if (inputs < 0).any():
         clips = clips.filter(pa.array(inputs >= 0))
     rows = ClipRows(clips.combine_chunks())
-    _join_inputs(rows, planned.rows, inputs[inputs >= 0])
+    _join_inputs(rows, intake.planned, inputs[inputs >= 0])
     if thresholds.respect_reservations:
         rows["training_mining"] = pc.fill_null(rows.table.column("training_mining"), UNREAD)
     return rows, inputs[inputs >= 0]
 
 
-def kept_s(clips: pa.Table, videos: Mapping[str, Video], thresholds: Thresholds) -> float:
-    """Seconds that the rules accept, of clips whose inputs are not known yet.
+def kept_s(clips: pa.Table, intake: Intake, thresholds: Thresholds) -> float:
+    """Seconds that the rules accept, of all clips, also of those whose input has changed since.
 
     Args:
         clips: see `Measured.clips`.
-        videos: by id.
+        intake: the inputs.
         thresholds: limits of the rules.
     """
     rows = ClipRows(clips)
-    _fill_heights(rows, [videos.get(key) for key in clips.column("video_id").to_pylist()])
+    _fill_heights(rows, lambda _, video_id: intake.at(video_id, None))
     rows.judge(thresholds)
     return float(pc.sum(rows.table.column("duration_s").filter(rows.table.column("accepted"))).as_py() or 0.0)
 
 
-def _join_inputs(found: ClipRows, entries: Sequence[IngestRow], inputs: NDArray[np.int64]) -> None:
+def _join_inputs(found: ClipRows, planned: tables.Rows[IngestRow], inputs: NDArray[np.int64]) -> None:
     """Columns of what the lists say of each clip's input, and those that follow from its video."""
     for name in TERMS:
-        values = pa.array([getattr(entry.input, name) for entry in entries], pa.string())
-        found[name] = values.take(pa.array(inputs))
-    said = pa.array([entry.training_mining for entry in entries], pa.string())
-    found["training_mining"] = said.take(pa.array(inputs))
-    _fill_heights(found, [entries[number].video for number in inputs.tolist()])
+        found[name] = planned.column(f"input.{name}").take(pa.array(inputs))
+    found["training_mining"] = planned.column("training_mining").take(pa.array(inputs))
+    _fill_heights(found, lambda number, _: planned[inputs[number]])
 
 
-def _fill_heights(found: ClipRows, videos: Sequence[Video | None]) -> None:
-    """`face_clip_px` of parts of earlier versions, which do not hold it."""
+def _fill_heights(found: ClipRows, input_of: Callable[[int, str], IngestRow | None]) -> None:
+    """`face_clip_px` of parts of earlier versions, which do not hold it.
+
+    Args:
+        found: the clips.
+        input_of: gives the input of a clip, from its number and the id of its video.
+    """
     heights = found.floats("face_clip_px")
     late = np.flatnonzero(np.isnan(heights) & ~np.isnan(found.floats("face_px")))
     for number, row in found.rows(late, [*Clip.model_fields, "face_px"]):
-        if (video := videos[number]) is not None:
-            heights[number] = face_clip_px(row.pop("face_px"), Clip.model_validate(row), video)
+        entry = input_of(number, row["video_id"])
+        if entry is not None and entry.video is not None:
+            heights[number] = face_clip_px(row.pop("face_px"), Clip.model_validate(row), entry.video)
     if len(late):
         found["face_clip_px"] = pa.array(heights, pa.float64(), from_pandas=True)

@@ -8,17 +8,24 @@ on with the same parts. A part exists once its `part.json` exists.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import Field
 
 from talkforge.pipeline import tables
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.tables import Rows
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.records import Record, Video
 
@@ -153,26 +160,34 @@ def footage(whole: Video | Window) -> list[tuple[float, float]]:
 
 
 def plan(videos: Sequence[Video | Window], part_s: float, first_number: int = 0) -> list[Part]:
-    """Parts of the videos, or spans of videos, in the order given; windows are packed until a part is full.
+    """Parts of the videos, or spans of videos, see `packed`."""
+    return list(packed(videos, sum(video.duration_s for video in videos), part_s, first_number))
+
+
+def packed(
+    videos: Iterable[Video | Window], total_s: float, part_s: float, first_number: int = 0
+) -> Iterator[Part]:
+    """Parts of videos, or of spans of videos, in the order given; windows are packed until a part is full.
 
     A part of a small set is filled less, so that there is work for every core. What a window is does
     not depend on that, and so neither does any clip.
+
+    Args:
+        videos: what to divide.
+        total_s: seconds of footage in all of it.
+        part_s: most seconds of a part.
+        first_number: names the first part.
     """
-    fill_s = min(part_s, max(MIN_FILL_S, sum(video.duration_s for video in videos) / MANY_PARTS))
-    parts: list[Part] = []
+    fill_s = min(part_s, max(MIN_FILL_S, total_s / MANY_PARTS))
     held: list[Window] = []
-
-    def close() -> None:
-        if held:
-            parts.append(Part(name=f"{first_number + len(parts):06d}", windows=tuple(held)))
-            held.clear()
-
+    numbers = itertools.count(first_number)
     for window in _all_windows(videos, part_s):
-        if sum(other.duration_s for other in held) + window.duration_s > fill_s * (1 + 1e-9):
-            close()
+        if held and sum(other.duration_s for other in held) + window.duration_s > fill_s * (1 + 1e-9):
+            yield Part(name=f"{next(numbers):06d}", windows=tuple(held))
+            held.clear()
         held.append(window)
-    close()
-    return parts
+    if held:
+        yield Part(name=f"{next(numbers):06d}", windows=tuple(held))
 
 
 def _all_windows(videos: Iterable[Video | Window], part_s: float) -> Iterable[Window]:
@@ -205,6 +220,60 @@ def remaining(parts: Iterable[Part], store: Store, committed: Iterable[str] | No
             done = {window.key for name in names for window in _windows_in(name, store)} if names else set()
             left += _left(part, done, notes)
     return left
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left to do of a plan; goes through the parts in the order of their names.
+
+    Attributes:
+        pieces: what is left of parts of which something is there or was put off.
+        whole: parts of which nothing is there. Each is an object only while it is worked on.
+        duration_s: footage in all of them, s.
+    """
+
+    pieces: Sequence[Part]
+    whole: Rows[Part]
+    duration_s: float
+
+    def __len__(self) -> int:
+        return len(self.pieces) + len(self.whole)
+
+    def __iter__(self) -> Iterator[Part]:
+        return heapq.merge(self.pieces, self.whole, key=lambda part: part.name)
+
+
+def left_of(plan: Iterable[Part], store: Store, committed: Collection[str] | None = None) -> Left:
+    """What is left to do of a plan, as `remaining`, of which only few parts are objects.
+
+    Args:
+        plan: all parts.
+        store: the data set.
+        committed: names of the parts that are there; None: looks.
+    """
+    rows = Rows.of(Part, plan)
+    done = committed_parts(store) if committed is None else committed
+    names = rows.column("name").to_pylist()
+    there, begun = settled(names, store, done), {_root(name) for name in (*done, *noted_names(store))}
+    is_begun = np.array([_root(name) in begun for name in names], bool)
+    is_open = np.array([name not in there for name in names], bool)
+    pieces, whole = remaining(rows.where(is_begun & is_open), store, done), rows.where(~is_begun)
+    return Left(pieces, whole, sum(part.duration_s for part in pieces) + footage_of(whole))
+
+
+def footage_of(plan: Rows[Part]) -> float:
+    """Seconds of footage in all windows of these parts."""
+    windows = pc.list_flatten(plan.column("windows"))
+    lengths_s = pc.subtract(pc.struct_field(windows, "end_s"), pc.struct_field(windows, "start_s"))
+    return float(pc.sum(lengths_s).as_py() or 0.0)
+
+
+def hold(plan: Rows[Part], video_ids: pa.Array) -> NDArray[np.bool_]:
+    """Which parts hold a window of one of these videos, bool [len(plan)]."""
+    windows = plan.column("windows")
+    videos = pc.struct_field(pc.struct_field(pc.list_flatten(windows), "video"), "video_id")
+    holders = pc.list_parent_indices(windows).filter(pc.is_in(videos, value_set=video_ids))
+    return np.bincount(holders.to_numpy(), minlength=len(plan)) > 0
 
 
 def noted_names(store: Store) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from talkforge.curation.media.probe import promised_s
 from talkforge.pipeline import needs
-from talkforge.pipeline.dataset import check_base, check_target, load_ingested
-from talkforge.pipeline.ingest import IngestRow, find_inputs, is_due, stamp_of
-from talkforge.pipeline.parts import committed_parts
-from talkforge.pipeline.standing import planned_and_left
+from talkforge.pipeline.dataset import check_base, check_target, load_ingested, load_plan
+from talkforge.pipeline.ingest import find_inputs, is_due, stamp_of
+from talkforge.pipeline.intake import IngestRow, rows_of
+from talkforge.pipeline.parts import footage_of, left_of
 from talkforge.pipeline.store import Store, file_size
 from talkforge.schemas.config import Config
 from talkforge.schemas.errors import MediaError
@@ -72,17 +72,18 @@ def preview(
     passed_over: list[str] = []
     found = find_inputs(inputs, limit, exclude, store.base, passed_over.append, config.run.protocols)
     check_target(store, config)
-    known = {row.input: row for row in load_ingested(store)}
-    check_base(store, known)
+    known = load_ingested(store)
+    check_base(store, known.column("input.uri").to_pylist())
     weights = needs.look(config.measure)
     num_due, lengths = 0, _Lengths()
     for number, given in enumerate(found):
         on_progress(counted("reading headers", number, len(found)))
-        uri, row = store.input_uri(given.uri), known.get(given)
+        uri, row = store.input_uri(given.uri), rows_of([given], known).get(given)
         due = is_due(row, stamp_of(uri), config)
         num_due += due
         lengths.add(given, uri, None if due else row)
-    planned_s, left = planned_and_left(store, committed_parts(store))
+    plan = load_plan(store)
+    planned_s, left = footage_of(plan), left_of(plan, store)
     return Preview(
         inputs=len(found),
         num_due=num_due,
@@ -92,7 +93,7 @@ def preview(
         unreadable=lengths.unreadable,
         passed_over=tuple(passed_over),
         weights=weights,
-        measured_s=planned_s - sum(part.duration_s for part in left),
+        measured_s=planned_s - left.duration_s,
         planned_s=planned_s,
     )
 

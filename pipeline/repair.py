@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from talkforge.pipeline import snapshots, tables
 from talkforge.pipeline.dataset import INTAKE, PLAN
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part, Window
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.verify import Problem

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from talkforge.pipeline import tables
-from talkforge.pipeline.dataset import INTAKE, PLAN, load_ingested
-from talkforge.pipeline.ingest import IngestRow, Planned
-from talkforge.pipeline.parts import Part, committed_parts, footage, remaining, settled, span_of_key
+from talkforge.pipeline.dataset import load_ingested, load_plan
+from talkforge.pipeline.intake import IngestRow, Intake, footage_s, in_order, is_one_of, spans_s
+from talkforge.pipeline.parts import committed_parts, footage_of, left_of, span_of_key
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.tables import Rows
 from talkforge.pipeline.totals import Totals, count
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.dataset import Dataset
-from talkforge.schemas.records import Failure, InputKey, Outcome, SourceRow, SourceStatus, Video
+from talkforge.schemas.records import Failure, Outcome, SourceRow
 
 ERASED = "erased"
 """Reason of an input whose content was erased from the data set, and was given again."""
@@ -51,8 +53,8 @@ class Standing:
 
 def standing(store: Store, dataset: Dataset) -> Standing:
     """How far the data set in `store` is; opens no video and takes no lock."""
-    done = committed_parts(store)
-    planned_s, todo = planned_and_left(store, done)
+    done, plan = committed_parts(store), load_plan(store)
+    planned_s, todo = footage_of(plan), left_of(plan, store, done)
     exact = dataset.parts_selected in (None, len(done)) and _inputs_selected(store)
     sources, clips = _selected(store) if exact else _unselected(store, dataset.config.thresholds)
     unplaced = pc.and_(clips.column("accepted"), clips.column("shard").is_null())
@@ -61,31 +63,10 @@ def standing(store: Store, dataset: Dataset) -> Standing:
         exact=exact,
         parts_done=len(done),
         parts=len(done) + len(todo),
-        measured_s=planned_s - sum(part.duration_s for part in todo),
+        measured_s=planned_s - todo.duration_s,
         planned_s=planned_s,
         waiting=int(pc.sum(unplaced).as_py() or 0) if exact else 0,
     )
-
-
-def planned_and_left(store: Store, done: Sequence[str]) -> tuple[float, list[Part]]:
-    """Seconds of footage in the plan, and what is left of it; parts that are there do not become objects.
-
-    Args:
-        store: the data set.
-        done: names of the committed parts.
-    """
-    if not store.exists(PLAN):
-        return 0.0, []
-    plan = tables.from_bytes(store.read(PLAN), PLAN)
-    windows = pc.list_flatten(plan.column("windows"))
-    lengths_s = pc.subtract(pc.struct_field(windows, "end_s"), pc.struct_field(windows, "start_s"))
-    names = plan.column("name").to_pylist()
-    there = settled(names, store, done)
-    bits = np.packbits([name not in there for name in names], bitorder="little")
-    # Not pa.array, which imports pandas.
-    is_open = pa.Array.from_buffers(pa.bool_(), len(names), [None, pa.py_buffer(bits)])
-    open_parts = tables.from_table(Part, plan.filter(is_open))
-    return float(pc.sum(lengths_s).as_py() or 0.0), remaining(open_parts, store, done)
 
 
 def _inputs_selected(store: Store) -> bool:
@@ -93,136 +74,162 @@ def _inputs_selected(store: Store) -> bool:
     if not store.exists("ledger.parquet"):
         return False
     selected = tables.read_columns(store, "sources.parquet", ["uri", "start_s", "end_s", "video_id"])
-    known = set(zip(*(column.to_pylist() for column in selected.columns), strict=True))
-    return known == _inputs_now(store)
+    return bool(selected.columns == _inputs_now(store))
 
 
-def _inputs_now(store: Store) -> set[tuple[Any, ...]]:
-    if not store.exists(PLAN):
-        return set()
-    table = tables.from_bytes(store.read(INTAKE), INTAKE)
-    given = table.column(
-        "input" if "input" in table.column_names else "source"
-    )  # as earlier versions call it
-    columns = [pc.struct_field(given, name) for name in ("uri", "start_s", "end_s")]
-    columns.append(pc.struct_field(table.column("video"), "video_id"))
-    return set(zip(*(column.to_pylist() for column in columns), strict=True))
+def _inputs_now(store: Store) -> list[pa.ChunkedArray]:
+    """Name, span and video of every input, which are in the order that `source_rows` has."""
+    ingested = load_ingested(store)
+    return [ingested.column(name) for name in ("input.uri", "input.start_s", "input.end_s", "video.video_id")]
 
 
-Inputs = list[tuple[SourceStatus, float]]
-"""Status and length of every input."""
-
-
-def _selected(store: Store) -> tuple[Inputs, pa.Table]:
+def _selected(store: Store) -> tuple[pa.Table, pa.Table]:
     """Inputs and clips of the last selection."""
     columns = ["accepted", "failure", "duration_s", "reasons", "shard"]
     clips = tables.read_columns(store, "ledger.parquet", columns)
-    sources = tables.read_columns(store, "sources.parquet", ["status", "duration_s"])
-    return list(zip(*(column.to_pylist() for column in sources.columns), strict=True)), clips
+    return tables.read_columns(store, "sources.parquet", ["status", "duration_s"]), clips
 
 
-def _unselected(store: Store, thresholds: Thresholds) -> tuple[Inputs, pa.Table]:
+def _unselected(store: Store, thresholds: Thresholds) -> tuple[pa.Table, pa.Table]:
     """Inputs and clips of what is committed, each clip judged by itself."""
     # Takes half a second to import, which a status of what is selected can do without.
     from talkforge.pipeline.measured import read_measured, rows_of_inputs
 
-    ingested = load_ingested(store)
-    planned = Planned(ingested)
+    intake = Intake(load_ingested(store))
     measured = read_measured(store, writes=False)
-    rows, inputs = rows_of_inputs(measured.clips, planned, thresholds)
+    rows, inputs = rows_of_inputs(measured.clips, intake, thresholds)
     rows.judge(thresholds)
-    counts = np.bincount(inputs, minlength=len(planned.rows)).tolist()
-    clips_of = {row.input.key: count for row, count in zip(planned.rows, counts, strict=True)}
-    sources = source_rows(ingested, measured.outcomes, measured.failures, clips_of)
-    clips = rows.table.append_column("shard", pa.nulls(len(rows), pa.string()))
-    return [(row.status, row.duration_s) for row in sources], clips
+    sources = source_rows(intake, measured.outcomes, measured.failures, intake.counts(inputs))
+    return sources.table, rows.table.append_column("shard", pa.nulls(len(rows), pa.string()))
 
 
 def source_rows(
-    ingested: Sequence[IngestRow],
-    outcomes: Iterable[Outcome],
-    failures: Iterable[Failure],
-    clips_of: Mapping[InputKey, int],
-) -> list[SourceRow]:
+    intake: Intake, outcomes: Iterable[Outcome], failures: Iterable[Failure], num_clips: NDArray[np.int64]
+) -> Rows[SourceRow]:
     """What became of every input, in the order of their names and times.
 
     Args:
-        ingested: every input.
+        intake: every input.
         outcomes: of the committed parts; each belongs to the input in whose span its middle lies.
         failures: of the committed parts, and of windows that are put off; likewise.
-        clips_of: number of candidate clips of each input.
+        num_clips: candidate clips of each input that is measured, int [n].
     """
-    planned = Planned(ingested)
-    seen_in: dict[InputKey, list[Outcome]] = {}
-    for outcome in outcomes:
-        if entry := planned.at(outcome.video_id, (outcome.start_s, outcome.end_s)):
-            seen_in.setdefault(entry.input.key, []).append(outcome)
-    broken: dict[InputKey, Failure] = {}
-    for failure in failures:
-        if failure.stage == "measure" and (entry := planned.at(failure.video_id, span_of_key(failure.key))):
-            broken[entry.input.key] = failure
-    rows = []
-    for entry in sorted(ingested, key=lambda row: row.input.key):
-        given, video = entry.input, entry.video
-        measured = entry.status == "planned"
-        seen = seen_in.get(given.key, []) if measured else []
-        clips_found = clips_of.get(given.key, 0) if measured else 0
-        status, reason = _status(entry, seen, clips_found, broken.get(given.key))
-        rows.append(
-            SourceRow(
-                uri=given.uri,
-                video_id=video.video_id if video else None,
-                status=status,
-                reason=reason,
-                duration_s=entry.span.duration_s if entry.span else 0.0,
-                speech_s=sum(outcome.speech_s for outcome in seen),
-                face_s=sum(outcome.face_s for outcome in seen),
-                num_clips=clips_found,
-                num_bytes=video.num_bytes if video else 0,
-                width_px=video.width_px if video else None,
-                height_px=video.height_px if video else None,
-                fps=video.fps if video else None,
-                **_repairs(video),
-                source=given.source,
-                licence=given.licence,
-                consent=given.consent,
-                training_mining=entry.training_mining,
-                person=given.person,
-                start_s=given.start_s,
-                end_s=given.end_s,
-            )
-        )
-    return rows
+    rows, planned = intake.all, intake.planned
+    seen = _Seen(intake, Rows.of(Outcome, outcomes))
+    status, reason = _fates(rows)
+    status[intake.numbers], reason[intake.numbers] = _fates_of_planned(
+        planned, seen, _broken(intake, failures), num_clips
+    )
+    starts_s, ends_s = spans_s(rows)
+    columns = {
+        **{name: rows.column(f"input.{name}") for name in OF_INPUT},
+        **{name: rows.column(f"video.{name}") for name in OF_VIDEO},
+        **{name: rows.column(f"video.{name}").fill_null(value) for name, value in WITHOUT_VIDEO.items()},
+        "status": pa.array(status, pa.string()),
+        "reason": pa.array(reason, pa.string()),
+        "duration_s": pa.array(np.nan_to_num(ends_s - starts_s)),
+        "speech_s": pa.array(intake.of_all(seen.speech_s)),
+        "face_s": pa.array(intake.of_all(seen.face_s)),
+        "num_clips": pa.array(intake.of_all(num_clips)),
+        "gaps": pc.divide(pc.list_value_length(rows.column("video.gaps_s")).fill_null(0), 2),
+        "training_mining": rows.table.column("training_mining"),
+    }
+    schema = tables.arrow_schema(SourceRow)
+    made = pa.table([columns[field.name].cast(field.type) for field in schema], schema)
+    return in_order(Rows(SourceRow, made.combine_chunks()))
 
 
-def _repairs(video: Video | None) -> dict[str, Any]:
-    """What was chosen and mended in reading a video."""
-    if video is None:
-        return {}
-    chosen = ("audio_track", "audio_channel", "interlaced")
-    repaired = ("repaired_outliers", "repaired_repeats", "repaired_joins")
-    return {name: getattr(video, name) for name in chosen + repaired} | {"gaps": len(video.gaps_s) // 2}
+OF_INPUT = ("uri", "source", "licence", "consent", "person", "start_s", "end_s")
+"""What `sources.parquet` takes from the input."""
+
+OF_VIDEO = ("video_id", "width_px", "height_px", "fps", "audio_track")
+"""What `sources.parquet` takes from the video, and is null where there is none."""
+
+WITHOUT_VIDEO: Mapping[str, Any] = {
+    "num_bytes": 0, "audio_channel": "", "interlaced": False,
+    "repaired_outliers": 0, "repaired_repeats": 0, "repaired_joins": 0,
+}  # fmt: skip
+"""What else it takes from the video, and what it has where there is none."""
 
 
-def _status(
-    entry: IngestRow, seen: Sequence[Outcome], clips: int, failure: Failure | None
-) -> tuple[SourceStatus, str]:
-    if entry.failure is not None:
-        return "failed", f"{entry.failure.error}: {entry.failure.message}"
-    if entry.status == "erased":
-        return "no_candidates", ERASED
-    if entry.status == "duplicate":
-        if entry.first_uri == entry.input.uri:
-            return "duplicate", f"overlaps another span of {entry.first_uri}"
-        return "duplicate", f"same content as {entry.first_uri}"
-    if clips:
-        return "measured", f"in part: {failure.message}" if failure else ""
-    if failure and failure.kind != "video":
-        return "pending", f"{failure.kind} failed, attempt {failure.attempts}: {failure.message}"
-    if failure:
-        return "failed", f"{failure.error}: {failure.message}"
-    seen_s = sum(outcome.end_s - outcome.start_s for outcome in seen)
-    planned_s = sum(end_s - start_s for start_s, end_s in footage(entry.span)) if entry.span else 0.0
-    if not seen or seen_s < planned_s - COVERED_WITHIN_S:
-        return "pending", "not measured yet"
-    return "no_candidates", ", ".join(sorted({outcome.outcome for outcome in seen}))
+class _Seen:
+    """What the parts say of the inputs that are measured, [n] each.
+
+    Attributes:
+        seen_s, speech_s, face_s: seconds that were looked at, with speech, and with a face.
+        outcomes: bits that name the outcomes of an input's windows.
+    """
+
+    def __init__(self, intake: Intake, outcomes: Rows[Outcome]) -> None:
+        starts_s, ends_s = (outcomes.column(name).to_numpy() for name in ("start_s", "end_s"))
+        numbers = intake.inputs_of(outcomes.column("video_id"), (starts_s + ends_s) / 2)
+        is_known, count = numbers >= 0, len(intake.planned)
+        numbers = numbers[is_known]
+
+        def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.asarray(np.bincount(numbers, values[is_known], count), np.float64)
+
+        self.seen_s = total(ends_s - starts_s)
+        self.speech_s = total(outcomes.column("speech_s").to_numpy())
+        self.face_s = total(outcomes.column("face_s").to_numpy())
+        names = outcomes.column("outcome").combine_chunks().dictionary_encode()
+        self._names: list[str] = names.dictionary.to_pylist()
+        self.outcomes = np.zeros(count, np.int64)
+        np.bitwise_or.at(self.outcomes, numbers, 1 << names.indices.to_numpy().astype(np.int64)[is_known])
+
+    def texts(self) -> NDArray[np.object_]:
+        """The outcomes of each input in words."""
+        kinds, which = np.unique(self.outcomes, return_inverse=True)
+        held = [[name for n, name in enumerate(self._names) if kind >> n & 1] for kind in kinds.tolist()]
+        return np.array([", ".join(sorted(names)) for names in held], object)[which]
+
+
+def _broken(intake: Intake, failures: Iterable[Failure]) -> dict[int, Failure]:
+    """The last failure to measure each input, by its number among those that are measured."""
+    own = [failure for failure in failures if failure.stage == "measure"]
+    spans = [span_of_key(failure.key) or (np.nan, np.nan) for failure in own]
+    ids = pa.chunked_array([pa.array([failure.video_id for failure in own], pa.string())])
+    numbers = intake.inputs_of(ids, np.array(spans, np.float64).reshape(-1, 2).mean(axis=1))
+    return {number: failure for number, failure in zip(numbers.tolist(), own, strict=True) if number >= 0}
+
+
+def _fates(rows: Rows[IngestRow]) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Status and reason of every input by what reading it gave, as if nothing were measured."""
+    status = np.full(len(rows), "pending", object)
+    reason = np.full(len(rows), "not measured yet", object)
+    is_erased = is_one_of(rows.column("status"), "erased")
+    status[is_erased], reason[is_erased] = "no_candidates", ERASED
+    is_duplicate = is_one_of(rows.column("status"), "duplicate")
+    status[is_duplicate] = "duplicate"
+    same = rows.where(is_duplicate)
+    pairs = zip(*(same.column(name).to_pylist() for name in ("input.uri", "first_uri")), strict=True)
+    reason[is_duplicate] = [
+        f"overlaps another span of {first}" if first == uri else f"same content as {first}"
+        for uri, first in pairs
+    ]
+    has_failed = rows.table.column("failure").is_valid().to_numpy()
+    status[has_failed] = "failed"
+    lost = rows.where(has_failed)
+    reason[has_failed] = pc.binary_join_element_wise(
+        lost.column("failure.error"), lost.column("failure.message"), ": "
+    ).to_pylist()
+    return status, reason
+
+
+def _fates_of_planned(
+    planned: Rows[IngestRow], seen: _Seen, broken: Mapping[int, Failure], num_clips: NDArray[np.int64]
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Status and reason of every input that is measured."""
+    is_covered = (seen.outcomes > 0) & (seen.seen_s >= footage_s(planned) - COVERED_WITHIN_S)
+    status = np.where(is_covered, "no_candidates", "pending").astype(object)
+    reason = np.where(is_covered, seen.texts(), "not measured yet")
+    status[num_clips > 0], reason[num_clips > 0] = "measured", ""
+    for number, failure in broken.items():
+        if num_clips[number]:
+            reason[number] = f"in part: {failure.message}"
+        elif failure.kind != "video":
+            status[number] = "pending"
+            reason[number] = f"{failure.kind} failed, attempt {failure.attempts}: {failure.message}"
+        else:
+            status[number], reason[number] = "failed", f"{failure.error}: {failure.message}"
+    return status, reason

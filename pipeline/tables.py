@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import re
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, Self, TypeVar, overload
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -185,6 +188,110 @@ def _records(name: str, model: type[R], table: pa.Table) -> list[R]:
         raise DatasetError(f"{name}: expected {model.__name__} rows, found {first_invalid(error)}") from None
 
 
+class Rows(Sequence[R]):
+    """Records of a table. Each becomes an object when it is asked for, and is not kept.
+
+    Attributes:
+        model: of the records.
+        table: one column for each field of the model.
+    """
+
+    AT_ONCE = 256
+    """Records that are objects at a time while all are gone through."""
+
+    def __init__(self, model: type[R], table: pa.Table, name: str = "table") -> None:
+        """Rows of a table.
+
+        Args:
+            model: of the records.
+            table: with the columns of `arrow_schema(model)`.
+            name: what messages call it.
+        """
+        self.model, self.table, self._name = model, table, name
+
+    @classmethod
+    def of(cls, model: type[R], records: Iterable[R]) -> Rows[R]:
+        """The records as rows; what is rows already stays as it is."""
+        if isinstance(records, cls):
+            return records
+        made = (to_table(model, batch) for batch in _batches(records, cls.AT_ONCE))
+        return cls(model, _put_together([arrow_schema(model).empty_table(), *made]))
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Rows[R]]) -> Rows[R]:
+        """The rows of all pieces, of which there is one at least."""
+        return cls(pieces[0].model, pa.concat_tables([piece.table for piece in pieces]))
+
+    def column(self, path: str) -> pa.ChunkedArray:
+        """A column, or by `video.sha256` a field of a record; null where the record is."""
+        first, *inner = path.split(".")
+        found = self.table.column(first)
+        for name in inner:
+            found = pc.struct_field(found, name)
+        return found
+
+    def where(self, mask: Any) -> Self:
+        """Those rows of which a bool [n] says so."""
+        return type(self)(self.model, self.table.filter(_bits(mask)), self._name)
+
+    def take(self, numbers: Any) -> Self:
+        """The rows with these numbers, int [n]."""
+        return type(self)(self.model, self.table.take(pa.array(numbers, pa.int64())), self._name)
+
+    def replaced(self, numbers: Any, records: Iterable[R]) -> Self:
+        """The rows with other records in the place of those with these numbers, int [k]."""
+        others = Rows.of(self.model, records)
+        if not len(others):
+            return self
+        index = np.arange(len(self))
+        index[numbers] = len(self) + np.arange(len(others))
+        return (self + others).take(index)
+
+    def __add__(self, other: Rows[R]) -> Self:
+        return type(self)(self.model, pa.concat_tables([self.table, other.table]), self._name)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, number: int) -> R: ...
+    @overload
+    def __getitem__(self, number: slice) -> Rows[R]: ...
+    def __getitem__(self, number: int | slice) -> R | Rows[R]:
+        if isinstance(number, slice):
+            start, stop, step = number.indices(len(self))
+            if step != 1:
+                raise ValueError(f"expected a step of 1, found {step}")
+            return type(self)(self.model, self.table.slice(start, max(0, stop - start)), self._name)
+        at = range(len(self))[number]
+        return _records(self._name, self.model, self.table.slice(at, 1))[0]
+
+    def __iter__(self) -> Iterator[R]:
+        for start in range(0, len(self), self.AT_ONCE):
+            yield from _records(self._name, self.model, self.table.slice(start, self.AT_ONCE))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _put_together(pieces: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def _batches(records: Iterable[R], size: int) -> Iterator[list[R]]:
+    records = iter(records)
+    while batch := list(itertools.islice(records, size)):
+        yield batch
+
+
+def _bits(mask: Any) -> pa.Array:
+    """Bools as an Arrow array; `pa.array` would import pandas."""
+    bits = np.packbits(np.asarray(mask, bool), bitorder="little")
+    return pa.Array.from_buffers(pa.bool_(), len(mask), [None, pa.py_buffer(bits)])
+
+
 class Lookup(Generic[R]):
     """Records of a large table by clip id, of which only those that are asked for become objects."""
 
@@ -222,6 +329,20 @@ class Lookup(Generic[R]):
         return rows
 
 
+def rows(store: Store, name: str, model: type[R]) -> Rows[R]:
+    """The records in the Parquet file `name` of a data set, of which none is an object yet.
+
+    Raises:
+        DatasetError: it is missing, not Parquet, or has other columns; names the file.
+    """
+    table, schema = from_bytes(store.read(name), name), arrow_schema(model)
+    if not table.schema.equals(schema):  # of an earlier version, whose columns only records can read
+        parts = (table.slice(start, Rows.AT_ONCE) for start in range(0, len(table), Rows.AT_ONCE))
+        read = (to_table(model, _records(name, model, part)) for part in parts)
+        return Rows(model, _put_together([schema.empty_table(), *read]), name)
+    return Rows(model, table, name)
+
+
 def write(store: Store, name: str, model: type[R], records: Iterable[R]) -> str:
     """Write records as the Parquet file `name` of a data set; the sha256 (hex) of its bytes."""
-    return store.write(name, to_bytes(to_table(model, records)))
+    return store.write(name, to_bytes(Rows.of(model, records).table.combine_chunks()))

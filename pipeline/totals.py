@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -50,15 +50,14 @@ class Totals:
         return self.accepted + self.rejected + self.failed
 
 
-def count(inputs: Iterable[tuple[SourceStatus, float]], clips: pa.Table) -> Totals:
+def count(inputs: pa.Table, clips: pa.Table) -> Totals:
     """The figures of a data set.
 
     Args:
-        inputs: status and length in seconds of each.
+        inputs: the columns `status` and `duration_s` of every input.
         clips: the columns `accepted`, `failure`, `duration_s` and `reasons` of every candidate clip.
     """
-    inputs = list(inputs)
-    by_status = Counter(status for status, _ in inputs)
+    by_status = Counter(inputs.column("status").to_pylist())
     accepted, failed = clips.column("accepted"), clips.column("failure").is_valid()
     rejected = pc.and_(pc.invert(accepted), pc.invert(failed))
     reasons = clips.column("reasons").filter(rejected)
@@ -69,7 +68,7 @@ def count(inputs: Iterable[tuple[SourceStatus, float]], clips: pa.Table) -> Tota
     durations = clips.column("duration_s")
     return Totals(
         inputs={status: by_status[status] for status in STATUSES},
-        input_s=sum(duration_s for _, duration_s in inputs),
+        input_s=float(sum(inputs.column("duration_s").to_pylist())),
         accepted=_number(accepted),
         rejected=_number(rejected),
         failed=_number(failed),

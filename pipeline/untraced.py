@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from talkforge.curation.verdict import NOT_TRACED, is_open
 from talkforge.pipeline import small_arrays, tables
-from talkforge.pipeline.parts import Part, Window, is_committed
+from talkforge.pipeline.parts import Part, Window, hold, is_committed
 from talkforge.pipeline.store import Store
+from talkforge.pipeline.tables import Rows
 from talkforge.schemas.config import Thresholds
 from talkforge.schemas.npz import read_npz
 from talkforge.schemas.records import ClipMeasures, ledger_columns
@@ -78,7 +79,8 @@ def supplements(
             waiting.setdefault(row["part"], []).append(row)
     wanted = _wanted(rows, thresholds, kept)
     planned: dict[str, list[Window]] = {}
-    for part in plan:
+    parts = Rows.of(Part, plan)
+    for part in parts.where(hold(parts, videos)):
         for window in part.windows:
             planned.setdefault(window.video.video_id, []).append(window)
     found = []

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ from talkforge.curation.media.timeline_files import from_bytes
 from talkforge.curation.sync.contrastive import Scorer
 from talkforge.pipeline import audit, calibrate, review, snapshots, tables
 from talkforge.pipeline.dataset import INTAKE, PLAN, load_dataset
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.parts import ATTEMPTS, Part
 from talkforge.pipeline.shards import read_samples
 from talkforge.pipeline.snapshots import INDEX, SHARDS, Index, Snapshot
@@ -167,7 +168,7 @@ def _check_tables(store: Store) -> Iterator[Problem]:
     for name, model in _TABLES.items():
         if store.exists(name):
             try:
-                tables.read(store, name, model)
+                deque(tables.rows(store, name, model), maxlen=0)  # each is looked at
             except DatasetError as error:
                 yield Problem(name, str(error).removeprefix(f"{name}: "), (name,))
 

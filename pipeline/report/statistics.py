@@ -75,7 +75,7 @@ def numbers_of(
     """The `statistics` of tables as `clips_table` and `sources_table` give them."""
     counts = conservation(clips, inputs)
     totals = count(
-        zip(inputs["status"], inputs["duration_s"].fillna(0.0), strict=True),
+        pa.table({"status": inputs["status"], "duration_s": inputs["duration_s"].fillna(0.0)}),
         pa.table(
             {
                 "accepted": pa.array(clips["accepted"], pa.bool_()),

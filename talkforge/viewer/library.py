@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from talkforge.curation import draw
 from talkforge.pipeline import annotate, cut, inspect_clip, ledger, review, snapshots, tables
-from talkforge.pipeline.dataset import load_dataset, load_ingested, stamps_by_id, videos_by_id
+from talkforge.pipeline.dataset import load_dataset, load_ingested
+from talkforge.pipeline.intake import Intake
 from talkforge.pipeline.store import Store
 from talkforge.pipeline.timelines import local_video
 from talkforge.schemas.arrays import Floats
@@ -283,26 +284,18 @@ class Library:
                 path.touch()
                 return path
             clip, shift_s = self.clip(clip_id), self.row(clip_id).get("audio_shift_s", 0.0)
-            video, stamp = self._videos.get(clip.video_id), self._stamps.get(clip.video_id)
-            if video is None:
+            entry = self._intake.of_videos([clip.video_id]).get(clip.video_id)
+            if entry is None or entry.video is None:
                 raise MediaError(f"clip {clip_id}: its source is no input any more")
-            with local_video(self._store, video, stamp) as source:
-                inspect_clip.write_plain(clip, video, source, path, shift_s)
+            with local_video(self._store, entry.video, entry.stamp) as source:
+                inspect_clip.write_plain(clip, entry.video, source, path, shift_s)
             for old in sorted(self._folder.glob("*.mp4"), key=lambda one: one.stat().st_mtime)[:-CUT_KEPT]:
                 old.unlink()
         return path
 
     @cached_property
-    def _ingested(self) -> list[Any]:
-        return load_ingested(self._store)
-
-    @cached_property
-    def _videos(self) -> dict[str, Any]:
-        return videos_by_id(self._ingested)
-
-    @cached_property
-    def _stamps(self) -> dict[str, str]:
-        return stamps_by_id(self._ingested)
+    def _intake(self) -> Intake:
+        return Intake(load_ingested(self._store))
 
 
 def packed(marks: dict[str, Floats]) -> bytes:

@@ -29,7 +29,7 @@ import pytest
 from talkforge.pipeline import cut, jobs, report, small_arrays, stages, tables
 from talkforge.pipeline.dataset import load_ingested, load_plan
 from talkforge.pipeline.executor import InlineExecutor
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Part
 from talkforge.pipeline.results import MeasuredClip, PartResult

@@ -26,7 +26,8 @@ from talkforge.pipeline import cut, jobs, tables, timelines
 from talkforge.pipeline.cut import Order
 from talkforge.pipeline.dataset import load_dataset, load_ingested, save_dataset
 from talkforge.pipeline.executor import InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, stamp_of
+from talkforge.pipeline.ingest import stamp_of
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.shards import ShardPlan, read_samples
 from talkforge.pipeline.store import Store
 from talkforge.schemas import sample

@@ -16,7 +16,7 @@ from talkforge.pipeline.dataset import (
     load_dataset,
     open_for_curating,
 )
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import Config, apply_settings
 from talkforge.schemas.dataset import SYNC_SCORER, ModelUse

@@ -27,7 +27,7 @@ from talkforge.curation.media.probe import content_hash, probe
 from talkforge.pipeline import attempts, heartbeat, jobs, stages, tables
 from talkforge.pipeline import executor as executor_module
 from talkforge.pipeline.executor import Done, InlineExecutor, RayExecutor, make_executor
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.needs import Gathered
 from talkforge.pipeline.parts import Part, Window, committed_parts, is_committed, remaining
 from talkforge.pipeline.results import PartResult

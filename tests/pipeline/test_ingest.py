@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from talkforge.pipeline.ingest import IngestRow, after, find_inputs, ingest, mark_duplicates, stamp_of
+from talkforge.pipeline.ingest import after, find_inputs, ingest, stamp_of
+from talkforge.pipeline.intake import IngestRow, mark_duplicates
 from talkforge.schemas.errors import CommandError, FailureKind
 from talkforge.schemas.records import Failure, Input
 from tests.media_files import Pictures, steady, write_media

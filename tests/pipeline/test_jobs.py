@@ -10,7 +10,7 @@ import pytest
 
 from talkforge.pipeline import dataset, jobs
 from talkforge.pipeline.executor import Done, InlineExecutor
-from talkforge.pipeline.ingest import IngestRow
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import MeasureConfig, load_config

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from talkforge.curation.fingerprint import Fingerprint
 from talkforge.pipeline import ledger, near_duplicates, tables
-from talkforge.pipeline.ingest import IngestRow, mark_duplicates
+from talkforge.pipeline.intake import IngestRow, Intake, mark_duplicates
 from talkforge.pipeline.ledger import (
     CommittedClip,
     check_conservation,
@@ -464,13 +464,13 @@ def test_every_input_has_a_status() -> None:
         IngestRow(input=Input(uri=uri), stamp="", status="failed", failure=failure),
     ]
     parts = committed(measured(1))
-    for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio"), (5, "no_face")):
-        parts.outcomes.append(
-            Outcome.model_validate(
-                {"video_id": video(number).video_id, "start_s": 0, "end_s": 30, "outcome": outcome,
-                 "speech_s": 2.0, "face_s": 1.0}
-            )
-        )  # fmt: skip
+    outcomes = [
+        Outcome.model_validate(
+            {"video_id": video(number).video_id, "start_s": 0, "end_s": 30, "outcome": outcome,
+             "speech_s": 2.0, "face_s": 1.0}
+        )
+        for number, outcome in ((1, "candidates"), (2, "no_face"), (2, "no_audio"), (5, "no_face"))
+    ]  # fmt: skip
     parts.failures.append(
         Failure(
             stage="measure",
@@ -481,9 +481,11 @@ def test_every_input_has_a_status() -> None:
             message="died",
         )
     )
+    intake = Intake(ingested)
+    num_clips = intake.counts(intake.inputs_of(pa.chunked_array([[video(1).video_id]]), np.array([np.nan])))
     rows = {
         row.uri: (row.status, row.reason, row.num_clips)
-        for row in source_rows(ingested, parts.outcomes, parts.failures, {planned(1).input.key: 1})
+        for row in source_rows(intake, outcomes, parts.failures, num_clips)
     }
     assert rows == {
         "1.mp4": ("measured", "", 1),
@@ -533,8 +535,8 @@ def test_spans_of_one_file_are_inputs_of_their_own() -> None:
     first = planned(1, start_s=0.0, end_s=10.0, licence="A", person="ann")
     second = planned(1, start_s=10.0, end_s=30.0, licence="B", person="bob")
     clips = [measured(1, 1.0), measured(1, 12.0), measured(1, 20.0), measured(1, 40.0)]
-    found = committed(*clips)
-    found.outcomes.extend([outcome(1, "candidates", 0.0, 10.0), outcome(1, "candidates", 10.0, 30.0)])
+    seen = [outcome(1, "candidates", 0.0, 10.0), outcome(1, "candidates", 10.0, 30.0)]
+    found = replace(committed(*clips), outcomes=seen)
     selection = select(found, [second, first], Config())
     assert [(row.start_s, row.licence, row.person) for row in selection.rows] == [
         (1.0, "A", "ann"), (12.0, "B", "bob"), (20.0, "B", "bob"),
@@ -552,13 +554,13 @@ def test_a_window_that_failed_is_told_of_the_input_that_it_lies_in() -> None:
         stage="measure", key=key, video_id=video(1).video_id, uri="1.mp4", error="E", message="m"
     )
     found = replace(committed(), outcomes=[outcome(1, "no_face", 0.0, 10.0)], failures=[failure])
-    rows = source_rows(inputs, found.outcomes, found.failures, {})
+    rows = source_rows(Intake(inputs), found.outcomes, found.failures, np.zeros(2, np.int64))
     assert [(row.status, row.reason) for row in rows] == [("no_candidates", "no_face"), ("failed", "E: m")]
 
 
 def test_a_span_that_another_covers_is_a_duplicate_that_says_so() -> None:
     rows = mark_duplicates([planned(1), planned(1, start_s=5.0, end_s=8.0)])
-    assert [(row.status, row.reason) for row in source_rows(rows, (), (), {})] == [
+    assert [(row.status, row.reason) for row in source_rows(Intake(rows), (), (), np.zeros(1, np.int64))] == [
         ("pending", "not measured yet"), ("duplicate", "overlaps another span of 1.mp4"),
     ]  # fmt: skip
 

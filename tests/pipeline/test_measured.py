@@ -23,7 +23,7 @@ NUM_PARTS = 5
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scale") / "set"
-    make(folder, NUM_PARTS * CLIPS_IN_PART)
+    make(folder, NUM_PARTS * CLIPS_IN_PART, CLIPS_IN_PART)
     return folder
 
 

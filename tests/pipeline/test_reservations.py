@@ -10,7 +10,8 @@ import pytest
 from talkforge.pipeline import jobs, tables
 from talkforge.pipeline.dataset import load_dataset, load_ingested
 from talkforge.pipeline.executor import InlineExecutor
-from talkforge.pipeline.ingest import IngestRow, ingest, is_due, stamp_of
+from talkforge.pipeline.ingest import ingest, is_due, stamp_of
+from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.ledger import Selection
 from talkforge.pipeline.store import Store
 from talkforge.schemas import extras

@@ -20,7 +20,7 @@ from talkforge.pipeline.dataset import load_dataset, load_ingested, load_plan
 from talkforge.pipeline.executor import InlineExecutor
 from talkforge.pipeline.ingest import stamp_of
 from talkforge.pipeline.ledger import thumbnails
-from talkforge.pipeline.parts import Part, windows_of
+from talkforge.pipeline.parts import Left, Part, windows_of
 from talkforge.pipeline.store import Store
 from talkforge.schemas.config import MeasureConfig
 from talkforge.schemas.records import LedgerRow
@@ -135,7 +135,7 @@ def test_a_run_hands_the_state_of_the_files_to_its_parts(
             parts.extend(todo)
             yield from ()
 
-    monkeypatch.setattr(jobs, "remaining", lambda plan, *_: list(plan))
+    monkeypatch.setattr(jobs, "left_of", lambda plan, *_: Left((), plan, 0.0))
     jobs.measure(load_plan(store), store, load_dataset(store).config, Executor())
     found = {key: stamp for part in parts for key, stamp in part.stamps.items()}
     rows = [row for row in load_ingested(store) if row.video is not None]

@@ -120,6 +120,43 @@ def test_arrows_threads_hold_nothing_of_pythons(monkeypatch: pytest.MonkeyPatch)
     assert tables.from_table(Verdict, table) == [VERDICT]
 
 
+def test_rows_are_a_sequence_of_records(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    records = [VERDICT.model_copy(update={"clip_id": f"{n:04d}"}) for n in range(600)]
+    tables.write(store, "rows.parquet", Verdict, iter(records))
+    assert store.read("rows.parquet") == tables.to_bytes(tables.to_table(Verdict, records))
+    rows = tables.rows(store, "rows.parquet", Verdict)
+    assert rows == records and rows != records[1:] and len(rows) == 600
+    assert (rows[0], rows[-1], rows[5:8], rows[598:]) == (
+        records[0],
+        records[-1],
+        records[5:8],
+        records[598:],
+    )
+    with pytest.raises(IndexError):
+        rows[600]
+    assert rows.where([n in (3, 599) for n in range(600)]) == [records[3], records[599]]
+    assert rows.take([7, 2]) == [records[7], records[2]]
+    assert rows[:2] + rows[9:10] == [*records[:2], records[9]]
+    assert rows[:4].replaced([2, 0], [records[8], records[9]]) == [records[n] for n in (9, 1, 8, 3)]
+    assert rows[:4].replaced([], []) == records[:4]
+    assert tables.Rows.joined([rows[:1], rows[4:5]]) == [records[0], records[4]]
+    assert tables.Rows.of(Verdict, rows) is rows and tables.Rows.of(Verdict, ()) == []
+    assert rows.column("clip_id").to_pylist() == [record.clip_id for record in records]
+
+
+def test_rows_of_an_earlier_version_have_the_columns_of_today(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    failure = Failure(stage="probe", key="k", video_id="", uri="a.mp4", error="E", message="m")
+    table = tables.to_table(Failure, [failure] * 300)
+    store.write("failures.parquet", tables.to_bytes(table.drop_columns(["kind", "attempts"])))
+    rows = tables.rows(store, "failures.parquet", Failure)
+    assert rows == [failure] * 300
+    assert rows.table.schema.equals(tables.arrow_schema(Failure), check_metadata=True)
+    with pytest.raises(DatasetError, match=r"^failures\.parquet: expected Verdict rows, found "):
+        tables.rows(store, "failures.parquet", Verdict)
+
+
 def test_a_lookup_gives_the_last_row_of_each_clip_that_is_asked_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     other = VERDICT.model_copy(update={"clip_id": "b", "accepted": True, "reasons": ()})
