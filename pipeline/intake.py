@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ from talkforge.pipeline.tables import R, Rows
 from talkforge.schemas.records import Failure, Input, Record, Video
 
 Doubles = NDArray[np.float64]
+
+AT_ONCE = 4096
+"""Inputs that are compared with what is known of them at a time."""
 
 
 class IngestRow(Record):
@@ -223,6 +226,14 @@ def rows_of(inputs: Sequence[Input], known: Rows[IngestRow]) -> dict[Input, Inge
     return {row.input: row for row in some.where(is_one_of(some.column("input.uri"), *names))}
 
 
+def with_rows(inputs: Rows[Input], known: Rows[IngestRow]) -> Iterator[tuple[Input, IngestRow | None]]:
+    """Each input with what is known of it, see `rows_of`."""
+    for start in range(0, len(inputs), AT_ONCE):
+        some = list(inputs[start : start + AT_ONCE])
+        found = rows_of(some, known)
+        yield from ((given, found.get(given)) for given in some)
+
+
 def each_once(inputs: Rows[Input]) -> Rows[Input]:
     """The inputs in the order of `Input.key`, each once; of equal ones the first."""
     ordered = in_order(inputs)
@@ -231,9 +242,13 @@ def each_once(inputs: Rows[Input]) -> Rows[Input]:
 
 
 def with_duplicates(rows: Rows[IngestRow], known: Rows[IngestRow]) -> Rows[IngestRow]:
-    """`rows` and `known`, of which `ingest.mark_duplicates` has marked the first.
+    """`rows` as `mark_duplicates` marks them, and `known`.
 
     Only inputs that share their content with others become objects.
+
+    Args:
+        rows: inputs of this run, and those that were duplicates.
+        known: all others.
     """
     has_video = rows.table.column("video").is_valid().to_numpy()
     counted = known.where(is_one_of(known.column("status"), "planned"))

@@ -50,7 +50,7 @@ from talkforge.pipeline.dataset import (
 )
 from talkforge.pipeline.executor import Executor, InlineExecutor
 from talkforge.pipeline.ingest import after, find_inputs, is_due, stamps_of, without_erased
-from talkforge.pipeline.intake import IngestRow, Intake, rows_of
+from talkforge.pipeline.intake import AT_ONCE, IngestRow, Intake, rows_of
 from talkforge.pipeline.ledger import CommittedClip, Selection
 from talkforge.pipeline.measured import Measured, kept_s, part_clips, read_measured
 from talkforge.pipeline.near_duplicates import Repeats
@@ -193,12 +193,12 @@ def _go_on(
     if check_target(store, config) is None:
         store.check_writable()
     with exclusive(store):
-        dataset = open_for_curating(store, fresh)
-        for line in passed_over:  # not before: a command that is refused is answered by one line
-            log.warning("%s", line)
-        store.sweep()
-        executor = make_executor()
+        executor = make_executor()  # a cluster that cannot be reached leaves no data set behind
         try:
+            dataset = open_for_curating(store, fresh)
+            for line in passed_over:  # not before: a command that is refused is answered by one line
+                log.warning("%s", line)
+            store.sweep()
             settled = config.model_copy(update={"measure": gathered.config})
             for intake in _ingest(found, store, settled, executor, on_progress):
                 measured = measure(intake[1], store, settled, executor, on_progress)
@@ -264,8 +264,8 @@ def _due(
     arrived = read_arrived(store)
     there: list[Rows[IngestRow]] = [arrived[:0]]
     left: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    for start in range(0, len(inputs), STATES_AT_ONCE):
-        some = list(inputs[start : start + STATES_AT_ONCE])
+    for start in range(0, len(inputs), AT_ONCE):
+        some = list(inputs[start : start + AT_ONCE])
         stamps = stamps_of([store.input_uri(given.uri) for given in some])
         before, read = rows_of(some, known), rows_of(some, arrived)
         due = [n for n, given in enumerate(some) if is_due(before.get(given), stamps[n], config)]
@@ -273,10 +273,6 @@ def _due(
         there.append(Rows.of(IngestRow, (read[some[n]] for n in itertools.compress(due, is_there))))
         left.append(start + np.array(due, np.int64)[~np.array(is_there, bool)])
     return Rows.joined(there), inputs.take(np.concatenate(left))
-
-
-STATES_AT_ONCE = 4096
-"""Inputs whose state is compared with what is known of them at a time."""
 
 
 def _read_inputs(

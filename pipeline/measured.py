@@ -387,11 +387,8 @@ def _outcomes(table: pa.Table) -> tables.Rows[Outcome]:
     span = ["video_id", "start_s", "end_s"]
     numbered = table.append_column("number", pa.array(np.arange(len(table))))
     rows = numbered.sort_by([(name, "ascending") for name in [*span, "number"]])
-    is_last = np.zeros(len(rows), bool)
-    for name in span if len(rows) else ():
-        column = rows.column(name)
-        is_last[:-1] |= pc.not_equal(column[1:], column[:-1]).to_numpy()
-        is_last[-1] = True
+    differs = [pc.not_equal(rows.column(name)[1:], rows.column(name)[:-1]).to_numpy() for name in span]
+    is_last = np.append(np.any(differs, axis=0), True)[: len(rows)]
     return tables.Rows(Outcome, rows.drop_columns(["part", "number"])).where(is_last)
 
 

@@ -10,7 +10,7 @@ from talkforge.curation.media.probe import promised_s
 from talkforge.pipeline import needs
 from talkforge.pipeline.dataset import check_base, check_target, load_ingested, load_plan
 from talkforge.pipeline.ingest import find_inputs, is_due, stamp_of
-from talkforge.pipeline.intake import IngestRow, rows_of
+from talkforge.pipeline.intake import IngestRow, with_rows
 from talkforge.pipeline.parts import footage_of, left_of
 from talkforge.pipeline.store import Store, file_size
 from talkforge.schemas.config import Config
@@ -76,9 +76,9 @@ def preview(
     check_base(store, known.column("input.uri").to_pylist())
     weights = needs.look(config.measure)
     num_due, lengths = 0, _Lengths()
-    for number, given in enumerate(found):
+    for number, (given, row) in enumerate(with_rows(found, known)):
         on_progress(counted("reading headers", number, len(found)))
-        uri, row = store.input_uri(given.uri), rows_of([given], known).get(given)
+        uri = store.input_uri(given.uri)
         due = is_due(row, stamp_of(uri), config)
         num_due += due
         lengths.add(given, uri, None if due else row)

@@ -22,6 +22,7 @@ from talkforge.pipeline.intake import (
     mark_duplicates,
     rows_of,
     spans_s,
+    with_rows,
 )
 from talkforge.pipeline.parts import Part, Window, footage_of, hold, left_of, remaining
 from talkforge.pipeline.standing import COVERED_WITHIN_S, ERASED, source_rows
@@ -195,6 +196,7 @@ def test_what_is_known_of_an_input_is_known_only_if_it_was_given_just_so() -> No
     assert any(one.key in known and one not in expected for one in given), "another person"
     found = rows_of(given, rows)
     assert {one: found[one] for one in given if one in found} == expected
+    assert list(with_rows(Rows.of(Input, given), rows)) == [(one, expected.get(one)) for one in given]
     assert rows_of([], rows) == rows_of(given, rows[:0]) == {}
 
 

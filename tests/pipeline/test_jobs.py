@@ -13,7 +13,8 @@ from talkforge.pipeline.executor import Done, InlineExecutor
 from talkforge.pipeline.intake import IngestRow
 from talkforge.pipeline.needs import gather
 from talkforge.pipeline.store import Store
-from talkforge.schemas.config import MeasureConfig, load_config
+from talkforge.schemas.config import MeasureConfig, apply_settings, load_config
+from talkforge.schemas.errors import RunError
 from talkforge.schemas.records import Input
 from tests.media_files import Pictures, steady, write_media
 
@@ -150,3 +151,18 @@ def test_a_run_that_goes_on_lists_the_parts_once_and_asks_for_none_of_them(
     curate(videos, tmp_path / "set", again)
     assert again.steps == []
     assert [one for one in asked if "parts" in one] == ["stamps parts part.json"]
+
+
+def test_a_cluster_that_cannot_be_reached_leaves_no_data_set_behind(videos: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "set"))
+
+    def unreachable() -> InlineExecutor:
+        raise RunError("no Ray here")
+
+    with pytest.raises(RunError, match="no Ray here"):
+        jobs.curate([str(videos)], store, CONFIG, unreachable)
+    assert set(store.list()) <= {dataset.LOCK}
+    other = apply_settings({}, ["scan.sample_s=1.0"])
+    assert dataset.check_target(store, other) is None, (
+        "and none that only the same configuration may go on with"
+    )
