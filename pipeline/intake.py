@@ -251,17 +251,18 @@ def with_duplicates(rows: Rows[IngestRow], known: Rows[IngestRow]) -> Rows[Inges
         known: all others.
     """
     has_video = rows.table.column("video").is_valid().to_numpy()
-    counted = known.where(is_one_of(known.column("status"), "planned"))
+    is_planned = is_one_of(known.column("status"), "planned")
     contents = pa.chunked_array(
-        [chunk for some in (rows, counted) for chunk in some.column("video.sha256").chunks], pa.string()
+        [chunk for some in (rows, known) for chunk in some.column("video.sha256").chunks], pa.string()
     )
     encoded = contents.combine_chunks().dictionary_encode()
     which = encoded.indices.fill_null(-1).to_numpy()
+    which = np.where(np.append(has_video, is_planned), which, -1)
     is_shared = np.append(np.bincount(which[which >= 0], minlength=len(encoded.dictionary)) > 1, False)[which]
     open_rows = has_video & (is_shared[: len(rows)] | is_one_of(rows.column("status"), "duplicate"))
     numbers = np.flatnonzero(open_rows)
     of_key = {row.input.key: number for number, row in zip(numbers.tolist(), rows.take(numbers), strict=True)}
-    marked = mark_duplicates(rows.take(numbers), counted.where(is_shared[len(rows) :]))
+    marked = mark_duplicates(rows.take(numbers), known.where(is_shared[len(rows) :]))
     return rows.replaced([of_key[row.input.key] for row in marked], marked) + known
 
 

@@ -231,7 +231,9 @@ class Rows(Sequence[R]):
         return found
 
     def where(self, mask: Any) -> Self:
-        """Those rows of which a bool [n] says so."""
+        """Those rows of which a bool [n] says so; the same where it says so of all."""
+        if np.all(mask):
+            return self
         return type(self)(self.model, self.table.filter(_bits(mask)), self._name)
 
     def take(self, numbers: Any) -> Self:
