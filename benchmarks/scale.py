@@ -397,8 +397,10 @@ def spent(what: str, folder: Path) -> tuple[Spent, Any]:
 def main(
     clips: Annotated[list[int], typer.Option(help="Numbers of candidates.")] = [1_000, 10_000, 100_000],  # noqa: B006
     folder: Annotated[Path | None, typer.Option(help="Where the sets are made, and kept.")] = None,
-    clips_in_file: Annotated[int, typer.Option(help="Candidates of each file: a divisor of 100.")] = 100,
-    inputs: Annotated[int, typer.Option(help="List and plan so many inputs, and nothing else.")] = 0,
+    clips_in_file: Annotated[
+        int, typer.Option("--clips-in-file", help="Candidates of each file: a divisor of 100.")
+    ] = 100,
+    inputs: Annotated[int, typer.Option("--inputs", help="List and plan so many, and nothing else.")] = 0,
     run_: Annotated[tuple[str, str] | None, typer.Option("--run", hidden=True)] = None,
 ) -> None:
     """Wall and CPU seconds and peak memory of each command, for each number of candidates."""
