@@ -70,7 +70,7 @@ class Cluster:
         logging.getLogger("ray").setLevel(logging.ERROR)  # its advice on start-up is not for our users
         self.ray = ray
         self.where = ""
-        self._ours = not ray.is_initialized()
+        self.ours = not ray.is_initialized()
         self.grows = address is not None
         self._exit = ExitStack()
         self._closed = threading.Event()
@@ -81,7 +81,7 @@ class Cluster:
         os.environ.update(env)  # a Ray that starts here hands its environment on
         try:
             with uninterrupted():
-                if not self._ours:
+                if not self.ours:
                     self.where = "the Ray that this process is connected to"
                 elif address:
                     _check_answers(address)
@@ -170,7 +170,7 @@ class Cluster:
         """Begin to close, in a thread: Ray waits for its processes one after the other."""
         if self._leaving is None:
             self._closed.set()
-            if self._ours:
+            if self.ours:
                 os.environ.pop(scratch.OWNER, None)  # what starts from here on does not end with Ray
             thread = ThreadPoolExecutor(1, "talkforge-leave")
             self._leaving = thread.submit(self._leave)
@@ -185,7 +185,7 @@ class Cluster:
 
     def _leave(self) -> None:
         with self._exit:
-            if self._ours:
+            if self.ours:
                 self.ray.shutdown()
 
     def _init(self, **how: Any) -> None:

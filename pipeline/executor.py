@@ -500,9 +500,13 @@ class RayExecutor(Executor):
                     yield task.item, result, time.monotonic() - task.begin_s
                 self._look(work, running, on_running)
         finally:
-            if not self._cluster.lost:
+            # What runs on a Ray that ends with this executor ends with it, and must not be cancelled: Ray
+            # 2.60 aborts this process where a task is cancelled as it begins ("Tried to complete task that
+            # was not pending"), and the reason why the run has ended is never told.
+            if not self._cluster.ours and not self._cluster.lost:
                 for task in running:
-                    self._cancel(task)
+                    if task.working:
+                        self._cancel(task)
 
     def _submit(self, work: _Work[Item, T], task: _Task[Item]) -> _Task[Item]:
         self._num_submitted += 1
@@ -640,8 +644,12 @@ class RayExecutor(Executor):
         return self._ray.remote(num_cpus=0, scheduling_strategy=strategy)(Heartbeats).remote()
 
     def _cancel(self, task: _Task[Item]) -> None:
-        for ref in task.refs:
-            self._ray.cancel(ref, force=True)
+        """End the step that is at work. Those after it fail for want of its result."""
+        done, _ = self._ray.wait(task.refs, num_returns=len(task.refs), timeout=0)
+        for ref in reversed(task.refs):
+            if ref not in done:
+                self._ray.cancel(ref, force=True)
+                return
 
 
 def _do_step(function: Callable[..., Any], heartbeat: Heartbeat, *arguments: Any) -> Any:

@@ -179,7 +179,7 @@ def test_leaving_goes_on_beside_what_follows_and_closing_waits_for_it(
             steps.append("shut down")
 
     slow = Unstarted()
-    slow.ray, slow._ours, slow._closed, slow._leaving = Slow(), True, threading.Event(), None
+    slow.ray, slow.ours, slow._closed, slow._leaving = Slow(), True, threading.Event(), None
     slow._exit.callback(steps.append, "folder removed")
     slow.leave()
     slow.leave()  # once is enough
@@ -197,7 +197,7 @@ def test_a_ray_that_does_not_end_is_told_by_closing() -> None:
             raise OSError("no more processes")
 
     broken = Unstarted()
-    broken.ray, broken._ours, broken._closed, broken._leaving = Broken(), True, threading.Event(), None
+    broken.ray, broken.ours, broken._closed, broken._leaving = Broken(), True, threading.Event(), None
     steps: list[str] = []
     broken._exit.callback(steps.append, "folder removed")
     broken.leave()

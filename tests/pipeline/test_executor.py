@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,6 +276,37 @@ def test_a_call_that_kills_its_worker_ends_the_run_after_three_tries(
     with pytest.raises(RunError, match="the worker died"):
         list(cluster.map(call, [(tmp_path / "mark",)]))
     assert (tmp_path / "mark").read_text() == "xxx"
+
+
+def test_what_runs_when_a_run_is_given_up_ends_with_ray_and_is_not_cancelled(
+    cluster: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may abort this process where a task is cancelled as it begins."""
+    cancelled: list[Any] = []
+    monkeypatch.setattr(cluster._ray, "cancel", lambda ref, **_: cancelled.append(ref))
+    ended = tmp_path / "ended"
+
+    def call(number: int) -> int:
+        while number and not ended.exists():
+            time.sleep(0.05)
+        return number
+
+    results = cluster.map(call, [(0,), (1,)])
+    assert next(results) == 0
+    assert isinstance(results, Generator)
+    results.close()
+    ended.touch()
+    assert cancelled == []
+
+
+def test_of_a_part_that_hangs_only_the_step_at_work_is_cancelled(
+    cluster: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[Any] = []
+    monkeypatch.setattr(cluster._ray, "wait", lambda refs, **_: (refs[2:], refs[:2]))
+    monkeypatch.setattr(cluster._ray, "cancel", lambda ref, **_: cancelled.append(ref))
+    cluster._cancel(executor_module._Task(0, refs=["commit", "embed", "measure"]))
+    assert cancelled == ["embed"]
 
 
 @dataclass(frozen=True)
