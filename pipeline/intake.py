@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from talkforge.pipeline.parts import AUDIO_SLACK_S, Window, footage
-from talkforge.pipeline.tables import R, Rows
+from talkforge.pipeline.tables import R, Rows, batches
+from talkforge.schemas.arrays import Doubles
 from talkforge.schemas.records import Failure, Input, Record, Video
-
-Doubles = NDArray[np.float64]
 
 AT_ONCE = 4096
 """Inputs that are compared with what is known of them at a time."""
@@ -108,7 +107,7 @@ class Intake:
                 return self.planned[number]
         return None
 
-    def inputs_of(self, video_ids: pa.ChunkedArray, at_s: NDArray[np.float64]) -> NDArray[np.int64]:
+    def inputs_of(self, video_ids: pa.ChunkedArray, at_s: Doubles) -> NDArray[np.int64]:
         """Number in `planned` of the input in whose span each of many instants lies; -1 where there is none.
 
         Args:
@@ -228,8 +227,7 @@ def rows_of(inputs: Sequence[Input], known: Rows[IngestRow]) -> dict[Input, Inge
 
 def with_rows(inputs: Rows[Input], known: Rows[IngestRow]) -> Iterator[tuple[Input, IngestRow | None]]:
     """Each input with what is known of it, see `rows_of`."""
-    for start in range(0, len(inputs), AT_ONCE):
-        some = list(inputs[start : start + AT_ONCE])
+    for some in batches(inputs, AT_ONCE):
         found = rows_of(some, known)
         yield from ((given, found.get(given)) for given in some)
 

@@ -58,7 +58,7 @@ from talkforge.pipeline.needs import gather
 from talkforge.pipeline.parts import Left, Part, footage_of, left_of
 from talkforge.pipeline.snapshots import Snapshot
 from talkforge.pipeline.store import FetchLimits, Store
-from talkforge.pipeline.tables import Rows
+from talkforge.pipeline.tables import Rows, batches
 from talkforge.pipeline.timelines import local_video
 from talkforge.pipeline.tombstones import read_tombstones
 from talkforge.schemas import extras, scratch
@@ -264,14 +264,13 @@ def _due(
     arrived = read_arrived(store)
     there: list[Rows[IngestRow]] = [arrived[:0]]
     left: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    for start in range(0, len(inputs), AT_ONCE):
-        some = list(inputs[start : start + AT_ONCE])
+    for block, some in enumerate(batches(inputs, AT_ONCE)):
         stamps = stamps_of([store.input_uri(given.uri) for given in some])
         before, read = rows_of(some, known), rows_of(some, arrived)
         due = [n for n, given in enumerate(some) if is_due(before.get(given), stamps[n], config)]
         is_there = [not is_due(read.get(some[n]), stamps[n], config) for n in due]
         there.append(Rows.of(IngestRow, (read[some[n]] for n in itertools.compress(due, is_there))))
-        left.append(start + np.array(due, np.int64)[~np.array(is_there, bool)])
+        left.append(block * AT_ONCE + np.array(due, np.int64)[~np.array(is_there, bool)])
     return Rows.joined(there), inputs.take(np.concatenate(left))
 
 

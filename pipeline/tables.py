@@ -214,13 +214,14 @@ class Rows(Sequence[R]):
         """The records as rows; what is rows already stays as it is."""
         if isinstance(records, cls):
             return records
-        made = (to_table(model, batch) for batch in _batches(records, cls.AT_ONCE))
+        made = (to_table(model, batch) for batch in batches(records, cls.AT_ONCE))
         return cls(model, _put_together([arrow_schema(model).empty_table(), *made]))
 
     @classmethod
     def joined(cls, pieces: Sequence[Rows[R]]) -> Rows[R]:
         """The rows of all pieces, of which there is one at least."""
-        return cls(pieces[0].model, pa.concat_tables([piece.table for piece in pieces]))
+        first = pieces[0]
+        return cls(first.model, pa.concat_tables([piece.table for piece in pieces]), first._name)
 
     def column(self, path: str) -> pa.ChunkedArray:
         """A column, or by `video.sha256` a field of a record; null where the record is."""
@@ -240,7 +241,7 @@ class Rows(Sequence[R]):
         """The rows with these numbers, int [n]."""
         return type(self)(self.model, self.table.take(pa.array(numbers, pa.int64())), self._name)
 
-    def replaced(self, numbers: Any, records: Iterable[R]) -> Self:
+    def replaced(self, numbers: Any, records: Iterable[R]) -> Rows[R]:
         """The rows with other records in the place of those with these numbers, int [k]."""
         others = Rows.of(self.model, records)
         if not len(others):
@@ -249,8 +250,8 @@ class Rows(Sequence[R]):
         index[numbers] = len(self) + np.arange(len(others))
         return (self + others).take(index)
 
-    def __add__(self, other: Rows[R]) -> Self:
-        return type(self)(self.model, pa.concat_tables([self.table, other.table]), self._name)
+    def __add__(self, other: Rows[R]) -> Rows[R]:
+        return self.joined((self, other))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -282,7 +283,8 @@ def _put_together(pieces: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def _batches(records: Iterable[R], size: int) -> Iterator[list[R]]:
+def batches(records: Iterable[R], size: int) -> Iterator[list[R]]:
+    """The records as lists of so many; the last one may be shorter."""
     records = iter(records)
     while batch := list(itertools.islice(records, size)):
         yield batch
@@ -297,7 +299,7 @@ def _bits(mask: Any) -> pa.Array:
 class Lookup(Generic[R]):
     """Records of a large table by clip id, of which only those that are asked for become objects."""
 
-    def __init__(self, store: Store, names: Iterable[str], model: type[R]) -> None:
+    def __init__(self, store: Store, names: Sequence[str], model: type[R]) -> None:
         """Read the table.
 
         Args:
@@ -308,13 +310,12 @@ class Lookup(Generic[R]):
         Raises:
             DatasetError: a file is not readable; names it.
         """
-        self._model = model
-        self._tables = [(name, from_bytes(store.read(name), name)) for name in names]
+        self._tables = [Rows(model, from_bytes(store.read(name), name), name) for name in names]
         self._at: dict[str, tuple[int, int]] = {}
-        for number, (name, table) in enumerate(self._tables):
-            if "clip_id" not in table.column_names:
+        for number, (name, rows) in enumerate(zip(names, self._tables, strict=True)):
+            if "clip_id" not in rows.table.column_names:
                 raise DatasetError(f"{name}: expected a column 'clip_id', found none")
-            self._at |= {key: (number, row) for row, key in enumerate(table.column("clip_id").to_pylist())}
+            self._at |= {key: (number, row) for row, key in enumerate(rows.column("clip_id").to_pylist())}
 
     def of(self, keys: Iterable[str]) -> dict[str, R]:
         """The records of some clips, by id; of those that have one.
@@ -323,12 +324,11 @@ class Lookup(Generic[R]):
             DatasetError: the rows are of another model; names the file.
         """
         found = sorted((self._at[key], key) for key in keys if key in self._at)
-        rows: dict[str, R] = {}
-        for number, (name, table) in enumerate(self._tables):
+        records: dict[str, R] = {}
+        for number, rows in enumerate(self._tables):
             here = [(row, key) for (of_table, row), key in found if of_table == number]
-            records = _records(name, self._model, table.take([row for row, _ in here])) if here else []
-            rows |= dict(zip((key for _, key in here), records, strict=True))
-        return rows
+            records |= zip((key for _, key in here), rows.take([row for row, _ in here]), strict=True)
+        return records
 
 
 def rows(store: Store, name: str, model: type[R]) -> Rows[R]:

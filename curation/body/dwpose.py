@@ -15,14 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from talkforge.curation.weights.onnx import open_onnx
-from talkforge.schemas.arrays import Bytes, Floats
+from talkforge.schemas.arrays import Bytes, Doubles, Floats
 from talkforge.schemas.config import Device
 from talkforge.schemas.errors import ModelError
-
-Doubles = NDArray[np.float64]
 
 INPUT_WIDTH_PX, INPUT_HEIGHT_PX = 288, 384
 NUM_POINTS = 133
